@@ -1,0 +1,56 @@
+"""Whole seismic surveys through deep networks: exact, seamless, within a memory budget."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import OutcropError
+
+__version__ = "0.1.0"
+
+# Where each public name lives; imported on first use, so that `import outcrop` is fast.
+_LAZY = {
+    "ingest": "outcrop.survey",
+    "info": "outcrop.survey",
+    "open": "outcrop.survey",
+    "export": "outcrop.survey",
+    "plan": "outcrop.engine",
+    "predict": "outcrop.engine",
+    "whole_volume": "outcrop.engine",
+    "errors": "outcrop.errors",
+    "models": "outcrop.models",
+    "training": "outcrop.training",
+    "view": "outcrop.view",
+}
+
+__all__ = ["OutcropError", "__version__", *_LAZY]
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from . import models as models
+    from . import training as training
+    from . import view as view
+    from .engine import plan as plan
+    from .engine import predict as predict
+    from .engine import whole_volume as whole_volume
+    from .survey import export as export
+    from .survey import info as info
+    from .survey import ingest as ingest
+    from .survey import open as open
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'outcrop' has no attribute {name!r}")
+    home = _LAZY[name]
+    if home == f"outcrop.{name}":
+        value: Any = importlib.import_module(home)
+    else:
+        value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,65 @@
+"""`outcrop`: collects the commands and turns errors into one line."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import typer
+
+from .. import __version__
+from .. import cli as commands
+from ..errors import OutcropError
+
+app = typer.Typer(
+    name="outcrop",
+    help="Whole seismic surveys through deep networks: exact, seamless, within a memory budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Every module of this package with a `command` is one command, named as its file is.
+for _module in pkgutil.iter_modules(commands.__path__):
+    if _module.name != "main" and not _module.name.startswith("_"):
+        _command = importlib.import_module(f"{commands.__name__}.{_module.name}").command
+        app.command(_module.name, no_args_is_help=_module.name != "demo")(_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"outcrop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(
+        False, "--version", help="Show the version.", callback=_version, is_eager=True
+    ),
+) -> None:
+    """Whole seismic surveys through deep networks: exact, seamless, within a memory budget."""
+
+
+def main() -> None:
+    """Run the command line; an `OutcropError` becomes one line and exit status 2."""
+    debug = "--debug" in sys.argv
+    if debug:  # accepted before and after the command's name
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except OutcropError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on where it stopped", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""`predict`: a network over a labelled survey, into a labelled Zarr."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from .. import __version__
+from ..errors import SurveyError
+from ..graph import Graph, capture
+from ..models.weights import digest
+from ..output import Output, check_free
+from ..planner import Plan, make_plan, parse_bytes
+from ..planner.planner import StorageMode
+from ..progress import track
+from .labelled import Framed, Volume, frame, output_cards, statistics, template
+from .local import run_local
+from .stores import MemoryStore, Store
+from .whole import PRECISIONS, channels_last, example, to_compute
+from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def plan(
+    model: nn.Module,
+    data: Volume,
+    *,
+    memory: str | int = "2GB",
+    storage_mode: StorageMode = "auto",
+    precision: str = "float32",
+    tile: Sequence[int] | None = None,
+) -> Plan:
+    """Plan `predict` without running it: no sample is read.
+
+    Parameters
+    ----------
+    model, data, memory, storage_mode, precision, tile
+        As for `predict`.
+
+    Returns
+    -------
+    Plan
+        Print it, or pass it to `predict`.
+
+    Raises
+    ------
+    SurveyError, UnsupportedOperatorError, MemoryBudgetError
+        As `predict` does.
+    """
+    framed = frame(model, data)
+    graph, _ = _capture(model, framed)
+    return _plan(graph, framed, memory, storage_mode, precision, tile)
+
+
+def predict(
+    model: nn.Module,
+    data: Volume,
+    path: str | os.PathLike[str],
+    *,
+    memory: str | int = "2GB",
+    storage_mode: StorageMode = "auto",
+    storage_path: str | os.PathLike[str] | None = None,
+    precision: str = "float32",
+    tile: Sequence[int] | None = None,
+    plan: Plan | None = None,
+    client: Client | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Evaluate a network over a whole survey, exactly, into a labelled Zarr.
+
+    The volume is normalised as the model's `card` says, by statistics of all its live traces;
+    where there is no trace the network sees 0. It is padded with zeros to the network's stride
+    and the prediction is cropped. An interrupted call leaves nothing that opens as a dataset;
+    the same call again goes on where it stopped.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        From `outcrop.models.load`, or any other in eval mode. One without a `card` gets the
+        amplitudes as they are, axes in the order (time, crossline, inline).
+    data : xarray.DataArray, xarray.Dataset or path
+        A volume over inline, crossline and twt (ms) or depth (m); of a dataset its `amplitude`.
+    path : path-like
+        Zarr to write.
+    memory : str or int
+        What one process (each worker, with a client) may take to evaluate tiles.
+    storage_mode : {"auto", "device", "cpu", "disk", "none"}
+        Where tensors between stages live. With a client: "disk" (also for "auto") or "none".
+    storage_path : path-like, optional
+        Folder for "disk", reachable from every worker; inside `path` unless given. Emptied of
+        what was put there when the run is complete.
+    precision : {"float32", "bfloat16", "float16", "float64"}
+        Of the arithmetic; the result is float32.
+    tile : sequence of int, optional
+        Shape of a tile, in the network's order of axes, instead of the planner's choice.
+    plan : Plan, optional
+        From `outcrop.plan`, instead of memory, storage_mode, precision and tile.
+    client : distributed.Client, optional
+        Evaluate on its workers; in this process unless given.
+    overwrite : bool
+        Replace what lies at `path`.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    xarray.Dataset
+        Opened from `path`: a float32 variable per output over the survey's dimensions, with its
+        coordinates, units, and the provenance in the attributes.
+
+    Raises
+    ------
+    SurveyError
+        If `data` is not a 3-D survey, or has samples that are not finite.
+    OutputExistsError
+        If `path` is taken.
+    ResumeError
+        If `path` holds an unfinished prediction of another model, survey or plan.
+    UnsupportedOperatorError
+        If the network has an operator without a rule.
+    MemoryBudgetError
+        If no plan fits; the message names the smallest budget that would.
+    """
+    check_free(path, overwrite)
+    framed = frame(model, data)
+    graph, state = _capture(model, framed)
+    if client is not None and storage_mode == "auto":
+        storage_mode = "disk"
+    if plan is None:
+        plan = _plan(graph, framed, memory, storage_mode, precision, tile)
+    elif plan.graph != graph.digest():
+        raise SurveyError("plan: made for another network or another shape; make it again")
+    if client is not None and "device" in plan.places.values():
+        raise SurveyError(
+            "storage_mode 'device' keeps tensors in one process; with a client use 'disk' or 'none'"
+        )
+
+    mean, deviation, fingerprint = statistics(framed.volume, client)
+    zscore = framed.card.normalization == "zscore"
+    cards = output_cards(graph, framed.card)
+    provenance = {
+        "model": framed.card.name or type(model).__name__,
+        "weights_sha256": digest(model),
+        "precision": plan.dtype,
+        "plan_sha256": plan.digest(),
+        "input_sha256": fingerprint,
+        "outcrop_version": __version__,
+        "torch_version": torch.__version__,
+    }
+    empty, encoding = template(framed, plan, cards)
+    empty.attrs.update(
+        provenance,
+        title=f"{framed.card.task or 'prediction'} by {provenance['model']}",
+        normalization=framed.card.normalization,
+        amplitude_mean=mean,
+        amplitude_standard_deviation=deviation,
+    )
+    output = Output.begin(path, empty, encoding, provenance, overwrite)
+
+    kept = plan.places and set(plan.places.values()) == {"disk"}
+    finished = {(int(i), int(n)) for i, n in (key.split(":") for key in output.finished)}
+    if plan.places and not kept:
+        finished = set()  # what lay in memory between stages is gone
+    folder = Path(storage_path) / provenance["plan_sha256"][:16] if storage_path else None
+    folder = folder or output.aside / "stored"
+    dtype = PRECISIONS[plan.dtype]
+    tiles = {name: stage.tile for stage in plan.stages for name in stage.outputs}
+    turn = tuple(framed.axes.index(str(d)) for d in framed.volume.dims)
+
+    def make(name: str) -> Store:
+        if name in cards:
+            return PredictionStore([output.path / c.name for c in cards[name]], turn, framed.before)
+        if plan.places[name] == "disk":
+            folder.mkdir(parents=True, exist_ok=True)
+            return ZarrStore(folder / name, graph.shapes[name], graph.rank, dtype, tiles[name])
+        return MemoryStore(channels_last(graph.shapes[name], graph.rank, dtype, "cpu"))
+
+    source = SurveyStore(
+        framed.volume,
+        framed.axes,
+        framed.before,
+        framed.grid,
+        mean if zscore else 0.0,
+        1.0 / deviation if zscore else 1.0,
+        dtype,
+    )
+    run = run_local
+    if client is not None:
+        from .dask_executor import run_dask
+
+        run = partial(run_dask, client)
+    with track("predict", framed.volume.size, "voxels", progress) as advance:
+
+        def on_tile(i: int, n: int) -> None:
+            output.finish(f"{i}:{n}")
+            stage = plan.stages[i]
+            advance(framed.volume.size * stage.operations / plan.operations / stage.count)
+
+        for i, _ in finished:
+            stage = plan.stages[i]
+            advance(framed.volume.size * stage.operations / plan.operations / stage.count)
+        weights = to_compute(state, dtype, "cpu")
+        run(graph, plan, weights, {graph.inputs[0]: source}, make, finished, on_tile)
+    output.commit()
+    return xr.open_zarr(path)
+
+
+def _capture(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    return capture(model, [example((1, 1, *framed.grid), dtype)])
+
+
+def _plan(
+    graph: Graph,
+    framed: Framed,
+    memory: str | int,
+    storage_mode: StorageMode,
+    precision: str,
+    tile: Sequence[int] | None,
+) -> Plan:
+    if precision not in PRECISIONS:
+        raise SurveyError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    return make_plan(
+        graph,
+        memory=parse_bytes(memory),
+        storage_mode=storage_mode,
+        dtype=precision,
+        domain=framed.domain,
+        tile=tile,
+        holds_output=False,
+    )

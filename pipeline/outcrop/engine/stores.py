@@ -1,0 +1,110 @@
+"""Where tensors live outside a tile: read a box, write a box."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..graph import Box
+from ..graph.boxes import Shape
+
+
+class Store(Protocol):
+    """A tensor that is read and written by boxes of its grid."""
+
+    def read(self, box: Box) -> Tensor:
+        """Return the tensor on `box`: leading axes whole, grid axes cut."""
+
+    def write(self, box: Box, value: Tensor) -> None:
+        """Put `value` where `box` lies."""
+
+    def remove(self) -> None:
+        """Free what the store takes; nothing reads it any more."""
+
+
+class MemoryStore:
+    """A tensor in memory; what is read is a view where no conversion is needed.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        The whole tensor.
+    dtype : torch.dtype, optional
+        Precision in which it is read, if another than its own.
+    """
+
+    def __init__(self, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
+        self.tensor = tensor
+        self.dtype = dtype or tensor.dtype
+
+    def read(self, box: Box) -> Tensor:
+        return self.tensor[box.index].to(self.dtype)
+
+    def write(self, box: Box, value: Tensor) -> None:
+        self.tensor[box.index] = value
+
+    def remove(self) -> None:
+        del self.tensor
+
+
+class ArrayStore:
+    """A tensor in an array on disk, channels last, as kernels like it.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Full shape of the tensor; the grid axes last.
+    rank : int
+        Number of grid axes.
+    dtype : torch.dtype
+    """
+
+    def __init__(self, shape: Shape, rank: int, dtype: torch.dtype) -> None:
+        lead = len(shape) - rank
+        self.order = (*range(lead, len(shape)), *range(lead))
+        self.back = tuple(self.order.index(i) for i in range(len(shape)))
+        self.stored = tuple(shape[i] for i in self.order)
+        self.dtype = dtype
+        # NumPy has no bfloat16: bits travel as integers.
+        self.bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        self.raw = str(self.bits).removeprefix("torch.")
+
+    def open(self, mode: str) -> Any:
+        """Open the array for reading ("r") or for writing too ("r+")."""
+        raise NotImplementedError
+
+    def remove(self) -> None:
+        """Delete the array."""
+        raise NotImplementedError
+
+    def read(self, box: Box) -> Tensor:
+        values = torch.from_numpy(np.array(self.open("r")[box.slices]))
+        return values.view(self.dtype).permute(self.back)
+
+    def write(self, box: Box, value: Tensor) -> None:
+        ordered = value.detach().cpu().to(self.dtype).permute(self.order).contiguous()
+        self.open("r+")[box.slices] = ordered.view(self.bits).numpy()
+
+
+class FileStore(ArrayStore):
+    """A raw file, mapped anew for each box so that no page of it stays resident."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], shape: Shape, rank: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__(shape, rank, dtype)
+        self.path = Path(path)
+        with open(self.path, "wb") as file:
+            file.truncate(math.prod(shape) * dtype.itemsize)
+
+    def remove(self) -> None:
+        self.path.unlink()
+
+    def open(self, mode: str) -> Any:
+        return np.memmap(self.path, dtype=self.raw, mode=mode, shape=self.stored)  # type: ignore[call-overload]

@@ -1,0 +1,143 @@
+"""`whole_volume`: any module on tensors in memory, tile by tile."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..graph import capture
+from ..graph.boxes import Shape
+from ..planner import Plan, make_plan, parse_bytes
+from ..planner.planner import StorageMode
+from .local import run_local
+from .stores import FileStore, MemoryStore, Store
+
+PRECISIONS = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def example(shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a tensor of any shape that takes the memory of one element."""
+    return torch.zeros(1, dtype=dtype).expand(shape)
+
+
+def to_compute(
+    weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Weights in the precision, on the device and in the memory layout that kernels like."""
+    ready = {}
+    for name, value in weights.items():
+        value = value.to(device, dtype if value.is_floating_point() else value.dtype)
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.ndim)
+        ready[name] = value.contiguous(memory_format=layout) if layout else value
+    return ready
+
+
+def whole_volume(
+    module: nn.Module,
+    x: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    *,
+    memory: str | int = "2GB",
+    storage_mode: StorageMode = "auto",
+    storage_path: str | os.PathLike[str] | None = None,
+    precision: str | None = None,
+    tile: Sequence[int] | None = None,
+    plan: Plan | None = None,
+) -> Any:
+    """Evaluate a module on a whole volume, exactly, within a memory budget.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In eval mode. Left as it is.
+    x : torch.Tensor, or sequence or dict of them
+        What its forward takes: each (batch, channels, grid axes...). A dict is passed by keyword.
+    memory : str or int
+        Memory that the evaluation may take beside `x`, such as "2GB"; it includes the result.
+    storage_mode : {"auto", "device", "cpu", "disk", "none"}
+        Where tensors between stages live.
+    storage_path : path-like, optional
+        Folder for "disk"; the system's folder for temporary files unless given.
+    precision : {"float64", "float32", "bfloat16", "float16"}, optional
+        Of the arithmetic and the stored tensors; that of `x` unless given. The result has the
+        precision of `x`.
+    tile : sequence of int, optional
+        Shape of a tile, instead of the planner's choice.
+    plan : Plan, optional
+        Made earlier for the same module and shapes, instead of a new one.
+
+    Returns
+    -------
+    torch.Tensor, or whatever structure of tensors the module's forward returns
+        What `module(x)` would have returned.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        If the module cannot be captured or uses an operator that has no rule.
+    MemoryBudgetError
+        If no plan fits; the message names the smallest budget that would.
+    """
+    args: tuple[Tensor, ...] = ()
+    kwargs: dict[str, Tensor] = {}
+    if isinstance(x, Tensor):
+        args = (x,)
+    elif isinstance(x, Mapping):
+        kwargs = dict(x)
+    else:
+        args = tuple(x)
+    given = [*args, *kwargs.values()]
+    dtype = given[0].dtype if precision is None else PRECISIONS[precision]
+    graph, state = capture(
+        module,
+        [example(tuple(a.shape), a.dtype).to(a.device) for a in args],
+        {k: example(tuple(a.shape), a.dtype).to(a.device) for k, a in kwargs.items()},
+    )
+    if plan is None:
+        plan = make_plan(
+            graph,
+            memory=parse_bytes(memory),
+            storage_mode=storage_mode,
+            dtype=str(dtype).removeprefix("torch."),
+            tile=tile,
+        )
+    elif plan.graph != graph.digest():
+        raise ValueError("plan: made for another network or another shape; make it again")
+    weights = to_compute(state, dtype, given[0].device)
+    results = dict(zip(graph.inputs, given, strict=True))
+
+    with tempfile.TemporaryDirectory(dir=storage_path, prefix="outcrop-") as folder:
+
+        def make(name: str) -> Store:
+            shape = graph.shapes[name]
+            if name in graph.outputs:
+                results[name] = torch.empty(shape, dtype=given[0].dtype, device=given[0].device)
+                return MemoryStore(results[name])
+            if plan.places[name] == "disk":
+                return FileStore(Path(folder) / name, shape, graph.rank, dtype)
+            return MemoryStore(channels_last(shape, graph.rank, dtype, given[0].device))
+
+        inputs = {name: MemoryStore(value, dtype) for name, value in results.items()}
+        run_local(graph, plan, weights, inputs, make)
+    return pytree.tree_unflatten([results[name] for name in graph.outputs], graph.structure)
+
+
+def channels_last(
+    shape: Shape, rank: int, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """Allocate a tensor whose channels lie next to each other in memory."""
+    lead = len(shape) - rank
+    order = (*range(lead, len(shape)), *range(lead))
+    made = torch.empty([shape[i] for i in order], dtype=dtype, device=device)
+    return made.permute([order.index(i) for i in range(len(shape))])

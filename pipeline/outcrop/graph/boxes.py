@@ -1,0 +1,79 @@
+"""Boxes: half-open integer ranges on a grid, one per axis."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """The grid points from `start` to just before `stop`, axis by axis."""
+
+    start: Shape
+    stop: Shape
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Box:
+        """Every point of a grid."""
+        return cls((0,) * len(shape), tuple(shape))
+
+    @property
+    def shape(self) -> Shape:
+        """Extent along each axis."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of grid points."""
+        return math.prod(max(0, n) for n in self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Index of this box in an array that holds the whole grid."""
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def index(self) -> Any:
+        """Index of this box in a tensor whose last axes are the grid's."""
+        return (..., *self.slices)
+
+    def __and__(self, other: Box) -> Box:
+        """Intersection."""
+        return Box(tuple(map(max, self.start, other.start)), tuple(map(min, self.stop, other.stop)))
+
+    def __or__(self, other: Box) -> Box:
+        """Smallest box that holds both."""
+        return Box(tuple(map(min, self.start, other.start)), tuple(map(max, self.stop, other.stop)))
+
+    def __contains__(self, other: Box) -> bool:
+        return self & other == other
+
+    def shifted(self, by: Sequence[int]) -> Box:
+        """The same box, `by` further along each axis."""
+        return Box(
+            tuple(a + d for a, d in zip(self.start, by, strict=True)),
+            tuple(b + d for b, d in zip(self.stop, by, strict=True)),
+        )
+
+    def within(self, other: Box) -> Box:
+        """Return this box as counted from the start of `other`."""
+        return self.shifted(tuple(-a for a in other.start))
+
+
+def tiles(domain: Box, tile: Sequence[int]) -> Iterator[Box]:
+    """Cut `domain` into boxes of at most the shape `tile`, in C order."""
+    starts = (range(a, b, t) for a, b, t in zip(domain.start, domain.stop, tile, strict=True))
+    for start in itertools.product(*starts):
+        stop = tuple(a + t for a, t in zip(start, tile, strict=True))
+        yield Box(start, stop) & domain
+
+
+def count_tiles(domain: Box, tile: Sequence[int]) -> int:
+    """How many boxes `tiles` yields."""
+    return math.prod(-(-n // t) for n, t in zip(domain.shape, tile, strict=True))

@@ -1,0 +1,57 @@
+"""Boxes backwards through a part of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from .boxes import Box
+from .graph import Graph
+from .rules import RULES
+
+
+def ancestors(graph: Graph, outputs: Iterable[str], stored: Iterable[str]) -> tuple[str, ...]:
+    """Nodes to evaluate for `outputs` when the tensors `stored` are given, in order."""
+    given = {*stored, *graph.inputs} - set(outputs)
+    wanted, stack = set(), [name for name in outputs if name in graph.nodes]
+    while stack:
+        name = stack.pop()
+        if name in wanted or name in given:
+            continue
+        wanted.add(name)
+        stack.extend(graph.nodes[name].operands)
+    return tuple(name for name in graph.nodes if name in wanted)
+
+
+def needed(graph: Graph, nodes: Iterable[str], outputs: Mapping[str, Box]) -> dict[str, Box]:
+    """Box of every tensor that `outputs` depend on, when just `nodes` are evaluated.
+
+    Parameters
+    ----------
+    graph : Graph
+    nodes : iterable of str
+        Nodes to evaluate, in topological order.
+    outputs : mapping of str to Box
+        What is wanted of each of their results.
+
+    Returns
+    -------
+    dict of str to Box
+        For each node, and for each tensor that is read, the smallest box that serves all
+        that use it.
+    """
+    boxes = dict(outputs)
+    for name in reversed(tuple(nodes)):
+        node = graph.nodes[name]
+        for operand, box in RULES[node.op].needs(node, boxes[name], graph).items():
+            boxes[operand] = boxes[operand] | box if operand in boxes else box
+    return boxes
+
+
+def last_uses(graph: Graph, nodes: Iterable[str], outputs: Iterable[str]) -> dict[str, list[str]]:
+    """For each node, the tensors that nothing after it uses."""
+    seen, last = set(outputs), {}
+    for name in reversed(tuple(nodes)):
+        operands = graph.nodes[name].operands
+        last[name] = [operand for operand in operands if operand not in seen]
+        seen.update(operands)
+    return last

@@ -1,0 +1,142 @@
+"""Weights from files, checked key by key against the network that they are for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import WeightsError
+
+_PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a state dict from a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file.
+
+    Nothing in the file is executed: pickles are opened with ``weights_only=True``.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        On the CPU, without the prefixes that wrappers put before every key.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such file, or it holds more than tensors, or is none of these formats.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file; give the path of the weights to load")
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return _unwrapped(load_file(file))
+        except SafetensorError as error:
+            raise WeightsError(
+                f"{file}: not a whole safetensors file ({error}); copy it again"
+            ) from error
+    if file.suffix not in (".pth", ".pt", ".ckpt"):
+        raise WeightsError(
+            f"{file}: unknown kind of weights {file.suffix!r}; "
+            "outcrop reads .pth, .pt, .ckpt and .safetensors"
+        )
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise WeightsError(
+            f"{file}: cannot be read as tensors alone ({reason}); save it again with "
+            "torch.save(model.state_dict(), path) or as .safetensors"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise WeightsError(
+            f"{file}: holds no state dict; save it again with torch.save(model.state_dict(), path)"
+        )
+    return _unwrapped(dict(content))
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _PREFIXES:
+        if state and all(key.startswith(prefix) for key in state):
+            return _unwrapped({key.removeprefix(prefix): value for key, value in state.items()})
+    return state
+
+
+def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """List every key of `state` that the model lacks, misses, or has in another shape."""
+    own = model.state_dict()
+    return (
+        [f"missing {key}" for key in own if key not in state]
+        + [f"unexpected {key}" for key in state if key not in own]
+        + [
+            f"{key} has shape {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+            for key, value in state.items()
+            if key in own and own[key].shape != value.shape
+        ]
+    )
+
+
+def fill(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    others: Mapping[str, Callable[[], nn.Module]],
+) -> None:
+    """Load `state` into `model`, or say what does not fit and which network would.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Filled in place.
+    state : mapping of str to torch.Tensor
+        The weights.
+    source : str
+        Where they come from, for the message.
+    others : mapping
+        The zoo's other networks by name, each a constructor, to suggest one that fits.
+
+    Raises
+    ------
+    WeightsError
+        If a key is missing or unexpected, or has another shape.
+    """
+    wrong = mismatches(model, state)
+    if not wrong:
+        model.load_state_dict(dict(state))
+        return
+    with torch.device("meta"):
+        count = {name: len(mismatches(make(), state)) for name, make in others.items()}
+    best = min(count, key=lambda name: count[name], default=None)
+    if best is not None and count[best] == 0:
+        advice = f"they are those of {best}"
+    elif best is not None and count[best] < len(wrong):
+        advice = f"the closest network is {best}, with {count[best]} differences"
+    else:
+        advice = "no network of the zoo is closer"
+    shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+    raise WeightsError(f"{source}: {len(wrong)} keys do not fit: {shown}; {advice}")
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers: names, shapes, dtypes and values."""
+    sha = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        sha.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()

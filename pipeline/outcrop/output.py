@@ -1,0 +1,177 @@
+"""A Zarr dataset that opens as a dataset only once every part of it is written.
+
+The arrays are created and filled in place, but the metadata of the root group is
+kept aside until `Output.commit` puts it where readers look for it: one small write,
+atomic on a file system and on an object store. Until then the path holds a record of
+what is being written and a journal of the parts that are done, so that the same call
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+import zarr
+
+from .errors import OutputExistsError, ResumeError
+
+_ASIDE = "unfinished"
+_ROOT = "zarr.json"
+
+
+def is_complete(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` holds a committed Zarr group."""
+    return (Path(path) / _ROOT).is_file()
+
+
+def is_unfinished(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` holds an output that was begun and not committed."""
+    return (Path(path) / _ASIDE).is_dir() and not is_complete(path)
+
+
+def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Raise `OutputExistsError` if writing to `path` would lose something finished.
+
+    An unfinished output of ours is not in the way: the call that writes it resumes it.
+    """
+    target = Path(path)
+    if not target.exists() or overwrite or is_unfinished(target):
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    raise OutputExistsError(
+        f"{target}: already exists; choose another path or pass overwrite=True (--overwrite)"
+    )
+
+
+class Output:
+    """A Zarr dataset being written.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Where the dataset will be.
+    finished : set of str
+        Keys of the parts that are done, those of an earlier, interrupted call included.
+    resumed : bool
+        Whether an earlier call had begun this output.
+    """
+
+    def __init__(self, path: Path, finished: set[str], resumed: bool) -> None:
+        self.path = path
+        self.finished = finished
+        self.resumed = resumed
+
+    @classmethod
+    def begin(
+        cls,
+        path: str | os.PathLike[str],
+        template: xr.Dataset,
+        encoding: Mapping[str, Mapping[str, Any]],
+        record: Mapping[str, Any],
+        overwrite: bool = False,
+    ) -> Output:
+        """Create the arrays of `template`, or take up an interrupted output.
+
+        Parameters
+        ----------
+        path : path-like
+            Directory to write.
+        template : xarray.Dataset
+            Its NumPy variables are written now; its Dask variables are created empty.
+        encoding : mapping
+            Zarr encoding of each variable (`chunks`, `shards`, `compressors`, ...).
+        record : mapping
+            JSON-serialisable facts that must be equal for a later call to resume this one.
+        overwrite : bool
+            Remove what lies at `path` first.
+
+        Raises
+        ------
+        OutputExistsError
+            If `path` holds something else.
+        ResumeError
+            If an unfinished output at `path` was begun with another record.
+        """
+        target = Path(path)
+        check_free(target, overwrite)
+        aside = target / _ASIDE
+        # A round trip through JSON, so that tuples and NumPy scalars compare as they are read.
+        facts = json.loads(json.dumps(dict(record)))
+        if is_unfinished(target) and not overwrite:
+            begun = json.loads((aside / "record.json").read_text())
+            differing = sorted(
+                k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k)
+            )
+            if differing:
+                what = "; ".join(f"{k}: {begun.get(k)!r}, now {facts.get(k)!r}" for k in differing)
+                raise ResumeError(
+                    f"{target}: holds an unfinished output begun with another {what}; "
+                    "run it again as before, or pass overwrite=True (--overwrite)"
+                )
+            journal = aside / "finished.txt"
+            # The last line may have been cut off by the interruption.
+            lines = journal.read_text().split("\n")[:-1] if journal.exists() else []
+            return cls(target, set(lines), resumed=True)
+
+        # Made beside the target and moved there without its root: a call that dies anywhere in
+        # here leaves nothing at `path` that opens.
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = target.parent / f".{target.name}.begin"
+        shutil.rmtree(made, ignore_errors=True)
+        template.to_zarr(
+            made, mode="w", compute=False, consolidated=False, zarr_format=3, encoding=encoding
+        )
+        (made / _ASIDE).mkdir()
+        os.replace(made / _ROOT, made / _ASIDE / _ROOT)
+        (made / _ASIDE / "record.json").write_text(json.dumps(facts, indent=1))
+        if target.is_dir():
+            shutil.rmtree(target)
+        elif target.exists():
+            target.unlink()
+        os.replace(made, target)
+        return cls(target, set(), resumed=False)
+
+    @property
+    def aside(self) -> Path:
+        """Folder for what belongs to the unfinished output alone; gone once it is committed."""
+        return self.path / _ASIDE
+
+    def array(self, name: str) -> zarr.Array:
+        """Open one variable for writing."""
+        return zarr.open_array(self.path / name, mode="r+")
+
+    def finish(self, key: str) -> None:
+        """Note in the journal that the part called `key` is written."""
+        self.finished.add(key)
+        with open(self.path / _ASIDE / "finished.txt", "a") as journal:
+            journal.write(key + "\n")
+
+    def commit(self, attributes: Mapping[str, Any] | None = None) -> None:
+        """Make the dataset whole: from here on it opens.
+
+        Parameters
+        ----------
+        attributes : mapping, optional
+            Attributes to add to the dataset, known only now.
+        """
+        aside = self.path / _ASIDE
+        root = json.loads((aside / _ROOT).read_text())
+        root["attributes"] = {**root.get("attributes", {}), **(attributes or {})}
+        whole = self.path / (_ROOT + ".new")
+        whole.write_text(json.dumps(root, indent=1))
+        os.replace(whole, self.path / _ROOT)
+        # Losing the consolidated metadata or leaving the journal would cost time, not data.
+        with contextlib.suppress(OSError):
+            shutil.rmtree(aside)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+            zarr.consolidate_metadata(self.path)

@@ -1,0 +1,6 @@
+"""From a graph to a plan: stages, tiles and places, within a memory budget."""
+
+from .plan import Plan, Stage, format_bytes, parse_bytes
+from .planner import make_plan
+
+__all__ = ["Plan", "Stage", "format_bytes", "make_plan", "parse_bytes"]

@@ -1,0 +1,163 @@
+"""A plan: stages, their tiles, and where each stored tensor is kept. Pure data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import MemoryBudgetError
+from ..graph.boxes import Box, Shape, count_tiles, tiles
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def parse_bytes(text: str | int | float) -> int:
+    """Number of bytes in "2GB", "512 MiB", "1e9" or a number.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If it is none of these, or not positive.
+    """
+    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?i?)b?\s*", str(text), re.IGNORECASE)
+    scale = {**_UNITS, **_BINARY}.get(match[2].upper()) if match else None
+    if match is None or scale is None or float(match[1]) <= 0:
+        raise MemoryBudgetError(
+            f"memory {text!r}: not an amount of memory; write it as 2GB or 512MiB"
+        )
+    return int(float(match[1]) * scale)
+
+
+def format_bytes(amount: float) -> str:
+    """Readable amount of memory, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.3g} TB"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the graph that is evaluated tile by tile, nothing stored in between.
+
+    Attributes
+    ----------
+    outputs : tuple of str
+        Tensors that it writes, all on the same grid.
+    inputs : tuple of str
+        Stored tensors and inputs of the network that it reads.
+    nodes : tuple of str
+        Operators that it evaluates, in order.
+    domain : Box
+        The part of the grid that is produced.
+    tile : tuple of int
+        Extent of a tile along each axis.
+    operations : float
+        Arithmetic operations of all tiles, halos included.
+    overhead : float
+        Those operations as a multiple of what they would be in one piece.
+    tile_bytes : int
+        Largest memory that one tile takes while it is evaluated.
+    """
+
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    nodes: tuple[str, ...]
+    domain: Box
+    tile: Shape
+    operations: float
+    overhead: float
+    tile_bytes: int
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return count_tiles(self.domain, self.tile)
+
+    def tiles(self) -> Iterator[Box]:
+        """Yield the tiles, in C order."""
+        return tiles(self.domain, self.tile)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a graph is evaluated.
+
+    Attributes
+    ----------
+    stages : tuple of Stage
+        In the order in which they run.
+    places : mapping of str to str
+        "device" or "disk" for each tensor stored between stages.
+    stored_bytes : mapping of str to int
+        Size of each of them.
+    weight_bytes : int
+        Size of the network's parameters and buffers.
+    peak_memory : int
+        Predicted largest memory, in bytes, of one process that runs it.
+    memory : int
+        The budget, in bytes.
+    dtype : str
+        Precision of the stored tensors and of the arithmetic.
+    graph : str
+        Digest of the graph that it is for.
+    """
+
+    stages: tuple[Stage, ...]
+    places: Mapping[str, str]
+    stored_bytes: Mapping[str, int]
+    weight_bytes: int
+    peak_memory: int
+    memory: int
+    dtype: str
+    graph: str
+
+    @property
+    def operations(self) -> float:
+        """Arithmetic operations of the whole run."""
+        return sum(stage.operations for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain data, ready for JSON."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def digest(self) -> str:
+        """SHA-256 of the plan: equal for equal plans, on every machine."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        rows = [("stage", "writes", "grid", "tile", "tiles", "operations", "halo", "a tile takes")]
+        for i, stage in enumerate(self.stages, start=1):
+            rows.append(
+                (
+                    str(i),
+                    ", ".join(
+                        f"{n} ({self.places[n]}, {format_bytes(self.stored_bytes[n])})"
+                        if n in self.places
+                        else f"{n} (output)"
+                        for n in stage.outputs
+                    ),
+                    "×".join(map(str, stage.domain.shape)),
+                    "×".join(map(str, stage.tile)),
+                    f"{stage.count:,}",
+                    f"{stage.operations:.3g}",
+                    f"×{stage.overhead:.2f}",
+                    format_bytes(stage.tile_bytes),
+                )
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        table = "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+        return (
+            f"{table}\n{self.dtype}, {self.operations:.3g} operations, weights "
+            f"{format_bytes(self.weight_bytes)}, predicted peak {format_bytes(self.peak_memory)} "
+            f"of {format_bytes(self.memory)}"
+        )
