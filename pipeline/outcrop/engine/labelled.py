@@ -84,24 +84,21 @@ def frame(model: nn.Module, data: Volume) -> Framed:
     SurveyError
         If there is no `amplitude`, or the dimensions are not inline, crossline and twt or depth.
     """
-    name = "the survey"
-    volume: xr.DataArray
-    if isinstance(data, (str, os.PathLike)):
+    name, source = "the survey", data
+    if isinstance(source, (str, os.PathLike)):
         from ..survey import open as open_survey
 
-        name, data = str(data), open_survey(data)
-    if not isinstance(data, xr.DataArray):
-        if "amplitude" not in data:
-            has = ", ".join(map(str, data.data_vars)) or "no variable"
-            raise SurveyError(
-                f"{name}: has no variable 'amplitude' ({has}); ingest the SEG-Y with outcrop "
-                "ingest, or pass one variable as a DataArray"
-            )
-        volume = data["amplitude"]
-        traces = {"live", "cdp_x", "cdp_y", "trace_index"} & set(data.data_vars)
-        volume = volume.assign_coords({str(t): data[t] for t in traces})
+        name, source = str(source), open_survey(source)
+    if isinstance(source, xr.DataArray):
+        volume = source
+    elif "amplitude" in source:
+        volume = source["amplitude"]
     else:
-        volume = data
+        has = ", ".join(map(str, source.data_vars)) or "no variable"
+        raise SurveyError(
+            f"{name}: has no variable 'amplitude' ({has}); ingest the SEG-Y with outcrop "
+            "ingest, or pass one variable as a DataArray"
+        )
     vertical = [d for d in ("twt", "depth") if d in volume.dims]
     if set(volume.dims) != {"inline", "crossline", *vertical[:1]} or not vertical:
         raise SurveyError(

@@ -15,6 +15,13 @@ from ..graph import Box
 from ..graph.boxes import Shape
 
 
+def channels_last_order(ndim: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Order that puts the axis before the grid's last, and the order that undoes it."""
+    lead = ndim - rank
+    order = (*range(lead - 1), *range(lead, ndim), *range(max(0, lead - 1), lead))
+    return order, tuple(order.index(i) for i in range(ndim))
+
+
 class Store(Protocol):
     """A tensor that is read and written by boxes of its grid."""
 
@@ -66,10 +73,9 @@ class ArrayStore:
     """
 
     def __init__(self, shape: Shape, rank: int, dtype: torch.dtype) -> None:
-        lead = len(shape) - rank
-        self.order = (*range(lead, len(shape)), *range(lead))
-        self.back = tuple(self.order.index(i) for i in range(len(shape)))
+        self.order, self.back = channels_last_order(len(shape), rank)
         self.stored = tuple(shape[i] for i in self.order)
+        self.batch = max(0, len(shape) - rank - 1)
         self.dtype = dtype
         # NumPy has no bfloat16: bits travel as integers.
         self.bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
@@ -83,13 +89,16 @@ class ArrayStore:
         """Delete the array."""
         raise NotImplementedError
 
+    def _index(self, box: Box) -> tuple[slice, ...]:
+        return (slice(None),) * self.batch + box.slices
+
     def read(self, box: Box) -> Tensor:
-        values = torch.from_numpy(np.array(self.open("r")[box.slices]))
+        values = torch.from_numpy(np.array(self.open("r")[self._index(box)]))
         return values.view(self.dtype).permute(self.back)
 
     def write(self, box: Box, value: Tensor) -> None:
         ordered = value.detach().cpu().to(self.dtype).permute(self.order).contiguous()
-        self.open("r+")[box.slices] = ordered.view(self.bits).numpy()
+        self.open("r+")[self._index(box)] = ordered.view(self.bits).numpy()
 
 
 class FileStore(ArrayStore):

@@ -17,7 +17,7 @@ from ..graph.boxes import Shape
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from .local import run_local
-from .stores import FileStore, MemoryStore, Store
+from .stores import FileStore, MemoryStore, Store, channels_last_order
 
 PRECISIONS = {
     "float64": torch.float64,
@@ -75,7 +75,8 @@ def whole_volume(
     tile : sequence of int, optional
         Shape of a tile, instead of the planner's choice.
     plan : Plan, optional
-        Made earlier for the same module and shapes, instead of a new one.
+        Made earlier for the same module and shapes, instead of memory, storage_mode, precision
+        and tile.
 
     Returns
     -------
@@ -98,6 +99,8 @@ def whole_volume(
     else:
         args = tuple(x)
     given = [*args, *kwargs.values()]
+    if plan is not None:
+        precision = plan.dtype
     dtype = given[0].dtype if precision is None else PRECISIONS[precision]
     graph, state = capture(
         module,
@@ -137,7 +140,5 @@ def channels_last(
     shape: Shape, rank: int, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """Allocate a tensor whose channels lie next to each other in memory."""
-    lead = len(shape) - rank
-    order = (*range(lead, len(shape)), *range(lead))
-    made = torch.empty([shape[i] for i in order], dtype=dtype, device=device)
-    return made.permute([order.index(i) for i in range(len(shape))])
+    order, back = channels_last_order(len(shape), rank)
+    return torch.empty([shape[i] for i in order], dtype=dtype, device=device).permute(back)

@@ -37,7 +37,7 @@ class ZarrStore(ArrayStore):
             zarr.create_array(
                 self.path,
                 shape=self.stored,
-                chunks=(*tile, *self.stored[rank:]),
+                chunks=(*self.stored[: self.batch], *tile, *self.stored[self.batch + rank :]),
                 dtype=self.raw,
                 compressors=None,
                 fill_value=0,

@@ -19,6 +19,7 @@ from .boxes import Box, Shape
 from .graph import Graph, Node, Ref
 
 Values = Mapping[str, Tensor]
+_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 class Rule:
@@ -48,7 +49,11 @@ class Rule:
 
     def operations(self, node: Node, graph: Graph) -> float:
         """Arithmetic operations per point of the result's grid."""
-        return float(math.prod(node.shape[: -graph.rank]))
+        return float(graph.width(node.name))
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        """Bytes taken beside operands and result while `box` of the result is computed."""
+        return 0
 
 
 def unsupported(node: Node, why: str) -> UnsupportedOperatorError:
@@ -75,6 +80,10 @@ class Pointwise(Rule):
     """Each point depends on the same point of every operand, which may broadcast."""
 
     def check(self, node: Node, graph: Graph) -> None:
+        channels = len(graph.shapes[node.operands[0]]) - graph.rank
+        dim = node.args.get("dim", 0)
+        if not isinstance(dim, int) or dim % (channels + graph.rank) >= channels:
+            raise unsupported(node, f"dim={dim} is an axis of the grid, where it has no rule")
         grid = graph.grid(node.name)
         for name in node.operands:
             own = graph.grid(name)
@@ -82,10 +91,6 @@ class Pointwise(Rule):
                 a not in (1, b) for a, b in zip(own, grid, strict=True)
             ):
                 raise unsupported(node, f"cannot broadcast {graph.shapes[name]} over {grid}")
-        channels = len(graph.shapes[node.operands[0]]) - graph.rank
-        dim = node.args.get("dim", 0)
-        if not isinstance(dim, int) or dim % (channels + graph.rank) >= channels:
-            raise unsupported(node, f"dim={dim} is an axis of the grid, where it has no rule")
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         grid = graph.grid(node.name)
@@ -121,6 +126,23 @@ def _broadcast(box: Box, own: Shape, grid: Shape) -> Box:
     start = tuple(a if n == g else 0 for a, n, g in zip(box.start, own, grid, strict=True))
     stop = tuple(b if n == g else 1 for b, n, g in zip(box.stop, own, grid, strict=True))
     return Box(start, stop)
+
+
+class Concatenate(Pointwise):
+    """Channels side by side."""
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        parts = resolve(node.args["tensors"], values)
+        dim = int(node.args["dim"]) % len(node.shape)
+        if not any(_channels_last(part) for part in parts):
+            return torch.cat(parts, dim)
+        # ATen's kernel for this layout is slow by an order of magnitude; on the same memory, seen
+        # with the channels as its last axis, it copies long runs.
+        return torch.cat([part.movedim(dim, -1) for part in parts], -1).movedim(-1, dim)
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.ndim in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1
 
 
 class BatchNorm(Pointwise):
@@ -182,14 +204,34 @@ class Window(Rule):
             return self.apply(node, x, (0,) * graph.rank, values, graph)
         # An axis that is padded by the same amount at both ends is left to the operator.
         both = tuple(a if a == b else 0 for a, b in zip(before, after, strict=True))
-        amounts = [
-            n
-            for a, b, p in reversed(list(zip(before, after, both, strict=True)))
-            for n in (a - p, b - p)
-        ]
-        if any(amounts):
-            x = F.pad(x, amounts, value=self.outside)
+        before = tuple(a - p for a, p in zip(before, both, strict=True))
+        after = tuple(a - p for a, p in zip(after, both, strict=True))
+        if any(before) or any(after):
+            x = _padded(x, before, after, self.outside)
         return self.apply(node, x, both, values, graph)
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        # A part of what is held, or a padded one, is copied for the kernel.
+        source = self.source(node)
+        return itemsize * graph.width(source) * self.needs(node, box, graph)[source].size
+
+
+def _padded(x: Tensor, before: Shape, after: Shape, value: float) -> Tensor:
+    """F.pad, but each point is written once and the memory layout stays."""
+    rank = len(before)
+    extents = [a + n + b for a, n, b in zip(before, x.shape[-rank:], after, strict=True)]
+    shape = (*x.shape[:-rank], *extents)
+    if _channels_last(x):
+        layout = {2: torch.channels_last, 3: torch.channels_last_3d}[rank]
+        made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    else:
+        made = x.new_empty(shape)
+    for axis, (a, b) in enumerate(zip(before, after, strict=True), start=-rank):
+        made.narrow(axis, 0, a).fill_(value)
+        made.narrow(axis, made.shape[axis] - b, b).fill_(value)
+    inside = Box(before, tuple(a + n for a, n in zip(before, x.shape[-rank:], strict=True)))
+    made[inside.index] = x
+    return made
 
 
 class Convolution(Window):
@@ -223,15 +265,25 @@ class Convolution(Window):
         )
 
     def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
+        _, stride, _, dilation = self.geometry(node, graph)
+        weight, bias = (resolve(node.args[k], values) for k in ("weight", "bias"))
+        groups = node.args["groups"]
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _ONEDNN:
+            # F.conv3d has a kernel of its own, up to four times slower, where channels are few.
+            return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
         convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[graph.rank]
-        a = {k: resolve(node.args[k], values) for k in ("weight", "bias")}
-        stride, dilation = node.args["stride"], node.args["dilation"]
-        return convolve(x, a["weight"], a["bias"], stride, padding, dilation, node.args["groups"])
+        return convolve(x, weight, bias, stride, padding, dilation, groups)
 
     def operations(self, node: Node, graph: Graph) -> float:
         kernel = math.prod(self._kernel(node, graph))
         taps = kernel * graph.width(self.source(node)) // node.args["groups"]
         return 2.0 * taps * graph.width(node.name)
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        # Where channels are few, oneDNN holds the result once more, in single precision.
+        few = graph.width(self.source(node)) < 8
+        again = 4 * graph.width(node.name) * box.size if few else 0
+        return super().workspace(node, box, graph, itemsize) + again
 
     def _kernel(self, node: Node, graph: Graph) -> Shape:
         return graph.weights[node.args["weight"].name][2:]
@@ -269,6 +321,11 @@ class Pool(Window):
     def operations(self, node: Node, graph: Graph) -> float:
         kernel = math.prod(per_axis(node.args["kernel_size"], graph.rank))
         return float(kernel * graph.width(node.name))
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        # ATen finds the place of each largest value too, as an int64.
+        places = 8 * graph.width(node.name) * box.size
+        return super().workspace(node, box, graph, itemsize) + places
 
 
 class Nearest(Rule):
@@ -308,15 +365,24 @@ class Nearest(Rule):
             x = x.index_select(axis - graph.rank, (i - first).to(x.device))
         return x
 
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        # Input points at the rim may have results outside of the box.
+        rim = math.prod(n + 2 for n in box.shape) - box.size
+        return itemsize * graph.width(node.name) * rim + sum(
+            itemsize * graph.width(name) * need.size
+            for name, need in self.needs(node, box, graph).items()
+        )
+
 
 _POINTWISE = (
-    "abs add cat clamp clamp_max clamp_min div elu exp gelu hardsigmoid hardswish hardtanh "
+    "abs add clamp clamp_max clamp_min div elu exp gelu hardsigmoid hardswish hardtanh "
     "leaky_relu log log_softmax mish mul neg pow prelu relu relu6 rsqrt rsub select selu sigmoid "
     "silu slice softmax softplus sqrt sub tanh"
 )
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_POINTWISE.split(), Pointwise()),
+    "cat": Concatenate(),
     "_native_batch_norm_legit_no_training": BatchNorm(),
     **dict.fromkeys(("conv2d", "conv3d"), Convolution()),
     **dict.fromkeys(("max_pool2d", "max_pool3d"), Pool(-math.inf)),

@@ -19,6 +19,8 @@ _EDGES = (8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
 _TILE_OPERATIONS = 2e8
 # What libraries keep for themselves once convolutions have run.
 _RUNTIME_BYTES = 64 * 10**6
+# Blocks of a few megabytes stay with the C allocator for a while after they are freed.
+_HELD_BACK = 1.3
 
 
 def make_plan(
@@ -156,8 +158,12 @@ class _Planner:
             for name in live
             if self.place == "device" and name in self.stored and name not in self.outputs
         )
-        if self.holds_output:
-            held += sum(self._bytes(n) for n in self.outputs if n in written)
+        if self.holds_output:  # in single precision at least, whatever that of the arithmetic
+            held += sum(
+                max(4, self.itemsize) * math.prod(self.graph.shapes[n])
+                for n in self.outputs
+                if n in written
+            )
         return _RUNTIME_BYTES + self.weight_bytes + held
 
     def _inputs(self, nodes: Sequence[str]) -> tuple[str, ...]:
@@ -228,12 +234,12 @@ class _Planner:
             for operand in operands:  # read when first used
                 held.setdefault(operand, size(operand))
             held[name] = size(name)
-            # A padded, reordered or cropped copy of the operands, made while the operator runs.
-            copies = sum(size(operand) for operand in operands)
-            peak = max(peak, sum(held.values()) + copies)
+            node = self.graph.nodes[name]
+            workspace = RULES[node.op].workspace(node, boxes[name], self.graph, self.itemsize)
+            peak = max(peak, sum(held.values()) + workspace)
             for operand in last[name]:
                 held.pop(operand, None)
-        return peak
+        return int(_HELD_BACK * peak)
 
 
 def cuts(graph: Graph) -> tuple[str, ...]:

@@ -1,0 +1,172 @@
+"""Tiled equals whole: to 1e-9 in float64, for random networks, shapes, tiles and storage modes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from outcrop import whole_volume
+from outcrop.models.faultseg3d import FaultSeg3d
+
+MODES = ("device", "cpu", "disk", "none")
+
+
+def assert_exact(found, expected):
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    largest = expected.abs().max().item()
+    assert (found - expected).abs().max().item() <= 1e-9 * largest
+
+
+class RandomNetwork(nn.Module):
+    """A chain of random layers, with residuals, branches at another resolution, and skips."""
+
+    def __init__(self, rank, recipe):
+        super().__init__()
+        self.rank, self.recipe = rank, recipe
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
+        self.layers = nn.ModuleList()
+        for kind, a, b in recipe:
+            if kind == "residual":
+                self.layers.append(conv(4, 4, 2 * a - 1, padding=(a - 1) * b, dilation=b))
+            elif kind == "branch":
+                self.layers.append(conv(4, 4, 3, padding=1, stride=1))
+            elif kind == "cat":
+                self.layers.append(conv(8, 4, 1))
+            else:
+                self.layers.append(conv(4, 4, 3, padding=1))
+        self.first, self.last = conv(1, 4, 1), conv(4, 2, 1)
+
+    def forward(self, x):
+        pool = {2: F.max_pool2d, 3: F.max_pool3d}[self.rank]
+        x = first = self.first(x)
+        for (kind, a, b), layer in zip(self.recipe, self.layers, strict=True):
+            if kind == "residual":
+                y = layer(x)
+                y += x
+                x = F.relu_(y)
+            elif kind == "branch":
+                down = layer(pool(x, a, ceil_mode=True))
+                x = x + F.interpolate(down, size=x.shape[2:], mode="nearest") * b
+            elif kind == "cat":
+                x = layer(torch.cat((x, first), 1))
+            else:
+                x = torch.tanh(layer(x))
+        return self.last(x)
+
+
+recipes = st.lists(
+    st.tuples(
+        st.sampled_from(["residual", "branch", "cat", "plain"]),
+        st.integers(1, 3),
+        st.integers(1, 3),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from([2, 3]),
+    recipes,
+    st.tuples(*[st.integers(3, 19)] * 3),
+    st.tuples(*[st.integers(2, 20)] * 3),
+    st.sampled_from(MODES),
+    st.integers(0, 2**31),
+)
+def test_random_networks(rank, recipe, shape, tile, mode, seed):
+    torch.manual_seed(seed)
+    network = RandomNetwork(rank, recipe).double().eval()
+    x = torch.randn(1, 1, *shape[:rank], dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(x)
+    assert_exact(whole_volume(network, x, tile=tile[:rank], storage_mode=mode), expected)
+
+
+@pytest.fixture(scope="module")
+def faults():
+    torch.manual_seed(1)
+    network = FaultSeg3d().double().eval()
+    x = torch.randn(1, 1, 40, 24, 56, dtype=torch.float64)
+    with torch.no_grad():
+        return network, x, network(x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("tile", [(16, 16, 16), (13, 24, 11), (40, 9, 64), (48, 48, 64)])
+def test_faultseg3d(faults, mode, tile):
+    network, x, expected = faults
+    assert_exact(whole_volume(network, x, tile=tile, storage_mode=mode), expected)
+
+
+def test_faultseg3d_2018():
+    torch.manual_seed(2)
+    network = FaultSeg3d("2018").double().eval()
+    x = torch.randn(1, 1, 16, 24, 16, dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(x)
+    assert_exact(whole_volume(network, x, tile=(8, 8, 16)), expected)
+
+
+class Several(nn.Module):
+    """Two inputs; a dict and a tuple of outputs on two grids; every in-place trap."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv3d(1, 3, 3, padding=1)
+        self.b = nn.Conv3d(2, 3, 3, padding=2, dilation=2)
+        self.norm = nn.BatchNorm3d(3)
+        self.dropout = nn.Dropout3d()
+
+    def forward(self, image, prompt):
+        a = self.a(image)
+        kept = a * 2
+        a += 1
+        b = self.dropout(self.norm(self.b(prompt)))
+        both = F.relu(a + b, inplace=True)
+        small = F.avg_pool3d(both, 2)
+        return {"full": (both, kept), "small": small, "same": image}
+
+
+def test_several_inputs_and_outputs():
+    torch.manual_seed(3)
+    network = Several().double().eval()
+    network.norm.running_mean.uniform_()
+    network.norm.running_var.uniform_(1, 2)
+    image = torch.randn(2, 1, 9, 14, 11, dtype=torch.float64)  # a batch of two
+    prompt = torch.randn(2, 2, 9, 14, 11, dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(image, prompt)
+    for given_as in ((image, prompt), {"image": image, "prompt": prompt}):
+        found = whole_volume(network, given_as, tile=(4, 5, 6))
+        assert found.keys() == expected.keys()
+        assert_exact(found["small"], expected["small"])
+        assert_exact(found["same"], expected["same"])
+        for one, other in zip(found["full"], expected["full"], strict=True):
+            assert_exact(one, other)
+
+
+def test_the_module_and_the_input_stay_as_they_were(faults):
+    network, x, _ = faults
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    copy = x.clone()
+    whole_volume(network, x, tile=(16, 16, 16))
+    assert torch.equal(x, copy)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_lower_precision_differs_by_rounding_alone(faults, precision):
+    network, x, expected = faults
+    found = whole_volume(network, x, tile=(16, 16, 16), precision=precision)
+    assert found.dtype == x.dtype
+    # What the network itself loses in that precision, in one piece.
+    lower = network.to(getattr(torch, precision))
+    with torch.no_grad():
+        whole = lower(x.to(getattr(torch, precision))).double()
+    network.double()
+    own = (whole - expected).abs().max()
+    assert (found - expected).abs().max() <= 3 * own

@@ -1,0 +1,145 @@
+"""Plans: what fits, what does not, and what they promise."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from outcrop import whole_volume
+from outcrop.errors import MemoryBudgetError
+from outcrop.graph import capture
+from outcrop.models.faultseg3d import FaultSeg3d
+from outcrop.planner import format_bytes, make_plan, parse_bytes
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return capture(FaultSeg3d().eval(), [torch.zeros(1).expand(1, 1, 256, 192, 320)])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [("2GB", 2e9), ("512MiB", 2**29), ("1.5 kB", 1500), (1000, 1000), ("3e6", 3e6), ("2g", 2e9)],
+)
+def test_parse_bytes(text, amount):
+    assert parse_bytes(text) == amount
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-2GB", "0", "2XB", "GB"])
+def test_parse_bytes_refuses(text):
+    with pytest.raises(MemoryBudgetError, match="not an amount of memory"):
+        parse_bytes(text)
+
+
+def test_format_bytes():
+    assert format_bytes(999) == "999 B"
+    assert format_bytes(2_500_000_000) == "2.5 GB"
+
+
+@pytest.mark.parametrize("mode", ["auto", "device", "disk", "none"])
+def test_the_smallest_budget_that_an_error_names_works(graph, mode):
+    with pytest.raises(MemoryBudgetError, match="at least") as caught:
+        make_plan(graph, memory=10**7, storage_mode=mode)
+    named = str(caught.value).split("at least ")[1]
+    plan = make_plan(graph, memory=parse_bytes(named), storage_mode=mode)
+    assert plan.peak_memory <= parse_bytes(named)
+    with pytest.raises(MemoryBudgetError):
+        make_plan(graph, memory=parse_bytes(named) - 2 * 10**6, storage_mode=mode)
+
+
+def test_auto_keeps_tensors_in_memory_where_they_fit_and_on_disk_where_not(graph):
+    assert set(make_plan(graph, memory=10**10).places.values()) == {"device"}
+    small = make_plan(graph, memory=4 * 10**8, holds_output=False)
+    assert set(small.places.values()) == {"disk"}
+    assert small.peak_memory <= 4 * 10**8
+
+
+def test_one_stage_per_resolution_level_and_one_in_all_for_none(graph):
+    assert len(make_plan(graph, memory=10**10, storage_mode="device").stages) == 7
+    (stage,) = make_plan(graph, memory=10**10, storage_mode="none").stages
+    assert stage.outputs == graph.outputs
+
+
+def test_more_memory_never_means_more_work(graph):
+    work = [
+        make_plan(graph, memory=m * 10**8, storage_mode="none", holds_output=False).operations
+        for m in (4, 8, 16, 64)
+    ]
+    assert work == sorted(work, reverse=True)
+
+
+def test_a_plan_is_plain_data_with_a_stable_digest(graph):
+    plans = [make_plan(graph, memory=10**9) for _ in range(2)]
+    assert plans[0].digest() == plans[1].digest()
+    assert json.loads(json.dumps(plans[0].to_dict()))["memory"] == 10**9
+    other = make_plan(graph, memory=10**9, dtype="bfloat16")
+    assert other.digest() != plans[0].digest()
+    code = (
+        "import torch; from outcrop.graph import capture; from outcrop.planner import make_plan;"
+        "from outcrop.models.faultseg3d import FaultSeg3d as N;"
+        "g, _ = capture(N().eval(), [torch.zeros(1).expand(1, 1, 256, 192, 320)]);"
+        "print(make_plan(g, memory=10**9).digest())"
+    )
+    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert elsewhere.stdout.strip() == plans[0].digest()
+
+
+def test_print_shows_stages_tiles_and_promise(graph):
+    text = str(make_plan(graph, memory=10**9))
+    assert "predicted peak" in text
+    assert "sigmoid (output)" in text
+    assert "256×192×320" in text
+
+
+def test_a_plan_for_another_shape_is_refused(graph):
+    plan = make_plan(graph, memory=10**9)
+    with pytest.raises(ValueError, match="another shape"):
+        whole_volume(FaultSeg3d().eval(), torch.zeros(1, 1, 16, 16, 16), plan=plan)
+
+
+@pytest.mark.parametrize(("bad", "what"), [((8, 8), "3 positive"), ((8, 8, 0), "3 positive")])
+def test_a_bad_tile_is_refused(graph, bad, what):
+    with pytest.raises(ValueError, match=what):
+        make_plan(graph, memory=10**9, tile=bad)
+
+
+PEAK = """
+import resource, sys, torch, psutil
+from outcrop.graph import capture
+from outcrop.models.faultseg3d import FaultSeg3d
+import outcrop.engine.whole as whole
+from outcrop.planner import make_plan
+memory, mode, precision = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.manual_seed(0)
+network = FaultSeg3d().eval()
+x = torch.randn(1, 1, 160, 128, 128)
+graph, state = capture(network, [x])
+plan = make_plan(graph, memory=memory, storage_mode=mode, dtype=precision)
+whole.capture = lambda *a: (graph, state)
+base = psutil.Process().memory_info().rss
+open("/proc/self/clear_refs", "w").write("5")
+whole.whole_volume(network, x, plan=plan)
+peak = next(l for l in open("/proc/self/status") if l.startswith("VmHWM"))
+print(int(peak.split()[1]) * 1024 - base, plan.peak_memory)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark from /proc")
+@pytest.mark.parametrize(
+    ("memory", "mode", "precision"),
+    [
+        (300 * 10**6, "disk", "float32"),
+        (600 * 10**6, "device", "float32"),
+        (600 * 10**6, "none", "float32"),
+        (400 * 10**6, "device", "bfloat16"),
+    ],
+)
+def test_measured_peak_stays_below_the_promise(memory, mode, precision):
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(memory), mode, precision], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    measured, promised = map(int, done.stdout.split())
+    assert measured <= promised <= memory

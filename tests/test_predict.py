@@ -1,0 +1,313 @@
+"""Predictions over labelled surveys: exact, labelled, resumable, and refused in time."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import nn
+
+import outcrop
+from outcrop import models
+from outcrop.cluster import connect
+from outcrop.errors import MemoryBudgetError, OutputExistsError, ResumeError, SurveyError
+from outcrop.output import is_complete, is_unfinished
+
+
+def make_survey(shape=(45, 38, 51), seed=0, missing=0.1):
+    random = np.random.default_rng(seed)
+    amplitude = (random.standard_normal(shape) * 7 + 3).astype(np.float32)
+    live = random.random(shape[:2]) >= missing
+    amplitude *= live[..., None]
+    coords = {
+        "inline": np.arange(100, 100 + 2 * shape[0], 2),
+        "crossline": np.arange(300, 300 + shape[1]),
+        "twt": ("twt", np.arange(shape[2]) * 4.0, {"units": "ms"}),
+        "live": (("inline", "crossline"), live),
+        "cdp_x": (("inline", "crossline"), random.random(shape[:2]), {"units": "m"}),
+    }
+    return xr.Dataset({"amplitude": (("inline", "crossline", "twt"), amplitude)}, coords)
+
+
+def in_one_piece(model, survey):
+    """Normalise, turn, pad, evaluate whole in float64, crop, turn back: written out plainly."""
+    amplitude, live = survey.amplitude.values.astype(np.float64), survey.live.values
+    values = amplitude[live]
+    normal = np.where(live[..., None], (amplitude - values.mean()) / values.std(), 0)
+    x = torch.from_numpy(normal).permute(2, 1, 0)[None, None]
+    total = [-n % 8 for n in x.shape[2:]]
+    pads = [(n // 2, n - n // 2) for n in total]
+    with torch.no_grad():
+        y = model.double()(F.pad(x, [n for pair in reversed(pads) for n in pair]))
+    model.float()
+    inside = tuple(slice(a, a + n) for (a, _), n in zip(pads, x.shape[2:], strict=True))
+    return y[0, 0][inside].permute(2, 1, 0).numpy()
+
+
+@pytest.fixture(scope="module")
+def survey():
+    return make_survey()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.load("faultseg3d", weights="seeded")
+
+
+@pytest.fixture(scope="module")
+def expected(model, survey):
+    return in_one_piece(model, survey)
+
+
+@pytest.fixture(scope="module")
+def client():
+    with connect("local", workers=2) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"storage_mode": "device", "tile": (16, 24, 8)},
+        {"storage_mode": "disk", "tile": (16, 16, 24)},
+        {"storage_mode": "none", "tile": (24, 16, 40)},
+    ],
+)
+def test_exact_in_process(how, model, survey, expected, tmp_path):
+    found = outcrop.predict(model, survey, tmp_path / "o.zarr", precision="float64", **how)
+    # The arithmetic is float64, the variable float32: half a unit in its last place.
+    assert np.abs(found.fault_probability.values - expected).max() < 2**-25
+    assert not list((tmp_path / "o.zarr").glob("unfinished*"))
+
+
+@pytest.mark.parametrize("how", [{"tile": (16, 16, 24)}, {"storage_mode": "none"}])
+def test_exact_on_workers(how, client, model, survey, expected, tmp_path):
+    found = outcrop.predict(
+        model, survey, tmp_path / "o.zarr", precision="float64", client=client, **how
+    )
+    assert np.abs(found.fault_probability.values - expected).max() < 2**-25
+
+
+def test_float32_differs_by_rounding_alone(model, survey, expected, tmp_path):
+    found = outcrop.predict(model, survey.amplitude, tmp_path / "o.zarr", tile=(16, 16, 24))
+    assert np.abs(found.fault_probability.values - expected).max() < 2e-5
+
+
+def test_labels_and_provenance(model, survey, tmp_path):
+    outcrop.predict(model, survey, tmp_path / "o.zarr")
+    found = xr.open_zarr(tmp_path / "o.zarr")
+    probability = found.fault_probability
+    assert probability.dims == ("inline", "crossline", "twt")
+    assert probability.dtype == np.float32
+    assert probability.attrs["units"] == "1"
+    assert probability.attrs["valid_range"] == [0, 1]
+    for name in ("inline", "crossline", "twt", "live", "cdp_x"):
+        xr.testing.assert_equal(found[name].load(), survey[name])
+    assert probability.twt.attrs["units"] == "ms"
+    assert found.attrs["model"] == "faultseg3d"
+    assert found.attrs["precision"] == "float32"
+    assert found.attrs["outcrop_version"] == outcrop.__version__
+    for key in ("weights_sha256", "input_sha256", "plan_sha256"):
+        assert len(found.attrs[key]) == 64
+
+
+def test_any_order_of_dimensions_and_depth(model, survey, expected, tmp_path):
+    turned = survey.rename(twt="depth").transpose("depth", "inline", "crossline")
+    found = outcrop.predict(model, turned, tmp_path / "o.zarr", tile=(16, 16, 24))
+    assert found.fault_probability.dims == ("depth", "inline", "crossline")
+    turned_back = found.fault_probability.transpose("inline", "crossline", "depth").values
+    assert np.abs(turned_back - expected).max() < 2e-5
+
+
+def test_a_network_of_the_users_own(survey, tmp_path):
+    network = nn.Sequential(nn.Conv3d(1, 3, 3, padding=1), nn.ReLU()).eval()
+    found = outcrop.predict(network, survey, tmp_path / "o.zarr", tile=(16, 16, 16))
+    x = torch.from_numpy(survey.amplitude.values).permute(2, 1, 0)[None, None]
+    with torch.no_grad():
+        y = network(x)[0].permute(0, 3, 2, 1).numpy()
+    for i in range(3):
+        np.testing.assert_allclose(found[f"prediction_{i}"].values, y[i], atol=1e-4)
+
+
+def test_plan_says_what_predict_does(model, survey, tmp_path):
+    plan = outcrop.plan(model, survey, memory="300MB")
+    assert plan.peak_memory <= 300 * 10**6
+    found = outcrop.predict(model, survey, tmp_path / "o.zarr", plan=plan)
+    assert found.attrs["plan_sha256"] == plan.digest()
+    other = survey.isel(twt=slice(20))
+    with pytest.raises(SurveyError, match="another shape"):
+        outcrop.predict(model, other, tmp_path / "p.zarr", plan=plan)
+
+
+def change(survey, value):
+    changed = survey.copy(deep=True)
+    changed.amplitude[3, 4, 5] = value
+    changed.live[3, 4] = True
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "what"),
+    [
+        (lambda s: s.rename(amplitude="amp"), SurveyError, "no variable 'amplitude'"),
+        (lambda s: s.isel(inline=0), SurveyError, "has dimensions"),
+        (lambda s: s.expand_dims(offset=[100]), SurveyError, r"sel\(offset"),
+        (lambda s: s * 0, SurveyError, "all equal"),
+        (lambda s: change(s, np.nan), SurveyError, "NaN or infinite"),
+        (lambda s: change(s, np.inf), SurveyError, "NaN or infinite"),
+    ],
+)
+def test_bad_surveys_are_refused_before_anything_is_written(
+    spoil, error, what, model, survey, tmp_path
+):
+    with pytest.raises(error, match=what) as caught:
+        outcrop.predict(model, spoil(survey), tmp_path / "o.zarr")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "o.zarr").exists()
+
+
+def test_too_small_a_budget_names_one_that_works(model, survey, tmp_path):
+    with pytest.raises(MemoryBudgetError, match="at least") as caught:
+        outcrop.predict(model, survey, tmp_path / "o.zarr", memory="20MB")
+    assert not (tmp_path / "o.zarr").exists()
+    named = str(caught.value).split("at least ")[1]
+    small = survey.isel(inline=slice(24), crossline=slice(24))
+    outcrop.predict(model, small, tmp_path / "o.zarr", memory=named)
+
+
+def test_an_output_that_exists_is_kept(model, survey, tmp_path):
+    path = tmp_path / "o.zarr"
+    outcrop.predict(model, survey, path)
+    stamp = (path / "zarr.json").stat().st_mtime_ns
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        outcrop.predict(model, survey, path)
+    assert (path / "zarr.json").stat().st_mtime_ns == stamp
+    outcrop.predict(model, survey, path, overwrite=True)
+
+
+# A run in a process of its own, slow enough to be interrupted: it says when a tile is done.
+RUN = """
+import sys
+import torch
+sys.path.insert(0, {tests!r})
+from test_predict import make_survey
+import outcrop.engine.prediction as prediction
+from outcrop import models
+import outcrop
+torch.set_num_threads(1)
+finish = prediction.Output.finish
+def told(self, key):
+    finish(self, key)
+    print(key, flush=True)
+prediction.Output.finish = told
+model = models.load("faultseg3d", weights="seeded", version={version!r})
+survey = make_survey((32, 24, 32))
+outcrop.predict(model, survey, sys.argv[1], tile=(16, 16, 16), storage_mode={mode!r})
+"""
+
+
+def start(path, mode="disk", version="2020"):
+    code = RUN.format(tests=str(Path(__file__).parent), mode=mode, version=version)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def interrupt(path, how, after, mode="disk"):
+    process = start(path, mode)
+    keys = [process.stdout.readline().strip() for _ in range(after)]
+    process.send_signal(how)
+    keys += process.communicate()[0].split()
+    assert process.returncode != 0
+    return keys
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Keys of all tiles, and the prediction, by storage mode."""
+    results = {}
+    for mode in ("disk", "none"):
+        path = tmp_path_factory.mktemp("calm") / "o.zarr"
+        run = start(path, mode)
+        results[mode] = run.communicate()[0].split(), xr.open_zarr(path).load().drop_attrs()
+        assert run.returncode == 0
+    return results
+
+
+@pytest.mark.parametrize(
+    ("how", "mode", "after"),
+    [
+        (signal.SIGKILL, "disk", 3),
+        (signal.SIGKILL, "disk", 14),
+        (signal.SIGKILL, "none", 3),
+        (signal.SIGINT, "disk", 9),
+    ],
+)
+def test_interrupted_and_resumed(how, mode, after, undisturbed, tmp_path):
+    everything, whole = undisturbed[mode]
+    path = tmp_path / "o.zarr"
+    done = interrupt(path, how, after, mode)
+    assert not is_complete(path)
+    assert is_unfinished(path)
+    with pytest.raises(FileNotFoundError):
+        xr.open_zarr(path)
+
+    again = start(path, mode)
+    rest = again.communicate()[0].split()
+    assert again.returncode == 0
+    # No tile is computed twice, but the one that was being noted when the signal came.
+    assert sorted(done + rest) == sorted(everything)
+    xr.testing.assert_identical(xr.open_zarr(path).load().drop_attrs(), whole)
+
+
+def test_resuming_with_something_else_is_refused_and_named(model, tmp_path):
+    path = tmp_path / "o.zarr"
+    interrupt(path, signal.SIGKILL, 3)
+    survey = make_survey((32, 24, 32))
+    other = models.load("faultseg3d", weights="seeded", version="2018")
+    same = {"tile": (16, 16, 16), "storage_mode": "disk"}
+    with pytest.raises(ResumeError, match="weights_sha256"):
+        outcrop.predict(other, survey, path, **same)
+    with pytest.raises(ResumeError, match="input_sha256"):
+        outcrop.predict(model, make_survey((32, 24, 32), seed=9), path, **same)
+    with pytest.raises(ResumeError, match="plan_sha256"):
+        outcrop.predict(model, survey, path, tile=(16, 16, 24), storage_mode="disk")
+    outcrop.predict(model, survey, path, overwrite=True, **same)
+
+
+def test_a_killed_worker_costs_its_tile_alone(model, survey, tmp_path):
+    how = {"tile": (16, 16, 16), "storage_mode": "disk"}
+    calm = outcrop.predict(model, survey, tmp_path / "calm.zarr", **how)
+    path = tmp_path / "o.zarr"
+    journal = path / "unfinished" / "finished.txt"
+    with connect("local", workers=2) as client:
+        workers = client.run(os.getpid)
+        killed = []
+
+        def kill():
+            while not journal.exists() or len(journal.read_text().split()) < 4:
+                time.sleep(0.01)
+            killed.append(next(iter(workers.values())))
+            os.kill(killed[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        found = outcrop.predict(model, survey, path, client=client, **how)
+        killer.join()
+        assert killed
+        assert killed[0] not in client.run(os.getpid).values()
+    np.testing.assert_allclose(
+        found.fault_probability.values, calm.fault_probability.values, atol=1e-6
+    )
