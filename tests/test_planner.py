@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from outcrop import whole_volume
-from outcrop.errors import MemoryBudgetError
+from outcrop.errors import ArgumentError, MemoryBudgetError
 from outcrop.graph import capture
 from outcrop.models.faultseg3d import FaultSeg3d
 from outcrop.planner import format_bytes, make_plan, parse_bytes
@@ -101,8 +101,15 @@ def test_a_plan_for_another_shape_is_refused(graph):
 
 @pytest.mark.parametrize(("bad", "what"), [((8, 8), "3 positive"), ((8, 8, 0), "3 positive")])
 def test_a_bad_tile_is_refused(graph, bad, what):
-    with pytest.raises(ValueError, match=what):
+    with pytest.raises(ArgumentError, match=what):
         make_plan(graph, memory=10**9, tile=bad)
+
+
+def test_bad_words_are_refused(graph):
+    with pytest.raises(ArgumentError, match="auto, device, cpu, disk, none"):
+        make_plan(graph, memory=10**9, storage_mode="ram")
+    with pytest.raises(ArgumentError, match="float64, float32, bfloat16, float16"):
+        whole_volume(FaultSeg3d().eval(), torch.zeros(1, 1, 16, 16, 16), precision="half")
 
 
 PEAK = """

@@ -18,11 +18,17 @@ from torch import nn
 import outcrop
 from outcrop import models
 from outcrop.cluster import connect
-from outcrop.errors import MemoryBudgetError, OutputExistsError, ResumeError, SurveyError
+from outcrop.errors import (
+    ArgumentError,
+    MemoryBudgetError,
+    OutputExistsError,
+    ResumeError,
+    SurveyError,
+)
 from outcrop.output import is_complete, is_unfinished
 
 
-def make_survey(shape=(45, 38, 51), seed=0, missing=0.1):
+def make_survey(shape=(29, 22, 37), seed=0, missing=0.1):
     random = np.random.default_rng(seed)
     amplitude = (random.standard_normal(shape) * 7 + 3).astype(np.float32)
     live = random.random(shape[:2]) >= missing
@@ -144,7 +150,7 @@ def test_plan_says_what_predict_does(model, survey, tmp_path):
     found = outcrop.predict(model, survey, tmp_path / "o.zarr", plan=plan)
     assert found.attrs["plan_sha256"] == plan.digest()
     other = survey.isel(twt=slice(20))
-    with pytest.raises(SurveyError, match="another shape"):
+    with pytest.raises(ArgumentError, match="another shape"):
         outcrop.predict(model, other, tmp_path / "p.zarr", plan=plan)
 
 
@@ -182,6 +188,41 @@ def test_too_small_a_budget_names_one_that_works(model, survey, tmp_path):
     named = str(caught.value).split("at least ")[1]
     small = survey.isel(inline=slice(24), crossline=slice(24))
     outcrop.predict(model, small, tmp_path / "o.zarr", memory=named)
+
+
+def test_intermediates_leave_the_storage_path_empty(model, survey, tmp_path):
+    (tmp_path / "scratch").mkdir()
+    how = {"storage_mode": "disk", "storage_path": tmp_path / "scratch", "tile": (24, 24, 24)}
+    outcrop.predict(model, survey, tmp_path / "o.zarr", **how)
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize("what", ["predict", "whole_volume"])
+def test_a_full_disk_is_one_line(what, tmp_path):
+    # No file may grow beyond 300 kB: what a full disk does to the largest of them.
+    code = f"""
+import resource, sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_predict import make_survey
+import outcrop
+from outcrop import models
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+model = models.load("faultseg3d", weights="seeded")
+try:
+    if {what!r} == "predict":
+        outcrop.predict(model, make_survey((32, 32, 32)), "o.zarr", storage_mode="disk")
+    else:
+        outcrop.whole_volume(model, torch.zeros(1, 1, 48, 48, 48), storage_mode="disk")
+except outcrop.OutcropError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "no space left" in done.stdout, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert not is_complete(tmp_path / "o.zarr")
 
 
 def test_an_output_that_exists_is_kept(model, survey, tmp_path):

@@ -18,6 +18,7 @@ _LAZY = {
     "plan": "outcrop.engine",
     "predict": "outcrop.engine",
     "whole_volume": "outcrop.engine",
+    "demo": "outcrop.demo",
     "errors": "outcrop.errors",
     "models": "outcrop.models",
     "training": "outcrop.training",
@@ -27,6 +28,7 @@ _LAZY = {
 __all__ = ["OutcropError", "__version__", *_LAZY]
 
 if TYPE_CHECKING:
+    from . import demo as demo
     from . import errors as errors
     from . import models as models
     from . import training as training
@@ -34,10 +36,10 @@ if TYPE_CHECKING:
     from .engine import plan as plan
     from .engine import predict as predict
     from .engine import whole_volume as whole_volume
-    from .survey import export as export
-    from .survey import info as info
-    from .survey import ingest as ingest
-    from .survey import open as open
+    from .survey.export import export as export
+    from .survey.info import info as info
+    from .survey.ingest import ingest as ingest
+    from .survey.reading import open as open
 
 
 def __getattr__(name: str) -> Any:

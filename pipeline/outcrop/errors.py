@@ -7,6 +7,10 @@ class OutcropError(Exception):
     """Base of every error that outcrop raises on purpose."""
 
 
+class ArgumentError(OutcropError, ValueError):
+    """An argument that is none of the allowed values."""
+
+
 class SegyError(OutcropError):
     """The file is not SEG-Y, or not the SEG-Y that it says it is."""
 

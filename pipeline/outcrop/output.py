@@ -10,18 +10,19 @@ goes on where it stopped.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 import zarr
 
-from .errors import OutputExistsError, ResumeError
+from .errors import OutcropError, OutputExistsError, ResumeError
 
 _ASIDE = "unfinished"
 _ROOT = "zarr.json"
@@ -43,13 +44,41 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> None:
     An unfinished output of ours is not in the way: the call that writes it resumes it.
     """
     target = Path(path)
-    if not target.exists() or overwrite or is_unfinished(target):
+    if not target.exists() or is_unfinished(target):
         return
     if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.is_dir() and not is_complete(target):
+        raise OutputExistsError(f"{target}: is a folder of other things; choose another path")
+    if overwrite:
         return
     raise OutputExistsError(
         f"{target}: already exists; choose another path or pass overwrite=True (--overwrite)"
     )
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: str | os.PathLike[str], then: str) -> Iterator[None]:
+    """Turn the system's error for a full disk into one line about `path`.
+
+    Parameters
+    ----------
+    path : path-like
+        What is being written in the block.
+    then : str
+        What becomes of it.
+
+    Raises
+    ------
+    OutcropError
+        If the disk, the quota or the largest size of a file is used up.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OutcropError(f"{path}: no space left ({error.strerror}); {then}") from error
 
 
 class Output:
@@ -118,8 +147,12 @@ class Output:
                     "run it again as before, or pass overwrite=True (--overwrite)"
                 )
             journal = aside / "finished.txt"
-            # The last line may have been cut off by the interruption.
-            lines = journal.read_text().split("\n")[:-1] if journal.exists() else []
+            text = journal.read_text() if journal.exists() else ""
+            # The interruption may have cut off the last line; nothing may be appended to it.
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:
+                os.truncate(journal, len(whole.encode()))
+            lines = whole.split("\n")[:-1]
             return cls(target, set(lines), resumed=True)
 
         # Made beside the target and moved there without its root: a call that dies anywhere in

@@ -52,8 +52,8 @@ def command(
 
     Example: outcrop export faults.zarr faults.sgy --variable fault_probability --like f3.sgy
     """
-    from ..survey import export
-    from ..survey.export import open_zarr, select_volume
+    from ..survey import export, open
+    from ..survey.export import select_volume
 
     export(
         source,
@@ -65,6 +65,6 @@ def command(
         overwrite=overwrite,
         progress=True,
     )
-    volume = select_volume(open_zarr(source), variable, str(source))
+    volume = select_volume(open(source), variable, str(source))
     sizes = " × ".join(f"{n} {d}" for d, n in volume.sizes.items())
     typer.echo(f"{out}: {volume.name}, {sizes}, {out.stat().st_size / 1e6:,.1f} MB")

@@ -25,7 +25,7 @@ app = typer.Typer(
 for _module in pkgutil.iter_modules(commands.__path__):
     if _module.name != "main" and not _module.name.startswith("_"):
         _command = importlib.import_module(f"{commands.__name__}.{_module.name}").command
-        app.command(_module.name, no_args_is_help=_module.name != "demo")(_command)
+        app.command(_module.name, no_args_is_help=_module.name not in ("demo", "models"))(_command)
 
 
 def _version(wanted: bool) -> None:

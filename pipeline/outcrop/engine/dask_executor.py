@@ -114,7 +114,7 @@ def _windowed(
         for future in running:
             if future.status != "finished":
                 error = future.exception()
-                if isinstance(error, OutcropError):
+                if isinstance(error, (OutcropError, OSError)):
                     raise error
                 raise OutcropError(
                     f"stage {stage + 1}, tile {numbers[future.key]}: "

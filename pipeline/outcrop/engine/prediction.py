@@ -13,17 +13,17 @@ import xarray as xr
 from torch import Tensor, nn
 
 from .. import __version__
-from ..errors import SurveyError
+from ..errors import ArgumentError
 from ..graph import Graph, capture
 from ..models.weights import digest
-from ..output import Output, check_free
+from ..output import Output, check_free, naming_full_disk
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from ..progress import track
 from .labelled import Framed, Volume, frame, output_cards, statistics, template
 from .local import run_local
 from .stores import MemoryStore, Store
-from .whole import PRECISIONS, channels_last, example, to_compute
+from .whole import channels_last, example, to_compute, to_dtype
 from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ def predict(
         If the network has an operator without a rule.
     MemoryBudgetError
         If no plan fits; the message names the smallest budget that would.
+    ArgumentError
+        If storage_mode, precision, tile or plan does not suit.
     """
     check_free(path, overwrite)
     framed = frame(model, data)
@@ -139,9 +141,9 @@ def predict(
     if plan is None:
         plan = _plan(graph, framed, memory, storage_mode, precision, tile)
     elif plan.graph != graph.digest():
-        raise SurveyError("plan: made for another network or another shape; make it again")
+        raise ArgumentError("plan: made for another network or another shape; make it again")
     if client is not None and "device" in plan.places.values():
-        raise SurveyError(
+        raise ArgumentError(
             "storage_mode 'device' keeps tensors in one process; with a client use 'disk' or 'none'"
         )
 
@@ -165,7 +167,9 @@ def predict(
         amplitude_mean=mean,
         amplitude_standard_deviation=deviation,
     )
-    output = Output.begin(path, empty, encoding, provenance, overwrite)
+    goes_on = "free some, and the same command goes on where it stopped"
+    with naming_full_disk(path, goes_on):
+        output = Output.begin(path, empty, encoding, provenance, overwrite)
 
     kept = plan.places and set(plan.places.values()) == {"disk"}
     finished = {(int(i), int(n)) for i, n in (key.split(":") for key in output.finished)}
@@ -173,7 +177,7 @@ def predict(
         finished = set()  # what lay in memory between stages is gone
     folder = Path(storage_path) / provenance["plan_sha256"][:16] if storage_path else None
     folder = folder or output.aside / "stored"
-    dtype = PRECISIONS[plan.dtype]
+    dtype = to_dtype(plan.dtype)
     tiles = {name: stage.tile for stage in plan.stages for name in stage.outputs}
     turn = tuple(framed.axes.index(str(d)) for d in framed.volume.dims)
 
@@ -199,7 +203,10 @@ def predict(
         from .dask_executor import run_dask
 
         run = partial(run_dask, client)
-    with track("predict", framed.volume.size, "voxels", progress) as advance:
+    with (
+        naming_full_disk(path, goes_on),
+        track("predict", framed.volume.size, "voxels", progress) as advance,
+    ):
 
         def on_tile(i: int, n: int) -> None:
             output.finish(f"{i}:{n}")
@@ -212,6 +219,8 @@ def predict(
         weights = to_compute(state, dtype, "cpu")
         run(graph, plan, weights, {graph.inputs[0]: source}, make, finished, on_tile)
     output.commit()
+    if folder.exists():  # a storage_path of the user's
+        folder.rmdir()
     return xr.open_zarr(path)
 
 
@@ -228,8 +237,7 @@ def _plan(
     precision: str,
     tile: Sequence[int] | None,
 ) -> Plan:
-    if precision not in PRECISIONS:
-        raise SurveyError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    to_dtype(precision)
     return make_plan(
         graph,
         memory=parse_bytes(memory),

@@ -12,19 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..errors import ArgumentError
 from ..graph import capture
 from ..graph.boxes import Shape
+from ..output import naming_full_disk
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from .local import run_local
 from .stores import FileStore, MemoryStore, Store, channels_last_order
 
-PRECISIONS = {
+_PRECISIONS = {
     "float64": torch.float64,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+def to_dtype(precision: str) -> torch.dtype:
+    """Return the dtype called `precision`, or raise `ArgumentError`."""
+    if precision not in _PRECISIONS:
+        raise ArgumentError(f"precision {precision!r}: choose one of {', '.join(_PRECISIONS)}")
+    return _PRECISIONS[precision]
 
 
 def example(shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -89,6 +98,8 @@ def whole_volume(
         If the module cannot be captured or uses an operator that has no rule.
     MemoryBudgetError
         If no plan fits; the message names the smallest budget that would.
+    ArgumentError
+        If storage_mode, precision or tile is not one of the allowed values.
     """
     args: tuple[Tensor, ...] = ()
     kwargs: dict[str, Tensor] = {}
@@ -101,7 +112,7 @@ def whole_volume(
     given = [*args, *kwargs.values()]
     if plan is not None:
         precision = plan.dtype
-    dtype = given[0].dtype if precision is None else PRECISIONS[precision]
+    dtype = given[0].dtype if precision is None else to_dtype(precision)
     graph, state = capture(
         module,
         [example(tuple(a.shape), a.dtype).to(a.device) for a in args],
@@ -116,11 +127,14 @@ def whole_volume(
             tile=tile,
         )
     elif plan.graph != graph.digest():
-        raise ValueError("plan: made for another network or another shape; make it again")
+        raise ArgumentError("plan: made for another network or another shape; make it again")
     weights = to_compute(state, dtype, given[0].device)
     results = dict(zip(graph.inputs, given, strict=True))
 
-    with tempfile.TemporaryDirectory(dir=storage_path, prefix="outcrop-") as folder:
+    with (
+        tempfile.TemporaryDirectory(dir=storage_path, prefix="outcrop-") as folder,
+        naming_full_disk(folder, "choose another storage_path, or storage_mode='none'"),
+    ):
 
         def make(name: str) -> Store:
             shape = graph.shapes[name]

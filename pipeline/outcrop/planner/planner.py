@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from ..errors import MemoryBudgetError
+from ..errors import ArgumentError, MemoryBudgetError
 from ..graph import RULES, Box, Graph
 from ..graph.boxes import Shape, count_tiles
 from ..graph.propagate import ancestors, last_uses, needed
@@ -17,6 +17,9 @@ StorageMode = Literal["auto", "device", "cpu", "disk", "none"]
 _EDGES = (8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
 # What a tile costs beside its arithmetic, in operations: launching kernels, reading, writing.
 _TILE_OPERATIONS = 2e8
+# On CPUs, tensors far larger than the caches are slower to compute on and to allocate.
+_LARGE_TILE_BYTES = 300 * 10**6
+_LARGE_TILE_SLOWDOWN = 1.25
 # What libraries keep for themselves once convolutions have run.
 _RUNTIME_BYTES = 64 * 10**6
 # Blocks of a few megabytes stay with the C allocator for a while after they are freed.
@@ -60,15 +63,15 @@ def make_plan(
     ------
     MemoryBudgetError
         If nothing fits; the message names the smallest budget that would.
-    ValueError
+    ArgumentError
         If `storage_mode` is unknown, or `tile` has another number of axes than the grid.
     """
     if storage_mode not in get_args(StorageMode):
-        raise ValueError(
+        raise ArgumentError(
             f"storage_mode {storage_mode!r}: choose one of {', '.join(get_args(StorageMode))}"
         )
     if tile is not None and (len(tile) != graph.rank or min(tile) < 1):
-        raise ValueError(f"tile {tuple(tile)}: give {graph.rank} positive extents")
+        raise ArgumentError(f"tile {tuple(tile)}: give {graph.rank} positive extents")
     modes = ("device", "disk") if storage_mode == "auto" else (storage_mode,)
     smallest = math.inf
     for mode in modes:
@@ -277,4 +280,5 @@ def _middle(domain: Box, tile: Shape) -> Box:
 
 
 def _cost(stage: Stage) -> float:
-    return stage.operations + stage.count * _TILE_OPERATIONS
+    slower = _LARGE_TILE_SLOWDOWN if stage.tile_bytes > _LARGE_TILE_BYTES else 1.0
+    return slower * stage.operations + stage.count * _TILE_OPERATIONS

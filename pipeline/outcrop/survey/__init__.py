@@ -1,1 +1,8 @@
 """Surveys: SEG-Y, raw binary and Zarr, in and out; the labelled schema."""
+
+from .export import export
+from .info import info
+from .ingest import ingest
+from .reading import open
+
+__all__ = ["export", "info", "ingest", "open"]

@@ -1,0 +1,105 @@
+"""`outcrop ingest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._segy import CdpXByte, CdpYByte, IlineByte, OffsetByte, Truncate, XlineByte
+from ._shared import Cluster, Overwrite, Workers
+
+
+def command(
+    segy: Annotated[Path, typer.Argument(help="SEG-Y file.")],
+    zarr: Annotated[Path, typer.Argument(help="Zarr to write.")],
+    iline_byte: IlineByte = 189,
+    xline_byte: XlineByte = 193,
+    offset_byte: OffsetByte = 37,
+    cdp_x_byte: CdpXByte = 181,
+    cdp_y_byte: CdpYByte = 185,
+    domain: Annotated[
+        str, typer.Option(help="What samples run along: time (ms) or depth (m).")
+    ] = "time",
+    interval: Annotated[
+        float | None,
+        typer.Option(help="Sample interval in ms or m, instead of the one in the headers."),
+    ] = None,
+    chunks: Annotated[
+        str | None,
+        typer.Option(help="Samples compressed together, such as 128,128,128 (time last)."),
+    ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(help="Samples in one object: multiples of the chunks; the same: no shards."),
+    ] = None,
+    compressor: Annotated[
+        str, typer.Option(help="Of Blosc: zstd:5, lz4:5, ... (name:level), or none.")
+    ] = "zstd:5",
+    truncate: Truncate = False,
+    duplicates: Annotated[
+        str, typer.Option(help="Of traces at the same position: error, first, last or mean.")
+    ] = "error",
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="Accept a grid over twice as large as the traces.")
+    ] = False,
+    nonfinite: Annotated[
+        str, typer.Option(help="NaN and infinite samples: error, or zero to make them 0.")
+    ] = "error",
+    overwrite: Overwrite = False,
+    cluster: Cluster = None,
+    workers: Workers = None,
+) -> None:
+    """Turn a SEG-Y file into a survey: a labelled Zarr that xarray reads.
+
+    Traces may come in any order, in steps, with gaps, prestack too. Interrupted, the same command
+    goes on where it stopped; until it is done the output does not open.
+
+    Example: outcrop ingest f3.sgy f3.zarr
+    """
+    from ..cluster import connect
+    from ..output import check_free
+    from ..survey import ingest
+
+    check_free(zarr, overwrite)
+    with connect(cluster, workers) as client:
+        if client is not None:
+            typer.echo(f"Dask dashboard: {client.dashboard_link}", err=True)
+        survey = ingest(
+            segy,
+            zarr,
+            iline_byte=iline_byte,
+            xline_byte=xline_byte,
+            offset_byte=offset_byte,
+            cdp_x_byte=cdp_x_byte,
+            cdp_y_byte=cdp_y_byte,
+            domain=domain,  # type: ignore[arg-type]
+            interval=interval,
+            chunks=_extents("--chunks", chunks),
+            shards=_extents("--shards", shards),
+            compressor=compressor,
+            truncate=truncate,
+            duplicates=duplicates,  # type: ignore[arg-type]
+            sparse=sparse,
+            nonfinite=nonfinite,  # type: ignore[arg-type]
+            overwrite=overwrite,
+            client=client,
+            progress=True,
+        )
+        live = float(survey["live"].mean())
+    sizes = " × ".join(f"{n:,} {d}" for d, n in survey["amplitude"].sizes.items())
+    typer.echo(f"{zarr}: amplitude, {sizes}, {survey['amplitude'].dtype}, {live:.4g} live")
+
+
+def _extents(option: str, text: str | None) -> tuple[int, ...] | None:
+    from ..errors import ArgumentError
+
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentError(
+            f"{option} {text}: pass whole numbers with commas, such as 128,128,128"
+        ) from None

@@ -1,0 +1,115 @@
+"""Which header bytes may hold inline and crossline: those that lay the traces on a regular grid."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from .segy import FIELDS, TRACE_HEADER, SegyFile, field
+
+_SOME = 1 << 18  # traces that are looked at, from the start of the file
+_DUPLICATES = 0.01  # part of the traces that may share a position with another
+_FILLED = 0.5  # part of the positions that must have a trace
+
+# Pairs of first bytes in common use, the most common first.
+_USUAL = [(189, 193), (9, 21), (17, 21), (9, 13), (17, 13), (5, 21), (181, 185), (221, 225)]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair of header fields that gives a regular grid.
+
+    Attributes
+    ----------
+    inline_byte, crossline_byte : int
+        First bytes, from 1.
+    inlines, crosslines : int
+        Extents of the grid, of the traces that were looked at.
+    filled : float
+        Part of its positions that has a trace.
+    """
+
+    inline_byte: int
+    crossline_byte: int
+    inlines: int
+    crosslines: int
+    filled: float
+
+
+@dataclass(frozen=True)
+class _Column:
+    byte: int
+    index: np.ndarray  # along the axis, of every trace
+    extent: int
+    changes: int  # from trace to trace
+
+
+def candidates(file: SegyFile, offset_byte: int = 37, most: int = 5) -> list[Candidate]:
+    """Find pairs of header fields that lay the traces on a regular grid, the likeliest first.
+
+    Parameters
+    ----------
+    file : SegyFile
+    offset_byte : int
+        Tells apart prestack traces at the same position.
+    most : int
+        How many to return.
+    """
+    headers = file.headers(0, min(file.traces, _SOME))
+    varies = (headers != headers[:1]).any(axis=0)
+    columns = []
+    seen = set()
+    # The usual ones first, so that they stand for others with the same numbers.
+    fields = [byte for byte, _ in FIELDS.values()]
+    for byte in dict.fromkeys([*itertools.chain(*_USUAL), *fields, *range(1, TRACE_HEADER, 4)]):
+        if varies[byte - 1 : min(byte + 3, TRACE_HEADER)].any():
+            column = _column(field(headers, byte, file.order), byte)
+            if column and (key := column.index.tobytes()) not in seen:
+                seen.add(key)
+                columns.append(column)
+    offsets = [c for c in columns if c.byte == offset_byte]
+    found = []
+    for pair in itertools.combinations([c for c in columns if c not in offsets], 2):
+        for third in ([], offsets) if offsets else ([],):
+            filled = _filled([*pair, *third])
+            if filled >= _FILLED:
+                slow, fast = sorted(pair, key=lambda c: (c.changes, c.byte))
+                if (fast.byte, slow.byte) in _USUAL:
+                    slow, fast = fast, slow
+                found.append(Candidate(slow.byte, fast.byte, slow.extent, fast.extent, filled))
+                break
+
+    def rank(candidate: Candidate) -> tuple[float, int, int]:
+        pair = (candidate.inline_byte, candidate.crossline_byte)
+        usual = _USUAL.index(pair) if pair in _USUAL else len(_USUAL)
+        return -round(candidate.filled, 2), usual, sum(pair)
+
+    return sorted(found, key=rank)[:most]
+
+
+def _column(numbers: np.ndarray, byte: int) -> _Column | None:
+    """Numbers as places along an axis, if they repeat and lie close."""
+    unique = np.unique(numbers).astype(np.int64)
+    if not 2 <= unique.size <= numbers.size // 2:
+        return None
+    step = int(np.gcd.reduce(np.diff(unique)))
+    extent = int(unique[-1] - unique[0]) // step + 1
+    if unique.size < _FILLED * extent:
+        return None
+    index = (numbers - unique[0]) // step
+    return _Column(byte, index, extent, int(np.count_nonzero(np.diff(index))))
+
+
+def _filled(columns: list[_Column]) -> float:
+    """Part of the positions that has a trace; 0 if traces share positions."""
+    count = columns[0].index.size
+    shape = tuple(c.extent for c in columns)
+    cells = int(np.prod(shape, dtype=np.float64))
+    if not (1 - _DUPLICATES) * count <= cells <= count / _FILLED:
+        return 0.0
+    taken = np.zeros(cells, dtype=bool)
+    taken[np.ravel_multi_index([c.index for c in columns], shape)] = True
+    different = int(np.count_nonzero(taken))
+    return different / cells if different >= (1 - _DUPLICATES) * count else 0.0

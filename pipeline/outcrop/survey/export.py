@@ -1,0 +1,168 @@
+"""A volume in, one file out: SEG-Y, raw float32, NumPy or VTK, by the file's suffix."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from ..errors import OutcropError, SurveyError
+from .blocks import check_path
+from .formats import LAYOUTS, write_array
+from .reading import open as open_survey
+from .segy_out import write_segy
+from .template import Template, of_file, of_survey
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+PathLike = str | os.PathLike[str]
+
+SEGY = (".sgy", ".segy")
+
+
+def export(
+    source: xr.DataArray | xr.Dataset | PathLike,
+    path: PathLike,
+    *,
+    like: xr.Dataset | PathLike | None = None,
+    variable: str | None = None,
+    format: str = "same",
+    scale: float | None = None,
+    overwrite: bool = False,
+    client: Client | None = None,
+    progress: bool = False,
+) -> Path:
+    """Write one volume to one file, whose suffix says in which format.
+
+    A SEG-Y keeps the file header, the trace headers and the order of the traces of `like`; where
+    `like` has no trace, neither has the output. A volume that covers a part of the inlines,
+    crosslines or samples gives a file of that part, with sample count and recording delay
+    updated. Everything is read and written by blocks; the file appears under its name only
+    when it is whole.
+
+    Parameters
+    ----------
+    source : xarray.DataArray, xarray.Dataset, or path of a Zarr
+        Dimensions inline, crossline, twt (ms) or depth (m), prestack with offset; in memory or
+        lazy.
+    path : path-like
+        ``.sgy``, ``.segy``: SEG-Y. ``.bin``, ``.raw``, ``.dat``: float32, little-endian, in the
+        order of the dimensions, the last fastest. ``.npy``. ``.vti``: VTK image data.
+    like : path of a SEG-Y or of a survey, or xarray.Dataset, optional
+        For SEG-Y: whose headers to keep. The source's own, if it is a survey, unless given.
+    variable : str, optional
+        Of a Dataset; its only volume unless given.
+    format : str
+        For SEG-Y, the sample format: "same" as in `like`, "ibm", "ieee", "float64", "int8",
+        "int16", "int32", "uint8", "uint16", "uint32" or "uint64". With "same", samples that
+        the format does not hold (fractions, in an integer format) are written as IEEE floats,
+        and a warning is logged.
+    scale : float, optional
+        For integer formats: samples are multiplied by it and rounded. Where it is needed and not
+        given, it is the largest power of two that fits, 2^N, and logged. N goes into the trace
+        weighting factor, bytes 169–170: sample = stored number · 2^−N.
+    overwrite : bool
+        Replace a file at `path`.
+    client : distributed.Client, optional
+        Computes a lazy source's blocks on its workers; the file is written by this process.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    OutputExistsError
+        If there is a file at `path`.
+    SurveyError
+        If the source has no such volume, does not match `like`, or holds values that the chosen
+        format cannot.
+    OutcropError
+        If the suffix is unknown, an option does not go with it, or there is no space left.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in (*SEGY, *LAYOUTS):
+        raise OutcropError(
+            f"{target}: unknown suffix {suffix!r}; choose one of {', '.join((*SEGY, *LAYOUTS))}"
+        )
+    if suffix not in SEGY and (like is not None or format != "same" or scale is not None):
+        raise OutcropError(f"{target}: like, format and scale are for SEG-Y; leave them out")
+    check_path(target, overwrite)
+    name = "the source"
+    if isinstance(source, (str, os.PathLike)):
+        name, source = str(source), open_survey(source)
+    volume = select_volume(source, variable, name)
+    if suffix in SEGY:
+        template = _template(source, name) if like is None else _template(like, "like")
+        write_segy(volume, target, template, format, scale, client, progress)
+    else:
+        write_array(volume, target, client, progress)
+    return target
+
+
+def _template(like: xr.DataArray | xr.Dataset | PathLike, name: str) -> Template:
+    """What to keep: of a SEG-Y file, a survey, or a survey's path."""
+    if isinstance(like, (str, os.PathLike)):
+        name = str(like)
+        if Path(like).is_file():
+            return of_file(Path(like))
+        like = open_survey(like)
+    if isinstance(like, xr.DataArray):  # brings its coordinates only
+        like = like.to_dataset(name="volume")
+    if not isinstance(like, xr.Dataset):
+        raise SurveyError(f"like is a {type(like).__name__}; pass a Dataset, or a path")
+    return of_survey(like, name)
+
+
+def select_volume(
+    source: xr.DataArray | xr.Dataset, variable: str | None = None, name: str = "the source"
+) -> xr.DataArray:
+    """Return the volume that `export` writes.
+
+    Parameters
+    ----------
+    source : xarray.DataArray or xarray.Dataset
+    variable : str, optional
+        Of a Dataset; its only volume unless given.
+    name : str
+        Of the source, for messages.
+
+    Returns
+    -------
+    xarray.DataArray
+
+    Raises
+    ------
+    SurveyError
+        If it is not there, not the only one, or not of real numbers.
+    """
+    if isinstance(source, xr.Dataset):
+        volumes = [str(n) for n, v in source.data_vars.items() if {"twt", "depth"} & set(v.dims)]
+        if variable is None and len(volumes) != 1:
+            has = ", ".join(volumes) or "none"
+            raise SurveyError(f"{name}: volumes: {has}; name one by variable= (--variable)")
+        chosen = variable or volumes[0]
+        if chosen not in source:
+            raise SurveyError(
+                f"{name}: has no variable {chosen!r}, but {', '.join(map(str, source.data_vars))}"
+            )
+        volume = source[chosen]
+    elif isinstance(source, xr.DataArray):
+        volume = source
+    else:
+        raise SurveyError(
+            f"{name}: is a {type(source).__name__}; pass an xarray.DataArray or Dataset, or a path"
+        )
+    if volume.dtype.kind not in "biuf" or volume.size == 0:
+        raise SurveyError(
+            f"{name}: {volume.name or 'the volume'} has no real numbers "
+            f"({volume.dtype}, {dict(volume.sizes)})"
+        )
+    return volume

@@ -1,0 +1,331 @@
+"""Where traces lie: from numbers in their headers to a regular grid of inlines and crosslines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError, GeometryError
+from .segy import FIELDS, TRACE_HEADER, SegyFile, field
+
+_BLOCK = 1 << 20  # traces whose positions are computed at a time
+_SPARSE = 2  # a grid this many times as large as the traces is probably a mistake
+_ABSURD = 1000  # and this many times is no grid
+
+
+@dataclass(frozen=True)
+class HeaderBytes:
+    """First bytes, from 1, of the trace header fields that give the geometry."""
+
+    inline: int = 189
+    crossline: int = 193
+    offset: int = 37
+    cdp_x: int = 181
+    cdp_y: int = 185
+
+    def __post_init__(self) -> None:
+        for name, byte in asdict(self).items():
+            if not 1 <= byte <= TRACE_HEADER - 3:
+                option = {"inline": "iline", "crossline": "xline"}.get(name, name.replace("_", "-"))
+                raise ArgumentError(
+                    f"--{option}-byte {byte}: no field of four bytes starts there in a trace "
+                    f"header; choose one from 1 to {TRACE_HEADER - 3}"
+                )
+        if self.inline == self.crossline:
+            raise ArgumentError(
+                f"inline and crossline are both read from byte {self.inline}; choose another for "
+                "one of them (--iline-byte, --xline-byte)"
+            )
+
+    def named(self, names: list[str]) -> str:
+        """Say where these numbers come from."""
+        places = asdict(self)
+        return ", ".join(f"{name} bytes {places[name]}-{places[name] + 3}" for name in names)
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What one pass over the trace headers found.
+
+    Attributes
+    ----------
+    numbers : dict of str to ndarray of int32, (traces,)
+        `inline`, `crossline` and, if it varies, `offset` of every trace.
+    first : ndarray of uint8, (1, 240)
+        The first header.
+    varies : ndarray of bool, (240,)
+        Bytes that are not the same in all headers.
+    """
+
+    numbers: dict[str, np.ndarray]
+    first: np.ndarray
+    varies: np.ndarray
+
+    def varying(self) -> list[str]:
+        """Names of the fields that vary."""
+        return [
+            name
+            for name, (byte, dtype) in FIELDS.items()
+            if self.varies[byte - 1 : byte - 1 + int(dtype[1])].any()
+        ]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Traces on a regular grid.
+
+    Attributes
+    ----------
+    axes : dict of str to range
+        Ascending numbers along `inline`, `crossline` and, prestack, `offset`.
+    trace_index : ndarray of int64, shaped as the axes
+        Number of the trace at each position, −1 where there is none.
+    extra : ndarray of int64, (n, 2)
+        Flat position and number of the traces that share a position with one in `trace_index`.
+    """
+
+    axes: dict[str, range]
+    trace_index: np.ndarray
+    extra: np.ndarray
+
+
+def read_headers(
+    file: SegyFile, at: HeaderBytes, advance: Callable[[float], None] = lambda _: None
+) -> Headers:
+    """Read all trace headers once; what is kept is 12 bytes a trace.
+
+    Parameters
+    ----------
+    file : SegyFile
+    at : HeaderBytes
+    advance : callable
+        Called with the bytes of the file that were passed.
+
+    Raises
+    ------
+    SegyError
+        If the headers tell of traces of several lengths.
+    """
+    places = {"inline": at.inline, "crossline": at.crossline, "offset": at.offset}
+    numbers = {name: np.empty(file.traces, dtype=np.int32) for name in places}
+    first = file.headers(0, 1)
+    varies = np.zeros(TRACE_HEADER, dtype=bool)
+    for start, headers in file.scan():
+        file.check_lengths(headers, start)
+        for name, byte in places.items():
+            numbers[name][start : start + len(headers)] = field(headers, byte, file.order)
+        varies |= (headers != first).any(axis=0)
+        advance(len(headers) * file.trace_bytes)
+    if (numbers["offset"] == numbers["offset"][0]).all():
+        del numbers["offset"]
+    return Headers(numbers, first, varies)
+
+
+def make_grid(
+    file: SegyFile,
+    headers: Headers,
+    at: HeaderBytes,
+    duplicates: str = "error",
+    sparse: bool = False,
+) -> Grid:
+    """Lay traces out on a regular grid.
+
+    They are prestack if many share inline and crossline, and the offset tells those apart.
+
+    Parameters
+    ----------
+    file : SegyFile
+    headers : Headers
+    at : HeaderBytes
+        Where the numbers came from.
+    duplicates : str
+        Of traces at the same position keep the "first", the "last", the first with the others as
+        `extra` ("mean"), or raise ("error").
+    sparse : bool
+        Accept a grid more than twice as large as the traces.
+
+    Raises
+    ------
+    GeometryError
+        If the numbers give no grid, positions repeat, or the grid is that large.
+    """
+    flat = {name: headers.numbers[name] for name in ("inline", "crossline")}
+    count = file.traces
+    axes = {name: _axis(numbers) for name, numbers in flat.items()}
+    _check_extent(file, at, flat, axes, sparse)
+    grid = _place(flat, axes, duplicates)
+    if 4 * len(grid.extra) > count and "offset" in headers.numbers:
+        axes = {**axes, "offset": _axis(headers.numbers["offset"])}
+        _check_extent(file, at, headers.numbers, axes, sparse)
+        grid = _place(headers.numbers, axes, duplicates)
+    if 2 * len(grid.extra) > count:
+        raise GeometryError(
+            f"{file.path}: {at.named(list(axes))} give no grid: {count:,} traces have only "
+            f"{count - len(grid.extra):,} different positions; {remedy(file)}"
+        )
+    if grid.extra.size and duplicates == "error":
+        raise GeometryError(
+            f"{file.path}: {len(grid.extra):,} traces are at the position of another "
+            f"({_first_places(grid)}); pass duplicates= (--duplicates) first, last or mean, or "
+            "check the header bytes"
+        )
+    return grid
+
+
+def sorting(headers: Headers) -> str:
+    """Say how the traces are sorted: by "inline", by "crossline", or "not"."""
+    for name in ("inline", "crossline"):
+        numbers = headers.numbers[name]
+        if np.count_nonzero(np.diff(numbers)) == np.unique(numbers).size - 1:
+            return name
+    return "not"
+
+
+def _axis(numbers: np.ndarray) -> range:
+    """Regular numbers from the least to the greatest, by the widest step that meets all."""
+    low, high = int(numbers.min()), int(numbers.max())
+    step = 0
+    for block in _blocks(numbers.size):
+        step = math.gcd(step, int(np.gcd.reduce(numbers[block].astype(np.int64) - low)))
+    return range(low, high + 1, step or 1)
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(i, min(i + _BLOCK, count)) for i in range(0, count, _BLOCK))
+
+
+def _size(axes: dict[str, range]) -> int:
+    return math.prod(map(len, axes.values()))
+
+
+def _check_extent(
+    file: SegyFile,
+    at: HeaderBytes,
+    numbers: dict[str, np.ndarray],
+    axes: dict[str, range],
+    sparse: bool,
+) -> None:
+    """Raise `GeometryError` if the grid is far larger than the traces."""
+    times = _size(axes) / file.traces
+    if times <= _SPARSE or (sparse and times <= _ABSURD):
+        return
+    shape = " × ".join(f"{len(axis):,} {name}s" for name, axis in axes.items())
+    fact = f"{shape} are {times:,.3g} times as many positions as the {file.traces:,} traces"
+    where = f"{file.path}: {at.named(list(axes))} give "
+    if "offset" in axes:
+        raise GeometryError(
+            f"{where}a sparse grid: {fact}; pass --offset-byte of a field that numbers the traces "
+            "of a gather, or sparse=True (--sparse) to go on"
+        )
+    lines = [np.unique(numbers[name]).size for name in axes]
+    if times > _ABSURD or (min(lines) > 1 and 2 * max(lines) > file.traces):
+        raise GeometryError(f"{where}no grid: {fact}; {remedy(file)}")
+    raise GeometryError(
+        f"{where}a sparse grid: {fact}; check the bytes with outcrop info, or pass sparse=True "
+        "(--sparse) to go on"
+    )
+
+
+def _place(numbers: dict[str, np.ndarray], axes: dict[str, range], keep: str) -> Grid:
+    """Put every trace at its position, and find those that share one."""
+    shape = tuple(map(len, axes.values()))
+    flat = np.full(math.prod(shape), -1, dtype=np.int64)
+
+    def places(block: slice) -> tuple[np.ndarray, np.ndarray]:
+        index = [
+            (numbers[name][block].astype(np.int64) - axis.start) // axis.step
+            for name, axis in axes.items()
+        ]
+        return np.ravel_multi_index(index, shape), np.arange(block.start, block.stop)
+
+    blocks = list(_blocks(next(iter(numbers.values())).size))
+    # The trace that is put somewhere last stays.
+    for block in blocks if keep == "last" else reversed(blocks):
+        cells, traces = places(block)
+        flat[cells if keep == "last" else cells[::-1]] = traces if keep == "last" else traces[::-1]
+    extra = []
+    for block in blocks:
+        cells, traces = places(block)
+        left = flat[cells] != traces
+        extra.append(np.stack([cells[left], traces[left]], axis=1))
+    return Grid(axes, flat.reshape(shape), np.concatenate(extra))
+
+
+def _first_places(grid: Grid) -> str:
+    cells = list(dict.fromkeys(grid.extra[:1000, 0].tolist()))
+    index = zip(*np.unravel_index(cells[:3], grid.trace_index.shape), strict=True)
+    places = [
+        " ".join(f"{name} {axis[i]}" for (name, axis), i in zip(grid.axes.items(), at, strict=True))
+        for at in index
+    ]
+    return ", ".join(places) + (", …" if len(cells) > 3 else "")
+
+
+def remedy(file: SegyFile) -> str:
+    """Say which header bytes would do instead."""
+    from .candidates import candidates
+
+    found = candidates(file)
+    if not found:
+        return "no other bytes give a regular grid either; correct the headers"
+    best = found[0]
+    return (
+        f"try --iline-byte {best.inline_byte} --xline-byte {best.crossline_byte} "
+        f"({best.inlines:,} × {best.crosslines:,}); outcrop info shows all candidates"
+    )
+
+
+def vertical_axis(file: SegyFile, interval: float | None = None) -> np.ndarray:
+    """Two-way time in ms, or depth in m, of the samples of a trace.
+
+    The interval is that of the binary header, or else of the first trace header; its unit is µs,
+    or mm where the vertical axis is depth. The axis starts at the recording delay of the first
+    trace (ms or m), with the scalar for times applied.
+
+    Parameters
+    ----------
+    file : SegyFile
+    interval : float, optional
+        In ms or m, instead of the one in the headers.
+
+    Returns
+    -------
+    ndarray of float64, (samples,)
+
+    Raises
+    ------
+    GeometryError
+        If there is no interval.
+    """
+    header = file.headers(0, 1)
+    if interval is None:
+        told = [file.binary(3217, "u2"), int(field(header, 117, file.order)[0]) & 0xFFFF]
+        if file.binary(3501, "u1") >= 2:
+            told.insert(0, file.binary(3273, "f8"))
+        interval = next((step / 1000 for step in told if step > 0 and math.isfinite(step)), 0.0)
+    if not (interval > 0 and math.isfinite(interval)):
+        raise GeometryError(
+            f"{file.path}: no sample interval, neither in the binary header (bytes 3217-3218) nor "
+            "in the first trace (117-118); pass interval= (--interval) in ms, or m for depth"
+        )
+    delay = float(field(header, 109, file.order)[0])
+    return scaled(delay, int(field(header, 215, file.order)[0])) + interval * np.arange(
+        file.samples
+    )
+
+
+def scaled(values: np.ndarray | float, scalar: np.ndarray | int) -> Any:
+    """Apply a SEG-Y scalar: above zero it multiplies, below it divides, zero does nothing."""
+    scalar = np.asarray(scalar, dtype=np.float64)
+    magnitude = np.where(scalar == 0, 1.0, np.abs(scalar))
+    return np.where(scalar < 0, values / magnitude, values * magnitude)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `ArgumentError` unless an option has one of its values."""
+    if value not in choices:
+        raise ArgumentError(f"{name}={value!r}: choose one of {', '.join(choices)}")

@@ -1,0 +1,279 @@
+"""What is in a SEG-Y file or a survey, told in plain data."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import GeometryError
+from ..progress import track
+from . import geometry
+from .candidates import Candidate, candidates
+from .decode import FORMATS, decode
+from .reading import open as open_survey
+from .segy import FIELDS, SegyFile
+from .segy import field as header_field
+
+_TRACES = 1024  # that the statistics are made of, at most
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Regular numbers along one dimension."""
+
+    first: float
+    last: float
+    step: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Amplitudes of some traces from all over the survey, but for NaN and infinite ones."""
+
+    traces: int
+    minimum: float
+    maximum: float
+    mean: float
+    standard_deviation: float
+    dead_traces: int
+    nonfinite: int
+
+
+@dataclass(frozen=True)
+class SurveyInfo:
+    """What `outcrop.info` tells.
+
+    Attributes
+    ----------
+    path : str
+    kind : str
+        "SEG-Y" or "Zarr".
+    size : int
+        Bytes.
+    axes : dict of str to Axis
+        By dimension; of a SEG-Y without a grid the vertical one alone.
+    units : str
+        Of the vertical axis.
+    traces : int
+    live_fraction : float or None
+        Part of the positions that has a trace.
+    amplitudes : Statistics or None
+    problem : str or None
+        Why the SEG-Y cannot be ingested as it is, and what to do.
+    candidates : list of Candidate
+        With a problem: pairs of header bytes that would give a regular grid, the likeliest first.
+    format, byte_order, sorting, text : str or None
+        Of the SEG-Y, or of the one that the survey was made from.
+    bytes : dict of str to int
+        First bytes of the header fields that gave the geometry.
+    coordinates : dict of str to tuple of float
+        Least and greatest `cdp_x` and `cdp_y`, where there are any.
+    variables : dict of str to str
+        Of a Zarr: dimensions, type, chunks and shards by name.
+    """
+
+    path: str
+    kind: str
+    size: int
+    axes: dict[str, Axis]
+    units: str
+    traces: int
+    live_fraction: float | None = None
+    amplitudes: Statistics | None = None
+    problem: str | None = None
+    candidates: list[Candidate] = field(default_factory=list)
+    format: str | None = None
+    byte_order: str | None = None
+    sorting: str | None = None
+    bytes: dict[str, int] = field(default_factory=dict)
+    coordinates: dict[str, tuple[float, float]] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+    text: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-serialisable dictionaries, lists, text and numbers."""
+        return asdict(self)
+
+
+def info(
+    path: str | os.PathLike[str],
+    *,
+    iline_byte: int = 189,
+    xline_byte: int = 193,
+    offset_byte: int = 37,
+    cdp_x_byte: int = 181,
+    cdp_y_byte: int = 185,
+    domain: str = "time",
+    truncate: bool = False,
+    progress: bool = False,
+) -> SurveyInfo:
+    """Tell what is in a SEG-Y file or a survey.
+
+    Of a SEG-Y all trace headers are read, and the samples of some traces.
+
+    Parameters
+    ----------
+    path : path-like
+        SEG-Y file, or Zarr.
+    iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte, domain, truncate
+        As for `outcrop.ingest`.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    SurveyInfo
+        Where the header bytes give no grid, its `problem` says so and `candidates` which would.
+
+    Raises
+    ------
+    SegyError
+        If it is a file, but not SEG-Y.
+    SurveyError
+        If it is something else.
+    """
+    geometry.check_choice("domain", domain, ("time", "depth"))
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        return _of_zarr(path)
+    at = geometry.HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
+    return _of_segy(path, at, domain, truncate, progress)
+
+
+def _of_segy(
+    path: Path, at: geometry.HeaderBytes, domain: str, truncate: bool, progress: bool
+) -> SurveyInfo:
+    file = SegyFile.open(path, truncate)
+    with track(f"scan {path.name}", file.traces * file.trace_bytes, "B", progress) as advance:
+        headers = geometry.read_headers(file, at, advance)
+    problem, axes, live, found = None, {}, None, []
+    try:
+        grid = geometry.make_grid(file, headers, at)
+        axes = {name: _axis(np.array(axis)) for name, axis in grid.axes.items()}
+        live = float((grid.trace_index >= 0).mean())
+    except GeometryError as error:
+        problem, found = str(error), candidates(file, at.offset)
+    vertical = "depth" if domain == "depth" else "twt"
+    try:
+        axes[vertical] = _axis(geometry.vertical_axis(file))
+    except GeometryError as error:
+        problem = problem or str(error)
+    some = np.unique(np.linspace(0, file.traces - 1, _TRACES).astype(np.int64))
+    samples = np.concatenate([decode(raw, file.format) for _, _, raw in file.read(some)])
+    return SurveyInfo(
+        path=str(path),
+        kind="SEG-Y",
+        size=path.stat().st_size,
+        axes=axes,
+        units="m" if domain == "depth" else "ms",
+        traces=file.traces,
+        live_fraction=live,
+        amplitudes=_statistics(samples),
+        problem=problem,
+        candidates=found,
+        format=f"{file.format} ({FORMATS[file.format]})",
+        byte_order="big" if file.order == ">" else "little",
+        sorting=geometry.sorting(headers),
+        bytes=asdict(at),
+        coordinates=_extent_of(file, at, some),
+        text="\n".join(file.text()),
+    )
+
+
+def _extent_of(
+    file: SegyFile, at: geometry.HeaderBytes, traces: np.ndarray
+) -> dict[str, tuple[float, float]]:
+    """Least and greatest coordinates of some traces, if they differ."""
+    headers = file.read_headers(traces)
+    scalar = header_field(headers, FIELDS["SourceGroupScalar"][0], file.order)
+    found = {}
+    for name, byte in (("cdp_x", at.cdp_x), ("cdp_y", at.cdp_y)):
+        values = geometry.scaled(header_field(headers, byte, file.order), scalar)
+        found[name] = (float(values.min()), float(values.max()))
+    return found if any(low < high for low, high in found.values()) else {}
+
+
+def _of_zarr(path: Path) -> SurveyInfo:
+    survey = open_survey(path)
+    kept = survey.attrs.get("segy", {})
+    vertical = next((d for d in ("twt", "depth") if d in survey.dims), None)
+    lateral = [d for d in ("inline", "crossline", "offset") if d in survey.dims]
+    shape = tuple(survey.sizes[d] for d in lateral)
+    live = survey["live"].to_numpy() if "live" in survey else np.ones(shape, dtype=bool)
+    name = next((str(n) for n, v in survey.data_vars.items() if vertical in v.dims), None)
+    amplitudes = None
+    if name is not None:
+        amplitudes = _statistics(_some_traces(survey[name].transpose(*lateral, ...), live))
+    return SurveyInfo(
+        path=str(path),
+        kind="Zarr",
+        size=sum(f.stat().st_size for f in path.rglob("*") if f.is_file()),
+        axes={d: _axis(survey[d].to_numpy()) for d in (*lateral, vertical) if d},
+        units=survey[vertical].attrs.get("units", "") if vertical else "",
+        traces=int(live.sum()),
+        live_fraction=float(live.mean()),
+        amplitudes=amplitudes,
+        format=f"{kept['format']} ({FORMATS[kept['format']]})" if kept else None,
+        byte_order=kept.get("byte_order"),
+        bytes=kept.get("bytes", {}),
+        coordinates={
+            n: (float(survey[n].min()), float(survey[n].max()))
+            for n in ("cdp_x", "cdp_y")
+            if n in survey
+        },
+        variables={str(n): _describe(v) for n, v in survey.variables.items()},
+        text="\n".join(kept["text"]) if kept else None,
+    )
+
+
+def _some_traces(volume: xr.DataArray, live: np.ndarray) -> np.ndarray:
+    """Live traces of up to nine columns of chunks, spread over the survey."""
+    chunks = volume.encoding.get("chunks", volume.shape)
+    spread = (
+        np.unique(np.linspace(0, (n - 1) // c, 3).astype(int)) * c
+        for n, c in zip(live.shape, chunks, strict=False)
+    )
+    found = [np.empty((0, volume.shape[-1]), dtype=volume.dtype)]
+    for corner in itertools.product(*spread):
+        region = tuple(slice(s, s + c) for s, c in zip(corner, chunks, strict=False))
+        found.append(volume[region].to_numpy()[live[region]])
+    traces = np.concatenate(found)
+    return traces[np.unique(np.linspace(0, len(traces) - 1, _TRACES).astype(int))[-len(traces) :]]
+
+
+def _statistics(traces: np.ndarray) -> Statistics | None:
+    """Summarise traces: (traces, samples)."""
+    values = traces.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return None
+    return Statistics(
+        traces=len(traces),
+        minimum=float(finite.min()),
+        maximum=float(finite.max()),
+        mean=float(finite.mean()),
+        standard_deviation=float(finite.std()),
+        dead_traces=int(np.count_nonzero((traces == 0).all(axis=-1))),
+        nonfinite=values.size - finite.size,
+    )
+
+
+def _axis(numbers: np.ndarray) -> Axis:
+    first, last = numbers[0].item(), numbers[-1].item()
+    step = (last - first) / (numbers.size - 1) if numbers.size > 1 else 0
+    return Axis(first, last, int(step) if isinstance(first, int) else step, numbers.size)
+
+
+def _describe(variable: xr.Variable) -> str:
+    text = f"({', '.join(map(str, variable.dims))}) {variable.dtype}"
+    for name in ("chunks", "shards"):
+        if extents := variable.encoding.get(name):
+            text += f", {name} {' × '.join(map(str, extents))}"
+    return text

@@ -1,0 +1,291 @@
+"""SEG-Y in: a labelled Zarr, written part by part."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.abc.codec import BytesBytesCodec
+from zarr.storage import MemoryStore
+
+from ..errors import OutcropError, OutputExistsError, SurveyError
+from ..output import Output, check_free
+from ..progress import track
+from . import schema
+from .decode import decode
+from .geometry import HeaderBytes, Headers, check_choice, make_grid, read_headers, vertical_axis
+from .parts import Job, NonFiniteError, Part, count_nonfinite, counted, cut, run, threads, write
+from .reading import open as open_survey
+from .segy import SegyFile
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+log = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
+
+
+def ingest(
+    segy: PathLike,
+    zarr: PathLike,
+    *,
+    iline_byte: int = 189,
+    xline_byte: int = 193,
+    offset_byte: int = 37,
+    cdp_x_byte: int = 181,
+    cdp_y_byte: int = 185,
+    domain: Literal["time", "depth"] = "time",
+    interval: float | None = None,
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
+    compressor: str | BytesBytesCodec | None = "zstd:5",
+    truncate: bool = False,
+    duplicates: Literal["error", "first", "last", "mean"] = "error",
+    sparse: bool = False,
+    nonfinite: Literal["error", "zero"] = "error",
+    overwrite: bool = False,
+    client: Client | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Turn a SEG-Y file into a survey: a labelled Zarr that plain `xarray.open_zarr` reads.
+
+    The traces may be sorted in any way, lines may be numbered in steps and backwards, and
+    traces may be missing. Byte order and sample format are found in the file, and so is whether
+    it is prestack: then many traces share inline and crossline, and the offset tells them apart.
+    What is on disk is described in docs/survey.md.
+
+    The file is read twice: its headers, before anything is written, and then everything, by
+    parts of at most 64 MiB of samples. Memory grows by some 30 bytes for each trace, and not with
+    their length. Until the last part is written the output does not open; the same call,
+    interrupted, goes on from the parts that were finished.
+
+    NaN and infinite samples are looked for in a few hundred traces before anything is written,
+    and in all others while they are written, for a search of its own would read the whole file
+    once more. If there are any, all are then counted, the output is left unfinished, and the
+    same call with `nonfinite="zero"` goes on from there.
+
+    Parameters
+    ----------
+    segy : path-like
+        SEG-Y file. With a client, its workers must see it, and the output, under the same path.
+    zarr : path-like
+        Zarr group to write.
+    iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte : int
+        First bytes, from 1, of the trace header fields that hold the inline, the crossline, the
+        offset and the coordinates; `outcrop.info` shows which would make sense.
+    domain : {"time", "depth"}
+        What the samples run along: two-way time in ms, or depth in m.
+    interval : float, optional
+        Of the samples in ms or m, instead of the one in the headers.
+    chunks, shards : sequence of int, optional
+        Extents of the pieces of `amplitude` that are compressed one by one, and of the objects
+        they are stored in: multiples of the chunks. Equal: no shards.
+    compressor : str, codec of zarr, or None
+        "NAME:LEVEL" is Blosc with shuffle: "zstd:5", "lz4:5", ...
+    truncate : bool
+        Of a file that ends in the middle of a trace, take the whole traces.
+    duplicates : {"error", "first", "last", "mean"}
+        Which of several traces at the same position to keep.
+    sparse : bool
+        Accept a grid more than twice as large as the traces.
+    nonfinite : {"error", "zero"}
+        What to do with NaN and infinite samples: raise, or make them 0.
+    overwrite : bool
+        Replace what lies at `zarr`.
+    client : distributed.Client, optional
+        Its workers do the work; threads of this process unless given.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    xarray.Dataset
+        The survey, lazy, as `outcrop.open` opens it.
+
+    Raises
+    ------
+    SegyError
+        If the file is not SEG-Y, ends in the middle of a trace, or has traces of several lengths.
+    GeometryError
+        If the traces give no grid, a sparse one, or share positions.
+    SurveyError
+        If samples are NaN or infinite.
+    OutputExistsError, ResumeError
+        If something else lies at `zarr`, or an unfinished output of other options.
+    ArgumentError
+        If an option has no such value.
+    OutcropError
+        If there is no space left.
+    """
+    check_choice("domain", domain, ("time", "depth"))
+    check_choice("duplicates", duplicates, ("error", "first", "last", "mean"))
+    check_choice("nonfinite", nonfinite, ("error", "zero"))
+    path = Path(zarr)
+    if path.resolve() == Path(segy).resolve():
+        raise OutputExistsError(f"{path}: is the SEG-Y itself; choose another path to write")
+    check_free(path, overwrite)
+    codec = schema.codec(compressor)
+    at = HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
+
+    file = SegyFile.open(segy, truncate)
+    size = file.traces * file.trace_bytes
+    with track(f"scan {file.path.name}", size, "B", progress) as advance:
+        headers = read_headers(file, at, advance)
+    grid = make_grid(file, headers, at, duplicates, sparse)
+    vertical = vertical_axis(file, interval)
+    if "DelayRecordingTime" in headers.varying():
+        log.warning(
+            "%s: the recording delay varies (header bytes 109-110); the vertical axis starts at "
+            "that of the first trace",
+            file.path,
+        )
+    shape = (*grid.trace_index.shape, file.samples)
+    dtype = schema.amplitude_dtype(file.format)
+    chunk, shard = schema.layout(shape, dtype, chunks, shards)
+    template, encoding = schema.template(
+        file, headers, grid, at, vertical, domain, chunk, shard, codec
+    )
+    sample = _sample(file)
+    if nonfinite == "error" and not np.isfinite(sample).all():
+        raise _nonfinite_error(file, headers, vertical, client)
+
+    status = file.path.stat()
+    record = {
+        "command": "ingest",
+        "segy": [file.path.name, status.st_size, status.st_mtime_ns],
+        "bytes": template.attrs["segy"]["bytes"],
+        "domain": domain,
+        "interval": interval,
+        "chunks": chunk,
+        "shards": shard,
+        "compressor": None if codec is None else codec.to_dict(),
+        "traces": file.traces,
+        "duplicates": duplicates,
+    }
+    try:
+        _check_space(path, dtype.itemsize * file.samples * file.traces, sample, chunk, codec)
+        output = Output.begin(path, template, encoding, record, overwrite)
+        job = Job(
+            file,
+            path.absolute(),
+            at,
+            tuple(headers.varying()),
+            "cdp_x" in template,
+            shard[-1],
+            nonfinite,
+        )
+        parts = cut(grid, shard[:-1], file.trace_bytes, duplicates == "mean")
+        del grid, template
+        with track(f"ingest {file.path.name}", size, "B", progress) as advance:
+            replaced = _write(
+                job, output, parts, math.prod(shard) * dtype.itemsize, client, advance
+            )
+        output.commit()
+    except NonFiniteError:
+        raise _nonfinite_error(file, headers, vertical, client) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OutcropError(
+            f"{path}: no space left ({error.strerror}); free some, and the same command goes on "
+            "where it stopped"
+        ) from error
+    if replaced:
+        log.warning("%s: %s NaN or infinite samples are now 0", file.path, f"{replaced:,}")
+    return open_survey(path)
+
+
+def _write(
+    job: Job,
+    output: Output,
+    parts: list[Part],
+    part_bytes: int,
+    client: Client | None,
+    advance: Callable[[float], None],
+) -> int:
+    """Write the parts that are not yet written, and return how many samples were replaced."""
+    replaced = 0
+
+    def done(part: Part, count: int) -> None:
+        nonlocal replaced
+        replaced += count
+        output.finish(part.key)
+        advance(part.size)
+
+    advance(sum(part.size for part in parts if part.key in output.finished))
+    left = [part for part in parts if part.key not in output.finished]
+    run(functools.partial(write, job), left, done, threads(part_bytes), client)
+    return replaced
+
+
+def _sample(file: SegyFile) -> np.ndarray:
+    """A few hundred traces from all over the file: (places, neighbours, samples)."""
+    neighbours = min(32, file.traces)
+    starts = np.linspace(0, file.traces - neighbours, 8).astype(np.int64)
+    runs = [np.arange(start, start + neighbours) for start in starts]
+    traces = [decode(raw, file.format) for run in runs for _, _, raw in file.read(run)]
+    return np.concatenate(traces).reshape(len(runs), neighbours, -1)
+
+
+def _check_space(
+    path: Path,
+    samples: int,
+    sample: np.ndarray,
+    chunk: Sequence[int],
+    codec: BytesBytesCodec | None,
+) -> None:
+    """Raise `OutcropError` if the output will hardly fit the disk, by how the sample compresses."""
+    store = MemoryStore()
+    array = zarr.create_array(
+        store,
+        shape=sample.shape,
+        chunks=(1, *sample.shape[1:]),
+        dtype=sample.dtype,
+        compressors=codec,
+    )
+    array[...] = sample
+    need = samples * array.nbytes_stored() / sample.nbytes
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if path.exists():  # an unfinished output goes on, another is replaced
+        free += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    if 0.8 * need > free:
+        raise OutcropError(
+            f"{path}: no space left: the survey takes about {need / 1e9:,.3g} GB and "
+            f"{free / 1e9:,.3g} GB are free; free some, or write elsewhere"
+        )
+
+
+def _nonfinite_error(
+    file: SegyFile, headers: Headers, vertical: np.ndarray, client: Client | None
+) -> SurveyError:
+    """Count NaN and infinite samples, and say where the first are."""
+    total = 0
+    found: list[tuple[int, int]] = []
+
+    def done(_: range, result: tuple[int, list[tuple[int, int]]]) -> None:
+        nonlocal total
+        total += result[0]
+        found.extend(result[1])
+
+    run(functools.partial(count_nonfinite, file), counted(file), done, os.cpu_count() or 1, client)
+    places = [
+        " ".join(f"{name} {numbers[trace]}" for name, numbers in headers.numbers.items())
+        + f" at {vertical[sample]:g}"
+        for trace, sample in sorted(found)[:3]
+    ]
+    return SurveyError(
+        f"{file.path}: {total:,} samples are NaN or infinite (first: {'; '.join(places)}); "
+        "pass nonfinite='zero' (--nonfinite zero) to make them 0"
+    )

@@ -1,0 +1,116 @@
+"""Open what was written: a survey in Zarr, or raw samples with a shape."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dask.array
+import numpy as np
+import xarray as xr
+
+from ..errors import SurveyError
+from ..output import is_complete, is_unfinished
+
+_BLOCK = 64 << 20  # bytes of raw samples that are read at a time
+
+
+def open(path: str | os.PathLike[str], shape: Sequence[int] | None = None) -> xr.Dataset:
+    """Open a survey, lazily.
+
+    Parameters
+    ----------
+    path : path-like
+        Zarr that outcrop wrote, or a file of raw samples: float32, little-endian, without a header.
+    shape : sequence of int, optional
+        Of raw samples: (inlines, crosslines, samples), the samples of a trace side by side. Their
+        coordinates then count from 0.
+
+    Returns
+    -------
+    xarray.Dataset
+        Of Dask arrays, one block for each object in the store.
+
+    Raises
+    ------
+    SurveyError
+        If it is something else, unfinished, or not of that shape.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise SurveyError(f"{path}: does not exist; check the path")
+    if shape is not None:
+        return _open_raw(path, tuple(shape))
+    if is_unfinished(path):
+        raise SurveyError(
+            f"{path}: is unfinished; run the command that writes it again, and it goes on where "
+            "it stopped"
+        )
+    if path.is_file():
+        raise SurveyError(
+            f"{path}: is a file; ingest SEG-Y with outcrop ingest, or pass the shape of raw "
+            "float32 samples (inlines, crosslines, samples)"
+        )
+    if not is_complete(path):
+        raise SurveyError(f"{path}: is no Zarr group; pass one that outcrop ingest wrote")
+    # Blocks are objects in the store: shards where there are any.
+    consolidated = "consolidated_metadata" in json.loads((path / "zarr.json").read_text())
+    dataset = xr.open_zarr(path, chunks=None, consolidated=consolidated)
+    if not {"inline", "crossline"} <= set(dataset.dims):
+        has = ", ".join(map(str, dataset.dims)) or "none"
+        raise SurveyError(
+            f"{path}: is no survey: it has dimensions {has} "
+            "instead of inline and crossline; pass one that outcrop ingest wrote"
+        )
+    lazy = {}
+    for name, variable in dataset.variables.items():
+        if name not in dataset.dims:
+            extents = variable.encoding.get("shards") or variable.encoding["chunks"]
+            lazy[name] = variable.chunk(dict(zip(variable.dims, extents, strict=True)))
+    return dataset.assign({n: v for n, v in lazy.items() if n in dataset.data_vars}).assign_coords(
+        {n: v for n, v in lazy.items() if n in dataset.coords}
+    )
+
+
+def _open_raw(path: Path, shape: tuple[int, ...]) -> xr.Dataset:
+    if len(shape) != 3 or min(shape) < 1:
+        raise SurveyError(f"shape {shape}: pass (inlines, crosslines, samples)")
+    need = 4 * shape[0] * shape[1] * shape[2]
+    if not path.is_file() or path.stat().st_size != need:
+        has = f"{path.stat().st_size:,} bytes" if path.is_file() else "no file"
+        raise SurveyError(
+            f"{path}: has {has}, and {' × '.join(map(str, shape))} float32 samples are {need:,}; "
+            "correct the shape"
+        )
+    lines = max(1, _BLOCK // (4 * shape[1] * shape[2]))
+    samples = dask.array.map_blocks(
+        _load,
+        path=path.absolute(),
+        shape=shape,
+        chunks=dask.array.core.normalize_chunks((lines, -1, -1), shape, dtype=np.float32),
+        dtype=np.float32,
+        meta=np.empty((0, 0, 0), dtype=np.float32),
+    )
+    dims = ("inline", "crossline", "twt")
+    coords: dict[str, Any] = {
+        dim: (dim, np.arange(n, dtype=np.int32), {"long_name": f"{dim} number"})
+        for dim, n in zip(dims, shape, strict=True)
+    }
+    coords["twt"] = (
+        "twt",
+        np.arange(float(shape[2])),
+        {"long_name": "sample number", "units": "1"},
+    )
+    attrs = {"long_name": "seismic amplitude", "units": "1"}
+    return xr.Dataset({"amplitude": (dims, samples, attrs)}, coords)
+
+
+def _load(path: Path, shape: tuple[int, ...], block_info: Any = None) -> np.ndarray:
+    """Read one block of inlines."""
+    start, stop = block_info[None]["array-location"][0]
+    line = shape[1] * shape[2]
+    values = np.fromfile(path, dtype="<f4", count=(stop - start) * line, offset=4 * start * line)
+    return values.reshape(stop - start, *shape[1:])

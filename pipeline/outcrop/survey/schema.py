@@ -1,0 +1,217 @@
+"""The survey as a labelled dataset: names, units, chunks; see docs/survey.md."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import dask.array
+import numpy as np
+import xarray as xr
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec
+
+from .. import __version__
+from ..errors import ArgumentError
+from .decode import DTYPES
+from .geometry import Grid, HeaderBytes, Headers
+from .segy import FIELDS, SegyFile, field
+
+# Measured with benchmarks/ingest.py: smaller chunks read slices faster, larger ones whole volumes.
+CHUNKS = {2: (64, 64, 64), 3: (32, 32, 8, 64)}  # by the number of lateral dimensions
+SHARD = 64 << 20  # bytes at most, before compression: a part of the work, held in memory
+HEADER_CHUNKS = {2: (512, 512), 3: (128, 128, 16)}
+
+Shape = tuple[int, ...]
+
+
+def layout(
+    shape: Shape, dtype: np.dtype, chunks: Sequence[int] | None, shards: Sequence[int] | None
+) -> tuple[Shape, Shape]:
+    """Choose the extents of chunks and shards of `amplitude`, where they are not given.
+
+    A shard is one object in the store, and holds many chunks, which are read one by one. Unless
+    given, shards hold whole traces, of as many positions as keep them within `SHARD` bytes.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Extents of the volume, the vertical one last.
+    dtype : numpy.dtype
+        Of the samples.
+    chunks, shards : sequence of int, optional
+
+    Raises
+    ------
+    ArgumentError
+        If they do not fit the volume or each other.
+    """
+    for name, given in (("chunks", chunks), ("shards", shards)):
+        if given is not None and (len(given) != len(shape) or min(given) < 1):
+            raise ArgumentError(
+                f"{name} {tuple(given)}: the survey has {len(shape)} dimensions; pass as many "
+                "numbers above zero"
+            )
+    chunk = [min(c, n) for c, n in zip(chunks or CHUNKS[len(shape) - 1], shape, strict=True)]
+    if shards is not None:
+        if any(s % c for s, c in zip(shards, chunk, strict=True)):
+            raise ArgumentError(
+                f"shards {tuple(shards)} are no multiples of the chunks {tuple(chunk)}; choose "
+                "multiples"
+            )
+        return tuple(chunk), tuple(shards)
+
+    def size(extents: Sequence[int]) -> int:
+        return math.prod(extents) * dtype.itemsize
+
+    full = [-(-n // c) * c for n, c in zip(shape, chunk, strict=True)]
+    fits = max(1, SHARD // size([*chunk[:-1], chunk[-1]]))
+    shard = [*chunk[:-1], min(full[-1], fits * chunk[-1])]
+    # Crosslines first: neighbours in most files.
+    for axis in itertools.cycle(range(len(shape) - 2, -1, -1)):
+        growable = [a for a in range(len(shape) - 1) if shard[a] < full[a]]
+        if not growable or 2 * size(shard) > SHARD:
+            break
+        shard[axis] = min(2 * shard[axis], full[axis])
+    return tuple(chunk), tuple(shard)
+
+
+def codec(compressor: str | BytesBytesCodec | None) -> BytesBytesCodec | None:
+    """Return a Zarr codec from "NAME:LEVEL", such as "zstd:5" or "lz4:5": Blosc with shuffle.
+
+    Raises
+    ------
+    ArgumentError
+        If Blosc has no such compressor.
+    """
+    if not isinstance(compressor, str):
+        return compressor
+    if compressor == "none":
+        return None
+    name, _, level = compressor.partition(":")
+    try:
+        return BloscCodec(cname=name, clevel=int(level or 5), shuffle="shuffle")  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise ArgumentError(
+            f"compressor {compressor!r}: choose zstd, lz4, lz4hc, blosclz or zlib with a level "
+            "from 0 to 9, such as zstd:5, or none"
+        ) from error
+
+
+def template(
+    file: SegyFile,
+    headers: Headers,
+    grid: Grid,
+    at: HeaderBytes,
+    vertical: np.ndarray,
+    domain: str,
+    chunks: Shape,
+    shards: Shape,
+    compressor: BytesBytesCodec | None,
+) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
+    """Return the survey without samples and varying headers, and its Zarr encoding.
+
+    What is in memory is written when the output is begun; what is a Dask array, part by part.
+    """
+    lateral = tuple(grid.axes)
+    shape = grid.trace_index.shape
+    dim = {"time": "twt", "depth": "depth"}[domain]
+    units = {"time": "ms", "depth": _length(file)}[domain]
+    names = {"time": "two-way time", "depth": "depth"}
+    dtype = amplitude_dtype(file.format)
+
+    def later(dtype: np.dtype | str, shape: Shape) -> dask.array.Array:
+        return dask.array.zeros(shape, dtype=dtype, chunks=-1)
+
+    variables: dict[str, Any] = {
+        "amplitude": ((*lateral, dim), later(dtype, (*shape, file.samples)), {"units": "1"})
+    }
+    variables["amplitude"][2]["long_name"] = "seismic amplitude"
+    constant = {}
+    varying = headers.varying()
+    for name, (byte, kind) in FIELDS.items():
+        if name in varying:
+            attrs = {"long_name": f"trace header field {name}", "byte": byte}
+            variables[f"header_{name}"] = (lateral, later(kind, shape), attrs)
+        elif value := int(field(headers.first, byte, file.order)[0]):
+            constant[name] = value
+
+    coords: dict[str, Any] = {
+        name: (name, np.array(axis, dtype=np.int32), {"long_name": f"{name} number"})
+        for name, axis in grid.axes.items()
+    }
+    if "offset" in coords:
+        coords["offset"][2].update(long_name="source-receiver offset", units=_length(file))
+    positive = {"long_name": names[domain], "units": units, "positive": "down", "axis": "Z"}
+    if domain == "depth":
+        positive["standard_name"] = "depth"
+    coords[dim] = (dim, vertical, positive)
+    live = grid.trace_index >= 0
+    coords["live"] = (lateral, live, {"long_name": "the SEG-Y has a trace here"})
+    attrs = {"long_name": "number of the trace in the SEG-Y, from 0; -1: none"}
+    coords["trace_index"] = (lateral, grid.trace_index, attrs)
+    if coordinates_vary(headers, at):
+        for name, axis in (("cdp_x", "x"), ("cdp_y", "y")):
+            coords[name] = (lateral, later("f8", shape), _coordinate(file, headers, axis))
+
+    encoding: dict[str, dict[str, Any]] = {
+        "amplitude": {"chunks": chunks, "compressors": compressor, "_FillValue": None}
+    }
+    if shards != chunks:
+        encoding["amplitude"]["shards"] = shards
+    block = header_chunks(shape)
+    for name in (*variables, *coords):
+        if name not in (*lateral, dim, "amplitude"):
+            encoding[name] = {"chunks": block, "compressors": compressor, "_FillValue": None}
+    kept = {
+        "format": file.format,
+        "byte_order": "big" if file.order == ">" else "little",
+        "file_header": base64.b64encode(file.file_header).decode(),
+        "text": file.text(),
+        "trace_header": constant,
+        "traces": file.traces,
+        "samples": file.samples,
+        "vertical": vertical[:2].tolist(),
+        "bytes": {k: v for k, v in asdict(at).items() if k != "offset" or k in lateral},
+        "source": file.path.name,
+    }
+    attrs = {"Conventions": "CF-1.11", "outcrop_version": __version__, "segy": kept}
+    return xr.Dataset(variables, coords, attrs), encoding
+
+
+def amplitude_dtype(format: int) -> np.dtype:
+    """float32 wherever it holds every value of a sample format, otherwise the format's own."""
+    dtype = DTYPES[format]
+    return np.dtype("f4") if np.can_cast(dtype, "f4") else dtype
+
+
+def header_chunks(shape: Shape) -> Shape:
+    """Extents of the chunks of what has no vertical axis."""
+    return tuple(min(c, n) for c, n in zip(HEADER_CHUNKS[len(shape)], shape, strict=True))
+
+
+def coordinates_vary(headers: Headers, at: HeaderBytes) -> bool:
+    """Whether the traces have different coordinates."""
+    return any(bool(headers.varies[b - 1 : b + 3].any()) for b in (at.cdp_x, at.cdp_y))
+
+
+def _length(file: SegyFile) -> str:
+    """Unit of lengths, by the measurement system of the binary header."""
+    return "ft" if file.binary(3255) == 2 else "m"
+
+
+def _coordinate(file: SegyFile, headers: Headers, axis: str) -> dict[str, str]:
+    """Describe coordinates as CF does, by their units in the first trace header (byte 89)."""
+    unit = int(field(headers.first, 89, file.order)[0])
+    attrs = {"long_name": f"{axis} of the common depth point"}
+    if unit == 2:
+        return attrs | {"units": "arcsecond"}
+    if unit == 3:
+        return attrs | {"units": "degree"}
+    if unit == 4:
+        return attrs | {"units": "1", "comment": "degrees, minutes, seconds: ±DDDMMSS.ss"}
+    return attrs | {"units": _length(file), "standard_name": f"projection_{axis}_coordinate"}

@@ -1,0 +1,346 @@
+"""What a SEG-Y file is, and reading it in bulk with memory that does not grow with it.
+
+Words and places are those of SEG-Y revision 2.1 (SEG Technical Standards Committee, 2023,
+https://library.seg.org/pb-assets/technical-standards/seg_y_rev2_1-oct2023-1701361639333.pdf);
+field names are segyio's. segyio itself reads headers one field at a time and traces one at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from segyio import tracefield
+
+from ..errors import SegyError
+from .decode import DTYPES
+
+Order = Literal[">", "<"]
+
+TRACE_HEADER = 240  # bytes
+_TEXT, _BINARY = 3200, 400
+_PIECE = 1 << 20  # bytes read at a time: they stay in the cache while they are converted
+_SCAN = 4 << 20  # bytes read at a time for headers alone
+_SEEK = 64 << 10  # traces longer than this are skipped over rather than read, for their headers
+
+_UNREAD = {4: "fixed point with gain", 7: "integer, 3 bytes", 15: "unsigned integer, 3 bytes"}
+
+# Trace header fields: first byte, from 1, and type. Together they are all 240 bytes.
+FIELDS = {
+    name: (first, f"i{after - first}")
+    for (name, first), after in zip(
+        tracefield.keys.items(),
+        [*itertools.islice(tracefield.keys.values(), 1, None), TRACE_HEADER + 1],
+        strict=True,
+    )
+}
+_TYPES = dict(FIELDS.values())
+
+
+def field(headers: np.ndarray, byte: int, order: Order) -> np.ndarray:
+    """Return one field of many trace headers.
+
+    Parameters
+    ----------
+    headers : ndarray of uint8, (traces, 240)
+    byte : int
+        Its first byte, from 1. Four bytes long, unless the standard has a two-byte field there.
+    order : str
+        Byte order, ">" or "<".
+
+    Returns
+    -------
+    ndarray of int16 or int32, (traces,)
+    """
+    dtype = np.dtype(_TYPES.get(byte, "i4"))
+    raw = np.ascontiguousarray(headers[:, byte - 1 : byte - 1 + dtype.itemsize])
+    return raw.view(dtype.newbyteorder(order))[:, 0].astype(dtype)
+
+
+@dataclass(frozen=True)
+class SegyFile:
+    """A SEG-Y file of traces of one length.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+    order : str
+        Byte order, ">" or "<".
+    format : int
+        Sample format, a key of `DTYPES`.
+    samples : int
+        In each trace.
+    told : int
+        The same, by the header of the first trace.
+    first : int
+        Offset of the first trace in bytes.
+    traces : int
+        Whole traces in the file.
+    """
+
+    path: Path
+    order: Order
+    format: int
+    samples: int
+    told: int
+    first: int
+    traces: int
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], truncate: bool = False) -> SegyFile:
+        """Find out how a file is laid out, byte order included.
+
+        Parameters
+        ----------
+        path : path-like
+        truncate : bool
+            Of a file that ends in the middle of a trace, take the whole traces.
+
+        Raises
+        ------
+        SegyError
+            If it is not SEG-Y, ends in the middle of a trace, or has traces of several lengths.
+        """
+        path = Path(path)
+        try:
+            with open(path, "rb") as file:
+                head = file.read(_TEXT + _BINARY)
+                size = file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise SegyError(f"{path}: cannot be read: {error.strerror}") from error
+        not_segy = f"{path}: not SEG-Y: "
+        if len(head) < _TEXT + _BINARY:
+            raise SegyError(
+                f"{not_segy}{size:,} bytes are fewer than its file header's 3,600; "
+                "check the path, or copy the file again"
+            )
+        order, format = _order_and_format(head, not_segy)
+        first = _first_trace(path, head, order, not_segy)
+        samples = _binary(head, 3221, "u2", order)
+        if _binary(head, 3501, "u1", order) >= 2:
+            samples = _binary(head, 3269, "u4", order) or samples
+            if more := _binary(head, 3507, "i4", order):
+                raise SegyError(
+                    f"{path}: has {more} additional headers in each trace (binary header bytes "
+                    "3507-3510), which outcrop does not read; rewrite it without them"
+                )
+        with open(path, "rb") as file:
+            file.seek(first)
+            header = file.read(TRACE_HEADER)
+        told = 0
+        if len(header) == TRACE_HEADER:
+            told = _binary(header, 115, "u2", order)
+
+        def divides(count: int) -> bool:
+            return (size - first) % (TRACE_HEADER + count * DTYPES[format].itemsize) == 0
+
+        # Where the binary header is wrong or empty, the traces may know better.
+        if told and (not samples or (not divides(samples) and divides(told))):
+            samples = told
+        if not samples:
+            raise SegyError(
+                f"{not_segy}no sample count, neither in the binary header (bytes 3221-3222) nor "
+                "in the first trace (115-116); check the path, or correct the header"
+            )
+        whole, left = divmod(size - first, TRACE_HEADER + samples * DTYPES[format].itemsize)
+        found = cls(path, order, format, samples, told or samples, first, max(whole, 0))
+        if left:  # because the traces are not of one length?
+            found.check_lengths(found.headers(0, min(found.traces, 4096)), 0)
+        if whole < 1 or (left and not truncate):
+            raise SegyError(
+                f"{path}: ends in the middle of a trace, after {found.traces:,} whole traces of "
+                f"{samples:,} samples; copy the file again"
+                + (", or pass truncate=True (--truncate) to take those" if whole > 0 else "")
+            )
+        return found
+
+    def check_lengths(self, headers: np.ndarray, start: int) -> None:
+        """Raise `SegyError` if trace headers tell of several sample counts.
+
+        Parameters
+        ----------
+        headers : ndarray of uint8, (traces, 240)
+        start : int
+            Number of the first of these traces.
+        """
+        counts = field(headers, 115, self.order).view(np.uint16)
+        odd = np.flatnonzero((counts > 0) & (counts != self.told & 0xFFFF))
+        if odd.size:
+            raise SegyError(
+                f"{self.path}: traces of several lengths: trace {start + odd[0] + 1:,} says that "
+                f"it has {counts[odd[0]]:,} samples (header bytes 115-116), the first "
+                f"{self.told:,}; pad them to one length, or correct the headers"
+            )
+
+    @property
+    def stored(self) -> np.dtype:
+        """Type of a sample in the file."""
+        dtype = np.dtype("u4") if self.format == 1 else DTYPES[self.format]
+        return dtype.newbyteorder(self.order)
+
+    @property
+    def trace_bytes(self) -> int:
+        """Bytes of a trace with its header."""
+        return TRACE_HEADER + self.samples * self.stored.itemsize
+
+    @cached_property
+    def file_header(self) -> bytes:
+        """Text, binary and extended text headers: everything before the first trace."""
+        with open(self.path, "rb") as file:
+            return file.read(self.first)
+
+    def binary(self, byte: int, dtype: str = "i2") -> int | float:
+        """Return one field of the binary header, by its first byte (3201 to 3600)."""
+        return _binary(self.file_header, byte, dtype, self.order)
+
+    def text(self) -> list[str]:
+        """Return the text header and the extended ones, lines of 80 characters."""
+        pieces = [self.file_header[:_TEXT]]
+        rest = self.file_header[_TEXT + _BINARY :]
+        pieces += [rest[i : i + _TEXT] for i in range(0, len(rest), _TEXT)]
+        return [_text(piece) for piece in pieces]
+
+    def headers(self, start: int, stop: int) -> np.ndarray:
+        """Read the headers of consecutive traces: uint8, (stop − start, 240)."""
+        pieces = [piece for _, piece in self.scan(start, stop)]
+        return np.concatenate([np.empty((0, TRACE_HEADER), dtype=np.uint8), *pieces])
+
+    def scan(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Read the headers of consecutive traces, piece by piece.
+
+        Yields
+        ------
+        start : int
+            Number of the first trace of the piece.
+        headers : ndarray of uint8, (traces, 240)
+            Valid until the next piece.
+        """
+        stop = self.traces if stop is None else stop
+        step = max(1, _SCAN // min(self.trace_bytes, _SEEK))
+        with open(self.path, "rb", buffering=0) as file:
+            for begin in range(start, stop, step):
+                yield begin, self._headers(file.fileno(), begin, min(begin + step, stop))
+
+    def _headers(self, fd: int, start: int, stop: int) -> np.ndarray:
+        if self.trace_bytes <= _SEEK:
+            return self._pread(fd, start, stop)[:, :TRACE_HEADER]
+        headers = np.empty((stop - start, TRACE_HEADER), dtype=np.uint8)
+        for row, trace in zip(headers, range(start, stop), strict=True):
+            self._fill(fd, row, trace)
+        return headers
+
+    def read(
+        self, traces: np.ndarray, samples: slice = slice(None)
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Read traces in the order of the file, those that lie side by side in one piece.
+
+        Parameters
+        ----------
+        traces : ndarray of int
+            Their numbers from 0, ascending.
+        samples : slice
+            Of each trace; step 1.
+
+        Yields
+        ------
+        which : slice
+            Of `traces`.
+        headers : ndarray of uint8, (traces, 240)
+        raw : ndarray of `stored`, (traces, samples)
+        """
+        longest = max(1, _PIECE // self.trace_bytes)
+        with open(self.path, "rb", buffering=0) as file:
+            for which in runs(traces, longest):
+                start = int(traces[which.start])
+                piece = self._pread(file.fileno(), start, start + which.stop - which.start)
+                yield (
+                    which,
+                    piece[:, :TRACE_HEADER],
+                    piece[:, TRACE_HEADER:].view(self.stored)[:, samples],
+                )
+
+    def read_headers(self, traces: np.ndarray) -> np.ndarray:
+        """Read the headers of traces, by ascending numbers: uint8, (traces, 240)."""
+        headers = np.empty((traces.size, TRACE_HEADER), dtype=np.uint8)
+        longest = max(1, _SCAN // min(self.trace_bytes, _SEEK))
+        with open(self.path, "rb", buffering=0) as file:
+            for which in runs(traces, longest):
+                start = int(traces[which.start])
+                stop = start + which.stop - which.start
+                headers[which] = self._headers(file.fileno(), start, stop)
+        return headers
+
+    def _pread(self, fd: int, start: int, stop: int) -> np.ndarray:
+        piece = np.empty((stop - start, self.trace_bytes), dtype=np.uint8)
+        self._fill(fd, piece.reshape(-1), start)
+        return piece
+
+    def _fill(self, fd: int, buffer: np.ndarray, start: int) -> None:
+        done = 0
+        while done < buffer.size:
+            got = os.preadv(fd, [buffer.data[done:]], self.first + start * self.trace_bytes + done)
+            if not got:
+                raise SegyError(f"{self.path}: became shorter while it was read; copy it again")
+            done += got
+
+
+def runs(numbers: np.ndarray, longest: int) -> Iterator[slice]:
+    """Slices of ascending numbers that follow each other without a gap, none above `longest`."""
+    ends = np.flatnonzero(np.diff(numbers) != 1) + 1
+    start = 0
+    for end in (*ends.tolist(), numbers.size):
+        for begin in range(start, end, longest):
+            yield slice(begin, min(begin + longest, end))
+        start = end
+
+
+def _binary(head: bytes, byte: int, dtype: str, order: Order) -> int:
+    return np.frombuffer(head, np.dtype(dtype).newbyteorder(order), 1, byte - 1)[0].item()
+
+
+def _order_and_format(head: bytes, not_segy: str) -> tuple[Order, int]:
+    """Byte order and sample format: the format code makes sense in one order only."""
+    orders: tuple[Order, Order] = (">", "<")
+    for order in orders:
+        format = _binary(head, 3225, "u2", order)
+        if format in DTYPES:
+            return order, format
+        if format in _UNREAD:
+            raise SegyError(
+                f"{not_segy.removesuffix('not SEG-Y: ')}sample format {format} ("
+                f"{_UNREAD[format]}) is not read; convert the file to one of {list(DTYPES)}"
+            )
+    raise SegyError(
+        f"{not_segy}sample format {_binary(head, 3225, 'u2', '>')} (bytes 3225-3226) is none of "
+        f"{', '.join(map(str, DTYPES))} in either byte order; check the path, or correct the header"
+    )
+
+
+def _first_trace(path: Path, head: bytes, order: Order, not_segy: str) -> int:
+    """Offset of the first trace: after as many extended text headers as the file says."""
+    count = _binary(head, 3505, "i2", order)
+    if count >= 0:
+        return _TEXT + _BINARY + count * _TEXT
+    with open(path, "rb") as file:  # as many as it takes until one says that it is the last
+        file.seek(_TEXT + _BINARY)
+        for number in range(1, 1000):
+            if "((SEG: EndText))" in _text(file.read(_TEXT)):
+                return _TEXT + _BINARY + number * _TEXT
+    raise SegyError(
+        f"{not_segy}variable extended text headers (bytes 3505-3506) without ((SEG: EndText)); "
+        "correct the header"
+    )
+
+
+def _text(raw: bytes) -> str:
+    """EBCDIC or ASCII, by which of their blanks is the more common, in lines of 80 characters."""
+    encoding = "cp037" if raw.count(b"\x40") > raw.count(b"\x20") else "ascii"
+    text = raw.decode(encoding, errors="replace")
+    lines = (text[i : i + 80].rstrip(" \0") for i in range(0, len(text), 80))
+    return "\n".join(lines).rstrip("\n")

@@ -1,0 +1,374 @@
+"""A volume as SEG-Y: the headers and trace order of a template, new samples."""
+
+from __future__ import annotations
+
+import logging
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from ..errors import SurveyError
+from ..progress import track
+from .blocks import Block, WholeFile, blocks, in_threads, read, whole_file
+from .decode import decode
+from .encode import CODES, NAMES, UnfitError, encode, is_integer, stored_dtype
+from .geometry import scaled
+from .segy import FIELDS, TRACE_HEADER, field, runs
+from .template import Template, put
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+log = logging.getLogger(__name__)
+
+PIECE = 4 << 20  # bytes that are encoded at a time: they stay in the cache
+
+
+def write_segy(
+    volume: xr.DataArray,
+    path: Path,
+    template: Template,
+    format: str = "same",
+    scale: float | None = None,
+    client: Client | None = None,
+    progress: bool = False,
+) -> None:
+    """Write a volume as SEG-Y with the headers of a template.
+
+    Parameters
+    ----------
+    volume : xarray.DataArray
+        (inline, crossline, twt or depth), prestack with offset; on the template's grid or a part
+        of it.
+    path : pathlib.Path
+        SEG-Y file.
+    template : Template
+        Gives the file header, the trace headers and the order of the traces.
+    format : str
+        A name in `encode.CODES`, or "same" for the template's.
+    scale : float, optional
+        Multiplies samples before they are rounded to an integer format.
+    client : distributed.Client, optional
+        Computes the blocks, if the volume is a Dask array.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    SurveyError
+        If the volume is no part of the template's grid, or the format does not hold its samples.
+    OutcropError
+        If there is no space left.
+    """
+    if format not in ("same", *CODES):
+        raise SurveyError(f"format {format!r}: choose same, {', '.join(CODES)}")
+    code = template.format if format == "same" else CODES[format]
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise SurveyError(f"scale {scale:g}: must be a number above zero")
+    if scale is not None and not is_integer(code):
+        raise SurveyError(
+            f"scale is for the integer formats, and {NAMES[code]} is none; "
+            "leave --scale out or choose such as --format int16"
+        )
+    work = _Work(align(volume, template), template, path, client, progress)
+    name = volume.name or "the volume"
+    try:
+        return work.write(code, scale)
+    except UnfitError as error:
+        reason = f"{name} has {error}, which {NAMES[code]} does not hold"
+        if scale is not None:
+            raise SurveyError(f"{path}: {name} times {scale:g} has {error}") from error
+        if format != "same" and not is_integer(code):
+            raise SurveyError(f"{path}: {reason}; choose another --format") from error
+    if format != "same":
+        scale = work.fitting_scale(code)
+        log.warning("%s: %s; samples are multiplied by %g and rounded", path, reason, scale)
+        return work.write(code, scale)
+    for code in (CODES["ieee"], CODES["float64"]):
+        try:
+            work.write(code)
+        except UnfitError:
+            continue
+        log.warning("%s: %s; written as %s (sample format %d)", path, reason, NAMES[code], code)
+        return None
+    raise SurveyError(f"{path}: {reason}, nor does any float; choose a --format")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A volume set beside a template.
+
+    Attributes
+    ----------
+    volume : xarray.DataArray
+        Its dimensions in the order inline, crossline, offset, twt or depth.
+    traces : ndarray of int64
+        Numbers of the template's traces that it has, ascending.
+    cells : ndarray of int64
+        Where each of them is in the volume: flat index over all dimensions but the last.
+    first_sample : int
+        Sample of the template at which it starts.
+    """
+
+    volume: xr.DataArray
+    traces: np.ndarray
+    cells: np.ndarray
+    first_sample: int
+
+
+def align(volume: xr.DataArray, template: Template) -> Part:
+    """Find the traces and samples of a template that a volume has.
+
+    Raises
+    ------
+    SurveyError
+        If the volume has dimensions, lines or samples that the template has not, or no trace.
+    """
+    lateral = list(template.numbers)
+    for dim in (*lateral, "twt", "depth"):
+        if dim not in volume.dims and dim in volume.coords and volume[dim].ndim == 0:
+            volume = volume.expand_dims(dim)
+    vertical = [str(d) for d in volume.dims if d not in lateral]
+    if not set(lateral) < set(volume.dims) or vertical not in (["twt"], ["depth"]):
+        raise SurveyError(
+            f"dimensions {', '.join(map(str, volume.dims))} do not match {template.name}, whose "
+            f"traces lie on {', '.join(lateral)} and twt or depth; select along the others first"
+        )
+    volume = volume.transpose(*lateral, *vertical)
+
+    cells = np.zeros(template.traces.size, dtype=np.int64)
+    there = np.ones(template.traces.size, dtype=bool)
+    for dim in lateral:
+        index, found = _places(volume, dim, template)
+        cells = cells * volume.sizes[dim] + index
+        there &= found
+    if not there.any():
+        raise SurveyError(f"{template.name} has no trace on the lines of the volume")
+    first = _first_sample(volume, vertical[0], template)
+    return Part(volume, template.traces[there], cells[there], first)
+
+
+def _places(volume: xr.DataArray, dim: str, template: Template) -> tuple[np.ndarray, np.ndarray]:
+    """Index of each of the template's traces along a dimension, and whether it is there."""
+    numbers, axis = template.numbers[dim], template.axes[dim]
+    if dim not in volume.coords:
+        if volume.sizes[dim] != axis.size:
+            raise SurveyError(
+                f"{dim} has no coordinate and {volume.sizes[dim]} lines, {template.name} has "
+                f"{span(axis)}; assign the coordinate"
+            )
+        at = axis
+    else:
+        at = volume[dim].to_numpy()
+    strange = at[~np.isin(at, axis)]
+    if strange.size:
+        raise SurveyError(
+            f"{dim} {span(strange)} of the volume is not in {template.name}, which has "
+            f"{span(axis)}; pass the SEG-Y or survey that the volume was made from"
+        )
+    order = np.argsort(at, kind="stable")
+    place = np.minimum(np.searchsorted(at, numbers, sorter=order), at.size - 1)
+    index = order[place]
+    return index, at[index] == numbers
+
+
+def _first_sample(volume: xr.DataArray, dim: str, template: Template) -> int:
+    """Sample of the template at which the volume starts."""
+    known = template.vertical
+    count = volume.sizes[dim]
+    if dim not in volume.coords and count == known.size:
+        return 0
+    if dim in volume.coords:
+        at = volume[dim].to_numpy().astype(np.float64)
+        step = known[1] - known[0] if known.size > 1 else 1.0
+        start = round((at[0] - known[0]) / step)
+        inside = 0 <= start <= known.size - count
+        if inside and np.allclose(at, known[start : start + count], rtol=0, atol=1e-3 * step):
+            return start
+        has = span(at)
+    else:
+        has = f"{count} samples without coordinate"
+    raise SurveyError(
+        f"{dim} {has} of the volume is no run of samples of {template.name}, which has "
+        f"{span(known)}; resample it to that interval, or leave the samples as they were"
+    )
+
+
+def span(values: np.ndarray) -> str:
+    """Name the ends and the step of an axis, as 111…133 or 4…300 by 4."""
+    if values.size == 1:
+        return f"{values[0]:g}"
+    step = values[1] - values[0]
+    return f"{values[0]:g}…{values[-1]:g}" + (f" by {step:g}" if step != 1 else "")
+
+
+class _Work:
+    """One export: what is written where, whatever the sample format."""
+
+    def __init__(
+        self, part: Part, template: Template, path: Path, client: Client | None, progress: bool
+    ) -> None:
+        self.part, self.template, self.path = part, template, path
+        self.client, self.progress = client, progress
+        self.samples = part.volume.shape[-1]
+        self.shorter = self.samples != template.vertical.size
+        self.delay = self._delay()
+        self.blocks = self._blocks()
+
+    def write(self, code: int, scale: float | None = None) -> None:
+        """Write the file; raise `UnfitError` if the sample format does not hold the samples."""
+        header = self._file_header(code)
+        size = TRACE_HEADER + self.samples * stored_dtype(code).itemsize
+        total = self.part.traces.size * size
+        # As in the template, unless these samples are scaled otherwise.
+        weight = None
+        if code != self.template.format or scale is not None:
+            power = math.log2(scale or 1.0)
+            weight = int(power) if power.is_integer() else 0
+
+        def copy(item: tuple[Block, np.ndarray], file: WholeFile) -> int:
+            block, places = item
+            values = read(self.part.volume, block, self.client).reshape(-1, self.samples)
+            rows = self._within(block, places)
+            headers = self._headers(places, weight)
+            for piece in _pieces(places.size, size):
+                data = np.empty((piece.stop - piece.start, size), dtype=np.uint8)
+                data[:, :TRACE_HEADER] = headers[piece]
+                stored = self._stored(values[rows[piece]], places[piece], code, scale)
+                data[:, TRACE_HEADER:] = stored.view(np.uint8)
+                for run in runs(places[piece], len(data)):
+                    first = int(places[piece.start + run.start])
+                    file.write(len(header) + first * size, data[run])
+            return places.size * size
+
+        with (
+            whole_file(self.path, len(header) + total) as file,
+            track(f"export {self.path.name}", total, "B", self.progress) as advance,
+        ):
+            file.write(0, header)
+            for done in in_threads(lambda item: copy(item, file), self.blocks):
+                advance(done)
+
+    def fitting_scale(self, code: int) -> float:
+        """Find the largest power of two that fits all samples into an integer format."""
+
+        def largest(item: tuple[Block, np.ndarray]) -> float:
+            block, places = item
+            values = read(self.part.volume, block, self.client).reshape(-1, self.samples)
+            rows = self._within(block, places)
+            peak = 0.0
+            for piece in _pieces(rows.size, 8 * self.samples):
+                part = values[rows[piece]].astype(np.float64)
+                if limits.min == 0 and part.min() < 0:
+                    raise SurveyError(
+                        f"{self.path}: {NAMES[code]} holds nothing below zero, and the volume has "
+                        f"{part.min():g}; choose a signed --format"
+                    )
+                peak = np.maximum(peak, np.abs(part).max())  # unlike max(), passes NaN on
+            return float(peak)
+
+        limits = np.iinfo(stored_dtype(code))
+        peaks = list(in_threads(largest, self.blocks))
+        if not all(map(math.isfinite, peaks)):
+            raise SurveyError(
+                f"{self.path}: {NAMES[code]} holds no NaN or infinite samples, and the volume has "
+                "some; replace them, such as with .fillna(0)"
+            )
+        power = math.floor(math.log2(limits.max / max(peaks)))
+        if max(peaks) * 2.0**power > int(limits.max):  # the quotient above is rounded
+            power -= 1
+        return 2.0**power
+
+    def _blocks(self) -> list[tuple[Block, np.ndarray]]:
+        """Cut the volume into blocks, each with the places in the file of the traces it has."""
+        volume, cells = self.part.volume, self.part.cells
+        shape = volume.shape[:-1]
+        fast = _axes_by_speed(cells, shape)
+        cut = blocks(volume, order=fast, whole=[len(shape)])
+        of_cell: np.ndarray | int = 0
+        for axis, index in enumerate(np.unravel_index(cells, shape)):
+            extent = cut[0][axis].stop - cut[0][axis].start
+            of_cell = of_cell * -(-shape[axis] // extent) + index // extent
+        order = np.argsort(of_cell, kind="stable")
+        ends = np.searchsorted(np.asarray(of_cell)[order], np.arange(len(cut)), side="right")
+        parts = np.split(order, ends[:-1])
+        return [(block, places) for block, places in zip(cut, parts, strict=True) if places.size]
+
+    def _within(self, block: Block, places: np.ndarray) -> np.ndarray:
+        """Flat index within a block of the traces at these places in the file."""
+        shape = self.part.volume.shape[:-1]
+        index = np.unravel_index(self.part.cells[places], shape)
+        inner = [i - s.start for i, s in zip(index, block, strict=False)]
+        return np.ravel_multi_index(inner, [s.stop - s.start for s in block[:-1]])
+
+    def _headers(self, places: np.ndarray, weight: int | None) -> np.ndarray:
+        """Headers of the traces at these places: the template's, but for what changes."""
+        headers = self.template.headers(self.part.traces[places])
+        order = self.template.order
+        edits: dict[str, int | np.ndarray] = {}
+        if self.shorter:
+            # An unsigned field, which segyio's table of fields takes for a signed one.
+            edits["TRACE_SAMPLE_COUNT"] = int(np.uint16(self.samples & 0xFFFF).view(np.int16))
+        if self.delay:
+            delay = field(headers, FIELDS["DelayRecordingTime"][0], order)
+            edits["DelayRecordingTime"] = delay.astype(np.int64) + self.delay
+        if weight is not None:
+            edits["TraceWeightingFactor"] = weight
+        for name, value in edits.items():
+            put(headers, name, np.broadcast_to(value, places.size), order, str(self.path))
+        return headers
+
+    def _stored(
+        self, values: np.ndarray, places: np.ndarray, code: int, scale: float | None
+    ) -> np.ndarray:
+        """Samples as they lie in the file."""
+        template = self.template
+        stored = encode(values, code, template.order, scale)
+        if code == template.format == CODES["ibm"] and template.raw is not None:
+            # Several words stand for one number: an unchanged sample keeps its own.
+            first = self.part.first_sample
+            old = template.raw(self.part.traces[places])[:, first : first + self.samples]
+            np.copyto(stored, old, where=decode(old, code) == values)
+        return stored
+
+    def _file_header(self, code: int) -> bytes:
+        """The template's, with sample format and count as they are now."""
+        header = bytearray(self.template.file_header)
+        order = self.template.order
+        struct.pack_into(order + "H", header, 3224, code)
+        if self.shorter:
+            struct.pack_into(order + "H", header, 3220, self.samples & 0xFFFF)
+            if struct.unpack_from(order + "I", header, 3268)[0]:  # revision 2: 32 bits
+                struct.pack_into(order + "I", header, 3268, self.samples)
+        return bytes(header)
+
+    def _delay(self) -> int:
+        """What a later first sample adds to the recording delay, in the header's unit."""
+        start = self.part.first_sample
+        later = float(self.template.vertical[start] - self.template.vertical[0])
+        header = self.template.headers(self.part.traces[:1])
+        scalar = field(header, FIELDS["ScalarTraceHeader"][0], self.template.order)
+        units = later / float(scaled(1.0, scalar)[0])
+        if not math.isclose(units, round(units), abs_tol=1e-6):
+            raise SurveyError(
+                f"the volume starts {later:g} ms below {self.template.name}, and the headers hold "
+                "whole ms; start at another sample"
+            )
+        return round(units)
+
+
+def _pieces(traces: int, size: int) -> list[slice]:
+    """Slices of traces, each of about `PIECE` bytes."""
+    step = max(1, PIECE // size)
+    return [slice(i, min(i + step, traces)) for i in range(0, traces, step)]
+
+
+def _axes_by_speed(cells: np.ndarray, shape: tuple[int, ...]) -> list[int]:
+    """Axes by how often neighbours in the file differ along them, the most often first."""
+    some = np.unravel_index(cells[:100_000], shape)
+    return sorted(range(len(shape)), key=lambda axis: -np.count_nonzero(np.diff(some[axis])))

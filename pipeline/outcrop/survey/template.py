@@ -1,0 +1,198 @@
+"""What a written SEG-Y keeps: file header, trace headers and trace order of a file or a survey."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from ..errors import GeometryError, SurveyError
+from .geometry import HeaderBytes, make_grid, read_headers, vertical_axis
+from .segy import FIELDS, TRACE_HEADER, Order, SegyFile
+
+LATERAL = ("inline", "crossline", "offset")
+
+Read = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Template:
+    """The SEG-Y file that a written one resembles.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    order : str
+        Byte order, ">" or "<".
+    format : int
+        Sample format.
+    file_header : bytes
+        Everything before the first trace.
+    vertical : ndarray of float64
+        Two-way time in ms, or depth in m, of the samples.
+    traces : ndarray of int64
+        Numbers from 0 of the traces that it has, ascending.
+    numbers : dict of str to ndarray of int
+        Inline, crossline and, prestack, offset of each of them.
+    axes : dict of str to ndarray of int
+        Every number that these may have.
+    headers : callable
+        Numbers of traces, ascending -> their headers, uint8 (traces, 240).
+    raw : callable or None
+        Numbers of traces, ascending -> their samples as they lie in the file, if they are at hand.
+    """
+
+    name: str
+    order: Order
+    format: int
+    file_header: bytes
+    vertical: np.ndarray
+    traces: np.ndarray
+    numbers: dict[str, np.ndarray]
+    axes: dict[str, np.ndarray]
+    headers: Read
+    raw: Read | None
+
+
+def of_file(path: Path, at: HeaderBytes | None = None) -> Template:
+    """Keep what a SEG-Y file has.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    at : HeaderBytes
+        Where its inline and crossline numbers are.
+
+    Raises
+    ------
+    SegyError
+        If it is not SEG-Y.
+    """
+    file = SegyFile.open(path)
+    at = at or HeaderBytes()
+    found = read_headers(file, at)
+    try:
+        axes = make_grid(file, found, at, duplicates="first", sparse=True).axes
+        vertical = vertical_axis(file)
+    except GeometryError as error:
+        raise SurveyError(
+            f"{error}; or pass the survey that was ingested from it as like= (--like)"
+        ) from error
+
+    def raw(traces: np.ndarray) -> np.ndarray:
+        return np.concatenate([raw for _, _, raw in file.read(traces)])
+
+    return Template(
+        name=str(path),
+        order=file.order,
+        format=file.format,
+        file_header=file.file_header,
+        vertical=vertical,
+        traces=np.arange(file.traces),
+        numbers={d: found.numbers[d] for d in axes},
+        axes={d: np.array(axis) for d, axis in axes.items()},
+        headers=file.read_headers,
+        raw=raw,
+    )
+
+
+def of_survey(survey: xr.Dataset, name: str) -> Template:
+    """Keep what a survey keeps of the SEG-Y that it came from, edited headers included.
+
+    Parameters
+    ----------
+    survey : xarray.Dataset
+        As `outcrop.ingest` writes it, or a part of it.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    SurveyError
+        If it keeps no headers, or one of its header variables is no header field.
+    """
+    kept = survey.attrs.get("segy")
+    if kept is None or "trace_index" not in survey:
+        raise SurveyError(
+            f"{name}: keeps no SEG-Y headers; pass like= (--like) the SEG-Y or the survey that it "
+            "was made from"
+        )
+    first, step = kept["vertical"][0], np.diff(kept["vertical"]).sum()
+    lateral = [d for d in LATERAL if d in survey["trace_index"].dims]
+    index = survey["trace_index"].transpose(*lateral)
+    shape = index.shape
+    flat = index.to_numpy().ravel()
+    cells = np.flatnonzero(flat >= 0)
+    cells = cells[np.argsort(flat[cells], kind="stable")]
+    traces = flat[cells]
+    places = np.unravel_index(cells, shape)
+    axes = {d: survey[d].to_numpy() for d in lateral}
+    order: Order = ">" if kept["byte_order"] == "big" else "<"
+    constant = np.zeros((1, TRACE_HEADER), dtype=np.uint8)
+    for field, value in kept["trace_header"].items():
+        put(constant, field, np.array([value]), order, name)
+    varying = {
+        str(v).removeprefix("header_"): survey[v].transpose(*lateral)
+        for v in survey.data_vars
+        if str(v).startswith("header_")
+    }
+    for field, values in varying.items():
+        if field not in FIELDS:
+            raise SurveyError(f"{name}: header_{field} is no SEG-Y trace header field; drop it")
+        if not np.can_cast(values.dtype, FIELDS[field][1]):  # found out now rather than midway
+            put(
+                np.zeros((values.size, TRACE_HEADER), np.uint8),
+                field,
+                values.to_numpy().ravel(),
+                order,
+                name,
+            )
+
+    def headers(wanted: np.ndarray) -> np.ndarray:
+        at = np.unravel_index(cells[np.searchsorted(traces, wanted)], shape)
+        # The part of the grid that holds them all: a block's own, as traces are asked for so.
+        box = [slice(int(i.min()), int(i.max()) + 1) for i in at]
+        inside = tuple(i - s.start for i, s in zip(at, box, strict=True))
+        rows = np.repeat(constant, wanted.size, axis=0)
+        for field, values in varying.items():
+            put(rows, field, values[tuple(box)].to_numpy()[inside], order, name)
+        return rows
+
+    return Template(
+        name=name,
+        order=order,
+        format=kept["format"],
+        file_header=base64.b64decode(kept["file_header"]),
+        vertical=first + step * np.arange(kept["samples"]),
+        traces=traces,
+        numbers={d: axes[d][i] for d, i in zip(lateral, places, strict=True)},
+        axes=axes,
+        headers=headers,
+        raw=None,
+    )
+
+
+def put(headers: np.ndarray, name: str, values: np.ndarray, order: Order, where: str) -> None:
+    """Set one field of many trace headers, by its name.
+
+    Raises
+    ------
+    SurveyError
+        If the field does not hold the values.
+    """
+    first, kind = FIELDS[name]
+    limits = np.iinfo(kind)
+    low, high = values.min(), values.max()
+    if not (limits.min <= low and high <= limits.max) or (values != np.rint(values)).any():
+        raise SurveyError(
+            f"{where}: header_{name} runs from {low} to {high}, and bytes {first}-"
+            f"{first + limits.bits // 8 - 1} hold whole numbers from {limits.min} to {limits.max}"
+        )
+    dtype = np.dtype(kind).newbyteorder(order)
+    stored = np.ascontiguousarray(values.astype(dtype))[:, None].view(np.uint8)
+    headers[:, first - 1 : first - 1 + dtype.itemsize] = stored

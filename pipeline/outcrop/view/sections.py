@@ -1,0 +1,223 @@
+"""An inline, a crossline and a time slice, side by side."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from ..errors import OutcropError, SurveyError
+
+_HEIGHT = 4.6  # inches, of a panel
+_BLANK = "#cfe3cf"  # pale green: no amplitude is drawn in it
+_WARM = LinearSegmentedColormap.from_list(
+    "warm", [(1.0, 0.85, 0.1, 0.45), (1.0, 0.45, 0.0, 0.8), (0.85, 0.0, 0.0, 0.95)]
+)
+
+
+def sections(
+    seismic: xr.DataArray,
+    overlay: xr.DataArray | None = None,
+    *,
+    inline: float | None = None,
+    crossline: float | None = None,
+    twt: float | None = None,
+    depth: float | None = None,
+    threshold: float = 0.5,
+    cmap: str | Colormap = "gray",
+    path: str | os.PathLike[str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw three sections of a volume, and of a prediction on top of it.
+
+    Just these three sections are read. Where a trace is missing (`live` is false), nothing is
+    drawn and the pale green ground shows. One horizontal scale holds in all panels, from the
+    CDP coordinates if there are any.
+
+    Parameters
+    ----------
+    seismic : xarray.DataArray
+        (inline, crossline, twt) in ms or (inline, crossline, depth) in m, in any order. The
+        colours end at the 99th percentile of the magnitudes drawn.
+    overlay : xarray.DataArray, optional
+        From 0 to 1 or bool, over the same coordinates: drawn where it is `threshold` or more.
+    inline, crossline, twt, depth : float, optional
+        Where to cut, in the units of the coordinates: at the nearest there is, in the middle
+        unless given.
+    threshold : float
+        Smallest value of `overlay` that is drawn.
+    cmap : str or matplotlib.colors.Colormap
+        Colours of the amplitudes, such as "gray" or "RdBu".
+    path : path-like, optional
+        Picture to write, in the format of its suffix (.png, .pdf, .svg).
+    title : str, optional
+        Above the panels.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not known to pyplot: nothing to close.
+
+    Raises
+    ------
+    SurveyError
+        If a volume has other dimensions, the overlay lies elsewhere, or a place to cut is
+        outside the survey.
+    OutcropError
+        If no picture can be written in the format of `path`.
+    """
+    vertical = "depth" if "depth" in seismic.dims else "twt"
+    if set(seismic.dims) != {"inline", "crossline", vertical}:
+        raise SurveyError(
+            f"seismic: has dimensions {tuple(map(str, seismic.dims))} instead of inline, "
+            "crossline and twt or depth; select along others first"
+        )
+    if overlay is not None:
+        _check_same_place(seismic, overlay)
+    wanted = {"inline": inline, "crossline": crossline, "twt": twt, "depth": depth}
+    at = {d: _nearest(seismic, d, wanted.pop(d)) for d in ("inline", "crossline", vertical)}
+    if any(value is not None for value in wanted.values()):
+        raise SurveyError(f"{next(iter(wanted))}: the vertical axis of this volume is {vertical}")
+
+    # Each panel is named by the dimension it is cut across, with its rows and columns.
+    panels = {
+        "inline": (vertical, "crossline"),
+        "crossline": (vertical, "inline"),
+        vertical: ("inline", "crossline"),
+    }
+    images = {cut: _slice(seismic, cut, at[cut], axes) for cut, axes in panels.items()}
+    drawn = np.concatenate([image.compressed() for image in images.values()])
+    clip = float(np.percentile(np.abs(drawn), 99)) if drawn.size else 0.0
+
+    bins = {d: _bin(seismic, d) for d in ("inline", "crossline")}
+    extents = {d: seismic.sizes[d] * size for d, size in bins.items()}
+    tallest = max(extents["inline"], 0.25 * extents["crossline"])
+    widths = [
+        float(np.clip(extents[columns] / tallest, 0.45, 2.0)) for _, columns in panels.values()
+    ]
+    figure = Figure(figsize=(_HEIGHT * sum(widths) + 4.2, _HEIGHT + 1.0), layout="constrained")
+    all_axes = figure.subplots(1, 3, width_ratios=widths, gridspec_kw={"wspace": 0.06})
+    for ax, (cut, (rows, columns)) in zip(all_axes, panels.items(), strict=True):
+        low, high = _edges(seismic, rows)
+        down = rows == vertical
+        extent = (*_edges(seismic, columns), *((high, low) if down else (low, high)))
+        amplitudes = ax.imshow(
+            images[cut],
+            cmap=cmap,
+            vmin=-clip or None,
+            vmax=clip or None,
+            extent=extent,
+            origin="upper" if down else "lower",
+            aspect="auto",
+            interpolation="bilinear",
+        )
+        if overlay is not None:
+            values = _slice(overlay, cut, at[cut], (rows, columns))
+            shown = ax.imshow(
+                np.ma.masked_less(values, threshold),
+                cmap=_WARM,
+                vmin=threshold,
+                vmax=1.0,
+                extent=extent,
+                origin="upper" if down else "lower",
+                aspect="auto",
+                interpolation="nearest",
+            )
+        ax.set_facecolor(_BLANK)
+        ax.set_xlabel(_label(seismic, columns))
+        ax.set_ylabel(_label(seismic, rows))
+        ax.set_title(f"{_label(seismic, cut, at[cut])}", fontsize="medium")
+        ax.axhline(at[rows], color="tab:cyan", lw=0.7, alpha=0.7)
+        ax.axvline(at[columns], color="tab:cyan", lw=0.7, alpha=0.7)
+    _to_scale(all_axes[2], seismic, bins)
+    if overlay is not None and overlay.dtype != bool:
+        name = str(overlay.attrs.get("long_name") or overlay.name or "overlay")
+        figure.colorbar(shown, ax=all_axes, label=name, shrink=0.7, aspect=30, pad=0.01)
+    name = str(seismic.attrs.get("long_name") or seismic.name or "amplitude")
+    figure.colorbar(amplitudes, ax=all_axes, label=name, shrink=0.7, aspect=30, pad=0.01)
+    if title:
+        figure.suptitle(title)
+    if path is not None:
+        _save(figure, Path(path))
+    return figure
+
+
+def _nearest(volume: xr.DataArray, dim: str, wanted: float | None) -> float:
+    values = volume[dim].to_numpy()
+    if wanted is None:
+        return values[len(values) // 2].item()
+    low, high = values.min().item(), values.max().item()
+    if not low <= wanted <= high:
+        raise SurveyError(f"{dim} {wanted:g}: outside the volume, which has {low:g} to {high:g}")
+    return values[np.abs(values - wanted).argmin()].item()
+
+
+def _slice(volume: xr.DataArray, cut: str, at: float, axes: tuple[str, str]) -> np.ma.MaskedArray:
+    """Read one section, float32, masked where there is no trace."""
+    section = volume.sel({cut: at}).transpose(*axes)
+    values = np.asarray(section, np.float32)
+    hidden = ~np.isfinite(values)
+    if "live" in section.coords:
+        live = section["live"]
+        hidden |= ~live.broadcast_like(section).transpose(*axes).to_numpy()
+    return np.ma.masked_array(values, hidden)
+
+
+def _check_same_place(seismic: xr.DataArray, overlay: xr.DataArray) -> None:
+    for dim in seismic.dims:
+        if dim not in overlay.dims or not np.array_equal(overlay[dim], seismic[dim]):
+            raise SurveyError(
+                f"overlay: its {dim} is not the seismic's; draw a prediction on the volume that "
+                "it was made from"
+            )
+    if overlay.ndim != seismic.ndim:
+        raise SurveyError(f"overlay: has dimensions {overlay.dims}, the seismic {seismic.dims}")
+
+
+def _bin(volume: xr.DataArray, dim: str) -> float:
+    """Distance from one line to the next, in metres; 1 where there are no coordinates."""
+    if not {"cdp_x", "cdp_y"} <= volume.coords.keys():
+        return 1.0
+    other = {"inline": "crossline", "crossline": "inline"}[dim]
+    middle = {other: volume.sizes[other] // 2}
+    x, y = (volume[name].isel(middle).to_numpy() for name in ("cdp_x", "cdp_y"))
+    steps = np.hypot(np.diff(x), np.diff(y))
+    steps = steps[np.isfinite(steps) & (steps > 0)]
+    return float(np.median(steps)) if steps.size else 1.0
+
+
+def _edges(volume: xr.DataArray, dim: str) -> tuple[float, float]:
+    values = volume[dim].to_numpy().astype(float)
+    half = (values[-1] - values[0]) / (2 * (len(values) - 1)) if len(values) > 1 else 0.5
+    return values[0] - half, values[-1] + half
+
+
+def _to_scale(ax: Axes, volume: xr.DataArray, bins: dict[str, float]) -> None:
+    """Make a metre as long along the inlines of a map as along its crosslines."""
+    per_number = {}
+    for dim, size in bins.items():
+        low, high = _edges(volume, dim)
+        per_number[dim] = size * volume.sizes[dim] / abs(high - low)
+    ax.set_aspect(per_number["inline"] / per_number["crossline"], anchor="N")
+
+
+def _label(volume: xr.DataArray, dim: str, value: float | None = None) -> str:
+    name = {"twt": "TWT", "depth": "depth"}.get(dim, dim)
+    unit = {"twt": "ms", "depth": "m"}.get(dim)
+    unit = str(volume[dim].attrs.get("units", unit)) if unit else None
+    if value is None:
+        return f"{name} ({unit})" if unit else name
+    return f"{name} {value:g}" + (f" {unit}" if unit else "")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in formats:
+        raise OutcropError(f"{path}: no such format; choose one of {', '.join(sorted(formats))}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,576 @@
+"""One volume in, one file out: SEG-Y as it came, raw float32, NumPy and VTK."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import dask.array
+import numpy as np
+import pytest
+import segyio
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import outcrop
+from outcrop.cluster import connect
+from outcrop.errors import OutcropError, OutputExistsError, SurveyError
+from outcrop.survey import blocks
+from outcrop.survey.decode import decode
+from outcrop.survey.encode import CODES, UnfitError, encode, stored_dtype
+from segy_files import write_segy
+
+DATA = Path(__file__).parent / "data/segy"
+FORMATS = sorted(CODES.values())
+ENDIAN = {">": "big", "<": "little"}
+
+
+def cube(shape: tuple[int, ...], code: int, seed: int = 0) -> np.ndarray:
+    """Samples that a format holds, up to its limits."""
+    rng = np.random.default_rng(seed)
+    dtype = stored_dtype(code)
+    if code in (1, 5, 6):
+        exponent = rng.uniform(-20, 20, shape)
+        return (rng.choice([-1, 1], shape) * np.exp(exponent)).astype("f8" if code == 6 else "f4")
+    limits = np.iinfo(dtype)
+    samples = rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+    samples.flat[:2] = limits.min, limits.max
+    return samples
+
+
+@pytest.fixture(scope="module")
+def f3(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    return outcrop.ingest(DATA / "f3.sgy", tmp_path_factory.mktemp("f3") / "f3.zarr")
+
+
+@pytest.fixture(scope="module")
+def holed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An IEEE SEG-Y of 6 × 5 × 20 samples with holes, crossline-sorted, from 100 ms by 2 ms."""
+    path = tmp_path_factory.mktemp("holed") / "holed.sgy"
+    write_segy(
+        path,
+        cube((6, 5, 20), 5),
+        inlines=range(10, 22, 2),
+        crosslines=range(305, 300, -1),
+        format=5,
+        sorting="crossline",
+        missing=[(0, 0), (2, 3), (5, 4)],
+        dead=[(1, 1)],
+        interval_us=2000,
+        delay_ms=100,
+    )
+    return path
+
+
+def probability(survey: xr.Dataset, name: str = "fault_probability") -> xr.DataArray:
+    """A float volume on the survey's grid, every sample different."""
+    rng = np.random.default_rng(1)
+    like = survey["amplitude"]
+    values = rng.random(like.shape, dtype=np.float32)
+    return xr.DataArray(values, dims=like.dims, coords=dict(like.indexes), name=name)
+
+
+def read(path: Path, endian: str = "big") -> tuple[np.ndarray, list[dict[int, int]], dict]:
+    with segyio.open(path, ignore_geometry=True, endian=endian) as file:
+        headers = [{int(k): v for k, v in dict(h).items()} for h in file.header]
+        return file.trace.raw[:], headers, {int(k): v for k, v in dict(file.bin).items()}
+
+
+# Unchanged
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in DATA.glob("*.sgy")))
+@pytest.mark.parametrize("like", ["own", "file"])
+def test_unchanged_file_is_the_input(name: str, like: str, tmp_path: Path) -> None:
+    path = DATA / name
+    survey = outcrop.ingest(path, tmp_path / "survey.zarr")
+    out = outcrop.export(survey, tmp_path / "out.sgy", like=path if like == "file" else None)
+    assert out == tmp_path / "out.sgy"
+    assert out.read_bytes() == path.read_bytes()
+    endian = "little" if "lsb" in name else "big"
+    with segyio.open(out, strict=True, endian=endian) as file:
+        assert file.tracecount == int(survey["live"].sum())
+
+
+# Trace orders, holes, grids and byte orders meet every format in turn.
+CASES = list(
+    zip(
+        [(code, endian) for code in FORMATS for endian in ("big", "little")],
+        itertools.cycle(["inline", "crossline", "random"]),
+        itertools.cycle([(), [(0, 1), (3, 2)]]),
+        itertools.cycle([0, 2]),
+        itertools.cycle([None, None, (10, 20)]),
+        itertools.cycle([range(7, 15, 2), range(4, 0, -1)]),
+    )
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0][0]}-{c[0][1]}-{c[1]}")
+def test_unchanged_survey_is_the_input(case: tuple, tmp_path: Path) -> None:
+    (code, endian), sorting, missing, texts, offsets, inlines = case
+    shape = (4, 3, 30) if offsets is None else (4, 3, 2, 30)
+    path = tmp_path / "in.sgy"
+    write_segy(
+        path,
+        cube(shape, code),
+        inlines=inlines,
+        crosslines=range(30, 33),
+        offsets=offsets,
+        format=code,
+        endian=endian,
+        sorting=sorting,
+        missing=[(*m, 1)[: len(shape) - 1] for m in missing],
+        ext_headers=texts,
+    )
+    survey = outcrop.ingest(path, tmp_path / "survey.zarr")
+    for like in (None, path):
+        out = outcrop.export(survey, tmp_path / "out.sgy", like=like, overwrite=True)
+        assert out.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("target", [100, 500, 3000])
+def test_blocks_do_not_matter(target: int, monkeypatch: pytest.MonkeyPatch, holed: Path) -> None:
+    survey = outcrop.ingest(holed, holed.parent / f"{target}.zarr")
+    monkeypatch.setattr(blocks, "TARGET", target)
+    monkeypatch.setattr(blocks, "LIMIT", 2 * target)
+    out = outcrop.export(survey, holed.parent / f"{target}.sgy")
+    assert out.read_bytes() == holed.read_bytes()
+    volume = survey["amplitude"].to_numpy()
+    raw = outcrop.export(survey, holed.parent / f"{target}.bin")
+    np.testing.assert_array_equal(np.fromfile(raw, "<f4").reshape(volume.shape), volume)
+    vti = outcrop.export(survey, holed.parent / f"{target}.vti")
+    np.testing.assert_array_equal(read_vti(vti)[0], volume)
+
+
+def test_ibm_words_without_a_float_of_their_own_stay(tmp_path: Path) -> None:
+    """Several words stand for one number; an unchanged sample keeps its own."""
+    path = tmp_path / "in.sgy"
+    write_segy(path, cube((2, 3, 10), 1), inlines=[1, 2], crosslines=[1, 2, 3], format=1)
+    data = bytearray(path.read_bytes())
+    data[3840:3848] = struct.pack(">2I", 0x42010000, 0x43001000)  # both 1.0, not normalised
+    path.write_bytes(data)
+    survey = outcrop.ingest(path, tmp_path / "survey.zarr")
+    assert survey["amplitude"].to_numpy().flat[0] == 1.0
+    out = outcrop.export(survey, tmp_path / "out.sgy", like=path)
+    assert out.read_bytes() == path.read_bytes()
+    samples = survey["amplitude"].to_numpy()
+    out = outcrop.export(-survey["amplitude"], tmp_path / "minus.sgy", like=path)
+    np.testing.assert_array_equal(read(out)[0], -samples.reshape(6, 10))
+
+
+# New samples
+
+
+def test_fractions_in_an_integer_file_become_ieee(
+    f3: xr.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = probability(f3)
+    out = outcrop.export(volume, tmp_path / "out.sgy", like=DATA / "f3.sgy")
+    assert "fault_probability has fractions" in caplog.text
+    assert "written as ieee (sample format 5)" in caplog.text
+    samples, headers, binary = read(out)
+    old_samples, old_headers, old_binary = read(DATA / "f3.sgy")
+    np.testing.assert_array_equal(samples, volume.to_numpy().reshape(old_samples.shape))
+    assert headers == old_headers
+    assert binary == old_binary | {3225: 5}
+    assert out.read_bytes()[:3200] == (DATA / "f3.sgy").read_bytes()[:3200]
+    with segyio.open(out, strict=True) as file:
+        assert list(file.ilines) == list(range(111, 134))
+
+
+def test_whole_numbers_stay_in_an_integer_file(
+    f3: xr.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = outcrop.export(f3["amplitude"] // 2, tmp_path / "out.sgy", like=f3)
+    assert not caplog.records
+    samples, _, binary = read(out)
+    assert binary[3225] == 3
+    np.testing.assert_array_equal(samples, read(DATA / "f3.sgy")[0] // 2)
+
+
+def test_every_lossless_float_format(f3: xr.Dataset, tmp_path: Path) -> None:
+    volume = probability(f3)
+    expected = volume.to_numpy().reshape(-1, 75)
+    for name, error in {"ieee": 0, "float64": 0, "ibm": 2.0**-21}.items():
+        out = outcrop.export(volume, tmp_path / f"{name}.sgy", like=f3, format=name)
+        samples, _, binary = read(out)
+        assert binary[3225] == CODES[name]
+        assert np.all(np.abs(samples - expected) <= error * expected)
+
+
+@pytest.mark.parametrize("name", ["int8", "int16", "int32", "uint8", "uint16", "uint32", "uint64"])
+def test_integer_formats_find_a_scale(
+    name: str, f3: xr.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = probability(f3) * 10
+    out = outcrop.export(volume, tmp_path / "out.sgy", like=f3, format=name)
+    assert "multiplied by" in caplog.text
+    samples, headers, binary = read(out)
+    assert binary[3225] == CODES[name]
+    (power,) = {h[169] for h in headers}
+    expected = volume.to_numpy().reshape(-1, 75).astype("f8")
+    # The largest that fits: its double would not.
+    assert expected.max() * 2.0 ** (power + 1) > np.iinfo(name).max
+    assert np.abs(samples.astype("f8") / 2.0**power - expected).max() <= 2.0 ** -(power + 1)
+
+
+def test_given_scale(f3: xr.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    volume = probability(f3)
+    out = outcrop.export(volume, tmp_path / "out.sgy", like=f3, format="int8", scale=100)
+    samples, headers, _ = read(out)
+    np.testing.assert_array_equal(samples, np.rint(volume.to_numpy().reshape(-1, 75) * 100.0))
+    assert {h[169] for h in headers} == {0}
+    assert not caplog.records
+    with pytest.raises(SurveyError, match=r"times 1000 has values from"):
+        outcrop.export(volume, tmp_path / "two.sgy", like=f3, format="int8", scale=1000)
+    assert os.listdir(tmp_path) == ["out.sgy"]
+
+
+@pytest.mark.parametrize(
+    ("values", "format", "message"),
+    [
+        ([np.nan, 1], "ibm", "NaN or infinite"),
+        ([np.nan, 1], "int16", "no NaN or infinite"),
+        ([-1, 0.5], "uint8", "nothing below zero"),
+        ([1e300, 1], "ieee", r"1e\+300"),
+        ([1e300, 1], "ibm", r"1e\+300"),
+    ],
+)
+def test_samples_that_do_not_fit(
+    values: list[float], format: str, message: str, f3: xr.Dataset, tmp_path: Path
+) -> None:
+    volume = probability(f3).astype("f8")
+    volume.values.flat[: len(values)] = values
+    with pytest.raises(SurveyError, match=message):
+        outcrop.export(volume, tmp_path / "out.sgy", like=f3, format=format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_beyond_float32_becomes_float64(
+    f3: xr.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = xr.full_like(f3["amplitude"], 2**24 + 1, dtype=np.int64)
+    out = outcrop.export(whole, tmp_path / "out.sgy", like=f3)
+    assert "float64 (sample format 6)" in caplog.text
+    assert (read(out)[0] == 2**24 + 1).all()
+    with pytest.raises(SurveyError, match=r"choose a --format"):
+        outcrop.export(whole + 2**53, tmp_path / "two.sgy", like=f3)
+
+
+# IBM words that come from normalised floats which float32 holds.
+WORDS = st.builds(
+    lambda sign, exponent, fraction: sign << 31 | exponent << 24 | fraction,
+    st.integers(0, 1),
+    st.integers(34, 95),
+    st.integers(0x100000, 0xFFFFFF),
+)
+
+
+@given(st.lists(st.one_of(WORDS, st.sampled_from([0, 0x80000000])), min_size=1))
+def test_ibm_round_trip(words: list[int]) -> None:
+    stored = np.array(words, dtype=">u4")
+    values = decode(stored, CODES["ibm"])
+    assert encode(values, CODES["ibm"], ">").tobytes() == stored.tobytes()
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_ibm_is_the_nearest(value: float) -> None:
+    word = int(encode(np.float32([value]), CODES["ibm"], ">")[0])
+    sign, exponent, fraction = word >> 31, (word >> 24 & 0x7F) - 64, word & 0xFFFFFF
+    written = (-1) ** sign * fraction / 2**24 * 16.0**exponent
+    assert abs(written - value) <= 16.0**exponent / 2**25
+    assert fraction >= 0x100000 or abs(value) < 1.2e-38
+
+
+@given(
+    st.integers(-(2**63), 2**64 - 1),
+    st.sampled_from(["i8", "u8", "i4", "f8", "f4"]),
+    st.sampled_from(sorted(CODES)),
+)
+def test_nothing_is_lost_silently(number: int, kind: str, name: str) -> None:
+    """A format takes a whole number as it is, or refuses it."""
+    if kind[0] != "f" and not np.iinfo(kind).min <= number <= np.iinfo(kind).max:
+        return
+    values = np.array([number], dtype=kind)
+    try:
+        stored = encode(values, CODES[name], "<")
+    except UnfitError:
+        return
+    got = decode(stored, CODES[name])[0].item()
+    if kind[0] == "f" and name in ("ibm", "ieee"):
+        assert got == pytest.approx(values[0].item(), rel=2.0**-20)
+    else:
+        assert got == values[0].item()
+
+
+# Headers
+
+
+def test_edited_headers_are_written(f3: xr.Dataset, tmp_path: Path) -> None:
+    survey = f3.copy()
+    survey["header_CDP_X"] = survey["header_CDP_X"].load() + 7
+    survey["header_SourceDepth"] = xr.full_like(survey["header_CDP_X"], -5)  # was constant
+    out = outcrop.export(f3["amplitude"], tmp_path / "out.sgy", like=survey)
+    _, headers, _ = read(out)
+    expected = [h | {181: h[181] + 7, 49: -5} for h in read(DATA / "f3.sgy")[1]]
+    assert headers == expected
+
+
+def test_headers_that_are_none(f3: xr.Dataset, tmp_path: Path) -> None:
+    wide = f3.assign(header_TraceWeightingFactor=xr.full_like(f3["trace_index"], 40_000))
+    with pytest.raises(SurveyError, match=r"header_TraceWeightingFactor.*40000"):
+        outcrop.export(wide, tmp_path / "out.sgy")
+    unknown = f3.assign(header_Nonsense=f3["trace_index"])
+    with pytest.raises(SurveyError, match=r"Nonsense"):
+        outcrop.export(unknown, tmp_path / "out.sgy")
+    assert not list(tmp_path.iterdir())
+
+
+# Parts
+
+
+@pytest.mark.parametrize("like", ["own", "file"])
+def test_part(like: str, holed: Path, tmp_path: Path) -> None:
+    survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
+    part = survey.isel(inline=slice(1, 5, 3), crossline=slice(1, None), twt=slice(4, 9))
+    out = outcrop.export(part, tmp_path / "out.sgy", like=holed if like == "file" else None)
+    samples, headers, binary = read(out)
+    old_samples, old_headers, old_binary = read(holed)
+    kept = [i for i, h in enumerate(old_headers) if h[189] in (12, 18) and 302 <= h[193] <= 305]
+    np.testing.assert_array_equal(samples, old_samples[kept, 4:9])
+    assert binary == old_binary | {3221: 5}
+    assert headers == [old_headers[i] | {109: 108, 115: 5} for i in kept]
+
+
+def test_single_line_and_reordered_dimensions(holed: Path, tmp_path: Path) -> None:
+    survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
+    line = survey["amplitude"].sel(crossline=303)
+    out = outcrop.export(line.transpose("twt", "inline"), tmp_path / "out.sgy", like=holed)
+    samples, headers, _ = read(holed)
+    kept = [i for i, h in enumerate(headers) if h[193] == 303]
+    np.testing.assert_array_equal(read(out)[0], samples[kept])
+
+
+def test_single_offset(tmp_path: Path) -> None:
+    path = DATA / "small-ps.sgy"
+    survey = outcrop.ingest(path, tmp_path / "survey.zarr")
+    far = survey["amplitude"].sel(offset=2)
+    out = outcrop.export(far, tmp_path / "out.sgy", like=survey)
+    samples, headers, _ = read(path)
+    kept = [i for i, h in enumerate(headers) if h[37] == 2]
+    np.testing.assert_array_equal(read(out)[0], samples[kept])
+
+
+def test_no_coordinates_but_the_same_size(f3: xr.Dataset, tmp_path: Path) -> None:
+    plain = xr.DataArray(f3["amplitude"].to_numpy(), dims=("inline", "crossline", "twt"))
+    out = outcrop.export(plain, tmp_path / "out.sgy", like=DATA / "f3.sgy")
+    assert out.read_bytes() == (DATA / "f3.sgy").read_bytes()
+
+
+def shifted(volume: xr.DataArray, **by: float) -> xr.DataArray:
+    return volume.assign_coords({d: volume[d] + b for d, b in by.items()})
+
+
+MISMATCHES = {
+    "inline": (lambda v: shifted(v, inline=1000), "inline 1111…1133 .* 111…133"),
+    "crossline": (lambda v: shifted(v, crossline=0.5), "crossline"),
+    "start": (lambda v: shifted(v, twt=1), "twt 5…301 by 4 .* 4…300 by 4"),
+    "interval": (lambda v: v.isel(twt=slice(None, None, 2)), "twt 4…300 by 8"),
+    "bare": (lambda v: v.isel(inline=slice(3)).drop_vars("inline"), "inline has no coordinate"),
+    "bare samples": (lambda v: v.isel(twt=slice(3)).drop_vars("twt"), "3 samples"),
+    "more": (lambda v: v.expand_dims(angle=2), "dimensions angle"),
+    "less": (lambda v: v.isel(twt=0, drop=True), "dimensions inline, crossline"),
+}
+
+
+@pytest.mark.parametrize("case", MISMATCHES)
+def test_mismatch_is_one_line(case: str, f3: xr.Dataset, tmp_path: Path) -> None:
+    change, message = MISMATCHES[case]
+    with pytest.raises(SurveyError, match=message) as caught:
+        outcrop.export(change(probability(f3)), tmp_path / "out.sgy", like=DATA / "f3.sgy")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+# Other files
+
+
+def read_vti(path: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """Volume over (x, y, z), and the attributes of the image."""
+    head, data = path.read_bytes().split(b"\n_", 1)
+    size = int.from_bytes(data[:8], "little")
+    assert data[8 + size :] == b"\n</AppendedData>\n</VTKFile>\n"
+    root = ET.fromstring(head + b"</AppendedData></VTKFile>")
+    assert root.attrib["header_type"] == "UInt64"
+    image = root.find("ImageData")
+    assert image is not None
+    ends = list(map(int, image.attrib["WholeExtent"].split()))[1::2]
+    dtype = {"Float32": "<f4", "Float64": "<f8"}[next(root.iter("DataArray")).attrib["type"]]
+    values = np.frombuffer(data[8 : 8 + size], dtype)
+    return values.reshape([e + 1 for e in ends[::-1]]).transpose(2, 1, 0), image.attrib
+
+
+def test_plain_arrays(f3: xr.Dataset, tmp_path: Path) -> None:
+    volume = probability(f3).astype("f8")
+    data = xr.Dataset({"fault_probability": volume, "rgt": volume})
+    for suffix in (".bin", ".raw", ".DAT"):
+        out = outcrop.export(data, tmp_path / f"a{suffix}", variable="fault_probability")
+        got = np.fromfile(out, "<f4").reshape(23, 18, 75)
+        np.testing.assert_array_equal(got, volume.astype("f4"))
+    got = np.load(outcrop.export(volume, tmp_path / "a.npy"), mmap_mode="r")
+    assert got.dtype == np.float64
+    np.testing.assert_array_equal(got, volume)
+    got, image = read_vti(outcrop.export(volume, tmp_path / "a.vti"))
+    np.testing.assert_array_equal(got, volume)
+    assert image["Origin"] == "111.0 875.0 4.0"
+    assert image["Spacing"] == "1.0 1.0 4.0"
+
+
+# Errors
+
+
+def test_bad_requests(f3: xr.Dataset, tmp_path: Path) -> None:
+    volume = probability(f3)
+    two = xr.Dataset({"a": volume, "b": volume})
+    out, keep = tmp_path / "out.sgy", tmp_path / "keep.sgy"
+    keep.write_text("keep")
+    like = {"like": DATA / "f3.sgy"}
+    for source, path, options, kind, message in [
+        (volume, keep, like, OutputExistsError, "already exists.*--overwrite"),
+        (volume, tmp_path, like, OutcropError, "unknown suffix"),
+        (volume, tmp_path / "a.zip", like, OutcropError, "unknown suffix '.zip'.*.sgy"),
+        (volume, tmp_path / "no/a.sgy", like, OutcropError, "there is no folder"),
+        (volume, out, {}, SurveyError, "keeps no SEG-Y headers.*--like"),
+        (volume, out, {"like": tmp_path / "gone.sgy"}, OutcropError, "gone.sgy"),
+        (volume, out, {"like": keep}, OutcropError, "keep.sgy"),
+        (volume, out, {**like, "format": "float"}, SurveyError, "format 'float': choose same, ibm"),
+        (volume, out, {**like, "scale": 2.0, "format": "ieee"}, SurveyError, "integer formats"),
+        (volume, out, {**like, "scale": 0.0, "format": "int8"}, SurveyError, "above zero"),
+        (volume, tmp_path / "a.npy", like, OutcropError, "are for SEG-Y"),
+        (two, out, like, SurveyError, "volumes: a, b; name one.*--variable"),
+        (two, out, {**like, "variable": "c"}, SurveyError, "no variable 'c', but a, b"),
+        (volume.to_numpy(), out, like, SurveyError, "is a ndarray"),
+        (volume * 1j, out, like, SurveyError, "no real numbers"),
+        (tmp_path / "gone.zarr", out, like, SurveyError, "does not exist"),
+        (DATA / "f3.sgy", out, like, SurveyError, "ingest SEG-Y"),
+        (volume.astype("f8") * 1e300, tmp_path / "a.bin", {}, SurveyError, "float32 does not hold"),
+        (volume.expand_dims("offset"), tmp_path / "a.vti", {}, SurveyError, "3-D"),
+    ]:
+        with pytest.raises(kind, match=message) as caught:
+            outcrop.export(source, path, **options)
+        assert "\n" not in str(caught.value)
+    assert keep.read_text() == "keep"
+    assert list(tmp_path.iterdir()) == [keep]
+    outcrop.export(volume, keep, overwrite=True, **like)
+    assert read(keep)[0].shape == (414, 75)
+
+
+# Interrupted, and out of resources
+
+
+SLOW = """
+import sys, time, dask.array, xarray as xr, outcrop, numpy as np
+def block(x): time.sleep(0.05); return x
+data = dask.array.zeros((400, 2048, 1024), chunks=(4, 2048, 1024), dtype="f4").map_blocks(block)
+outcrop.export(xr.DataArray(data, dims=("inline", "crossline", "twt")), sys.argv[1], overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_export_leaves_nothing_under_its_name(
+    how: signal.Signals, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.npy"
+    out.write_text("what was there")
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(out)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.npy.*.part")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(how)
+    assert process.wait(60) != 0
+    assert out.read_text() == "what was there"
+    if how == signal.SIGINT:
+        assert list(tmp_path.iterdir()) == [out]
+
+
+def test_no_space_is_known_before(tmp_path: Path) -> None:
+    huge = dask.array.zeros((10**6, 10**6, 10**4), chunks=10**4, dtype="f4")
+    volume = xr.DataArray(huge, dims=("inline", "crossline", "twt"))
+    with pytest.raises(OutcropError, match=r"no space left: it takes 4e\+07 GB"):
+        outcrop.export(volume, tmp_path / "out.npy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_space_on_the_way(tmp_path: Path) -> None:
+    """A limit on file size stands for a disk that fills up: the same error from the system."""
+    code = f"""
+import resource, numpy as np, xarray as xr, outcrop
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+volume = xr.DataArray(np.zeros((10, 10, 100), "f4"), dims=("inline", "crossline", "twt"))
+try:
+    outcrop.export(volume, {str(tmp_path / "out.npy")!r})
+except outcrop.OutcropError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "no space left after part" in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_does_not_grow_with_the_volume(f3: xr.Dataset, tmp_path: Path) -> None:
+    """1.6 GB of float32 into SEG-Y by a process of less than 0.8 GB."""
+    survey = outcrop.ingest(DATA / "f3.sgy", tmp_path / "survey.zarr")
+
+
+# Command line and clusters
+
+
+def outcrop_command(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "outcrop.cli.main", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_command_line(f3: xr.Dataset, tmp_path: Path) -> None:
+    faults, like = tmp_path / "faults.zarr", DATA / "f3.sgy"
+    xr.Dataset({"fault_probability": probability(f3)}).to_zarr(faults)
+    done = outcrop_command("export", faults, tmp_path / "faults.sgy", "--like", like)
+    assert done.returncode == 0, done.stderr
+    assert "written as ieee (sample format 5)" in done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'faults.sgy'}: fault_probability, 23 inline × ")
+    done = outcrop_command("export", faults, tmp_path / "faults.sgy", "--like", like)
+    assert done.returncode == 2
+    assert "--overwrite" in done.stderr
+    more = ["--variable", "fault_probability", "--format", "int16", "--scale", "1000"]
+    done = outcrop_command(
+        "export", faults, tmp_path / "faults.sgy", "--like", like, "--overwrite", *more
+    )
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "faults.sgy")[2][3225] == 3
+    done = outcrop_command("export", faults, tmp_path / "faults.raw")
+    assert "23 inline × 18 crossline × 75 twt" in done.stdout.splitlines()[-1]
+
+
+def test_client_computes(f3: xr.Dataset, tmp_path: Path) -> None:
+    with connect("local", workers=1) as client:
+        volume = probability(f3).chunk(inline=5, twt=40)
+        there = volume.copy(data=volume.data.map_blocks(_on_a_worker, dtype="f4"))
+        out = outcrop.export(there, tmp_path / "out.sgy", like=f3, format="ieee", client=client)
+    np.testing.assert_array_equal(read(out)[0], volume.to_numpy().reshape(-1, 75))
+
+
+def _on_a_worker(block: np.ndarray) -> np.ndarray:
+    from distributed import get_worker
+
+    if block.size:
+        get_worker()
+    return block

@@ -1,0 +1,145 @@
+"""What `outcrop info` tells of SEG-Y and Zarr, and which header bytes it suggests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import segyio
+from segyio import TraceField
+
+import outcrop
+from outcrop.errors import SegyError, SurveyError
+from segy_files import cdp, write_segy
+
+DATA = Path(__file__).parent / "data" / "segy"
+
+
+def test_segy_and_the_zarr_made_of_it(tmp_path):
+    path = tmp_path / "a.sgy"
+    values = np.random.default_rng(0).integers(-1000, 1000, (6, 5, 40)).astype("f4")
+    missing, dead = [(0, 0), (0, 1), (5, 4)], [(2, 2), (3, 3)]
+    write_segy(
+        path, values, inlines=range(10, 22, 2), crosslines=[9, 8, 7, 6, 5], sorting="crossline",
+        missing=missing, dead=dead, delay_ms=100, interval_us=2000, endian="little", format=5,
+    )  # fmt: skip
+    outcrop.ingest(path, tmp_path / "a.zarr", chunks=(2, 2, 16))
+    for cell in dead:
+        values[cell] = 0
+    live = np.ones((6, 5), dtype=bool)
+    live[tuple(np.transpose(missing))] = False
+    traces = values[live].astype(float)
+    x, y = (c[live] for c in cdp(*np.indices((6, 5))))
+    for name in ("a.sgy", "a.zarr"):
+        found = outcrop.info(tmp_path / name)
+        axes = found.to_dict()["axes"]
+        assert axes["inline"] == {"first": 10, "last": 20, "step": 2, "count": 6}
+        assert axes["crossline"] == {"first": 5, "last": 9, "step": 1, "count": 5}
+        assert axes["twt"] == {"first": 100, "last": 178, "step": 2, "count": 40}
+        assert found.units == "ms"
+        assert found.traces == 27
+        assert found.live_fraction == 0.9
+        assert found.amplitudes.traces == 27
+        assert found.amplitudes.dead_traces == 2
+        assert found.amplitudes.minimum == traces.min()
+        assert found.amplitudes.maximum == traces.max()
+        assert found.amplitudes.mean == pytest.approx(traces.mean())
+        assert found.amplitudes.standard_deviation == pytest.approx(traces.std())
+        assert found.coordinates["cdp_x"] == pytest.approx((x.min(), x.max()))
+        assert found.coordinates["cdp_y"] == pytest.approx((y.min(), y.max()))
+        assert found.format == "5 (IEEE float, 4 bytes)"
+        assert found.byte_order == "little"
+        assert found.bytes["inline"] == 189
+        assert found.text.startswith("C 1 DATE")
+        assert found.problem is None
+        json.dumps(found.to_dict(), allow_nan=False)
+    assert outcrop.info(path).sorting == "crossline"
+    assert (
+        outcrop.info(tmp_path / "a.zarr")
+        .variables["amplitude"]
+        .startswith("(inline, crossline, twt) float32, chunks 2 × 2 × 16")
+    )
+
+
+def test_real_file():
+    found = outcrop.info(DATA / "f3.sgy")
+    assert found.to_dict()["axes"]["inline"] == {"first": 111, "last": 133, "step": 1, "count": 23}
+    assert found.format == "3 (integer, 2 bytes)"
+    assert found.sorting == "inline"
+    assert (found.amplitudes.minimum, found.amplitudes.maximum) == (-10239, 10827)
+
+
+@pytest.mark.parametrize("sorting", ["inline", "crossline", "random"])
+@pytest.mark.parametrize("at", [(9, 21), (17, 13), (5, 233)])
+def test_candidates(tmp_path, at, sorting):
+    """The pair that makes sense comes first; of a random order, either way round."""
+    path = tmp_path / "a.sgy"
+    values = np.zeros((12, 9, 10), dtype="f4")
+    write_segy(
+        path, values, inlines=range(100, 136, 3), crosslines=range(9), iline_byte=at[0],
+        xline_byte=at[1], sorting=sorting, missing=[(3, 3), (0, 8)],
+    )  # fmt: skip
+    found = outcrop.info(path)
+    assert "no grid" in found.problem
+    assert "inline" not in found.axes
+    best = found.candidates[0]
+    assert {best.inline_byte, best.crossline_byte} == set(at)
+    assert best.filled == pytest.approx(106 / 108)
+    if at == (9, 21):  # in common use
+        assert (best.inline_byte, best.inlines, best.crosslines) == (9, 12, 9)
+        assert "--iline-byte 9 --xline-byte 21 (12 × 9)" in found.problem
+    again = outcrop.info(path, iline_byte=at[0], xline_byte=at[1])
+    assert again.problem is None
+    assert again.axes["inline"].step == 3
+
+
+def test_no_candidates(tmp_path):
+    path = tmp_path / "a.sgy"
+    write_segy(path, np.ones((6, 5, 10)), inlines=[1] * 6, crosslines=[2] * 5)
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for n in range(file.tracecount):
+            file.header[n] = {TraceField.CDP: 7}
+    found = outcrop.info(path)
+    assert found.candidates == []
+    assert "no other bytes give a regular grid either" in found.problem
+
+
+def test_problems_besides_the_grid(tmp_path):
+    path = tmp_path / "a.sgy"
+    write_segy(
+        path, np.ones((6, 5, 10)), inlines=range(6), crosslines=range(5), again=[(1, 1)],
+        interval_us=0,
+    )  # fmt: skip
+    assert "1 traces are at the position of another" in outcrop.info(path).problem
+
+
+def test_nothing_to_tell_of(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 9999)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SegyError, match="not SEG-Y"):
+        outcrop.info(tmp_path / "a.txt")
+    with pytest.raises(SurveyError, match="no Zarr group"):
+        outcrop.info(tmp_path / "folder")
+    with pytest.raises(SurveyError, match="does not exist"):
+        outcrop.info(tmp_path / "nothing.sgy")
+
+
+def test_command_line(tmp_path):
+    info = [sys.executable, "-m", "outcrop.cli.main", "info"]
+    shown = subprocess.run(
+        [*info, DATA / "small.sgy", "--iline-byte", "1"], capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "Regular grids by other bytes" in shown.stdout
+    assert "--iline-byte 189 --xline-byte 193 (5 × 5)" in shown.stdout
+    told = subprocess.run([*info, DATA / "f3.sgy", "--json"], capture_output=True, check=True)
+    assert json.loads(told.stdout) == json.loads(
+        json.dumps(outcrop.info(DATA / "f3.sgy").to_dict())
+    ) | {"path": str(DATA / "f3.sgy")}
+    wrong = subprocess.run([*info, Path(__file__)], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: ")

@@ -1,0 +1,584 @@
+"""SEG-Y in: every format, order and gap; what is wrong with a file, said in one line."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import segyio
+import xarray as xr
+from segyio import TraceField
+
+import outcrop
+from outcrop.errors import (
+    ArgumentError,
+    GeometryError,
+    OutcropError,
+    OutputExistsError,
+    ResumeError,
+    SegyError,
+    SurveyError,
+)
+from outcrop.survey.decode import decode
+from outcrop.survey.segy import FIELDS
+from segy_files import cdp, write_segy
+
+DATA = Path(__file__).parent / "data" / "segy"
+FORMATS = {1: "f4", 2: "i4", 3: "i2", 5: "f4", 6: "f8", 8: "i1", 9: "i8",
+           10: "u4", 11: "u2", 12: "u8", 16: "u1"}  # fmt: skip
+INLINES, CROSSLINES = [100, 102, 104, 106, 108], [37, 34, 31, 28]
+
+
+def cube(shape: tuple[int, ...] = (5, 4, 30), format: int = 1, seed: int = 0) -> np.ndarray:
+    """Values that the sample format holds exactly, its extremes among them."""
+    dtype = np.dtype(FORMATS[format])
+    rng = np.random.default_rng(seed)
+    if format == 1:
+        return (rng.integers(-(2**20), 2**20, shape) / 2**10).astype("f4")
+    if dtype.kind == "f":
+        return rng.normal(size=shape).astype(dtype)
+    limits = np.iinfo(dtype)
+    values = rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+    values.flat[:2] = limits.min, limits.max
+    return values
+
+
+@pytest.fixture
+def segy(tmp_path: Path) -> Path:
+    """A small survey: 5 inlines by 2, 4 crosslines by −3, one trace missing, one dead."""
+    path = tmp_path / "survey.sgy"
+    write_segy(
+        path, cube(), inlines=INLINES, crosslines=CROSSLINES, missing=[(1, 2)], dead=[(3, 0)]
+    )
+    return path
+
+
+def assert_same(one: xr.Dataset, other: xr.Dataset) -> None:
+    xr.testing.assert_identical(
+        one.load().drop_attrs(deep=False), other.load().drop_attrs(deep=False)
+    )
+    assert one.attrs == other.attrs
+
+
+def set_header(path: Path, trace: int, **fields: int) -> None:
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        file.header[trace].update({getattr(TraceField, name): v for name, v in fields.items()})
+
+
+def set_bytes(path: Path, first: int, value: bytes) -> None:
+    """Put bytes into the file header; `first` counts from 1."""
+    with path.open("r+b") as file:
+        file.seek(first - 1)
+        file.write(value)
+
+
+@pytest.mark.parametrize("endian", ["big", "little"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_sample_format_in_both_byte_orders(tmp_path, format, endian):
+    values = cube(format=format)
+    path = tmp_path / "a.sgy"
+    write_segy(
+        path, values, inlines=INLINES, crosslines=CROSSLINES[::-1], format=format, endian=endian
+    )
+    survey = outcrop.ingest(path, tmp_path / "a.zarr")
+    exact = np.can_cast(FORMATS[format], "f4")
+    assert survey.amplitude.dtype == ("f4" if exact else FORMATS[format])
+    np.testing.assert_array_equal(survey.amplitude, values)
+    assert survey.attrs["segy"]["format"] == format
+    assert survey.attrs["segy"]["byte_order"] == endian
+
+
+@pytest.mark.parametrize("sorting", ["inline", "crossline", "random"])
+def test_grid(tmp_path, sorting):
+    """Steps, decreasing numbers, missing and dead traces, in any order; chunks smaller than all."""
+    values = cube((9, 7, 30))
+    inlines, crosslines = [50 - 5 * i for i in range(9)], [3 + 2 * j for j in range(7)]
+    missing, dead = [(0, 0), (4, 5), (8, 6)], [(2, 2)]
+    path = tmp_path / "a.sgy"
+    cells = write_segy(
+        path, values, inlines=inlines, crosslines=crosslines, sorting=sorting, missing=missing,
+        dead=dead,
+    )  # fmt: skip
+    survey = outcrop.ingest(path, tmp_path / "a.zarr", chunks=(3, 2, 8), shards=(6, 4, 16))
+    np.testing.assert_array_equal(survey.inline, inlines[::-1])
+    np.testing.assert_array_equal(survey.crossline, crosslines)
+    found = survey.sel(inline=inlines)
+
+    live = np.ones((9, 7), dtype=bool)
+    live[tuple(np.transpose(missing))] = False
+    expected = values * live[..., None]
+    expected[2, 2] = 0
+    np.testing.assert_array_equal(found.live, live)
+    np.testing.assert_array_equal(found.amplitude, expected)
+    index = np.full((9, 7), -1)
+    index[tuple(cells.T)] = np.arange(len(cells))
+    np.testing.assert_array_equal(found.trace_index, index)
+    for name, coordinate in zip(("cdp_x", "cdp_y"), cdp(*np.indices((9, 7))), strict=True):
+        np.testing.assert_allclose(found[name], np.where(live, coordinate, np.nan), rtol=1e-12)
+
+
+@pytest.mark.parametrize("endian", ["big", "little"])
+def test_every_byte_of_the_headers_is_kept(tmp_path, endian):
+    path = tmp_path / "a.sgy"
+    write_segy(
+        path, cube(), inlines=INLINES, crosslines=CROSSLINES, endian=endian, ext_headers=2,
+        sorting="random", missing=[(2, 2)],
+    )  # fmt: skip
+    survey = outcrop.ingest(path, tmp_path / "a.zarr")
+    kept = survey.attrs["segy"]
+    data = path.read_bytes()
+    assert base64.b64decode(kept["file_header"]) == data[: 3600 + 2 * 3200]
+    assert [text.splitlines()[0].rstrip() for text in kept["text"][1:]] == [
+        "extended text header 1",
+        "extended text header 2",
+    ]
+    order = np.argsort(survey.trace_index.to_numpy().ravel())[1:]
+    raw = np.frombuffer(data, np.uint8, offset=3600 + 2 * 3200).reshape(19, 240 + 30 * 4)
+    for name, (byte, dtype) in FIELDS.items():
+        size = int(dtype[1])
+        stored = np.dtype(dtype).newbyteorder({"big": ">", "little": "<"}[endian])
+        expected = raw[:, byte - 1 : byte - 1 + size].copy().view(stored)[:, 0]
+        if f"header_{name}" in survey:
+            variable = survey[f"header_{name}"]
+            assert variable.attrs["byte"] == byte
+            assert variable.dtype == dtype
+            np.testing.assert_array_equal(variable.to_numpy().ravel()[order], expected)
+            assert variable.to_numpy()[~survey.live.to_numpy()] == 0
+            assert len(np.unique(expected)) > 1
+        else:
+            assert (expected == kept["trace_header"].get(name, 0)).all()
+    assert kept["traces"] == 19
+    assert kept["samples"] == 30
+
+
+@pytest.mark.parametrize("name", ["f3", "f3-lsb", "small"])
+def test_real_files_against_segyio(tmp_path, name):
+    endian = "little" if name.endswith("lsb") else "big"
+    survey = outcrop.ingest(DATA / f"{name}.sgy", tmp_path / "a.zarr")
+    with segyio.open(DATA / f"{name}.sgy", endian=endian) as file:
+        np.testing.assert_array_equal(survey.amplitude, segyio.tools.cube(file))
+        np.testing.assert_array_equal(survey.inline, file.ilines)
+        np.testing.assert_array_equal(survey.crossline, file.xlines)
+        np.testing.assert_array_equal(survey.twt, file.samples)
+    assert ("cdp_x" in survey) == (name != "small")  # which has none
+
+
+def test_prestack(tmp_path):
+    values = cube((3, 4, 5, 20))
+    path = tmp_path / "a.sgy"
+    write_segy(
+        path, values, inlines=[1, 2, 3], crosslines=[7, 8, 9, 10],
+        offsets=[100, 300, 500, 700, 900], missing=[(0, 0, 4), (1, 1, 0)], sorting="random",
+    )  # fmt: skip
+    survey = outcrop.ingest(path, tmp_path / "a.zarr", chunks=(2, 2, 2, 8))
+    assert survey.amplitude.dims == ("inline", "crossline", "offset", "twt")
+    values[0, 0, 4] = values[1, 1, 0] = 0
+    np.testing.assert_array_equal(survey.amplitude, values)
+    np.testing.assert_array_equal(survey.offset, [100, 300, 500, 700, 900])
+    assert np.argwhere(~survey.live.to_numpy()).tolist() == [[0, 0, 4], [1, 1, 0]]
+
+    with segyio.open(DATA / "small-ps.sgy") as file:
+        survey = outcrop.ingest(DATA / "small-ps.sgy", tmp_path / "b.zarr")
+        for offset in file.offsets:
+            expected = np.stack([file.iline[i, offset] for i in file.ilines])
+            np.testing.assert_array_equal(survey.amplitude.sel(offset=offset), expected)
+
+
+def test_a_stack_with_offsets_is_no_prestack(tmp_path, segy):
+    with segyio.open(segy, "r+", ignore_geometry=True) as file:
+        for n in range(file.tracecount):
+            file.header[n] = {TraceField.offset: 17 * n}
+    assert outcrop.ingest(segy, tmp_path / "a.zarr").amplitude.ndim == 3
+
+
+@pytest.mark.parametrize("scalar", [-100, -1, 0, 1, 5])
+def test_other_header_bytes_and_coordinate_scalars(tmp_path, scalar):
+    path = tmp_path / "a.sgy"
+    write_segy(
+        path, cube(), inlines=INLINES, crosslines=CROSSLINES, iline_byte=9, xline_byte=21,
+        cdp_bytes=(73, 77), scalar=scalar,
+    )  # fmt: skip
+    survey = outcrop.ingest(
+        path, tmp_path / "a.zarr", iline_byte=9, xline_byte=21, cdp_x_byte=73, cdp_y_byte=77
+    )
+    np.testing.assert_array_equal(survey.inline, INLINES)
+    np.testing.assert_array_equal(survey.crossline, CROSSLINES[::-1])
+    x, _ = cdp(*np.indices((5, 4)))
+    found = survey.cdp_x.sel(crossline=CROSSLINES)
+    np.testing.assert_allclose(found, x, atol=max(scalar, 1) / 2)
+    assert survey.attrs["segy"]["bytes"] == {
+        "inline": 9, "crossline": 21, "cdp_x": 73, "cdp_y": 77,
+    }  # fmt: skip
+
+
+def test_vertical_axis(tmp_path):
+    path = tmp_path / "a.sgy"
+    write_segy(
+        path, cube(), inlines=INLINES, crosslines=CROSSLINES, interval_us=2500, delay_ms=1200
+    )
+    time_axis = outcrop.ingest(path, tmp_path / "a.zarr").twt
+    np.testing.assert_allclose(time_axis, 1200 + 2.5 * np.arange(30), rtol=1e-12)
+    assert time_axis.attrs["units"] == "ms"
+    depth = outcrop.ingest(path, tmp_path / "b.zarr", domain="depth").amplitude
+    assert depth.dims == ("inline", "crossline", "depth")
+    np.testing.assert_allclose(depth.depth, 1200 + 2.5 * np.arange(30), rtol=1e-12)
+    assert depth.depth.attrs["units"] == "m"
+    assert depth.depth.attrs["standard_name"] == "depth"
+
+
+def test_sample_interval_missing(tmp_path, segy):
+    set_bytes(segy, 3217, b"\0\0")
+    assert outcrop.ingest(segy, tmp_path / "a.zarr").twt[1] == 4  # of the trace header
+    with segyio.open(segy, "r+", ignore_geometry=True) as file:
+        file.header[0].update({TraceField.TRACE_SAMPLE_INTERVAL: 0})
+    with pytest.raises(GeometryError, match=r"no sample interval.*--interval"):
+        outcrop.ingest(segy, tmp_path / "b.zarr")
+    assert outcrop.ingest(segy, tmp_path / "b.zarr", interval=2.0).twt[1] == 2
+
+
+def test_plain_xarray_reads_it(tmp_path, segy):
+    survey = outcrop.ingest(segy, tmp_path / "a.zarr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = xr.open_zarr(tmp_path / "a.zarr")
+    assert {"live", "trace_index", "cdp_x", "cdp_y"} < set(plain.coords)
+    assert set(plain.amplitude.coords) == set(plain.coords)
+    assert plain.live.dtype == bool
+    for variable in plain.variables.values():
+        assert variable.attrs["long_name"]
+    assert_same(plain, survey)
+
+
+def test_ibm_floats_are_exact():
+    """Normalised or not, of both signs, up to the ends of the range of float32."""
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 2**32, 100_000, dtype=np.uint64).astype(">u4")
+    words[:6] = 0, 0x80000000, 0x41000001, 0x60FFFFFF, 0x21100000, 0x427B0000
+    exponent = (words >> 24 & 127).astype(int) - 64
+    exact = np.where(words >> 31, -1.0, 1.0) * (words & 0xFFFFFF) / 2.0**24 * 16.0**exponent
+    normal = (abs(exact) < np.finfo("f4").max) & (abs(exact) > 2.0**-125) | (exact == 0)
+    found = decode(words.reshape(100, -1), 1).ravel()
+    np.testing.assert_array_equal(found[normal], exact[normal].astype("f4"))
+    normalised = (words & 0xF00000) > 0
+    assert np.isinf(found[normalised & (abs(exact) > 1e39)]).all()
+    assert found.dtype == np.float32
+
+
+def test_extended_text_headers_of_unknown_number(tmp_path):
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, ext_headers=3)
+    set_bytes(path, 3505, b"\xff\xff")
+    set_bytes(path, 3601 + 2 * 3200, "((SEG: EndText))".ljust(3200).encode("cp037"))
+    survey = outcrop.ingest(path, tmp_path / "a.zarr")
+    assert len(survey.attrs["segy"]["text"]) == 4
+    np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), cube())
+
+
+# What is wrong with a file
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"", "0 bytes are fewer"),
+        (b"not a seismic file\n" * 1000, "sample format 8294"),
+        (bytes(10_000), "sample format 0"),
+    ],
+)
+def test_not_segy(tmp_path, content, fact):
+    path = tmp_path / "a.sgy"
+    path.write_bytes(content)
+    with pytest.raises(SegyError, match=f"a.sgy: not SEG-Y: .*{fact}"):
+        outcrop.ingest(path, tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(SegyError, match="No such file"):
+        outcrop.ingest(tmp_path / "a.sgy", tmp_path / "a.zarr")
+    with pytest.raises(SegyError, match="directory"):
+        outcrop.ingest(tmp_path, tmp_path / "a.zarr")
+
+
+def test_sample_format_that_segyio_does_not_read(tmp_path, segy):
+    set_bytes(segy, 3225, b"\0\4")
+    with pytest.raises(SegyError, match=r"sample format 4 \(fixed point with gain\)"):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("cut", [100, 300])  # in the samples, in the header
+def test_truncated(tmp_path, segy, cut):
+    whole = outcrop.ingest(segy, tmp_path / "whole.zarr").load()
+    with segy.open("r+b") as file:
+        file.truncate(segy.stat().st_size - cut)
+    with pytest.raises(SegyError, match=r"after 18 whole traces of 30 samples.*--truncate"):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
+    survey = outcrop.ingest(segy, tmp_path / "a.zarr", truncate=True)
+    last = whole.trace_index == 18
+    np.testing.assert_array_equal(survey.live, whole.live & ~last)
+    np.testing.assert_array_equal(survey.amplitude, whole.amplitude.where(~last, 0))
+
+
+def test_several_trace_lengths(tmp_path, segy):
+    set_header(segy, 7, TRACE_SAMPLE_COUNT=28)
+    with pytest.raises(SegyError, match=r"trace 8 says that it has 28 samples.*the first 30"):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+    data = segy.read_bytes()  # and now really
+    at = 3600 + 8 * (240 + 30 * 4)
+    segy.write_bytes(data[: at - 8] + data[at:])
+    with pytest.raises(SegyError, match=r"trace 8 says that it has 28 samples.*the first 30"):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_sample_count_in_the_trace_headers_alone(tmp_path, segy):
+    set_bytes(segy, 3221, b"\0\0")
+    assert outcrop.ingest(segy, tmp_path / "a.zarr").sizes["twt"] == 30
+
+
+@pytest.mark.parametrize("at", [(1, 193), (181, 185), (9, 13)])
+def test_header_bytes_that_give_no_grid(tmp_path, segy, at):
+    with pytest.raises(
+        GeometryError, match=r"no grid.*--iline-byte 189 --xline-byte 193 \(5 × 4\)"
+    ):
+        outcrop.ingest(segy, tmp_path / "a.zarr", iline_byte=at[0], xline_byte=at[1])
+    assert not (tmp_path / "a.zarr").exists()
+
+
+@pytest.mark.parametrize("byte", [0, 238, -1])
+def test_header_bytes_that_do_not_exist(tmp_path, segy, byte):
+    with pytest.raises(ArgumentError, match=rf"--iline-byte {byte}"):
+        outcrop.ingest(segy, tmp_path / "a.zarr", iline_byte=byte)
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_duplicates(tmp_path, format):
+    path = tmp_path / "a.sgy"
+    values = (cube() * 16).astype(int)
+    again = [(0, 1), (3, 3), (3, 3)]
+    write_segy(path, values, inlines=INLINES, crosslines=CROSSLINES, again=again, format=format)
+    with pytest.raises(
+        GeometryError, match=r"3 traces are at .*inline 100 crossline 34, inline 106 crossline 28"
+    ):
+        outcrop.ingest(path, tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
+    found = {
+        keep: outcrop.ingest(path, tmp_path / f"{keep}.zarr", duplicates=keep).sel(
+            crossline=CROSSLINES
+        )
+        for keep in ("first", "last", "mean")
+    }
+    for keep, index, more in (
+        ("first", [1, 15], [0, 0]),
+        ("last", [20, 22], [1, 1]),
+        ("mean", [1, 15], [1 / 2, 2 / 3]),
+    ):
+        expected = values.astype(float)
+        expected[[0, 3], [1, 3]] += np.array(more)[:, None]
+        if format == 2:
+            expected = np.rint(expected)
+        np.testing.assert_array_equal(found[keep].amplitude, expected.astype("f4"))
+        assert found[keep].trace_index.to_numpy()[[0, 3], [1, 3]].tolist() == index
+        assert found[keep].live.all()
+
+
+def test_sparse(tmp_path):
+    path = tmp_path / "a.sgy"
+    lines = [10, 11, 20, 23]
+    write_segy(path, cube((4, 9, 30)), inlines=lines, crosslines=range(1, 10))
+    with pytest.raises(
+        GeometryError, match=r"14 inlines × 9 crosslines are 3.5 times .* 36 traces"
+    ):
+        outcrop.ingest(path, tmp_path / "a.zarr")
+    survey = outcrop.ingest(path, tmp_path / "a.zarr", sparse=True)
+    assert survey.live.mean() == 36 / 126
+    np.testing.assert_array_equal(survey.amplitude.sel(inline=lines), cube((4, 9, 30)))
+
+
+@pytest.mark.parametrize("traces", [20, 3000])  # all looked at before; most only while writing
+@pytest.mark.parametrize("cluster", [False, True])
+def test_nonfinite(tmp_path, traces, cluster, request):
+    client = request.getfixturevalue("client") if cluster else None
+    shape = (traces // 4, 4, 30)
+    values = cube(shape)
+    bad = ([1, traces // 4 - 3, traces // 4 - 3], [2, 0, 0], [3, 5, 6])
+    values[bad] = np.nan, np.inf, -np.inf
+    path = tmp_path / "a.sgy"
+    write_segy(path, values, inlines=range(shape[0]), crosslines=CROSSLINES, format=5)
+    options = {"chunks": (2, 4, 30), "shards": (20, 4, 30), "client": client}
+    with pytest.raises(
+        SurveyError, match=r"3 samples are NaN or infinite \(first: inline 1 crossline 31 at 12"
+    ):
+        outcrop.ingest(path, tmp_path / "a.zarr", **options)
+    with pytest.raises(SurveyError):
+        outcrop.open(tmp_path / "a.zarr")
+    survey = outcrop.ingest(path, tmp_path / "a.zarr", nonfinite="zero", **options)
+    values[bad] = 0
+    np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), values)
+
+
+def test_output_exists(tmp_path, segy):
+    outcrop.ingest(segy, tmp_path / "a.zarr")
+    with pytest.raises(OutputExistsError, match=r"a.zarr: already exists.*--overwrite"):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+    outcrop.ingest(segy, tmp_path / "a.zarr", overwrite=True, domain="depth")
+    assert "depth" in outcrop.open(tmp_path / "a.zarr").dims
+    with pytest.raises(OutputExistsError, match="is the SEG-Y itself"):
+        outcrop.ingest(segy, segy, overwrite=True)
+    assert segy.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"domain": "twt"}, "domain='twt': choose one of time, depth"),
+        ({"duplicates": "none"}, "choose one of error, first, last, mean"),
+        ({"nonfinite": "nan"}, "choose one of error, zero"),
+        ({"chunks": (64, 64)}, "has 3 dimensions"),
+        ({"chunks": (4, 4, 8), "shards": (6, 4, 8)}, "no multiples"),
+        ({"compressor": "gzip:5"}, "choose zstd"),
+        ({"iline_byte": 193}, "both read from byte 193"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path, segy, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        outcrop.ingest(segy, tmp_path / "a.zarr", **options)
+    assert not (tmp_path / "a.zarr").exists()
+
+
+# What happens while it is written
+
+INGEST = """
+import resource, sys, outcrop
+if len(sys.argv) > 3:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+outcrop.ingest(sys.argv[1], sys.argv[2], chunks=(4, 4, 64), shards=(8, 8, 512), compressor="zstd:9")
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """80 parts of 128 kB: long enough to be interrupted."""
+    path = tmp_path_factory.mktemp("large") / "large.sgy"
+    values = np.random.default_rng(0).normal(size=(80, 64, 512)).astype("f4")
+    write_segy(path, values, inlines=range(80), crosslines=range(64), format=5)
+    return path
+
+
+def test_killed_ingest_does_not_open_and_goes_on(tmp_path, large):
+    out, undisturbed = tmp_path / "a.zarr", tmp_path / "b.zarr"
+    journal = out / "unfinished" / "finished.txt"
+    process = subprocess.Popen([sys.executable, "-c", INGEST, large, out])
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 100):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = journal.read_text().splitlines()
+    assert 5 <= len(finished) < 80
+    with pytest.raises(FileNotFoundError):
+        xr.open_zarr(out)
+    with pytest.raises(SurveyError, match="is unfinished; run the command"):
+        outcrop.open(out)
+    with pytest.raises(ResumeError, match="chunks"):
+        outcrop.ingest(large, out)
+
+    done = {k: v for k in finished if k.startswith("samples") for v in [_shard(out, k)]}
+    before = {key: path.stat().st_mtime_ns for key, path in done.items()}
+    for path in (out, undisturbed):
+        subprocess.run([sys.executable, "-c", INGEST, large, path], check=True)
+    assert {key: path.stat().st_mtime_ns for key, path in done.items()} == before
+    assert not (out / "unfinished").exists()
+    assert_same(outcrop.open(out), outcrop.open(undisturbed))
+
+
+def _shard(out: Path, key: str) -> Path:
+    i, j = (int(text) // 8 for text in key.split()[1:])
+    return out / "amplitude" / "c" / str(i) / str(j) / "0"
+
+
+def test_no_space_left(tmp_path, large):
+    """Files are limited to less than a shard: what the disk would say, late."""
+    out = tmp_path / "a.zarr"
+    found = subprocess.run(
+        [sys.executable, "-c", INGEST, large, out, "100000"], capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith("outcrop.errors.OutcropError")
+    assert "a.zarr: no space left (File too large)" in last
+    with pytest.raises(SurveyError):
+        outcrop.open(out)
+    subprocess.run([sys.executable, "-c", INGEST, large, out], check=True)
+    assert outcrop.open(out).live.all()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_no_space_left_is_noticed_before_anything_is_written(tmp_path, large):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk]).returncode:
+        pytest.skip("may not mount")
+    try:
+        with pytest.raises(
+            OutcropError, match=r"no space left: the survey takes about .* GB are free"
+        ):
+            outcrop.ingest(large, disk / "a.zarr")
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture(scope="module")
+def client():
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def test_on_worker_processes(tmp_path, large, client):
+    options = {"chunks": (4, 16, 64), "shards": (16, 16, 512)}
+    there = outcrop.ingest(large, tmp_path / "a.zarr", client=client, **options)
+    here = outcrop.ingest(large, tmp_path / "b.zarr", **options)
+    assert_same(there, here)
+
+
+def test_lost_worker(tmp_path, large, client):
+    """A worker that dies costs its parts, which another does again."""
+    pids = list(client.run(os.getpid).values())
+    os.kill(pids[0], signal.SIGKILL)
+    survey = outcrop.ingest(large, tmp_path / "a.zarr", client=client, shards=(16, 16, 512),
+                            chunks=(16, 16, 64))  # fmt: skip
+    with segyio.open(large) as file:
+        np.testing.assert_array_equal(survey.amplitude, segyio.tools.cube(file))
+
+
+def test_command_line(tmp_path, segy):
+    outcrop_ = [sys.executable, "-m", "outcrop.cli.main"]
+    out = tmp_path / "a.zarr"
+    found = subprocess.run([*outcrop_, "ingest", segy, out], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "5 inline × 4 crossline × 30 twt, float32, 0.95 live" in found.stdout
+    assert "survey.sgy" in found.stderr  # the progress bar
+    again = subprocess.run([*outcrop_, "ingest", segy, out], capture_output=True, text=True)
+    assert again.returncode == 2
+    assert again.stderr.startswith(f"error: {out}: already exists")
+    assert len(again.stderr.splitlines()) == 1
+    more = ["--overwrite", "--chunks", "2,2,8", "--shards", "4,4,16", "--cluster", "local"]
+    found = subprocess.run([*outcrop_, "ingest", segy, out, *more], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert outcrop.open(out).amplitude.encoding["chunks"] == (2, 2, 8)

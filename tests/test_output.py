@@ -1,0 +1,121 @@
+"""A Zarr that is being written does not open; open, raw samples included."""
+
+from __future__ import annotations
+
+import dask.array
+import numpy as np
+import pytest
+import xarray as xr
+
+import outcrop
+from outcrop.errors import OutputExistsError, ResumeError, SurveyError
+from outcrop.output import Output, check_free, is_complete, is_unfinished
+
+
+@pytest.fixture
+def template() -> xr.Dataset:
+    dims = ("inline", "crossline", "twt")
+    empty = dask.array.zeros((4, 3, 8), dtype="f4", chunks=-1)
+    coords = {d: (d, np.arange(n)) for d, n in zip(dims, empty.shape, strict=True)}
+    return xr.Dataset({"amplitude": (dims, empty)}, coords, {"title": "a test"})
+
+
+ENCODING = {"amplitude": {"chunks": (2, 3, 8)}}
+
+
+def test_opens_only_once_it_is_committed(tmp_path, template):
+    path = tmp_path / "a.zarr"
+    output = Output.begin(path, template, ENCODING, {"a": 1})
+    output.array("amplitude")[:2] = 1
+    assert is_unfinished(path)
+    assert not is_complete(path)
+    with pytest.raises(FileNotFoundError):
+        xr.open_zarr(path)
+    with pytest.raises(SurveyError, match="unfinished"):
+        outcrop.open(path)
+    output.array("amplitude")[2:] = 2
+    output.commit({"more": [1, 2]})
+    assert is_complete(path)
+    found = outcrop.open(path)
+    assert found.attrs == {"title": "a test", "more": [1, 2]}
+    assert found.amplitude.to_numpy()[:, 0, 0].tolist() == [1, 1, 2, 2]
+    assert not output.aside.exists()
+
+
+def test_goes_on_where_it_stopped(tmp_path, template):
+    path = tmp_path / "a.zarr"
+    first = Output.begin(path, template, ENCODING, {"shape": (2, 3)})
+    assert not first.resumed
+    first.array("amplitude")[:2] = 1
+    first.finish("one")
+    with (first.aside / "finished.txt").open("a") as journal:
+        journal.write("tw")  # cut off while it was written
+    again = Output.begin(path, template, ENCODING, {"shape": [2, 3]})
+    assert again.resumed
+    assert again.finished == {"one"}
+    assert (again.array("amplitude")[:2] == 1).all()
+    again.finish("two")
+    third = Output.begin(path, template, ENCODING, {"shape": (2, 3)})
+    assert "two" in third.finished
+
+
+def test_another_record_does_not_resume(tmp_path, template):
+    path = tmp_path / "a.zarr"
+    Output.begin(path, template, ENCODING, {"chunks": 2}).finish("one")
+    with pytest.raises(ResumeError, match=r"chunks: 2, now 3.*--overwrite"):
+        Output.begin(path, template, ENCODING, {"chunks": 3})
+    assert Output.begin(path, template, ENCODING, {"chunks": 3}, overwrite=True).finished == set()
+
+
+def test_what_may_be_written_over(tmp_path, template):
+    path = tmp_path / "a.zarr"
+    Output.begin(path, template, ENCODING, {}).commit()
+    with pytest.raises(OutputExistsError, match="already exists"):
+        check_free(path)
+    check_free(path, overwrite=True)
+    check_free(tmp_path / "new.zarr")
+    (tmp_path / "empty").mkdir()
+    check_free(tmp_path / "empty")
+    for overwrite in (False, True):  # it holds more than a Zarr
+        with pytest.raises(OutputExistsError, match="folder of other things"):
+            check_free(tmp_path, overwrite)
+
+
+def test_raw_samples(tmp_path):
+    values = np.random.default_rng(0).normal(size=(7, 5, 9)).astype("<f4")
+    path = tmp_path / "a.bin"
+    values.tofile(path)
+    survey = outcrop.open(path, (7, 5, 9))
+    assert survey.amplitude.chunks is not None
+    assert survey.amplitude.dims == ("inline", "crossline", "twt")
+    np.testing.assert_array_equal(survey.amplitude, values)
+    np.testing.assert_array_equal(survey.amplitude[2:4, 1, ::3], values[2:4, 1, ::3])
+    with pytest.raises(SurveyError, match=r"1,260 bytes, and 7 × 5 × 8 float32 samples are 1,120"):
+        outcrop.open(path, (7, 5, 8))
+    with pytest.raises(SurveyError, match="inlines, crosslines, samples"):
+        outcrop.open(path, (35, 9))
+    with pytest.raises(SurveyError, match=r"outcrop ingest, or pass the shape"):
+        outcrop.open(path)
+
+
+def test_large_raw_samples_are_read_by_blocks(tmp_path):
+    """Of a sparse file of 2 GB, one inline; the blocks are of whole inlines."""
+    path = tmp_path / "a.bin"
+    with path.open("wb") as file:
+        file.truncate(4 * 500 * 1000 * 1000)
+        file.seek(4 * 300 * 1000 * 1000)
+        file.write(np.ones(5, dtype="<f4").tobytes())
+    survey = outcrop.open(path, (500, 1000, 1000))
+    assert max(survey.amplitude.chunks[0]) * 4_000_000 <= 64 << 20
+    assert survey.amplitude[300].sum() == 5
+
+
+@pytest.mark.parametrize("what", ["other", "nothing", "folder"])
+def test_what_is_no_survey(tmp_path, what):
+    path = tmp_path / what
+    if what == "other":
+        xr.Dataset({"a": ("x", [1, 2])}).to_zarr(path, zarr_format=3, consolidated=False)
+    elif what == "folder":
+        path.mkdir()
+    with pytest.raises(SurveyError, match=r"is no survey|does not exist|is no Zarr group"):
+        outcrop.open(path)

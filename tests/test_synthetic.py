@@ -1,0 +1,200 @@
+"""Synthetic surveys: known faults come back out of the labels, the image and the SEG-Y."""
+
+import json
+
+import numpy as np
+import pytest
+import segyio
+
+from outcrop.errors import OutputExistsError
+from outcrop.training.geology import Fault
+from outcrop.training.synthetic import synthetic_survey, write_segy
+
+SHAPE = (40, 48, 64)
+PLANE = Fault(
+    centre=(20.0, 24.0, 32.0), strike=20.0, dip=65.0, half_length=90.0, half_height=90.0, slip=9.0
+)
+BENT = Fault(
+    centre=(20.0, 24.0, 32.0),
+    strike=200.0,
+    dip=70.0,
+    half_length=40.0,
+    half_height=50.0,
+    slip=-8.0,
+    strike_curvature=0.004,
+    dip_curvature=-0.005,
+)
+
+
+def frame(fault):
+    """Unit vectors along the strike, down the dip and into the hanging wall."""
+    s, d = np.radians([fault.strike, fault.dip])
+    along = np.array([np.cos(s), np.sin(s), 0.0])
+    across = np.array([-np.sin(s), np.cos(s), 0.0])
+    down = np.array([0.0, 0.0, 1.0])
+    return along, np.cos(d) * across + np.sin(d) * down, np.sin(d) * across - np.cos(d) * down
+
+
+@pytest.fixture(scope="module")
+def survey():
+    return synthetic_survey(SHAPE, seed=3)
+
+
+def test_a_seed_is_a_survey(survey):
+    assert survey.identical(synthetic_survey(SHAPE, seed=3))
+    other = synthetic_survey(SHAPE, seed=4)
+    assert (
+        abs(np.corrcoef(survey.amplitude.values.ravel(), other.amplitude.values.ravel())[0, 1])
+        < 0.3
+    )
+
+
+def test_labels_are_labelled_and_in_range(survey):
+    assert survey.amplitude.dims == ("inline", "crossline", "twt")
+    assert survey.amplitude.shape == survey.fault.shape == survey.rgt.shape == SHAPE
+    assert survey.amplitude.dtype == survey.rgt.dtype == np.float32
+    assert survey.fault.dtype == bool
+    assert survey.twt.attrs["units"] == "ms"
+    assert np.unique(np.diff(survey.twt)) == 4.0
+    assert float(survey.amplitude.std()) == pytest.approx(1.0, abs=1e-4)
+    assert (float(survey.rgt.min()), float(survey.rgt.max())) == (0.0, 1.0)
+    assert 0.002 < float(survey.fault.mean()) < 0.2
+
+
+def test_drawn_faults_are_in_the_attributes_and_make_the_survey_again(survey):
+    faults = [Fault(**f) for f in json.loads(survey.attrs["faults"])]
+    assert len(faults) == 8
+    rows = np.indices(SHAPE).astype(np.float32)
+    on = faults[-1].undo(*rows)[3]  # the youngest: nothing has moved it since
+    assert on.any()
+    assert survey.fault.values[on].all()
+
+
+@pytest.mark.parametrize("fault", [PLANE, BENT])
+def test_slip_is_as_stated_at_the_centre_and_dies_out(fault):
+    along, down, out = frame(fault)
+    centre = np.array(fault.centre)
+
+    def moved(offset):
+        """By how much the rock here has moved down the dip since before the slip."""
+        p = centre + offset
+        before = np.array(fault.undo(*(np.array([c]) for c in p))[:3])[:, 0]
+        return float((p - before) @ down)
+
+    hanging, foot = moved(1e-3 * out), moved(-1e-3 * out)
+    assert hanging - foot == pytest.approx(fault.slip, rel=1e-3)
+    assert hanging == pytest.approx(-foot, rel=1e-3)
+    tips = (1.01 * fault.half_length * along, 1.01 * fault.half_height * down)
+    assert [moved(tip) for tip in tips] == [0.0, 0.0]
+    halfway = moved(1e-3 * out + 0.5 * fault.half_length * along)
+    assert abs(halfway / hanging) == pytest.approx(0.75, abs=0.02)
+    assert abs(moved(3 * fault.half_height * out)) < 0.01 * abs(hanging)
+
+
+def test_no_rock_crosses_a_bent_fault():
+    along, down, out = frame(BENT)
+
+    def side(points):
+        u, v, w = (
+            np.tensordot(a, points - np.array(BENT.centre)[:, None], 1) for a in (along, down, out)
+        )
+        return w - BENT.strike_curvature / 2 * u**2 - BENT.dip_curvature / 2 * v**2
+
+    points = np.random.default_rng(0).uniform(0, 60, (3, 5000))
+    before = np.array(BENT.undo(*points)[:3])
+    assert np.abs(before - points).max() > 2
+    np.testing.assert_allclose(side(before), side(points), atol=1e-9)
+
+
+def test_the_fault_label_is_thin_and_where_time_jumps():
+    made = synthetic_survey(SHAPE, seed=5, faults=[PLANE], noise=0.0)
+    out = frame(PLANE)[2]
+    offsets = np.indices(SHAPE).reshape(3, -1) - np.array(PLANE.centre)[:, None]
+    distance = np.abs(out @ offsets).reshape(SHAPE)
+    fault = made.fault.values
+    np.testing.assert_array_equal(fault, distance < 0.75)
+
+    # Away from the fault time grows downwards and is smooth; over it, it jumps by the throw.
+    rgt = made.rgt.values
+    steps = np.diff(rgt, axis=2)
+    clear = distance[:, :, 1:] > 3
+    assert (steps[clear] > 0).all()
+    jumps = np.abs(np.diff(rgt, n=2, axis=1))
+    near = distance[:, 1:-1] < 1.0
+    assert np.median(jumps[near]) > 10 * np.median(jumps[~near])
+    throw = np.median(np.abs(rgt[:, 2:] - rgt[:, :-2])[near]) / np.median(steps[clear])
+    assert throw == pytest.approx(PLANE.slip * np.sin(np.radians(PLANE.dip)), rel=0.35)
+
+
+def test_reflectors_follow_geological_time_and_break_at_faults():
+    made = synthetic_survey(SHAPE, seed=6, faults=[PLANE], noise=0.0)
+    layer = (made.rgt.values * 400).astype(int).ravel()
+    amplitude = made.amplitude.values.ravel()
+    count = np.maximum(np.bincount(layer), 1)
+    mean = np.bincount(layer, amplitude) / count
+    assert np.var(amplitude - mean[layer]) < 0.2 * np.var(amplitude)
+
+
+@pytest.mark.parametrize("peak", [20.0, 40.0])
+def test_the_wavelet_sets_the_spectrum(peak):
+    made = synthetic_survey((24, 24, 256), seed=1, peak_frequency=peak, noise=0.0)
+    power = (np.abs(np.fft.rfft(made.amplitude.values)) ** 2).mean((0, 1))
+    frequency = np.fft.rfftfreq(256, 0.004)
+    assert (frequency * power).sum() / power.sum() == pytest.approx(peak, rel=0.35)
+    assert power[frequency > 2.7 * peak].sum() < 0.02 * power.sum()
+
+
+def test_noise_is_as_strong_as_asked():
+    clean, noisy = (synthetic_survey(SHAPE, seed=2, noise=n).amplitude.values for n in (0.0, 0.5))
+    # Both are scaled to unit deviation, so the correlation tells the ratio.
+    correlation = np.corrcoef(clean.ravel(), noisy.ravel())[0, 1]
+    assert correlation == pytest.approx(1 / np.hypot(1, 0.5), abs=0.02)
+
+
+@pytest.mark.parametrize("sample_format", [1, 5])
+def test_segy_holds_the_survey_with_holes(survey, tmp_path, sample_format):
+    path = tmp_path / "s.sgy"
+    write_segy(survey, path, sample_format=sample_format)
+    with segyio.open(path, ignore_geometry=True) as file:
+        header = {
+            key: file.attributes(getattr(segyio.TraceField, key))[:]
+            for key in ("INLINE_3D", "CROSSLINE_3D", "CDP_X", "CDP_Y", "SourceGroupScalar",
+                        "TraceIdentificationCode", "DelayRecordingTime")
+        }  # fmt: skip
+        samples = file.trace.raw[:]
+        assert int(file.format) == sample_format
+        assert segyio.dt(file) == 4000
+        assert "SYNTHETIC" in segyio.tools.wrap(file.text[0])
+        np.testing.assert_array_equal(file.samples, survey.twt)
+    i = header["INLINE_3D"] - 1001
+    j = (header["CROSSLINE_3D"] - 2001) // 2
+    absent = np.prod(SHAPE[:2]) - len(samples)
+    assert 5 <= absent < 50
+    assert len(set(zip(i.tolist(), j.tolist(), strict=True))) == len(samples)
+    dead = header["TraceIdentificationCode"] == 2
+    assert dead.sum() == 2
+    assert not samples[dead].any()
+    np.testing.assert_allclose(
+        samples[~dead], survey.amplitude.values[i[~dead], j[~dead]], rtol=2e-6, atol=1e-7
+    )
+
+    assert set(header["SourceGroupScalar"]) == {-100}
+    assert set(header["DelayRecordingTime"]) == {1000}
+    place = (header["CDP_X"] + 1j * header["CDP_Y"]) / 100
+    at = {(a, b): p for a, b, p in zip(i.tolist(), j.tolist(), place, strict=True)}
+    assert abs(at[1, 0] - at[0, 0]) == pytest.approx(25.0, abs=0.02)
+    assert abs(at[0, 1] - at[0, 0]) == pytest.approx(12.5, abs=0.02)
+    # Turned, and at right angles.
+    a, b = at[30, 0] - at[0, 0], at[0, 30] - at[0, 0]
+    assert abs((a * b.conjugate()).real) < 1e-3 * abs(a * b)
+    assert min(abs(a.real), abs(a.imag)) > 0.4 * abs(a)
+
+
+def test_segy_is_not_overwritten_unasked(survey, tmp_path):
+    path = tmp_path / "s.sgy"
+    write_segy(survey, path, holes=False)
+    with segyio.open(path, ignore_geometry=True) as file:
+        assert file.tracecount == SHAPE[0] * SHAPE[1]
+    with pytest.raises(OutputExistsError, match=r"s\.sgy"):
+        write_segy(survey, path)
+    write_segy(survey, path, overwrite=True)

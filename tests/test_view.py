@@ -1,0 +1,161 @@
+"""Pictures: what is drawn, where, and how little is read for it."""
+
+import sys
+
+import dask.array
+import matplotlib.image
+import numpy as np
+import pytest
+import xarray as xr
+
+from outcrop import OutcropError
+from outcrop.errors import SurveyError
+from outcrop.training.synthetic import synthetic_survey
+from outcrop.view import sections
+
+SHAPE = (24, 30, 40)
+
+
+@pytest.fixture(scope="module")
+def survey():
+    """A survey with bins of 25 m by 12.5 m and a missing corner."""
+    made = synthetic_survey(SHAPE, seed=1, faults=3)
+    live = np.ones(SHAPE[:2], bool)
+    live[:8, :10] = False
+    i, j = np.indices(SHAPE[:2])
+    dims = ("inline", "crossline")
+    hidden = np.where(live, 0.0, np.nan)
+    made = made.assign_coords(
+        live=(dims, live),
+        cdp_x=(dims, 20.0 * i + 7.5 * j + hidden),
+        cdp_y=(dims, 15.0 * i - 10.0 * j + hidden),
+    )
+    made["amplitude"] = made.amplitude.where(made.live, 0.0)
+    return made
+
+
+def panels(figure):
+    return figure.axes[:3]
+
+
+def drawn(ax, n=0):
+    return ax.get_images()[n].get_array()
+
+
+def test_the_three_sections_are_where_they_are_said_to_be(survey):
+    amplitude = survey.amplitude
+    figure = sections(amplitude, inline=1004, crossline=2011, twt=1040)
+    over_inline, over_crossline, time_slice = panels(figure)
+    np.testing.assert_array_equal(
+        drawn(over_inline).filled(0), amplitude.sel(inline=1004).transpose("twt", "crossline")
+    )
+    np.testing.assert_array_equal(
+        drawn(over_crossline).filled(0), amplitude.sel(crossline=2011).transpose("twt", "inline")
+    )
+    np.testing.assert_array_equal(drawn(time_slice).filled(0), amplitude.sel(twt=1040))
+    assert over_inline.get_title() == "inline 1004"
+    assert over_crossline.get_title() == "crossline 2011"
+    assert time_slice.get_title() == "TWT 1040 ms"
+    assert (over_inline.get_xlabel(), over_inline.get_ylabel()) == ("crossline", "TWT (ms)")
+    assert (time_slice.get_xlabel(), time_slice.get_ylabel()) == ("crossline", "inline")
+    # Time grows downwards, inlines upwards, and a sample's centre is its coordinate.
+    assert over_inline.get_ylim() == (1000 + 39.5 * 4, 998)
+    assert over_inline.get_xlim() == (2000, 2060)
+    assert time_slice.get_ylim() == (1000.5, 1024.5)
+
+
+def test_missing_traces_are_blank_and_colours_are_symmetric(survey):
+    figure = sections(survey.amplitude, inline=1004, crossline=2011, twt=1040)
+    over_inline, over_crossline, time_slice = panels(figure)
+    np.testing.assert_array_equal(drawn(time_slice).mask, ~survey.live.values)
+    assert drawn(over_inline).mask[:, :10].all()
+    assert not drawn(over_inline).mask[:, 10:].any()
+    image = over_crossline.get_images()[0]
+    values = np.abs(np.concatenate([drawn(ax).compressed() for ax in panels(figure)]))
+    assert image.norm.vmax == pytest.approx(np.percentile(values, 99))
+    assert image.norm.vmin == -image.norm.vmax
+
+
+def test_overlay_above_its_threshold_alone(survey):
+    probability = survey.fault * 0.6 + survey.rgt * 0.3
+    probability.attrs["long_name"] = "fault probability"
+    figure = sections(survey.amplitude, probability, threshold=0.7)
+    expected = probability.sel(twt=probability.twt[20]).where(survey.live).values
+    shown = drawn(panels(figure)[2], 1)
+    np.testing.assert_array_equal(~shown.mask, expected >= 0.7)
+    assert "fault probability" in [ax.get_ylabel() for ax in figure.axes]
+
+
+def test_order_of_dimensions_does_not_matter(survey):
+    turned = survey.transpose("twt", "crossline", "inline")
+    one, other = (sections(s.amplitude, s.fault) for s in (survey, turned))
+    for a, b in zip(panels(one), panels(other), strict=True):
+        for n in (0, 1):
+            np.testing.assert_array_equal(drawn(a, n), drawn(b, n))
+
+
+def test_maps_are_to_scale(survey):
+    # 25 m to an inline number; 12.5 m to two crossline numbers.
+    assert panels(sections(survey.amplitude))[2].get_aspect() == pytest.approx(25.0 / 6.25)
+    plain = survey.drop_vars(["cdp_x", "cdp_y"])
+    assert panels(sections(plain.amplitude))[2].get_aspect() == pytest.approx(2.0)
+
+
+def test_only_three_sections_are_read(survey):
+    class Recorded:
+        """An array on disk, as it were, that remembers what was read of it."""
+
+        shape, dtype, ndim = SHAPE, np.dtype(np.float32), 3
+        voxels = 0
+
+        def __getitem__(self, key):
+            block = survey.amplitude.values[key]
+            self.voxels += block.size
+            return block
+
+    source = Recorded()
+    lazy = dask.array.from_array(source, chunks=(4, 5, 8), meta=np.empty((0, 0, 0), np.float32))
+    sections(survey.amplitude.copy(data=lazy))
+    cut = (1 / 6, 1 / 6, 1 / 5)  # of the blocks along each axis
+    assert source.voxels <= sum(cut) * np.prod(SHAPE)
+
+
+def test_picture_is_written_without_pyplot(survey, tmp_path):
+    path = tmp_path / "new" / "s.png"
+    sections(survey.amplitude, survey.fault, path=path, title="Faults")
+    image = matplotlib.image.imread(path)
+    assert image.shape[1] > image.shape[0] > 400
+    assert image[..., :3].std() > 0.05
+    if "matplotlib.pyplot" in sys.modules:
+        assert sys.modules["matplotlib.pyplot"].get_fignums() == []
+    with pytest.raises(OutcropError, match=r"s\.xyz.*png"):
+        sections(survey.amplitude, path=tmp_path / "s.xyz")
+
+
+def test_depth_surveys(survey):
+    deep = survey.rename(twt="depth")
+    deep = deep.assign_coords(depth=("depth", deep.depth.values, {"units": "m"}))
+    figure = sections(deep.amplitude, depth=1083)
+    assert panels(figure)[0].get_ylabel() == "depth (m)"
+    assert panels(figure)[2].get_title() == "depth 1084 m"
+    with pytest.raises(SurveyError, match="depth"):
+        sections(deep.amplitude, twt=1040)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda s: sections(s.amplitude, inline=5), "inline 5.*1001 to 1024"),
+        (lambda s: sections(s.amplitude, twt=5000), "twt 5000.*1000 to 1156"),
+        (lambda s: sections(s.amplitude, s.fault.isel(inline=slice(3))), "inline"),
+        (lambda s: sections(s.amplitude.isel(twt=0)), "dimensions"),
+        (lambda s: sections(xr.concat([s.amplitude] * 2, "offset")), "offset"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(survey, call, says):
+    with pytest.raises(SurveyError, match=says):
+        call(survey)
+
+
+def test_a_volume_of_zeros_can_be_drawn(survey):
+    sections(survey.amplitude * 0)
