@@ -272,6 +272,17 @@ def test_ibm_floats_are_exact():
     assert found.dtype == np.float32
 
 
+def test_long_traces(tmp_path):
+    """Revision 2, as segyio writes more than 65,535 samples; read in windows, one shard each."""
+    values = np.random.default_rng(0).normal(size=(2, 3, 70_000)).astype("f4")
+    path = tmp_path / "a.sgy"
+    write_segy(path, values, inlines=[1, 2], crosslines=[1, 2, 3], format=5, missing=[(1, 1)])
+    set_bytes(path, 3501, b"\0\2")
+    survey = outcrop.ingest(path, tmp_path / "a.zarr", chunks=(2, 2, 1000), shards=(2, 2, 4000))
+    values[1, 1] = 0
+    np.testing.assert_array_equal(survey.amplitude, values)
+
+
 def test_extended_text_headers_of_unknown_number(tmp_path):
     path = tmp_path / "a.sgy"
     write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, ext_headers=3)
@@ -505,6 +516,12 @@ def _shard(out: Path, key: str) -> Path:
     return out / "amplitude" / "c" / str(i) / str(j) / "0"
 
 
+def test_output_cannot_be_written(tmp_path, segy):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutcropError, match=r"a.zarr: cannot be written .*File exists: .*/file"):
+        outcrop.ingest(segy, tmp_path / "file" / "a.zarr")
+
+
 def test_no_space_left(tmp_path, large):
     """Files are limited to less than a shard: what the disk would say, late."""
     out = tmp_path / "a.zarr"
@@ -519,6 +536,19 @@ def test_no_space_left(tmp_path, large):
         outcrop.open(out)
     subprocess.run([sys.executable, "-c", INGEST, large, out], check=True)
     assert outcrop.open(out).live.all()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_no_space_left_at_once(tmp_path, segy):
+    """Not even for the metadata: nothing is left behind."""
+    found = subprocess.run(
+        [sys.executable, "-c", INGEST, segy, tmp_path / "a.zarr", "100"],
+        capture_output=True,
+        text=True,
+    )
+    assert "OutcropError" in found.stderr.splitlines()[-1]
+    assert "no space left" in found.stderr.splitlines()[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["survey.sgy"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")

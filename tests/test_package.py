@@ -71,7 +71,7 @@ def test_error_is_one_line(tmp_path: Path) -> None:
 
 
 def readme_blocks(*languages: str) -> list[str]:
-    text = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+    text = (ROOT / "README.md").read_text()
     return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
@@ -110,8 +110,12 @@ def test_readme_runs(tmp_path: Path) -> None:
     code = "\n".join(readme_blocks("python"))
     result = run(sys.executable, "-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    if (ROOT / "README.md").exists():
-        assert done, "the README shows no command line"
+    assert done, "the README shows no command line"
+
+
+def test_readme_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert "://" in link or (ROOT / link).exists(), link
 
 
 def weights(path: Path) -> None:

@@ -160,12 +160,16 @@ class Output:
         target.parent.mkdir(parents=True, exist_ok=True)
         made = target.parent / f".{target.name}.begin"
         shutil.rmtree(made, ignore_errors=True)
-        template.to_zarr(
-            made, mode="w", compute=False, consolidated=False, zarr_format=3, encoding=encoding
-        )
-        (made / _ASIDE).mkdir()
-        os.replace(made / _ROOT, made / _ASIDE / _ROOT)
-        (made / _ASIDE / "record.json").write_text(json.dumps(facts, indent=1))
+        try:
+            template.to_zarr(
+                made, mode="w", compute=False, consolidated=False, zarr_format=3, encoding=encoding
+            )
+            (made / _ASIDE).mkdir()
+            os.replace(made / _ROOT, made / _ASIDE / _ROOT)
+            (made / _ASIDE / "record.json").write_text(json.dumps(facts, indent=1))
+        except BaseException:  # such as no space left
+            shutil.rmtree(made, ignore_errors=True)
+            raise
         if target.is_dir():
             shutil.rmtree(target)
         elif target.exists():

@@ -32,8 +32,8 @@ def command(
     format: Annotated[
         str,
         typer.Option(
-            help="For SEG-Y: sample format: same, ibm, ieee, float64, int8, int16, int32, uint8, "
-            "uint16, uint32 or uint64."
+            help="For SEG-Y: sample format: same, ibm, ieee, float64, int8, int16, int32, int64, "
+            "uint8, uint16, uint32 or uint64."
         ),
     ] = "same",
     scale: Annotated[

@@ -36,7 +36,7 @@ def command(
     ] = None,
     compressor: Annotated[
         str, typer.Option(help="Of Blosc: zstd:5, lz4:5, ... (name:level), or none.")
-    ] = "zstd:5",
+    ] = "zstd:3",
     truncate: Truncate = False,
     duplicates: Annotated[
         str, typer.Option(help="Of traces at the same position: error, first, last or mean.")

@@ -11,6 +11,7 @@ import xarray as xr
 from ..errors import OutcropError, SurveyError
 from .blocks import check_path
 from .formats import LAYOUTS, write_array
+from .geometry import HeaderBytes
 from .reading import open as open_survey
 from .segy_out import write_segy
 from .template import Template, of_file, of_survey
@@ -57,9 +58,9 @@ def export(
         Of a Dataset; its only volume unless given.
     format : str
         For SEG-Y, the sample format: "same" as in `like`, "ibm", "ieee", "float64", "int8",
-        "int16", "int32", "uint8", "uint16", "uint32" or "uint64". With "same", samples that
-        the format does not hold (fractions, in an integer format) are written as IEEE floats,
-        and a warning is logged.
+        "int16", "int32", "int64", "uint8", "uint16", "uint32" or "uint64". With "same", samples
+        that the format does not hold (fractions, in an integer format) are written as IEEE
+        floats, and a warning is logged.
     scale : float, optional
         For integer formats: samples are multiplied by it and rounded. Where it is needed and not
         given, it is the largest power of two that fits, 2^N, and logged. N goes into the trace
@@ -100,25 +101,27 @@ def export(
         name, source = str(source), open_survey(source)
     volume = select_volume(source, variable, name)
     if suffix in SEGY:
-        template = _template(source, name) if like is None else _template(like, "like")
+        template = _template(like if like is not None else source, source, name)
         write_segy(volume, target, template, format, scale, client, progress)
     else:
         write_array(volume, target, client, progress)
     return target
 
 
-def _template(like: xr.DataArray | xr.Dataset | PathLike, name: str) -> Template:
+def _template(
+    like: xr.DataArray | xr.Dataset | PathLike, source: xr.DataArray | xr.Dataset, name: str
+) -> Template:
     """What to keep: of a SEG-Y file, a survey, or a survey's path."""
     if isinstance(like, (str, os.PathLike)):
-        name = str(like)
         if Path(like).is_file():
-            return of_file(Path(like))
-        like = open_survey(like)
-    if isinstance(like, xr.DataArray):  # brings its coordinates only
+            # A survey knows where its inline and crossline numbers came from.
+            return of_file(Path(like), HeaderBytes(**source.attrs.get("segy", {}).get("bytes", {})))
+        return of_survey(open_survey(like), str(like))
+    if isinstance(like, xr.DataArray):  # brings coordinates, and no headers
         like = like.to_dataset(name="volume")
     if not isinstance(like, xr.Dataset):
         raise SurveyError(f"like is a {type(like).__name__}; pass a Dataset, or a path")
-    return of_survey(like, name)
+    return of_survey(like, name if like is source else "like")
 
 
 def select_volume(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, GeometryError
-from .segy import FIELDS, TRACE_HEADER, SegyFile, field
+from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2
 
 _BLOCK = 1 << 20  # traces whose positions are computed at a time
 _SPARSE = 2  # a grid this many times as large as the traces is probably a mistake
@@ -304,7 +304,7 @@ def vertical_axis(file: SegyFile, interval: float | None = None) -> np.ndarray:
     header = file.headers(0, 1)
     if interval is None:
         told = [file.binary(3217, "u2"), int(field(header, 117, file.order)[0]) & 0xFFFF]
-        if file.binary(3501, "u1") >= 2:
+        if is_revision_2(file.file_header):
             told.insert(0, file.binary(3273, "f8"))
         interval = next((step / 1000 for step in told if step > 0 and math.isfinite(step)), 0.0)
     if not (interval > 0 and math.isfinite(interval)):

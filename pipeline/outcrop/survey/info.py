@@ -166,7 +166,7 @@ def _of_segy(
     except GeometryError as error:
         problem = problem or str(error)
     some = np.unique(np.linspace(0, file.traces - 1, _TRACES).astype(np.int64))
-    samples = np.concatenate([decode(raw, file.format) for _, _, raw in file.read(some)])
+    samples = np.concatenate([decode(raw, file.format) for _, raw in file.read(some)])
     return SurveyInfo(
         path=str(path),
         kind="SEG-Y",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import xarray as xr
 import zarr
+from dask.system import CPU_COUNT
 from zarr.abc.codec import BytesBytesCodec
 from zarr.storage import MemoryStore
 
@@ -49,7 +50,7 @@ def ingest(
     interval: float | None = None,
     chunks: Sequence[int] | None = None,
     shards: Sequence[int] | None = None,
-    compressor: str | BytesBytesCodec | None = "zstd:5",
+    compressor: str | BytesBytesCodec | None = "zstd:3",
     truncate: bool = False,
     duplicates: Literal["error", "first", "last", "mean"] = "error",
     sparse: bool = False,
@@ -195,11 +196,14 @@ def ingest(
     except NonFiniteError:
         raise _nonfinite_error(file, headers, vertical, client) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutcropError(
+                f"{path}: no space left ({error.strerror}); free some, and the same command goes "
+                "on where it stopped"
+            ) from error
+        what = f"{error.strerror}: {error.filename or segy}"
         raise OutcropError(
-            f"{path}: no space left ({error.strerror}); free some, and the same command goes on "
-            "where it stopped"
+            f"{path}: cannot be written ({what}); choose another path, or see to that one"
         ) from error
     if replaced:
         log.warning("%s: %s NaN or infinite samples are now 0", file.path, f"{replaced:,}")
@@ -234,7 +238,7 @@ def _sample(file: SegyFile) -> np.ndarray:
     neighbours = min(32, file.traces)
     starts = np.linspace(0, file.traces - neighbours, 8).astype(np.int64)
     runs = [np.arange(start, start + neighbours) for start in starts]
-    traces = [decode(raw, file.format) for run in runs for _, _, raw in file.read(run)]
+    traces = [decode(raw, file.format) for run in runs for _, raw in file.read(run)]
     return np.concatenate(traces).reshape(len(runs), neighbours, -1)
 
 
@@ -279,7 +283,7 @@ def _nonfinite_error(
         total += result[0]
         found.extend(result[1])
 
-    run(functools.partial(count_nonfinite, file), counted(file), done, os.cpu_count() or 1, client)
+    run(functools.partial(count_nonfinite, file), counted(file), done, CPU_COUNT, client)
     places = [
         " ".join(f"{name} {numbers[trace]}" for name, numbers in headers.numbers.items())
         + f" at {vertical[sample]:g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import dask.threaded
 import numpy as np
 import zarr
 from dask.callbacks import Callback
+from dask.system import CPU_COUNT
 
 from .decode import decode
 from .geometry import Grid, HeaderBytes, scaled
@@ -186,7 +186,7 @@ def _write_samples(job: Job, part: Part) -> int:
         window = slice(start, min(start + job.window, job.file.samples))
         count = window.stop - window.start
         block = np.zeros((int(np.prod(shape)), count), dtype=amplitude.dtype)
-        for which, _, raw in job.file.read(traces, window):
+        for which, raw in job.file.read(traces, window):
             block[cells[which]] = decode(raw, job.file.format)
         if part.extra.size:
             _average(job, part.extra, window, block)
@@ -200,7 +200,7 @@ def _average(job: Job, extra: np.ndarray, window: slice, block: np.ndarray) -> N
     cells, of_extra = np.unique(extra[:, 0], return_inverse=True)
     total = block[cells].astype(np.float64)
     order = np.argsort(extra[:, 1])
-    for which, _, raw in job.file.read(extra[order, 1], window):
+    for which, raw in job.file.read(extra[order, 1], window):
         np.add.at(total, of_extra[order[which]], decode(raw, job.file.format))
     total /= 1 + np.bincount(of_extra)[:, None]
     block[cells] = total if block.dtype.kind == "f" else np.rint(total)
@@ -227,7 +227,7 @@ def count_nonfinite(file: SegyFile, traces: range) -> tuple[int, list[tuple[int,
     """
     count = 0
     first: list[tuple[int, int]] = []
-    for which, _, raw in file.read(np.arange(traces.start, traces.stop)):
+    for which, raw in file.read(np.arange(traces.start, traces.stop)):
         bad = ~np.isfinite(decode(raw, file.format))
         if bad.any():
             count += int(np.count_nonzero(bad))
@@ -244,7 +244,7 @@ def counted(file: SegyFile) -> list[range]:
 
 def threads(part_bytes: int) -> int:
     """Return how many parts of that many bytes may be at work in one process."""
-    return max(1, min(os.cpu_count() or 1, _MEMORY // (_COPIES * part_bytes)))
+    return max(1, min(CPU_COUNT, _MEMORY // (_COPIES * part_bytes)))
 
 
 def run(

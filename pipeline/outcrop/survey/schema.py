@@ -23,7 +23,9 @@ from .segy import FIELDS, SegyFile, field
 
 # Measured with benchmarks/ingest.py: smaller chunks read slices faster, larger ones whole volumes.
 CHUNKS = {2: (64, 64, 64), 3: (32, 32, 8, 64)}  # by the number of lateral dimensions
-SHARD = 64 << 20  # bytes at most, before compression: a part of the work, held in memory
+# A shard is a part of the work that is held in memory: bytes before compression, at most, and
+# those from which it is not made wider, so that many cores may work within the same memory.
+SHARD, ENOUGH = 64 << 20, 32 << 20
 HEADER_CHUNKS = {2: (512, 512), 3: (128, 128, 16)}
 
 Shape = tuple[int, ...]
@@ -56,25 +58,25 @@ def layout(
                 f"{name} {tuple(given)}: the survey has {len(shape)} dimensions; pass as many "
                 "numbers above zero"
             )
-    chunk = [min(c, n) for c, n in zip(chunks or CHUNKS[len(shape) - 1], shape, strict=True)]
+    wanted = tuple(chunks or CHUNKS[len(shape) - 1])
+    chunk = [min(c, n) for c, n in zip(wanted, shape, strict=True)]
+    full = [-(-n // c) * c for n, c in zip(shape, chunk, strict=True)]
     if shards is not None:
-        if any(s % c for s, c in zip(shards, chunk, strict=True)):
+        if any(s % c for s, c in zip(shards, wanted, strict=True)):
             raise ArgumentError(
-                f"shards {tuple(shards)} are no multiples of the chunks {tuple(chunk)}; choose "
-                "multiples"
+                f"shards {tuple(shards)} are no multiples of the chunks {wanted}; choose multiples"
             )
-        return tuple(chunk), tuple(shards)
+        return tuple(chunk), tuple(map(min, shards, full))
 
     def size(extents: Sequence[int]) -> int:
         return math.prod(extents) * dtype.itemsize
 
-    full = [-(-n // c) * c for n, c in zip(shape, chunk, strict=True)]
-    fits = max(1, SHARD // size([*chunk[:-1], chunk[-1]]))
+    fits = max(1, SHARD // size(chunk))
     shard = [*chunk[:-1], min(full[-1], fits * chunk[-1])]
     # Crosslines first: neighbours in most files.
     for axis in itertools.cycle(range(len(shape) - 2, -1, -1)):
         growable = [a for a in range(len(shape) - 1) if shard[a] < full[a]]
-        if not growable or 2 * size(shard) > SHARD:
+        if not growable or 2 * size(shard) > ENOUGH:
             break
         shard[axis] = min(2 * shard[axis], full[axis])
     return tuple(chunk), tuple(shard)

@@ -27,7 +27,7 @@ TRACE_HEADER = 240  # bytes
 _TEXT, _BINARY = 3200, 400
 _PIECE = 1 << 20  # bytes read at a time: they stay in the cache while they are converted
 _SCAN = 4 << 20  # bytes read at a time for headers alone
-_SEEK = 64 << 10  # traces longer than this are skipped over rather than read, for their headers
+_SEEK = 64 << 10  # bytes of a trace that are read rather than skipped, to get at others
 
 _UNREAD = {4: "fixed point with gain", 7: "integer, 3 bytes", 15: "unsigned integer, 3 bytes"}
 
@@ -123,7 +123,7 @@ class SegyFile:
         order, format = _order_and_format(head, not_segy)
         first = _first_trace(path, head, order, not_segy)
         samples = _binary(head, 3221, "u2", order)
-        if _binary(head, 3501, "u1", order) >= 2:
+        if is_revision_2(head):
             samples = _binary(head, 3269, "u4", order) or samples
             if more := _binary(head, 3507, "i4", order):
                 raise SegyError(
@@ -225,20 +225,20 @@ class SegyFile:
         step = max(1, _SCAN // min(self.trace_bytes, _SEEK))
         with open(self.path, "rb", buffering=0) as file:
             for begin in range(start, stop, step):
-                yield begin, self._headers(file.fileno(), begin, min(begin + step, stop))
+                end = min(begin + step, stop)
+                yield begin, self._pread(file.fileno(), begin, end, 0, TRACE_HEADER)
 
-    def _headers(self, fd: int, start: int, stop: int) -> np.ndarray:
-        if self.trace_bytes <= _SEEK:
-            return self._pread(fd, start, stop)[:, :TRACE_HEADER]
-        headers = np.empty((stop - start, TRACE_HEADER), dtype=np.uint8)
-        for row, trace in zip(headers, range(start, stop), strict=True):
-            self._fill(fd, row, trace)
+    def read_headers(self, traces: np.ndarray) -> np.ndarray:
+        """Read the headers of traces, by ascending numbers: uint8, (traces, 240)."""
+        headers = np.empty((traces.size, TRACE_HEADER), dtype=np.uint8)
+        for which, piece in self._read(traces, 0, TRACE_HEADER):
+            headers[which] = piece
         return headers
 
     def read(
         self, traces: np.ndarray, samples: slice = slice(None)
-    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        """Read traces in the order of the file, those that lie side by side in one piece.
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Read samples in the order of the file, of traces that lie side by side in one piece.
 
         Parameters
         ----------
@@ -251,40 +251,40 @@ class SegyFile:
         ------
         which : slice
             Of `traces`.
-        headers : ndarray of uint8, (traces, 240)
         raw : ndarray of `stored`, (traces, samples)
         """
+        start, stop, _ = samples.indices(self.samples)
+        size = self.stored.itemsize
+        for which, piece in self._read(
+            traces, TRACE_HEADER + start * size, TRACE_HEADER + stop * size
+        ):
+            yield which, piece.view(self.stored)
+
+    def _read(
+        self, traces: np.ndarray, first: int, last: int
+    ) -> Iterator[tuple[slice, np.ndarray]]:
         longest = max(1, _PIECE // self.trace_bytes)
         with open(self.path, "rb", buffering=0) as file:
             for which in runs(traces, longest):
                 start = int(traces[which.start])
-                piece = self._pread(file.fileno(), start, start + which.stop - which.start)
-                yield (
-                    which,
-                    piece[:, :TRACE_HEADER],
-                    piece[:, TRACE_HEADER:].view(self.stored)[:, samples],
-                )
-
-    def read_headers(self, traces: np.ndarray) -> np.ndarray:
-        """Read the headers of traces, by ascending numbers: uint8, (traces, 240)."""
-        headers = np.empty((traces.size, TRACE_HEADER), dtype=np.uint8)
-        longest = max(1, _SCAN // min(self.trace_bytes, _SEEK))
-        with open(self.path, "rb", buffering=0) as file:
-            for which in runs(traces, longest):
-                start = int(traces[which.start])
                 stop = start + which.stop - which.start
-                headers[which] = self._headers(file.fileno(), start, stop)
-        return headers
+                yield which, self._pread(file.fileno(), start, stop, first, last)
 
-    def _pread(self, fd: int, start: int, stop: int) -> np.ndarray:
-        piece = np.empty((stop - start, self.trace_bytes), dtype=np.uint8)
-        self._fill(fd, piece.reshape(-1), start)
+    def _pread(self, fd: int, start: int, stop: int, first: int, last: int) -> np.ndarray:
+        """Read bytes `first` to `last` of consecutive traces."""
+        if self.trace_bytes - (last - first) <= _SEEK:
+            whole = np.empty((stop - start, self.trace_bytes), dtype=np.uint8)
+            self._fill(fd, whole.reshape(-1), start * self.trace_bytes)
+            return whole[:, first:last]
+        piece = np.empty((stop - start, last - first), dtype=np.uint8)
+        for row, trace in zip(piece, range(start, stop), strict=True):
+            self._fill(fd, row, trace * self.trace_bytes + first)
         return piece
 
-    def _fill(self, fd: int, buffer: np.ndarray, start: int) -> None:
+    def _fill(self, fd: int, buffer: np.ndarray, offset: int) -> None:
         done = 0
         while done < buffer.size:
-            got = os.preadv(fd, [buffer.data[done:]], self.first + start * self.trace_bytes + done)
+            got = os.preadv(fd, [buffer.data[done:]], self.first + offset + done)
             if not got:
                 raise SegyError(f"{self.path}: became shorter while it was read; copy it again")
             done += got
@@ -302,6 +302,11 @@ def runs(numbers: np.ndarray, longest: int) -> Iterator[slice]:
 
 def _binary(head: bytes, byte: int, dtype: str, order: Order) -> int:
     return np.frombuffer(head, np.dtype(dtype).newbyteorder(order), 1, byte - 1)[0].item()
+
+
+def is_revision_2(head: bytes) -> bool:
+    """Whether a file header is of SEG-Y revision 2, its number in either byte order."""
+    return 2 in head[3500:3502]
 
 
 def _order_and_format(head: bytes, not_segy: str) -> tuple[Order, int]:

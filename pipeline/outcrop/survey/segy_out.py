@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PIECE = 4 << 20  # bytes that are encoded at a time: they stay in the cache
+PIECE = 1 << 20  # bytes that are encoded at a time: they stay in the cache
 
 
 def write_segy(
@@ -82,7 +82,10 @@ def write_segy(
     except UnfitError as error:
         reason = f"{name} has {error}, which {NAMES[code]} does not hold"
         if scale is not None:
-            raise SurveyError(f"{path}: {name} times {scale:g} has {error}") from error
+            raise SurveyError(
+                f"{path}: {name} times {scale:g} has {error}, which {NAMES[code]} does not hold; "
+                "choose a smaller scale, or leave it out for the largest that fits"
+            ) from error
         if format != "same" and not is_integer(code):
             raise SurveyError(f"{path}: {reason}; choose another --format") from error
     if format != "same":
@@ -195,7 +198,7 @@ def _first_sample(volume: xr.DataArray, dim: str, template: Template) -> int:
         has = f"{count} samples without coordinate"
     raise SurveyError(
         f"{dim} {has} of the volume is no run of samples of {template.name}, which has "
-        f"{span(known)}; resample it to that interval, or leave the samples as they were"
+        f"{span(known)}; pass the survey or SEG-Y that it was made from, or resample it"
     )
 
 

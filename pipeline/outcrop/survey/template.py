@@ -59,7 +59,7 @@ class Template:
     raw: Read | None
 
 
-def of_file(path: Path, at: HeaderBytes | None = None) -> Template:
+def of_file(path: Path, at: HeaderBytes) -> Template:
     """Keep what a SEG-Y file has.
 
     Parameters
@@ -72,20 +72,22 @@ def of_file(path: Path, at: HeaderBytes | None = None) -> Template:
     ------
     SegyError
         If it is not SEG-Y.
+    SurveyError
+        If its traces lie on no grid.
     """
     file = SegyFile.open(path)
-    at = at or HeaderBytes()
     found = read_headers(file, at)
     try:
         axes = make_grid(file, found, at, duplicates="first", sparse=True).axes
         vertical = vertical_axis(file)
     except GeometryError as error:
+        fact = str(error).partition("; ")[0]  # its remedies are for reading
         raise SurveyError(
-            f"{error}; or pass the survey that was ingested from it as like= (--like)"
+            f"{fact}; pass the survey that was ingested from it as like= (--like)"
         ) from error
 
     def raw(traces: np.ndarray) -> np.ndarray:
-        return np.concatenate([raw for _, _, raw in file.read(traces)])
+        return np.concatenate([raw for _, raw in file.read(traces)])
 
     return Template(
         name=str(path),
