@@ -56,7 +56,9 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # which typer makes of Ctrl-C
+            raise
         typer.echo("interrupted; the same command goes on where it stopped", err=True)
         sys.exit(130)
 
