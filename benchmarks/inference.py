@@ -41,7 +41,7 @@ def evaluate(case: str, size: int, precision: str, torchseis: str | None) -> dic
     model = models.load("faultseg3d", weights="seeded")
     x = volume(size)
     if case.startswith("torchseis"):
-        sys.path.insert(0, str(torchseis))
+        sys.path[:0] = str(torchseis).split(os.pathsep)  # and what it needs
         from torchseis.models.fault.faultseg3d import FaultSeg3d
 
         peer = FaultSeg3d().eval()

@@ -87,7 +87,7 @@ def command(
             client=client,
             progress=True,
         )
-        live = float(survey["live"].mean())
+        live = survey["live"].to_numpy().mean()
     sizes = " × ".join(f"{n:,} {d}" for d, n in survey["amplitude"].sizes.items())
     typer.echo(f"{zarr}: amplitude, {sizes}, {survey['amplitude'].dtype}, {live:.4g} live")
 

@@ -16,7 +16,7 @@ from ..errors import OutcropError
 from ..graph import Box, Graph
 from ..planner import Plan
 from .local import OnTile, unused_after
-from .memory import return_freed_memory
+from .memory import keep_freed_memory
 from .stores import Store
 from .tile import run_tile
 
@@ -40,7 +40,7 @@ class Job(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Prepare a worker: its share of the cores, one tile at a time."""
-        return_freed_memory()
+        keep_freed_memory(self.plan.keeps_freed)
         torch.set_num_threads(max(1, worker.state.nthreads))
         self.turn = threading.Lock()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..graph import Graph
 from ..planner import Plan
-from .memory import return_freed_memory
+from .memory import keep_freed_memory
 from .stores import Store
 from .tile import run_tile
 
@@ -41,7 +41,7 @@ def run_local(
     on_tile : callable, optional
         Told of every tile that is written.
     """
-    return_freed_memory()
+    keep_freed_memory(plan.keeps_freed)
     stores = dict(inputs)
     with torch.inference_mode():
         for i, stage in enumerate(plan.stages):

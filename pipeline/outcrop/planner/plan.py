@@ -103,6 +103,8 @@ class Plan:
         Predicted largest memory, in bytes, of one process that runs it.
     memory : int
         The budget, in bytes.
+    keeps_freed : bool
+        Whether the budget has room to keep freed memory for the next tensor, which is faster.
     dtype : str
         Precision of the stored tensors and of the arithmetic.
     graph : str
@@ -115,6 +117,7 @@ class Plan:
     weight_bytes: int
     peak_memory: int
     memory: int
+    keeps_freed: bool
     dtype: str
     graph: str
 

@@ -17,6 +17,8 @@ StorageMode = Literal["auto", "device", "cpu", "disk", "none"]
 _EDGES = (8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
 # What a tile costs beside its arithmetic, in operations: launching kernels, reading, writing.
 _TILE_OPERATIONS = 2e8
+# What the C allocator keeps of freed memory beside that, where it may.
+_KEPT_BYTES = 512 * 10**6
 # On CPUs, tensors far larger than the caches are slower to compute on and to allocate.
 _LARGE_TILE_BYTES = 300 * 10**6
 _LARGE_TILE_SLOWDOWN = 1.25
@@ -126,13 +128,16 @@ class _Planner:
             if not fitting:
                 return None
             chosen.append(min(fitting, key=_cost))
+        peak = max(self._resident(i) + s.tile_bytes for i, s in enumerate(chosen))
+        keeps_freed = peak + _KEPT_BYTES <= memory
         return Plan(
             stages=tuple(chosen),
             places={name: self.place for name in self.stored if name not in self.outputs},
             stored_bytes={name: self._bytes(name) for name in self.stored},
             weight_bytes=self.weight_bytes,
-            peak_memory=max(self._resident(i) + s.tile_bytes for i, s in enumerate(chosen)),
+            peak_memory=peak + _KEPT_BYTES * keeps_freed,
             memory=memory,
+            keeps_freed=keeps_freed,
             dtype=self.dtype,
             graph=self.graph.digest(),
         )

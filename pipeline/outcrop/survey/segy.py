@@ -26,7 +26,6 @@ Order = Literal[">", "<"]
 TRACE_HEADER = 240  # bytes
 _TEXT, _BINARY = 3200, 400
 _PIECE = 1 << 20  # bytes read at a time: they stay in the cache while they are converted
-_SCAN = 4 << 20  # bytes read at a time for headers alone
 _SEEK = 64 << 10  # bytes of a trace that are read rather than skipped, to get at others
 
 _UNREAD = {4: "fixed point with gain", 7: "integer, 3 bytes", 15: "unsigned integer, 3 bytes"}
@@ -208,8 +207,7 @@ class SegyFile:
 
     def headers(self, start: int, stop: int) -> np.ndarray:
         """Read the headers of consecutive traces: uint8, (stop − start, 240)."""
-        pieces = [piece for _, piece in self.scan(start, stop)]
-        return np.concatenate([np.empty((0, TRACE_HEADER), dtype=np.uint8), *pieces])
+        return self.read_headers(np.arange(start, stop))
 
     def scan(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Read the headers of consecutive traces, piece by piece.
@@ -219,10 +217,9 @@ class SegyFile:
         start : int
             Number of the first trace of the piece.
         headers : ndarray of uint8, (traces, 240)
-            Valid until the next piece.
         """
         stop = self.traces if stop is None else stop
-        step = max(1, _SCAN // min(self.trace_bytes, _SEEK))
+        step = max(1, _PIECE // min(self.trace_bytes, _SEEK))
         with open(self.path, "rb", buffering=0) as file:
             for begin in range(start, stop, step):
                 end = min(begin + step, stop)
