@@ -184,36 +184,41 @@ def _write_samples(job: Job, part: Part) -> int:
     bad = 0
     for start in range(0, job.file.samples, job.window):
         window = slice(start, min(start + job.window, job.file.samples))
-        count = window.stop - window.start
-        block = np.zeros((int(np.prod(shape)), count), dtype=amplitude.dtype)
+        block = np.zeros((int(np.prod(shape)), window.stop - start), dtype=amplitude.dtype)
         for which, raw in job.file.read(traces, window):
-            block[cells[which]] = decode(raw, job.file.format)
+            values = decode(raw, job.file.format)
+            bad += _make_finite(values, job.nonfinite)
+            block[cells[which]] = values
         if part.extra.size:
-            _average(job, part.extra, window, block)
-        bad += _check_finite(block, job.nonfinite)
-        amplitude[(*part.region, window)] = block.reshape(*shape, count)
+            bad += _average(job, part.extra, window, block)
+        amplitude[(*part.region, window)] = block.reshape(*shape, -1)
     return bad
 
 
-def _average(job: Job, extra: np.ndarray, window: slice, block: np.ndarray) -> None:
+def _average(job: Job, extra: np.ndarray, window: slice, block: np.ndarray) -> int:
     """Replace traces by the mean of all at the same position."""
+    bad = 0
     cells, of_extra = np.unique(extra[:, 0], return_inverse=True)
     total = block[cells].astype(np.float64)
     order = np.argsort(extra[:, 1])
     for which, raw in job.file.read(extra[order, 1], window):
-        np.add.at(total, of_extra[order[which]], decode(raw, job.file.format))
+        values = decode(raw, job.file.format)
+        bad += _make_finite(values, job.nonfinite)
+        np.add.at(total, of_extra[order[which]], values)
     total /= 1 + np.bincount(of_extra)[:, None]
     block[cells] = total if block.dtype.kind == "f" else np.rint(total)
+    return bad
 
 
-def _check_finite(block: np.ndarray, nonfinite: str) -> int:
-    finite = np.isfinite(block)
+def _make_finite(values: np.ndarray, nonfinite: str) -> int:
+    """Make NaN and infinite samples 0, and count them."""
+    finite = np.isfinite(values)
     if finite.all():
         return 0
     if nonfinite == "error":
         raise NonFiniteError
-    block[~finite] = 0
-    return block.size - int(np.count_nonzero(finite))
+    values[~finite] = 0
+    return values.size - int(np.count_nonzero(finite))
 
 
 def count_nonfinite(file: SegyFile, traces: range) -> tuple[int, list[tuple[int, int]]]:

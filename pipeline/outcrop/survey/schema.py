@@ -160,15 +160,17 @@ def template(
         for name, axis in (("cdp_x", "x"), ("cdp_y", "y")):
             coords[name] = (lateral, later("f8", shape), _coordinate(file, headers, axis))
 
+    # Chunks of zeros alone are not stored; zero is a sample like others all the same.
+    storage = {"compressors": compressor, "_FillValue": None}
     encoding: dict[str, dict[str, Any]] = {
-        "amplitude": {"chunks": chunks, "compressors": compressor, "_FillValue": None}
+        "amplitude": {"chunks": chunks, "fill_value": dtype.type(0), **storage}
     }
     if shards != chunks:
         encoding["amplitude"]["shards"] = shards
     block = header_chunks(shape)
     for name in (*variables, *coords):
         if name not in (*lateral, dim, "amplitude"):
-            encoding[name] = {"chunks": block, "compressors": compressor, "_FillValue": None}
+            encoding[name] = {"chunks": block, **storage}
     kept = {
         "format": file.format,
         "byte_order": "big" if file.order == ">" else "little",
