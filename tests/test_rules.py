@@ -1,5 +1,7 @@
 """Every rule against its operator on the whole grid, on random shapes, arguments and boxes."""
 
+from functools import reduce
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from outcrop.errors import UnsupportedOperatorError
-from outcrop.graph import RULES, Box, capture
+from outcrop.graph import RULES, Box, Reduce, capture, tiles
 
 few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -31,36 +33,66 @@ def inputs_for(shape, count=1, seed=0):
 
 
 def check_rule(module, inputs, data, op=None):
-    """Evaluate the last operator on a random box of its output and compare with the whole."""
+    """Evaluate every operator on random boxes of its result and compare with the whole.
+
+    The operands are those of the whole evaluation, cut to the boxes that the rule needs.
+    """
     module = module.double().eval()
     with torch.no_grad():
         try:
-            whole = module(*inputs)
+            expected = module(*inputs)
         except RuntimeError:
             assume(False)  # arguments that the operator itself refuses
-    assume(whole.numel() > 0)
+    assume(expected.numel() > 0)
     graph, weights = capture(module, inputs)
-    (node,) = graph.nodes.values()
-    if op is not None:
-        assert node.op == op
-    grid = graph.grid(node.name)
-    start = tuple(data.draw(st.integers(0, n - 1)) for n in grid)
-    stop = tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, grid, strict=True))
-    box = Box(start, stop)
-    values = dict(weights)
-    named = dict(zip(graph.inputs, inputs, strict=True))
-    rule = RULES[node.op]
-    for name, need in rule.needs(node, box, graph).items():
-        assert need in graph.whole(name)
-        values[name] = named[name][need.index].clone()
-    expected = whole[box.index]
-    with torch.inference_mode():
+    assert op is None or op in {node.op for node in graph.nodes.values()}
+    whole = dict(zip(graph.inputs, inputs, strict=True))
+    for node in graph.nodes.values():
+        rule = RULES[node.op]
+
+        def on(box, step, node=node, rule=rule):
+            values = {name: weights[name] for name in node.weights}
+            for name, need in rule.needs(node, box, graph).items():
+                assert need in graph.whole(name)
+                assert need.size > 0
+                layout = graph.layouts[name]
+                values[name] = layout.cut(whole[name], layout.whole, need).clone()
+            with torch.inference_mode():
+                return step(node, box, values, graph)
+
+        layout = graph.layouts[node.name]
+        whole[node.name] = on(layout.whole, rule.evaluate)
+        assert whole[node.name].shape == layout.shape
+        start = tuple(data.draw(st.integers(0, n - 1)) for n in layout.grid)
+        ends = zip(start, layout.grid, strict=True)
+        stop = tuple(data.draw(st.integers(a + 1, n)) for a, n in ends)
+        box = Box(start, stop)
+        cut = layout.cut(whole[node.name], layout.whole, box)
+        for step in (rule.evaluate, rule.overwrite):
+            found = on(box, step)
+            assert list(found.shape) == layout.local(box)
+            torch.testing.assert_close(found, cut, rtol=1e-12, atol=1e-12, equal_nan=True)
+        if isinstance(rule, Reduce):
+            check_reduce(rule, node, whole, graph, data)
+        form = layout.to_store(cut, box)
+        assert form.shape[-graph.rank :] == box.shape
         torch.testing.assert_close(
-            rule.evaluate(node, box, values, graph), expected, rtol=1e-12, atol=1e-12
+            layout.from_store(form, box), cut, rtol=0, atol=0, equal_nan=True
         )
-        torch.testing.assert_close(
-            rule.overwrite(node, box, values, graph), expected, rtol=1e-12, atol=1e-12
-        )
+    (name,) = graph.outputs
+    torch.testing.assert_close(whole[name], expected, rtol=1e-10, atol=1e-10, equal_nan=True)
+    return graph
+
+
+def check_reduce(rule, node, whole, graph, data):
+    """States of tiles, merged, give what the whole gives."""
+    layout = graph.layouts[node.operands[0]]
+    tile = tuple(data.draw(st.integers(1, n)) for n in layout.grid)
+    x = whole[node.operands[0]]
+    states = [rule.state(node, layout.cut(x, layout.whole, t)) for t in tiles(layout.whole, tile)]
+    merged = reduce(rule.merge, states)
+    found = rule.result(node, merged, torch.float64)
+    torch.testing.assert_close(found, whole[node.name], rtol=1e-10, atol=1e-12)
 
 
 def grids(rank, least=1, most=13):
@@ -197,20 +229,252 @@ def test_concatenation_in_both_layouts(data):
     check_rule(Apply(lambda *p: torch.cat(p, 1)), parts, data, "cat")
 
 
+@few
+@given(st.data(), st.sampled_from([2, 3]))
+def test_padded_average_pool(data, rank):
+    kernel = data.draw(st.integers(1, 4))
+    layer = (nn.AvgPool2d if rank == 2 else nn.AvgPool3d)(
+        kernel,
+        data.draw(st.integers(1, 4)),
+        padding=data.draw(st.integers(0, kernel // 2)),
+        ceil_mode=data.draw(st.booleans()),
+        count_include_pad=data.draw(st.booleans()),
+        divisor_override=data.draw(st.sampled_from([None, 3])),
+    )
+    check_rule(layer, inputs_for((1, 2, *data.draw(grids(rank, 2)))), data, f"avg_pool{rank}d")
+
+
+@few
+@given(st.data(), st.sampled_from([2, 3]))
+def test_transposed_convolution(data, rank):
+    stride, dilation, kernel = (data.draw(st.integers(1, most)) for most in (4, 3, 4))
+    groups = data.draw(st.sampled_from([1, 2]))
+    layer = (nn.ConvTranspose2d if rank == 2 else nn.ConvTranspose3d)(
+        4,
+        2 * groups,
+        kernel,
+        stride,
+        padding=data.draw(st.integers(0, 3)),
+        output_padding=data.draw(st.integers(0, max(stride, dilation) - 1)),
+        groups=groups,
+        dilation=dilation,
+        bias=data.draw(st.booleans()),
+    )
+    shape = data.draw(grids(rank, 1, 7))
+    check_rule(layer, inputs_for((1, 4, *shape)), data, f"conv_transpose{rank}d")
+
+
+@few
+@given(st.data(), st.sampled_from([2, 3]))
+def test_linear_resampling(data, rank):
+    how = {"mode": {2: "bilinear", 3: "trilinear"}[rank], "align_corners": data.draw(st.booleans())}
+    if data.draw(st.booleans()):
+        how["size"] = data.draw(grids(rank))
+    else:
+        how["scale_factor"] = data.draw(st.sampled_from([1.0, 2.0, 3.0, 1.5, 0.5, 2.7]))
+    shape = data.draw(grids(rank, 1, 7))
+    check_rule(Apply(lambda x: F.interpolate(x, **how)), inputs_for((1, 2, *shape)), data)
+
+
+@few
+@given(st.data(), st.sampled_from([2, 3]))
+def test_padding(data, rank):
+    mode = data.draw(st.sampled_from(["constant", "reflect", "replicate", "circular"]))
+    shape = data.draw(grids(rank, 2, 8))
+    least, most = (-2, 4) if mode == "constant" else (0, min(shape) - 1)
+    pad = data.draw(st.tuples(*[st.integers(least, most)] * 2 * rank))
+    check_rule(Apply(lambda x: F.pad(x, pad, mode=mode)), inputs_for((1, 2, *shape)), data, "pad")
+
+
+@few
+@given(st.data(), st.sampled_from([2, 3]), st.integers(1, 6))
+def test_adaptive_average(data, rank, size):
+    layer = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[rank](size)
+    check_rule(layer, inputs_for((1, 2, *data.draw(grids(rank, 2)))), data)
+
+
+class Attention(nn.Module):
+    """Queries of every voxel, keys and values of a volume reduced by a strided convolution."""
+
+    def __init__(self, heads, fused):
+        super().__init__()
+        self.heads, self.fused = heads, fused
+        self.q, self.kv = nn.Linear(4, 4), nn.Linear(4, 8)
+        self.reduce, self.norm = nn.Conv3d(4, 4, 2, 2), nn.LayerNorm(4)
+
+    def forward(self, x):
+        b, c, *grid = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        q = self.q(tokens).reshape(b, -1, self.heads, c // self.heads).permute(0, 2, 1, 3)
+        few = self.norm(self.reduce(x).flatten(2).transpose(1, 2))
+        kv = self.kv(few).reshape(b, -1, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, kv[0], kv[1])
+        else:
+            y = ((q @ kv[0].transpose(-2, -1)) * 0.3).softmax(-1) @ kv[1]
+        y = y.transpose(1, 2).reshape(b, -1, c)
+        return (tokens + y).transpose(1, 2).reshape(b, c, *grid)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.data(), st.booleans(), st.integers(1, 2))
+def test_attention(data, fused, batch):
+    graph = check_rule(Attention(2, fused), inputs_for((batch, 4, 4, 6, 3)), data)
+    (kept,) = {n.op for n in graph.nodes.values() if n.op == "whole"}
+    assert kept  # keys and values alone
+    assert graph.grid(graph.outputs[0]) == (4, 6, 3)
+
+
+def windows(x):
+    b, c, d, h, w = x.shape
+    y = torch.roll(x, (1, -1), (2, 4))
+    y = y.permute(0, 2, 3, 4, 1).reshape(b, d // 2, 2, h // 3, 3, w // 2, 2, c)
+    y = y.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, 12, c)
+    y = (y @ y.transpose(1, 2)).softmax(-1) @ y
+    y = y.reshape(b, d // 2, h // 3, w // 2, 2, 3, 2, c).permute(0, 1, 4, 2, 5, 3, 6, 7)
+    return y.reshape(b, d, h, w, c).permute(0, 4, 1, 2, 3)
+
+
+def set_a_plane(x):
+    y = x.clone()
+    y[:, :, 1] = 0
+    return y
+
+
+GATE = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Conv3d(4, 2, 1), nn.ReLU(), nn.Conv3d(2, 4, 1))
+FUNCTIONS = {
+    "instance norm": F.instance_norm,
+    "group norm": lambda x: F.group_norm(x, 2),
+    "layer norm over everything": lambda x: F.layer_norm(x, x.shape[1:]),
+    "layer norm over channels": lambda x: F.layer_norm(x.movedim(1, -1), (4,)).movedim(-1, 1),
+    "statistics of the batch": lambda x: F.batch_norm(x, None, None, training=True),
+    "squeeze and excitation": lambda x: x * torch.sigmoid(x.mean((2, 3, 4), keepdim=True)),
+    "gate of a vector": lambda x: x * x.amax((2, 3, 4))[:, :, None, None, None].expand_as(x),
+    "spatial gate": lambda x: x * torch.cat((x.mean(1, True), x.max(1, True)[0]), 1).sum(1, True),
+    "softmax over the volume": lambda x: F.softmax(x.flatten(2), -1).view_as(x),
+    "log softmax over the volume": lambda x: F.log_softmax(x.flatten(2), -1).view_as(x),
+    "standard deviation": lambda x: x / x.std(),
+    "variance": lambda x: x * x.var((2, 3, 4), keepdim=True, unbiased=False),
+    "largest of all": lambda x: x / x.max() - x.min(),
+    "norm of all": lambda x: x / torch.linalg.vector_norm(x),
+    "normalised channels": lambda x: F.normalize(x, dim=1),
+    "mean of one axis": lambda x: x - x.mean(3, keepdim=True),
+    "mean of two axes": lambda x: x + x.mean((2, 4))[:, :, None, :, None],
+    "extreme of one axis": lambda x: x.max(2)[0] + x.argmax(2),
+    "adaptive maximum": lambda x: x + F.adaptive_max_pool3d(x, 1),
+    "tokens": lambda x: F.relu(x.flatten(2).transpose(1, 2) * 2).mT.unflatten(2, x.shape[2:]),
+    "slices": lambda x: x[:, 1:3, 1:-1, ::2, 1:],
+    "negative slices": lambda x: x[:, -2:, -3:-1],
+    "one section": lambda x: x[:, :, -2].relu(),
+    "flip": lambda x: x.flip(2, 4),
+    "roll": lambda x: x.roll((2, -1), (2, 3)),
+    "repeat": lambda x: x.repeat(1, 2, 1, 3, 1),
+    "repeat with a new axis": lambda x: x.repeat(2, 1, 1, 1, 1, 1)[1],
+    "chunk": lambda x: torch.chunk(x, 2, 1)[1] + torch.split(x, [1, 1, 2], 1)[2],
+    "split along an axis": lambda x: torch.cat(torch.chunk(x, 2, 3)[::-1], 1),
+    "unbind": lambda x: x.unbind(1)[2] * 2,
+    "stack": lambda x: torch.stack((x, 2 * x), 2).sum(2),
+    "pixel shuffle": lambda x: F.pixel_shuffle(x[:, :, 0], 2),
+    "pixel unshuffle": lambda x: F.pixel_unshuffle(x[:, :, 0], 3),
+    "shuffled channels": lambda x: F.channel_shuffle(x, 2),
+    "unsqueeze": lambda x: x.unsqueeze(1).squeeze(1).relu(),
+    "expand": lambda x: x.mean(3, keepdim=True).expand_as(x) * x,
+    "zeros": lambda x: torch.cat((x, torch.zeros_like(x[:, :1]), torch.ones_like(x)), 1),
+    "positions": lambda x: x * torch.arange(6.0, dtype=x.dtype)[:, None],
+    "where": lambda x: torch.where(x > 0, x, x.new_full((), 3.0)),
+    "masked": lambda x: x.masked_fill(x < 0, 1.0),
+    "mask as a number": lambda x: x * (x > 0).to(x.dtype),
+    "in place": lambda x: x.clone().add_(1).relu_().mul_(x),
+    "set in place": set_a_plane,
+    "einsum": lambda x: torch.einsum("bcdhw,ec->bedhw", x, torch.eye(4, dtype=x.dtype)),
+    "einsum attention": lambda x: torch.einsum(
+        "bcdhw,bcij->bdhwij", x, torch.sigmoid(x[:, :, 0])
+    ).sum((4, 5)),
+    "einsum over the volume": lambda x: torch.einsum("bcdhw,bedhw->bce", x, x)[..., 0] * x.sum(),
+    "channel attention": lambda x: (x.flatten(2) @ x.flatten(2).mT).softmax(-1) @ x.flatten(2),
+    "windows": windows,
+    "cumulative sum": lambda x: x.cumsum(1),
+    "cumulative sum along an axis": lambda x: x.cumsum(2),
+    "Fourier": lambda x: torch.fft.fftn(x, dim=(2, 3, 4)).real,
+    "fold": lambda x: F.unfold(x[:, :, 0], 2),
+    "sort": lambda x: x.sort(1)[0],
+    "local response": lambda x: F.local_response_norm(x, 3),
+    "glu": lambda x: F.glu(x, 1),
+    "sections as a batch": lambda x: F.conv2d(
+        x.transpose(1, 2).reshape(-1, 4, 6, 6), torch.ones(1, 4, 3, 3, dtype=x.dtype), padding=1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@settings(max_examples=4, deadline=None)
+@given(data=st.data())
+def test_functions(name, data):
+    check_rule(Apply(FUNCTIONS[name]), inputs_for((1, 4, 4, 6, 6)), data)
+
+
+@pytest.mark.parametrize("name", ["instance norm", "group norm", "layer norm over channels"])
+@settings(max_examples=4, deadline=None)
+@given(data=st.data())
+def test_batches(name, data):
+    check_rule(Apply(FUNCTIONS[name]), inputs_for((2, 4, 4, 6, 6)), data)
+
+
 @pytest.mark.parametrize(
-    ("layer", "what"),
+    "layer",
     [
-        (nn.InstanceNorm3d(2), "instance_norm"),
-        (Apply(lambda x: torch.cat((x, x), 2)), "axis of the grid"),
-        (Apply(lambda x: F.softmax(x, 3)), "axis of the grid"),
-        (Apply(lambda x: x.flip(2)), "flip"),
+        nn.InstanceNorm3d(4, affine=True),
+        nn.InstanceNorm3d(4, affine=True, track_running_stats=True),
+        nn.GroupNorm(2, 4),
+        nn.LayerNorm((4, 4, 6, 6)),
+        nn.Conv3d(4, 4, 3, padding=2, padding_mode="reflect"),
+        nn.Conv3d(4, 4, 3, padding=1, padding_mode="circular"),
+        GATE,
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), 1),
     ],
+    ids=lambda layer: type(layer).__name__,
 )
-def test_without_a_rule_is_named_not_guessed(layer, what):
-    network = nn.Sequential(nn.Conv3d(2, 2, 1), nn.Sequential(layer)).eval()
-    with pytest.raises(UnsupportedOperatorError, match=what) as caught:
-        capture(network, [torch.zeros(1).expand(1, 2, 8, 8, 8)])
+@settings(max_examples=4, deadline=None)
+@given(data=st.data())
+def test_layers(layer, data):
+    layer = layer.double()
+    for value in layer.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand_like(value))
+    shape = (1, 7, 6) if isinstance(layer, nn.TransformerEncoder) else (1, 4, 4, 6, 6)
+    check_rule(layer, inputs_for(shape), data)
+
+
+def test_what_stays_on_the_grid():
+    """Operators with a rule are not evaluated whole by accident."""
+    off = {
+        "local response",
+        "einsum attention",
+        "einsum over the volume",
+        "Fourier",
+        "fold",
+        "cumulative sum along an axis",
+        "set in place",
+        "channel attention",
+    }
+    for name, function in FUNCTIONS.items():
+        example = torch.zeros(1, dtype=torch.float64).expand(1, 4, 4, 6, 6)
+        graph, _ = capture(Apply(function).eval(), [example])
+        whole = any(node.op == "whole" for node in graph.nodes.values())
+        assert whole == (name in off), name
+
+
+@pytest.mark.parametrize("function", [F.dropout, F.dropout3d, torch.rand_like])
+def test_random_numbers_are_refused(function):
+    network = nn.Sequential(nn.Conv3d(2, 2, 1), nn.Sequential(Apply(lambda x: x + function(x))))
+    with pytest.raises(UnsupportedOperatorError, match="random") as caught:
+        capture(network.eval(), [torch.zeros(1).expand(1, 2, 8, 8, 8)])
     assert "submodule '1" in str(caught.value)
+
+
+def test_what_torch_cannot_capture_is_named():
+    with pytest.raises(UnsupportedOperatorError, match=r"Apply.*cannot capture"):
+        capture(Apply(lambda x: x if x.sum() > 0 else -x).eval(), [torch.zeros(1, 1, 4, 4, 4)])
 
 
 def test_training_mode_is_refused():

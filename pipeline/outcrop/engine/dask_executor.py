@@ -15,10 +15,10 @@ from torch import Tensor
 from ..errors import OutcropError
 from ..graph import Box, Graph
 from ..planner import Plan
-from .local import OnTile, unused_after
+from .local import OnTile, finish_globals, unused_after
 from .memory import keep_freed_memory
 from .stores import Store
-from .tile import run_tile
+from .tile import StageRunner
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -43,15 +43,19 @@ class Job(WorkerPlugin):
         keep_freed_memory(self.plan.keeps_freed)
         torch.set_num_threads(max(1, worker.state.nthreads))
         self.turn = threading.Lock()
+        self.runner: tuple[int, StageRunner] | None = None
 
-    def run(self, stage: int, tile: Box) -> None:
+    def run(self, stage: int, number: int, tile: Box) -> None:
         """Evaluate one tile on this worker."""
         with self.turn, torch.inference_mode():
-            run_tile(self.graph, self.plan.stages[stage], tile, self.weights, self.stores)
+            if self.runner is None or self.runner[0] != stage:
+                part = self.plan.stages[stage]
+                self.runner = stage, StageRunner(self.graph, part, self.weights, self.stores)
+            self.runner[1].run(number, tile)
 
 
-def _tile(job: str, stage: int, start: tuple[int, ...], stop: tuple[int, ...]) -> None:
-    get_worker().plugins[job].run(stage, Box(start, stop))
+def _tile(job: str, stage: int, n: int, start: tuple[int, ...], stop: tuple[int, ...]) -> None:
+    get_worker().plugins[job].run(stage, n, Box(start, stop))
 
 
 def run_dask(
@@ -77,7 +81,7 @@ def run_dask(
     """
     stores = dict(inputs)
     for stage in plan.stages:
-        stores.update({name: make(name) for name in stage.outputs})
+        stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
     name = f"outcrop-{plan.digest()[:16]}-{id(plan):x}"
     # How outputs are nested concerns the caller alone.
     job = Job(name, replace(graph, structure=None), plan, dict(weights), stores)
@@ -88,6 +92,7 @@ def run_dask(
             for n in _windowed(client, name, i, todo):
                 if on_tile is not None:
                     on_tile(i, n)
+            finish_globals(stores, stage.reduces)
             for gone in unused_after(plan, i) & plan.places.keys() & stores.keys():
                 stores.pop(gone).remove()
     finally:
@@ -101,7 +106,7 @@ def _windowed(
 
     def submit(n: int, tile: Box) -> Any:
         key = f"{job}-{stage}-{n}"
-        return client.submit(_tile, job, stage, tile.start, tile.stop, key=key, pure=False)
+        return client.submit(_tile, job, stage, n, tile.start, tile.stop, key=key, pure=False)
 
     workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
     numbers = {}

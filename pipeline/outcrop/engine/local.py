@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from ..graph import Graph
+from ..graph import Box, Graph
 from ..planner import Plan
+from .globals import GlobalStore
 from .memory import keep_freed_memory
 from .stores import Store
-from .tile import run_tile
+from .tile import StageRunner
 
 # Called with the index of a stage and of a tile in it, when that tile is written.
 OnTile = Callable[[int, int], None]
@@ -28,10 +30,13 @@ def run_local(
 ) -> None:
     """Run a plan in this process, on all its threads.
 
+    While one tile is computed, the next is read and the one before is written, where that takes
+    time: from and to disk, between host and device.
+
     Parameters
     ----------
     graph, plan, weights
-        As for `run_tile`.
+        As for `StageRunner`.
     inputs : mapping of str to Store
         The network's inputs.
     make : callable
@@ -40,24 +45,71 @@ def run_local(
         Tiles that an earlier run has written.
     on_tile : callable, optional
         Told of every tile that is written.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If the memory is used up even by the smallest part of a tile.
     """
     keep_freed_memory(plan.keeps_freed)
     stores = dict(inputs)
     with torch.inference_mode():
         for i, stage in enumerate(plan.stages):
-            stores.update({name: make(name) for name in stage.outputs})
-            for n, tile in enumerate(stage.tiles()):
-                if (i, n) in finished:
-                    continue
-                run_tile(graph, stage, tile, weights, stores)
+            stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
+            runner = StageRunner(graph, stage, weights, stores)
+            todo = ((n, t) for n, t in enumerate(stage.tiles()) if (i, n) not in finished)
+            for n in _overlapped(runner, todo):
                 if on_tile is not None:
                     on_tile(i, n)
+            finish_globals(stores, stage.reduces)
             for name in unused_after(plan, i) & stores.keys() - inputs.keys():
                 if name in plan.places:
                     stores.pop(name).remove()
+
+
+def finish_globals(stores: Mapping[str, Store], names: Collection[str]) -> None:
+    """Merge what the tiles of a stage gave into its global values."""
+    for name in names:
+        store = stores[name]
+        assert isinstance(store, GlobalStore)
+        store.finish()
 
 
 def unused_after(plan: Plan, i: int) -> set[str]:
     """Tensors that stages up to `i` read or wrote and no later stage reads."""
     later = {name for stage in plan.stages[i + 1 :] for name in stage.inputs}
     return {name for s in plan.stages[: i + 1] for name in (*s.inputs, *s.outputs)} - later
+
+
+def _overlapped(runner: StageRunner, todo: Iterator[tuple[int, Box]]) -> Iterator[int]:
+    """Run tiles; yield the number of each once it is written."""
+    stage, stores = runner.stage, runner.stores
+    reads = any(stores[name].slow for name in stage.inputs)
+    writes = any(stores[name].slow for name in stage.outputs)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        # One tile ahead and one behind: the plan's memory counts on it.
+        ahead: Future[dict[str, Tensor]] | None = None
+        behind: Future[None] | None = None
+        pending: int | None = None
+        following = next(todo, None)
+        while following is not None:
+            (n, tile), following = following, next(todo, None)
+            inputs = runner.read(tile) if ahead is None else ahead.result()
+            ahead = None
+            if reads and following is not None:
+                ahead = reader.submit(torch.inference_mode()(runner.read), following[1])
+            results = runner.compute(tile, inputs)
+            del inputs
+            if behind is not None and pending is not None:
+                behind.result()
+                yield pending
+            behind, pending = None, n
+            if writes:
+                behind = writer.submit(torch.inference_mode()(runner.write), n, results)
+            else:
+                runner.write(n, results)
+                yield n
+            del results
+        if behind is not None and pending is not None:
+            behind.result()
+            yield pending

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..errors import ArgumentError
-from ..graph import Graph, capture
+from ..graph import RULES, Graph, Reduce, capture
 from ..models.weights import digest
 from ..output import Output, check_free, naming_full_disk
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from ..progress import track
+from .globals import GlobalStore
 from .labelled import Framed, Volume, frame, output_cards, statistics, template
 from .local import run_local
 from .stores import MemoryStore, Store
@@ -184,10 +185,15 @@ def predict(
     def make(name: str) -> Store:
         if name in cards:
             return PredictionStore([output.path / c.name for c in cards[name]], turn, framed.before)
+        node, stored = graph.nodes[name], graph.layouts[name].stored
+        shared = folder if client is not None or kept else None
+        if isinstance(RULES[node.op], Reduce):
+            return GlobalStore(node, dtype, folder=None if shared is None else shared / name)
+        kind = getattr(torch, node.dtype) if node.dtype else dtype
         if plan.places[name] == "disk":
             folder.mkdir(parents=True, exist_ok=True)
-            return ZarrStore(folder / name, graph.shapes[name], graph.rank, dtype, tiles[name])
-        return MemoryStore(channels_last(graph.shapes[name], graph.rank, dtype, "cpu"))
+            return ZarrStore(folder / name, stored, graph.rank, kind, tiles[name])
+        return MemoryStore(channels_last(stored, graph.rank, kind, "cpu"))
 
     source = SurveyStore(
         framed.volume,

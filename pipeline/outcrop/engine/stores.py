@@ -23,7 +23,15 @@ def channels_last_order(ndim: int, rank: int) -> tuple[tuple[int, ...], tuple[in
 
 
 class Store(Protocol):
-    """A tensor that is read and written by boxes of its grid."""
+    """A tensor that is read and written by boxes of its grid.
+
+    Attributes
+    ----------
+    slow : bool
+        Whether to read ahead and write behind, while something is computed.
+    """
+
+    slow: bool
 
     def read(self, box: Box) -> Tensor:
         """Return the tensor on `box`: leading axes whole, grid axes cut."""
@@ -45,6 +53,8 @@ class MemoryStore:
     dtype : torch.dtype, optional
         Precision in which it is read, if another than its own.
     """
+
+    slow = False
 
     def __init__(self, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
         self.tensor = tensor
@@ -71,6 +81,8 @@ class ArrayStore:
         Number of grid axes.
     dtype : torch.dtype
     """
+
+    slow = True
 
     def __init__(self, shape: Shape, rank: int, dtype: torch.dtype) -> None:
         self.order, self.back = channels_last_order(len(shape), rank)

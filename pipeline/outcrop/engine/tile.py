@@ -1,25 +1,42 @@
-"""`run_tile`: the one function that every executor calls."""
+"""Evaluating one tile of a stage: the one thing that every executor does."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ..graph import RULES, Box, Graph
+from ..errors import MemoryBudgetError
+from ..graph import RULES, Box, Graph, Node, Reduce, Rule, tiles
 from ..graph.propagate import last_uses, needed
 from ..planner import Stage
+from .globals import GlobalStore
 from .stores import Store
 
 
-def run_tile(
-    graph: Graph,
-    stage: Stage,
-    tile: Box,
-    weights: Mapping[str, Tensor],
-    stores: Mapping[str, Store],
-) -> None:
-    """Evaluate one tile of a stage: read boxes, compute, write boxes.
+@dataclass(frozen=True)
+class _Step:
+    """One operator, with what to do once it is evaluated."""
+
+    node: Node
+    rule: Rule
+    spent: tuple[str, ...]  # tensors that nothing after it uses
+    spare: bool  # its only operand may be overwritten
+
+
+@dataclass
+class Results:
+    """What one tile gives: parts of the stage's outputs, and states of its global values."""
+
+    parts: list[tuple[str, Box, Tensor]]
+    states: dict[str, Tensor]
+
+
+class StageRunner:
+    """A stage made ready to be run tile by tile.
 
     Idempotent: the same tile run again writes the same values to the same place.
 
@@ -28,37 +45,149 @@ def run_tile(
     graph : Graph
     stage : Stage
         Of a plan for that graph.
-    tile : Box
-        On the grid of the stage's outputs.
     weights : mapping of str to torch.Tensor
         The network's own tensors by their names in the graph, on the device that computes.
     stores : mapping of str to Store
-        Where the stage's inputs are read and its outputs written.
+        Where the stage's inputs are read and its outputs written; a `GlobalStore` for each
+        global value.
     """
-    boxes = needed(graph, stage.nodes, dict.fromkeys(stage.outputs, tile))
-    last = last_uses(graph, stage.nodes, stage.outputs)
-    held: dict[str, Tensor] = {}
-    for name in stage.nodes:
-        node = graph.nodes[name]
-        rule = RULES[node.op]
-        values = dict(weights)
-        for operand, box in rule.needs(node, boxes[name], graph).items():
-            if operand not in held:
-                held[operand] = stores[operand].read(boxes[operand])
-            inside = box.within(boxes[operand])
-            values[operand] = held[operand][inside.index]
-        ends = last[name]
-        for operand in ends:
-            del held[operand]
-        # What was computed here and ends here may be overwritten; what was read may be a view.
-        spare = (
-            len(node.operands) == 1
-            and node.operands[0] in ends
-            and (node.operands[0] not in stage.inputs)
-        )
-        step = rule.overwrite if spare else rule.evaluate
-        held[name] = step(node, boxes[name], values, graph)
-        if name in stage.outputs:
-            stores[name].write(tile, held[name][tile.within(boxes[name]).index])
-            if not any(name in rest for rest in last.values()):
+
+    def __init__(
+        self,
+        graph: Graph,
+        stage: Stage,
+        weights: Mapping[str, Tensor],
+        stores: Mapping[str, Store],
+    ) -> None:
+        self.graph, self.stage, self.weights, self.stores = graph, stage, weights, stores
+        # The tensors that a global value reduces, each on the tile.
+        self.reducing = {name: graph.nodes[name].operands[0] for name in stage.reduces}
+        self.kept = tuple(dict.fromkeys((*stage.outputs, *self.reducing.values())))
+        last = last_uses(graph, stage.nodes, self.kept)
+        views: dict[str, str] = {}  # whose memory a tensor shares
+        self.halvings = 0  # of every tile, since memory ran out
+        self.steps = []
+        for name in stage.nodes:
+            node, rule = graph.nodes[name], RULES[graph.nodes[name].op]
+            if rule.is_view(node, graph) and node.operands:
+                views[name] = views.get(node.operands[0], node.operands[0])
+            source = node.operands[0] if node.operands else ""
+            # Not what was read, which may be a view of a store, nor what another shares.
+            spare = (
+                node.operands == (source,)
+                and source in last[name]
+                and source not in stage.inputs
+                and source not in views
+                and source not in views.values()
+            )
+            self.steps.append(_Step(node, rule, tuple(last[name]), spare))
+
+    def boxes(self, tile: Box) -> dict[str, Box]:
+        """Box of every tensor that the tile needs."""
+        return needed(self.graph, self.stage.nodes, dict.fromkeys(self.kept, tile))
+
+    def read(self, tile: Box) -> dict[str, Tensor]:
+        """Fetch the stage's inputs on the boxes that the tile needs."""
+        boxes = self.boxes(tile)
+        return {
+            name: self.graph.layouts[name].from_store(self.stores[name].read(box), box)
+            for name, box in boxes.items()
+            if name in self.stage.inputs
+        }
+
+    def compute(self, tile: Box, inputs: Mapping[str, Tensor] | None = None) -> Results:
+        """Evaluate the stage on one tile; in parts, if the memory turns out not to suffice.
+
+        Raises
+        ------
+        MemoryBudgetError
+            If it does not suffice for a single point either.
+        """
+        results = Results([], {})
+        pieces = [tile]
+        for _ in range(self.halvings):
+            pieces = [half for piece in pieces for half in _halves(piece)]
+        while pieces:
+            piece = pieces.pop(0)
+            whole = piece == tile and inputs is not None
+            try:
+                self._evaluate(piece, inputs if whole and inputs else self.read(piece), results)
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                halves = _halves(piece)
+                if len(halves) < 2:
+                    raise MemoryBudgetError(
+                        f"out of memory on a tile of one point ({error}); close other programs, or "
+                        "pass a smaller memory (--memory) so that less is kept"
+                    ) from None
+                shape = "×".join(map(str, halves[0].shape))
+            else:
+                continue
+            # Outside of the handler, which holds on to the tensors of the evaluation.
+            inputs = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.halvings += 1
+            warnings.warn(
+                f"out of memory on a tile; going on with tiles of {shape} in this stage",
+                stacklevel=2,
+            )
+            pieces = [half for rest in (piece, *pieces) for half in _halves(rest)]
+        return results
+
+    def _evaluate(self, tile: Box, inputs: Mapping[str, Tensor], results: Results) -> None:
+        graph, boxes, held = self.graph, self.boxes(tile), dict(inputs)
+        kept: dict[str, Tensor] = {}
+        for name in self.kept:
+            if name in held:
+                kept[name] = graph.layouts[name].cut(held[name], boxes[name], tile)
+        for step in self.steps:
+            node = step.node
+            values = {name: self.weights[name] for name in node.weights}
+            for name, box in step.rule.needs(node, boxes[node.name], graph).items():
+                values[name] = graph.layouts[name].cut(held[name], boxes[name], box)
+            for name in step.spent:
                 del held[name]
+            evaluate = step.rule.overwrite if step.spare else step.rule.evaluate
+            held[node.name] = evaluate(node, boxes[node.name], values, graph)
+            if node.name in self.kept:
+                kept[node.name] = graph.layouts[node.name].cut(
+                    held[node.name], boxes[node.name], tile
+                )
+        states = {}
+        for reduce, operand in self.reducing.items():
+            rule, node = RULES[graph.nodes[reduce].op], graph.nodes[reduce]
+            assert isinstance(rule, Reduce)
+            states[reduce] = rule.state(node, kept[operand])
+            if reduce in results.states:
+                states[reduce] = rule.merge(results.states[reduce], states[reduce])
+        results.states.update(states)
+        for name in self.stage.outputs:
+            results.parts.append((name, tile, graph.layouts[name].to_store(kept[name], tile)))
+
+    def write(self, number: int, results: Results) -> None:
+        """Put what a tile gave where it belongs."""
+        for name, box, part in results.parts:
+            self.stores[name].write(box, part)
+        for name, state in results.states.items():
+            store = self.stores[name]
+            assert isinstance(store, GlobalStore)
+            store.put(number, state)
+
+    def run(self, number: int, tile: Box) -> None:
+        """Read, compute and write one tile."""
+        self.write(number, self.compute(tile, self.read(tile)))
+
+
+def _halves(box: Box) -> list[Box]:
+    """Cut a box across its longest axis."""
+    axis = max(range(len(box.shape)), key=box.shape.__getitem__)
+    half = tuple(-(-n // 2) if i == axis else n for i, n in enumerate(box.shape))
+    return list(tiles(box, half))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # The CPU's allocator raises a plain RuntimeError.
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)

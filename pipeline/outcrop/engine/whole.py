@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import ArgumentError
-from ..graph import capture
+from ..graph import RULES, Reduce, capture
 from ..graph.boxes import Shape
 from ..output import naming_full_disk
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
+from .globals import GlobalStore
 from .local import run_local
 from .stores import FileStore, MemoryStore, Store, channels_last_order
 
@@ -128,8 +128,10 @@ def whole_volume(
         )
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
-    weights = to_compute(state, dtype, given[0].device)
+    device = given[0].device
+    weights = to_compute(state, dtype, device)
     results = dict(zip(graph.inputs, given, strict=True))
+    reduced: dict[str, GlobalStore] = {}
 
     with (
         tempfile.TemporaryDirectory(dir=storage_path, prefix="outcrop-") as folder,
@@ -137,17 +139,26 @@ def whole_volume(
     ):
 
         def make(name: str) -> Store:
-            shape = graph.shapes[name]
+            layout, node = graph.layouts[name], graph.nodes[name]
+            if isinstance(RULES[node.op], Reduce):
+                reduced[name] = GlobalStore(node, dtype, device)
+                return reduced[name]
+            kind = getattr(torch, node.dtype) if node.dtype else dtype
             if name in graph.outputs:
-                results[name] = torch.empty(shape, dtype=given[0].dtype, device=given[0].device)
-                return MemoryStore(results[name])
+                full = given[0].dtype if node.dtype is None else kind
+                results[name] = torch.empty(layout.shape, dtype=full, device=device)
+                return MemoryStore(layout.to_store(results[name], layout.whole), kind)
             if plan.places[name] == "disk":
-                return FileStore(Path(folder) / name, shape, graph.rank, dtype)
-            return MemoryStore(channels_last(shape, graph.rank, dtype, given[0].device))
+                return FileStore(Path(folder) / name, layout.stored, graph.rank, kind)
+            return MemoryStore(channels_last(layout.stored, graph.rank, kind, device))
 
-        inputs = {name: MemoryStore(value, dtype) for name, value in results.items()}
+        inputs: dict[str, Store] = {}
+        for name, value in results.items():
+            layout = graph.layouts[name]
+            inputs[name] = MemoryStore(layout.to_store(value, layout.whole), dtype)
         run_local(graph, plan, weights, inputs, make)
-    return pytree.tree_unflatten([results[name] for name in graph.outputs], graph.structure)
+    results.update({name: reduced[name].get() for name in graph.outputs if name in reduced})
+    return graph.nest(results)
 
 
 def channels_last(

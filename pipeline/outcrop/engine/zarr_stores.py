@@ -68,6 +68,8 @@ class SurveyStore:
     dtype : torch.dtype
     """
 
+    slow = True
+
     def __init__(
         self,
         volume: xr.DataArray,
@@ -123,6 +125,8 @@ class PredictionStore:
     before : tuple of int
         Padding to leave out before the first sample of each of the network's axes.
     """
+
+    slow = True
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]], turn: Shape, before: Shape) -> None:
         self.paths, self.turn, self.before = [str(p) for p in paths], turn, before

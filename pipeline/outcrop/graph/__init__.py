@@ -3,6 +3,7 @@
 from .boxes import Box, tiles
 from .capture import capture
 from .graph import Graph, Node, Ref
-from .rules import RULES, Rule
+from .layout import Layout
+from .rules import RULES, Reduce, Rule
 
-__all__ = ["RULES", "Box", "Graph", "Node", "Ref", "Rule", "capture", "tiles"]
+__all__ = ["RULES", "Box", "Graph", "Layout", "Node", "Reduce", "Ref", "Rule", "capture", "tiles"]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
 from ..errors import UnsupportedOperatorError
-from .boxes import Shape
-from .graph import Graph, Node, Ref
-from .rules import RULES
+from .build import Builder
+from .graph import Graph, Ref
+from .layout import Layout
+from .lower import LOWER, Call
+from .propagate import ancestors
 
 
 def capture(
@@ -42,7 +45,7 @@ def capture(
     Raises
     ------
     UnsupportedOperatorError
-        If the module is in training mode, cannot be captured, or has an operator without a rule.
+        If the module is in training mode, draws random numbers, or cannot be captured.
     """
     training = [name or type(module).__name__ for name, m in module.named_modules() if m.training]
     if training:
@@ -50,116 +53,148 @@ def capture(
             f"{training[0]}: in training mode, where dropout and batch statistics differ from tile "
             "to tile; call .eval() on the network first"
         )
+    given = [*args, *(kwargs or {}).values()]
+    program = _export(module, tuple(args), dict(kwargs or {}))
+    inputs: list[str] = []
+    weights: dict[str, Tensor] = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            inputs.append(spec.arg.name)
+        elif spec.target is not None:
+            weights[spec.arg.name] = _find(program, spec.target)
+
+    dtype = next((a.dtype for a in given if a.is_floating_point()), torch.float32)
+    builder = Builder(max(a.ndim for a in given) - 2, dtype, weights)
+    refs = _build(program, builder, set(inputs))
+
+    leaves = []
+    for out in program.graph_signature.output_specs:
+        if out.kind is OutputKind.USER_OUTPUT:
+            name = getattr(out.arg, "name", None)
+            leaves.append(getattr(out.arg, "value", None) if name not in refs else refs[name])
+    names = tuple(leaf.name for leaf in leaves if isinstance(leaf, Ref))
+    for name in names:
+        if name in weights:
+            raise UnsupportedOperatorError(
+                f"{type(module).__name__}: returns {name}, which does not depend on its input"
+            )
+    graph = replace(builder.graph, inputs=tuple(inputs))
+    used = ancestors(graph, names, ())
+    nodes = {name: graph.nodes[name] for name in used}
+    kept = {name for node in nodes.values() for name in node.weights}
+    weights = {name: value for name, value in builder.weights.items() if name in kept}
+    return replace(
+        graph,
+        outputs=names,
+        nodes=nodes,
+        layouts={n: graph.layouts[n] for n in (*inputs, *used)},
+        weights={name: tuple(value.shape) for name, value in weights.items()},
+        structure=(program.call_spec.out_spec, tuple(leaves)),
+    ), weights
+
+
+def _export(
+    module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> torch.export.ExportedProgram:
     try:
-        # Functionalised, so that in-place operators cannot change what was already read; the
-        # empty table keeps every operator as large as it was written.
+        # Functionalised, so that in-place operators cannot change what was already read; beyond
+        # that, operators stay as large as they were written.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module, tuple(args), dict(kwargs or {}), strict=False)
-            program = program.run_decompositions({})
+            program = torch.export.export(module, args, kwargs, strict=False)
+            return program.run_decompositions(_decompositions())
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UnsupportedOperatorError(
             f"{type(module).__name__}: torch.export cannot capture it for inputs of shape "
-            f"{[tuple(a.shape) for a in (*args, *(kwargs or {}).values())]}: {reason}"
+            f"{[tuple(a.shape) for a in (*args, *kwargs.values())]}: {reason}"
         ) from error
 
-    inputs: list[str] = []
-    weights: dict[str, Tensor] = {}
-    for spec in program.graph_signature.input_specs:
-        name = spec.arg.name
-        if spec.kind is InputKind.USER_INPUT:
-            inputs.append(name)
-        else:
-            weights[name] = _find(program, str(spec.target))
-    rank = max(a.ndim for a in (*args, *(kwargs or {}).values())) - 2
-    outputs = [spec.arg.name for spec in program.graph_signature.output_specs]
 
-    shapes: dict[str, Shape] = {}
-    nodes: dict[str, Node] = {}
-    renamed: dict[str, str] = {}  # results that are another tensor under a new name
+def _decompositions() -> dict[Any, Any]:
+    """Operators that torch itself writes as views, permutations and products."""
+    aten = torch.ops.aten
+    return torch._decomp.get_decompositions(
+        [aten.pixel_shuffle, aten.pixel_unshuffle, aten.addmm, aten.baddbmm, aten.channel_shuffle]
+    )
+
+
+def _build(
+    program: torch.export.ExportedProgram, builder: Builder, inputs: set[str]
+) -> dict[str, Ref]:
+    """Add every operator of the program; return where each of its values is in the graph."""
+    refs = {name: Ref(name) for name in builder.weights}
+    several: dict[str, torch.fx.Node] = {}
 
     def convert(value: Any) -> Any:
         if isinstance(value, torch.fx.Node):
-            return Ref(renamed.get(value.name, value.name))
+            return refs[value.name]
         if isinstance(value, (list, tuple)):
             return tuple(convert(v) for v in value)
         return value
 
     for fx in program.graph.nodes:
         if fx.op == "placeholder" and fx.name in inputs:
-            shapes[fx.name] = tuple(fx.meta["val"].shape)
+            shape = tuple(fx.meta["val"].shape)
+            image = len(shape) == builder.rank + 2
+            builder.layouts[fx.name] = (Layout.image if image else Layout.fixed)(
+                shape, builder.rank
+            )
+            refs[fx.name] = Ref(fx.name)
         if fx.op != "call_function":
             continue
-        where = list(fx.meta.get("nn_module_stack", {}).values())
-        path = where[-1][0] if where else ""
+        result, source = None, fx
         if fx.target is operator.getitem:
-            source = convert(fx.args[0]).name
-            if fx.args[1] != 0 or source not in nodes:
-                raise UnsupportedOperatorError(
-                    f"{nodes.get(source, source)}: only the first of its results has a rule"
-                )
-            renamed[fx.name] = source
-            continue
-        if not isinstance(fx.target, torch._ops.OpOverload):
-            raise UnsupportedOperatorError(f"{fx.target} in submodule {path!r}: no rule for it")
-        op, overload = fx.target._schema.name.removeprefix("aten::"), fx.target._overloadname
-        if op in _SAME:
-            renamed[fx.name] = convert(fx.args[0]).name
-            continue
+            source, result = several[fx.args[0].name], fx.args[1]
+        where = list(source.meta.get("nn_module_stack", {}).values())
+        path = where[-1][0] if where else ""
+        target = source.target
+        if not isinstance(target, torch._ops.OpOverload):
+            raise UnsupportedOperatorError(
+                f"{target} in submodule {path!r}: control flow cannot be evaluated by tiles"
+            )
+        space, _, op = target._schema.name.partition("::")
+        op = op if space == "aten" else target._schema.name
+        bound = {a.name: a.default_value for a in target._schema.arguments}
+        bound.update(zip(bound, source.args, strict=False))
+        bound.update(source.kwargs)
+        active = bound.get("train", bound.get("training", bound.get("dropout_p", True)))
+        if torch.Tag.nondeterministic_seeded in target.tags and active:
+            raise UnsupportedOperatorError(
+                f"operator {op} in submodule {path!r}: draws random numbers, so that no two "
+                "evaluations agree; is dropout active? Call it with training=self.training"
+            )
         if op in _CHECKS:
             continue
-        bound = dict(zip((a.name for a in fx.target._schema.arguments), fx.args, strict=False))
-        bound.update(fx.kwargs)
-        arguments = {
-            a.name: convert(bound.get(a.name, a.default_value)) for a in fx.target._schema.arguments
-        }
+        if op in _SAME or "dropout" in op:
+            refs[fx.name] = convert(source.args[0])
+            continue
+        if fx is source and (len(target._schema.returns) > 1 or _gives_list(target)):
+            several[fx.name] = fx
+            continue
         made = fx.meta["val"]
-        made = made[0] if isinstance(made, (list, tuple)) else made
-        node = Node(
-            name=fx.name,
-            op=op,
-            overload=overload,
-            args=arguments,
-            operands=tuple(
-                dict.fromkeys(n for n in _refs(tuple(arguments.values())) if n not in weights)
-            ),
-            shape=tuple(made.shape),
-            module=path,
+        call = Call(
+            builder,
+            fx.name,
+            op,
+            target._overloadname,
+            {key: convert(value) for key, value in bound.items()},
+            tuple(made.shape),
+            path,
+            result,
+            made.dtype,
         )
-        shapes[fx.name] = node.shape
-        nodes[fx.name] = node
-
-    names = tuple(renamed.get(name, name) for name in outputs)
-    graph = Graph(
-        rank,
-        tuple(inputs),
-        names,
-        nodes,
-        shapes,
-        {name: tuple(value.shape) for name, value in weights.items()},
-        structure=program.call_spec.out_spec,
-    )
-    for node in nodes.values():
-        if node.op not in RULES:
-            raise UnsupportedOperatorError(
-                f"{node}: there is no rule for it yet, so it cannot be evaluated tile by tile"
-            )
-        RULES[node.op].check(node, graph)
-    return graph, weights
+        refs[fx.name] = LOWER.get(op, Call.plain)(call)
+    return refs
 
 
-# Operators that return their first argument unchanged in eval mode, and those that only check.
-_SAME = {"dropout", "feature_dropout", "alpha_dropout", "clone", "alias", "detach", "contiguous"}
+# Operators that return their first argument unchanged, and those that only check.
+_SAME = {"clone", "alias", "detach", "contiguous", "lift_fresh_copy", "lift_fresh"}
 _CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}
 
 
-def _refs(value: Any) -> Iterator[str]:
-    if isinstance(value, Ref):
-        yield value.name
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _refs(item)
+def _gives_list(target: torch._ops.OpOverload) -> bool:
+    return str(target._schema.returns[0].type).startswith("List")
 
 
 def _find(program: torch.export.ExportedProgram, key: str) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from torch.utils import _pytree as pytree
+
 from .boxes import Box, Shape
+from .layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +29,23 @@ class Node:
     name : str
         Name of the tensor it makes.
     op : str
-        ATen operator without overload, such as "conv3d".
+        ATen operator without overload, such as "conv3d", or one of our own ("moments").
     overload : str
         Its overload, such as "default".
     args : mapping
         Every argument of the operator's schema by name, defaults filled in; tensors are `Ref`.
     operands : tuple of str
-        The tensors it takes that live on a grid; weights are not among them.
+        The tensors it takes that the network computes; weights are not among them.
+    weights : tuple of str
+        The weights it takes.
     shape : tuple of int
-        Shape of the result, grid axes last.
+        Shape of the result.
     module : str
         Path of the submodule that it came from.
+    result : int, optional
+        Which of the operator's results it is, if it has several.
+    dtype : str, optional
+        Of the result, where that is not the precision of the computation: "bool", "int64", …
     """
 
     name: str
@@ -45,12 +53,15 @@ class Node:
     overload: str
     args: Mapping[str, Any]
     operands: tuple[str, ...]
+    weights: tuple[str, ...]
     shape: Shape
     module: str
+    result: int | None = None
+    dtype: str | None = None
 
     def __str__(self) -> str:
         where = f" in submodule {self.module!r}" if self.module else ""
-        return f"operator aten.{self.op}.{self.overload}{where}"
+        return f"operator {self.op.removeprefix('aten:')}.{self.overload}{where}"
 
 
 @dataclass(frozen=True)
@@ -60,38 +71,53 @@ class Graph:
     Attributes
     ----------
     rank : int
-        Number of grid axes; they are the last axes of every tensor.
+        Number of grid axes.
     inputs, outputs : tuple of str
         Names of the tensors that come in and go out.
     nodes : mapping of str to Node
         In topological order.
-    shapes : mapping of str to tuple of int
-        Full shape of every tensor, inputs included, weights excluded.
+    layouts : mapping of str to Layout
+        How every tensor lies on its grid, inputs included, weights excluded.
     weights : mapping of str to tuple of int
         Shape of every parameter, buffer and constant, by the name used in the nodes.
-    structure : torch.utils._pytree.TreeSpec
-        How the module's forward nests its outputs.
+    structure : tuple, optional
+        How the module's forward nests its outputs: a tree, and its leaves.
     """
 
     rank: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     nodes: Mapping[str, Node]
-    shapes: Mapping[str, Shape]
+    layouts: Mapping[str, Layout]
     weights: Mapping[str, Shape]
-    structure: Any = field(compare=False, default=None)
+    structure: tuple[Any, tuple[Any, ...]] | None = None
+
+    def layout(self, name: str) -> Layout:
+        """How a tensor or a weight lies on the grid."""
+        found = self.layouts.get(name)
+        return Layout.fixed(self.weights[name], self.rank) if found is None else found
+
+    def shape(self, name: str) -> Shape:
+        """Full shape of a tensor."""
+        return self.layouts[name].shape
 
     def grid(self, name: str) -> Shape:
         """Extents of the grid on which a tensor lives."""
-        return self.shapes[name][-self.rank :]
+        return self.layouts[name].grid
 
     def whole(self, name: str) -> Box:
         """The box of the whole grid of a tensor."""
-        return Box.whole(self.grid(name))
+        return Box.whole(self.layouts[name].grid)
 
     def width(self, name: str) -> int:
         """Number of values of a tensor at one grid point."""
-        return math.prod(self.shapes[name][: -self.rank])
+        return self.layouts[name].width
+
+    def nest(self, results: Mapping[str, Any]) -> Any:
+        """Put results where the module's forward has them."""
+        spec, leaves = self.structure or (None, tuple(map(Ref, self.outputs)))
+        values = [results[leaf.name] if isinstance(leaf, Ref) else leaf for leaf in leaves]
+        return values if spec is None else pytree.tree_unflatten(values, spec)
 
     def digest(self) -> str:
         """SHA-256 of the operators, their arguments and their shapes."""

@@ -74,6 +74,7 @@ class Stage:
     operations: float
     overhead: float
     tile_bytes: int
+    reduces: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:

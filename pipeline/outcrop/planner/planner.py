@@ -150,7 +150,7 @@ class _Planner:
         )
 
     def _bytes(self, name: str) -> int:
-        return self.itemsize * math.prod(self.graph.shapes[name])
+        return self.itemsize * math.prod(self.graph.shape(name))
 
     def _resident(self, i: int) -> int:
         """Bytes held while stage `i` runs: weights, live stored tensors, the output."""
@@ -168,7 +168,7 @@ class _Planner:
         )
         if self.holds_output:  # in single precision at least, whatever that of the arithmetic
             held += sum(
-                max(4, self.itemsize) * math.prod(self.graph.shapes[n])
+                max(4, self.itemsize) * math.prod(self.graph.shape(n))
                 for n in self.outputs
                 if n in written
             )
@@ -261,7 +261,7 @@ def cuts(graph: Graph) -> tuple[str, ...]:
         for operand in node.operands:
             if math.prod(graph.grid(operand)) in (1, math.prod(graph.grid(node.name))):
                 continue
-            smaller = min(operand, node.name, key=lambda n: math.prod(graph.shapes[n]))
+            smaller = min(operand, node.name, key=lambda n: math.prod(graph.shape(n)))
             if smaller in graph.nodes and smaller not in stored:
                 stored.append(smaller)
     return tuple(name for name in graph.nodes if name in stored and name not in graph.outputs)

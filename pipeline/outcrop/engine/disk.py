@@ -1,0 +1,78 @@
+"""Scratch files: where tensors live on disk while a run needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class ScratchFile:
+    """A file that has no name once it is open: the system frees it, whatever ends the process.
+
+    Errors of the system, a full disk above all, are raised as OSError that names `path`.
+
+    Parameters
+    ----------
+    path : path-like
+        Where to make it; nothing may be there. Its folder decides which disk it takes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.unlink(self.path)
+        self.close = weakref.finalize(self, os.close, self.fd)
+
+    def reserve(self, start: int, size: int) -> None:
+        """Take `size` bytes from `start` on from the disk now, so that no later write lacks them.
+
+        A file system or platform without reservation lets the file grow as it is written.
+        """
+        if size == 0:
+            return
+        with self._naming_path():
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self.fd, start, size)
+            else:
+                os.ftruncate(self.fd, max(start + size, os.fstat(self.fd).st_size))
+
+    def write(self, start: int, data: Tensor) -> None:
+        """Write bytes (1-D uint8, on the CPU) at `start`."""
+        left = memoryview(data.numpy())
+        with self._naming_path():
+            while left:
+                done = os.pwrite(self.fd, left, start)
+                left, start = left[done:], start + done
+
+    def map(self, start: int, size: int) -> Tensor:
+        """Map bytes as a tensor (1-D uint8); pages that are touched stay while it is alive.
+
+        To write to the tensor leaves the file as it is.
+        """
+        if size == 0:
+            return torch.empty(0, dtype=torch.uint8)
+        before = start % mmap.ALLOCATIONGRANULARITY
+        with self._naming_path():
+            pages = mmap.mmap(
+                self.fd, before + size, access=mmap.ACCESS_COPY, offset=start - before
+            )
+        return torch.frombuffer(pages, dtype=torch.uint8, offset=before)
+
+    def expect(self, start: int, size: int) -> None:
+        """Let the system read ahead what will soon be mapped, where it can."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fd, start, size, os.POSIX_FADV_WILLNEED)
+
+    @contextlib.contextmanager
+    def _naming_path(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error

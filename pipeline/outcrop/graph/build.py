@@ -1,0 +1,146 @@
+"""Building a graph node by node: layouts, and what has no layout taken whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .boxes import Shape
+from .graph import Graph, Node, Ref
+from .layout import Layout
+from .rules import RULES
+from .rules.base import refs, resolve
+
+# Results of operators on weights alone, such as tables of positions, up to this many values are
+# computed once.
+_FOLDED = 10**7
+
+
+@dataclass
+class Builder:
+    """A graph that grows, and the tensors of its weights."""
+
+    rank: int
+    dtype: torch.dtype
+    weights: dict[str, Tensor]
+    nodes: dict[str, Node] = field(default_factory=dict)
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)  # of the weights
+    graph: Graph = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shapes.update({k: tuple(v.shape) for k, v in self.weights.items()})
+        self.graph = Graph(self.rank, (), (), self.nodes, self.layouts, self.shapes)
+
+    def shape(self, name: str) -> Shape:
+        """Shape of a tensor or a weight."""
+        return self.layouts[name].shape if name in self.layouts else self.shapes[name]
+
+    def constant(self, name: str, value: Tensor) -> Ref:
+        """Add a tensor that the module did not bring as a parameter or buffer."""
+        self.weights[name], self.shapes[name] = value, tuple(value.shape)
+        return Ref(name)
+
+    def add(
+        self,
+        name: str,
+        op: str,
+        args: Mapping[str, Any],
+        shape: Shape,
+        module: str,
+        overload: str = "default",
+        result: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Ref:
+        """Add a node and tell how its result lies on the grid.
+
+        Where its rule cannot tell, or it has none, its operands are taken whole.
+        """
+        used = tuple(dict.fromkeys(refs(tuple(args.values()))))
+        other = None if dtype is None or dtype.is_floating_point else str(dtype)[6:]
+        node = Node(
+            name=name,
+            op=op,
+            overload=overload,
+            args=dict(args),
+            operands=tuple(n for n in used if n in self.layouts),
+            weights=tuple(n for n in used if n not in self.layouts),
+            shape=tuple(shape),
+            module=module,
+            result=result,
+            dtype=other,
+        )
+        if not node.operands and hasattr(torch.ops.aten, op) and math.prod(shape) <= _FOLDED:
+            return self._fold(node)
+        rule = RULES[op]
+        node = self._taken_whole(node, rule.off_grid(node, self.graph))
+        layout = rule.layout(node, self.graph)
+        if layout is None:
+            node = self._taken_whole(node, node.operands)
+            layout = rule.layout(node, self.graph)
+        if layout is None:
+            node = replace(node, op="aten:" + op)
+            layout = Layout.fixed(node.shape, self.rank)
+        return self._put(node, layout)
+
+    def _put(self, node: Node, layout: Layout) -> Ref:
+        self.nodes[node.name], self.layouts[node.name] = node, layout
+        shape = layout.shape
+        if layout.is_fixed and len(shape) == self.rank + 2 and math.prod(shape[2:]) > 1:
+            # Evaluated whole, it looks like an image: what follows can go on by tiles. If it
+            # cannot, it takes this tensor and not the image.
+            return self._step("on_grid", node.name)
+        return Ref(node.name)
+
+    def _step(self, op: str, name: str) -> Ref:
+        """Take a tensor off the grid ("whole") or put it there ("on_grid")."""
+        made = f"{name}.{op}"
+        if made not in self.nodes:
+            source, path = self.layouts[name], ""
+            if name in self.nodes:
+                path = self.nodes[name].module
+            dtype = self.nodes[name].dtype if name in self.nodes else None
+            node = Node(
+                made, op, "", {"self": Ref(name)}, (name,), (), source.shape, path, dtype=dtype
+            )
+            layout = RULES[op].layout(node, self.graph)
+            assert layout is not None
+            self.nodes[made], self.layouts[made] = node, layout
+        return Ref(made)
+
+    def _taken_whole(self, node: Node, names: tuple[str, ...]) -> Node:
+        other = {}
+        for name in names:
+            if name in self.nodes and self.nodes[name].op == "on_grid":
+                other[name] = self.nodes[name].operands[0]
+            elif not self.layouts[name].is_fixed:
+                other[name] = self._step("whole", name).name
+            elif self.layouts[name].held:  # axes of extent one
+                other[name] = self._step("whole", name).name
+        return self._swap(node, other) if other else node
+
+    def _fold(self, node: Node) -> Ref:
+        """Evaluate what depends on weights alone."""
+        with torch.no_grad():
+            op = getattr(getattr(torch.ops.aten, node.op), node.overload)
+            made = op(**{k: resolve(v, self.weights) for k, v in node.args.items()})
+        return self.constant(node.name, made if node.result is None else made[node.result])
+
+    def _swap(self, node: Node, other: Mapping[str, str]) -> Node:
+        def swap(value: Any) -> Any:
+            if isinstance(value, Ref):
+                return Ref(other.get(value.name, value.name))
+            if isinstance(value, tuple):
+                return tuple(map(swap, value))
+            return value
+
+        return replace(
+            node,
+            args={k: swap(v) for k, v in node.args.items()},
+            operands=tuple(dict.fromkeys(other.get(n, n) for n in node.operands)),
+        )

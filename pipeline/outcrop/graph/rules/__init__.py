@@ -1,0 +1,115 @@
+"""One rule per operator: which boxes it needs, how to evaluate it on them, what it costs.
+
+To add an operator: if each of its output points depends on the same point of its operands
+alone, add its name to `_POINTWISE`; otherwise write a subclass of `Rule` and add it to `RULES`.
+An operator that is not in the table is evaluated whole.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .base import Opaque, Rule, Values
+from .pointwise import (
+    BatchNorm,
+    Concatenate,
+    Convert,
+    Expand,
+    LayerNorm,
+    Linear,
+    Normalize,
+    Pointwise,
+    PReLU,
+)
+from .reduce import Extreme, Moments, Reduce, Reduction, Sum
+from .resample import (
+    Gather,
+    Nearest,
+    Separable,
+    adaptive_taps,
+    flip_maps,
+    linear_taps,
+    pad_maps,
+    repeat_maps,
+    roll_maps,
+    slice_maps,
+)
+from .tokens import Attention, Einsum, MatMul
+from .views import Drop, OnGrid, Permute, Stack, Unsqueeze, View, Whole
+from .window import AveragePool, Convolution, Pool, TransposedConvolution
+
+__all__ = ["RULES", "Reduce", "Rule", "Values"]
+
+_POINTWISE = (
+    "abs add addcdiv addcmul bitwise_and bitwise_not bitwise_or ceil clamp clamp_max clamp_min "
+    "cos div elu eq erf exp expm1 floor floor_divide ge gelu gt hardshrink hardsigmoid hardswish "
+    "hardtanh isfinite isinf isnan le leaky_relu lerp log log10 log1p log2 log_sigmoid logical_and "
+    "logical_not logical_or lt masked_fill maximum minimum mish mul nan_to_num ne neg pow "
+    "reciprocal relu relu6 remainder round rsqrt rsub selu sigmoid sign silu sin softplus "
+    "softshrink softsign sqrt square sub tan tanh threshold trunc where xlogy"
+)
+_ALONG = "cumprod cumsum glu log_softmax softmax sort"
+_REDUCTIONS = "all amax amin any argmax argmin linalg_vector_norm logsumexp max mean min norm prod std sum var"
+
+_OTHERWISE = Opaque()
+
+
+class _Table(dict[str, Rule]):
+    def __missing__(self, op: str) -> Rule:
+        return _OTHERWISE
+
+
+RULES: dict[str, Rule] = _Table(
+    {
+        **dict.fromkeys(_POINTWISE.split(), Pointwise()),
+        **dict.fromkeys(_ALONG.split(), Pointwise("dim")),
+        "prelu": PReLU(),
+        "cat": Concatenate(),
+        "stack": Stack(),
+        "_native_batch_norm_legit_no_training": BatchNorm(),
+        "normalize": Normalize(),
+        "layer_norm": LayerNorm(),
+        "linear": Linear(),
+        "convert": Convert(),
+        "expand": Expand(),
+        **dict.fromkeys(("conv1d", "conv2d", "conv3d"), Convolution()),
+        **dict.fromkeys(
+            ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), TransposedConvolution()
+        ),
+        **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), Pool(-math.inf)),
+        **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), AveragePool()),
+        **dict.fromkeys(
+            ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"), Nearest()
+        ),
+        **dict.fromkeys(
+            ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"),
+            Separable(linear_taps),
+        ),
+        **dict.fromkeys(
+            ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+            Separable(adaptive_taps),
+        ),
+        "pad": Gather(pad_maps),
+        "slice": Gather(slice_maps),
+        "flip": Gather(flip_maps),
+        "roll": Gather(roll_maps),
+        "repeat": Gather(repeat_maps),
+        **dict.fromkeys(("permute", "transpose", "t", "numpy_T"), Permute()),
+        **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten"), View()),
+        "unsqueeze": Unsqueeze(),
+        **dict.fromkeys(("squeeze", "select"), Drop()),
+        "whole": Whole(),
+        "on_grid": OnGrid(),
+        **dict.fromkeys(("matmul", "bmm", "mm"), MatMul()),
+        "einsum": Einsum(),
+        "scaled_dot_product_attention": Attention(),
+        **dict.fromkeys(_REDUCTIONS.split(), Reduction()),
+        "moments": Moments(),
+        "global_var": Moments(),
+        "global_sum": Sum("sum"),
+        "global_mean": Sum("mean"),
+        "global_norm": Sum("norm"),
+        "global_amax": Extreme(1),
+        "global_amin": Extreme(-1),
+    }
+)

@@ -1,0 +1,169 @@
+"""What a rule is, and what rules share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..boxes import Box, Shape
+from ..graph import Graph, Node, Ref
+from ..layout import Axes, Layout
+
+Values = Mapping[str, Tensor]
+
+
+class Rule:
+    """How one operator is evaluated on boxes.
+
+    `needs` and `evaluate` agree: given the operands on exactly the boxes that `needs` names,
+    `evaluate` returns what the operator on the whole grids has in `box`.
+    """
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        """How the result lies on the grid; None if the rule cannot evaluate it by boxes."""
+        raise NotImplementedError
+
+    def off_grid(self, node: Node, graph: Graph) -> tuple[str, ...]:
+        """Operands that the rule takes whole, whatever the box."""
+        return ()
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        """Box of each operand that `box` of the result depends on, cut to its grid."""
+        raise NotImplementedError
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        """Compute the result on `box` from the operands on the boxes they are needed on.
+
+        `values` holds those operands by name, and the node's weights whole.
+        """
+        raise NotImplementedError
+
+    def overwrite(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        """As `evaluate`, where the first operand is not needed any more and may be written to."""
+        return self.evaluate(node, box, values, graph)
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        """Arithmetic operations per point of the result's grid."""
+        return float(graph.width(node.name))
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        """Bytes taken beside operands and result while `box` of the result is computed."""
+        return 0
+
+    def is_view(self, node: Node, graph: Graph) -> bool:
+        """Whether the result shares the memory of its first operand."""
+        return False
+
+
+def refs(value: Any) -> Iterator[str]:
+    """Names of the tensors that an argument refers to."""
+    if isinstance(value, Ref):
+        yield value.name
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from refs(item)
+
+
+def resolve(value: Any, values: Values) -> Any:
+    """Put tensors where an argument refers to them."""
+    if isinstance(value, Ref):
+        return values[value.name]
+    if isinstance(value, tuple):
+        return [resolve(item, values) for item in value]
+    return value
+
+
+def call(node: Node, values: Values, op: Any = None) -> Tensor:
+    """Apply the node's own operator, or `op` of the same overload, to `values`."""
+    packet = op or getattr(torch.ops.aten, node.op)
+    made = getattr(packet, node.overload)(**{k: resolve(v, values) for k, v in node.args.items()})
+    return made if node.result is None else made[node.result]
+
+
+def per_axis(value: Any, rank: int) -> Shape:
+    """One integer for each axis: ATen repeats a single one."""
+    given = (value,) if isinstance(value, int) else tuple(value)
+    return given * rank if len(given) == 1 else given
+
+
+def aligned(box: Box, own: Shape, grid: Shape) -> Box:
+    """Return `box` of `grid` on a grid that is the same, or one point, along each axis."""
+    start = tuple(a if n == g else 0 for a, n, g in zip(box.start, own, grid, strict=True))
+    stop = tuple(b if n == g else 1 for b, n, g in zip(box.stop, own, grid, strict=True))
+    return Box(start, stop)
+
+
+def merge(shape: Shape, rank: int, parts: list[tuple[Layout, int]]) -> Layout | None:
+    """Layout of `shape` over operands whose first dimension is its dimension `offset`.
+
+    None if two operands hold different axes in one dimension, or one axis in two dimensions.
+    """
+    dims: list[Axes] = [()] * len(shape)
+    grid = [1] * rank
+    for layout, offset in parts:
+        for i, axes in enumerate(layout.dims):
+            if not axes or layout.shape[i] != shape[offset + i] or layout.shape[i] == 1:
+                continue
+            if dims[offset + i] not in ((), axes):
+                return None
+            dims[offset + i] = axes
+            for a in axes:
+                if grid[a] not in (1, layout.grid[a]):
+                    return None
+                grid[a] = layout.grid[a]
+    held = [a for axes in dims for a in axes]
+    whole = all(
+        not axes or math.prod(grid[a] for a in axes) == n
+        for n, axes in zip(shape, dims, strict=True)
+    )
+    return (
+        Layout(shape, tuple(dims), tuple(grid)) if whole and len(set(held)) == len(held) else None
+    )
+
+
+def broadcast_cut(value: Tensor, own: Layout, layout: Layout, box: Box) -> Tensor:
+    """Cut those dimensions of a tensor that hold no axes to `box` of what it is broadcast over."""
+    offset = len(layout.shape) - value.ndim
+    for i in range(value.ndim):
+        axes = layout.dims[offset + i]
+        if not axes or own.dims[i] or value.shape[i] == 1:
+            continue
+        if len(axes) == 1:
+            value = value.narrow(i, box.start[axes[0]], box.shape[axes[0]])
+        else:
+            extents = [layout.grid[a] for a in axes]
+            split = value.unflatten(i, extents)
+            for k, a in enumerate(axes):
+                split = split.narrow(i + k, box.start[a], box.shape[a])
+            value = split.flatten(i, i + len(axes) - 1)
+    return value
+
+
+def normalized(dims: Any, rank: int) -> tuple[int, ...]:
+    """Dimensions counted from the first, sorted; all of them where none is named."""
+    if dims is None or dims == ():
+        return tuple(range(rank))
+    return tuple(sorted(d % rank for d in ((dims,) if isinstance(dims, int) else dims)))
+
+
+class Opaque(Rule):
+    """An operator without a rule: evaluated in one piece, on operands that are taken whole."""
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        fixed = not any(graph.layouts[name].held for name in node.operands)
+        return Layout.fixed(node.shape, graph.rank) if fixed else None
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        return {name: graph.whole(name) for name in node.operands}
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        name = node.op.removeprefix("aten:")
+        space, _, op = name.rpartition("::")
+        return call(node, values, getattr(getattr(torch.ops, space or "aten"), op))
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        return itemsize * sum(math.prod(graph.shape(name)) for name in node.operands)

@@ -1,0 +1,198 @@
+"""Operators whose result at a point depends on the same point of the operands alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..boxes import Box
+from ..graph import Graph, Node, Ref
+from ..layout import Layout
+from .base import Rule, Values, aligned, broadcast_cut, call, merge, normalized, refs, resolve
+
+
+class Pointwise(Rule):
+    """Each point depends on the same point of every operand, which may broadcast.
+
+    Parameters
+    ----------
+    along : str, optional
+        Argument that names the dimensions over which the operator mixes values, such as the
+        "dim" of a softmax: they may not hold axes of the grid.
+    """
+
+    def __init__(self, along: str | None = None) -> None:
+        self.along = along
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        shapes = [(graph.layouts[name], name) for name in node.operands]
+        n = len(node.shape)
+        if self.along is None:
+            parts = [(o, n - len(o.shape)) for o, _ in shapes]
+            return merge(node.shape, graph.rank, parts) if min(p for _, p in parts) >= 0 else None
+        source = shapes[0][0]
+        mixed = normalized(node.args[self.along], len(source.shape))
+        if len(source.shape) != n or any(source.dims[d] for d in mixed):
+            return None
+        return merge(node.shape, graph.rank, [(o, 0) for o, _ in shapes])
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        grid = graph.grid(node.name)
+        return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        return call(node, self._cut(node, box, values, graph))
+
+    def overwrite(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        in_place = getattr(torch.ops.aten, node.op + "_", None)
+        if (
+            in_place is None
+            or node.overload not in in_place.overloads()
+            or graph.shape(node.operands[0]) != node.shape
+            or node.dtype is not None
+            or node.args[next(iter(node.args))] != Ref(node.operands[0])
+        ):
+            return self.evaluate(node, box, values, graph)
+        return call(node, self._cut(node, box, values, graph), in_place)
+
+    def _cut(self, node: Node, box: Box, values: Values, graph: Graph) -> Values:
+        """Cut what holds no axes, such as a learned position, to the box."""
+        layout = graph.layouts[node.name]
+        if layout.is_fixed:
+            return values
+        local = dict(values)
+        for name in refs(tuple(node.args.values())):
+            local[name] = broadcast_cut(values[name], graph.layout(name), layout, box)
+        return local
+
+
+class PReLU(Pointwise):
+    """Leaky ReLU whose slope is a weight for each channel."""
+
+    def _cut(self, node: Node, box: Box, values: Values, graph: Graph) -> Values:
+        return values  # the slope lies along the channels, not along the last dimension
+
+
+class Concatenate(Pointwise):
+    """Channels side by side."""
+
+    def __init__(self) -> None:
+        super().__init__("dim")
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        parts = resolve(node.args["tensors"], self._cut(node, box, values, graph))
+        dim = int(node.args["dim"]) % len(node.shape)
+        if not any(channels_last(part) for part in parts):
+            return torch.cat(parts, dim)
+        # ATen's kernel for this layout is slow by an order of magnitude; on the same memory, seen
+        # with the channels as its last axis, it copies long runs.
+        return torch.cat([part.movedim(dim, -1) for part in parts], -1).movedim(-1, dim)
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of an image lie next to each other."""
+    return x.ndim in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1
+
+
+class BatchNorm(Pointwise):
+    """Normalisation by stored statistics."""
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        a = {key: resolve(value, values) for key, value in node.args.items()}
+        return F.batch_norm(
+            a["input"], a["running_mean"], a["running_var"], a["weight"], a["bias"], eps=a["eps"]
+        )
+
+
+class Normalize(Pointwise):
+    """Normalisation of groups of channels by their `moments`, then weight and bias."""
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        return graph.layouts[node.args["input"].name]
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        a = {key: resolve(value, values) for key, value in node.args.items()}
+        x: Tensor = a["input"]
+        batch, channels = x.shape[:2]
+        mean, var = (m.repeat_interleave(channels // m.shape[1], 1) for m in a["moments"])
+        if batch == 1 and (x.ndim > 2):  # one fast kernel, also channels last
+            like = mean.dtype
+            weight, bias = (None if w is None else w.to(like) for w in (a["weight"], a["bias"]))
+            return F.batch_norm(x, mean[0], var[0], weight, bias, eps=a["eps"])
+        scale = (var + a["eps"]).rsqrt()
+        scale = scale if a["weight"] is None else scale * a["weight"]
+        shift = -mean * scale if a["bias"] is None else a["bias"] - mean * scale
+        ones = (1,) * (x.ndim - 2)
+        return torch.addcmul(
+            shift.to(x.dtype).view(batch, channels, *ones),
+            x,
+            scale.to(x.dtype).view(batch, channels, *ones),
+        )
+
+
+class LayerNorm(Pointwise):
+    """Normalisation over the last dimensions, none of which holds an axis."""
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        layout = graph.layouts[node.args["input"].name]
+        over = len(node.args["normalized_shape"])
+        return None if any(layout.dims[-over:]) else layout
+
+
+class Linear(Pointwise):
+    """A matrix of weights applied to the last dimension."""
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        own = graph.layouts[node.args["input"].name]
+        if own.dims[-1] or len(node.operands) != 1:
+            return None
+        return Layout(node.shape, own.dims, own.grid)
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        return call(node, values)
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        return 2.0 * graph.weights[node.args["weight"].name][-1] * graph.width(node.name)
+
+
+class Convert(Pointwise):
+    """A change of dtype; to the module's own, it is one to the precision of the computation."""
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        (x,) = (values[name] for name in node.operands)
+        target: Any = node.args["dtype"]
+        return x.to(values[target.name].dtype if isinstance(target, Ref) else target)
+
+    def is_view(self, node: Node, graph: Graph) -> bool:
+        return True
+
+
+class Expand(Rule):
+    """A tensor repeated along dimensions of extent one, which holds no memory."""
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        own = graph.layout(node.args["self"].name)
+        offset = len(node.shape) - len(own.shape)
+        new = [
+            i
+            for i, n in enumerate(node.shape)
+            if n > 1 and (i < offset or own.shape[i - offset] != n)
+        ]
+        lead = len(node.shape) - graph.rank
+        if lead < 1 or own.held or any(n > 1 for n in own.shape[max(0, lead - offset) :]):
+            return merge(node.shape, graph.rank, [(own, offset)])
+        # What is spread over a volume may as well lie on its grid.
+        return Layout.image(node.shape, graph.rank) if new else Layout.fixed(node.shape, graph.rank)
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        grid = graph.grid(node.name)
+        return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        return values[node.args["self"].name].expand(graph.layouts[node.name].local(box))
+
+    def is_view(self, node: Node, graph: Graph) -> bool:
+        return True

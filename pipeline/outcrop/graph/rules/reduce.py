@@ -1,0 +1,154 @@
+"""Operators that reduce the grid: to global values tile by tile, or along some of its axes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..boxes import Box
+from ..graph import Graph, Node
+from ..layout import Layout
+from .base import Rule, Values, call, normalized
+
+
+class Reduction(Rule):
+    """Reduction over channels, or over some axes of the grid, which are then taken whole."""
+
+    def dims(self, node: Node, graph: Graph) -> tuple[int, ...]:
+        """Return the operand's dimensions that are reduced."""
+        return normalized(node.args.get("dim"), len(graph.shape(node.operands[0])))
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        own, dims = graph.layouts[node.operands[0]], self.dims(node, graph)
+        gone = {a for d in dims for a in own.dims[d]}
+        kept = [() if d in dims else axes for d, axes in enumerate(own.dims)]
+        if len(node.shape) != len(kept):
+            kept = [axes for d, axes in enumerate(kept) if d not in dims]
+        grid = tuple(1 if a in gone else n for a, n in enumerate(own.grid))
+        return Layout(node.shape, tuple(kept), grid) if len(kept) == len(node.shape) else None
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        own = graph.layouts[node.operands[0]]
+        gone = {a for d in self.dims(node, graph) for a in own.dims[d]}
+        ranges = [
+            (0, n) if i in gone else (a, b)
+            for i, (a, b, n) in enumerate(zip(box.start, box.stop, own.grid, strict=True))
+        ]
+        return {node.operands[0]: Box(tuple(a for a, _ in ranges), tuple(b for _, b in ranges))}
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        return call(node, values)
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        own = graph.layouts[node.operands[0]]
+        return math.prod(own.shape) / math.prod(graph.grid(node.name))
+
+
+class Reduce(Rule):
+    """Reduction over every axis of the grid, to a global value.
+
+    Tiles of the operand give states, which are merged two by two in float64; the last one gives
+    the result. A state is `(count, mean, M2)` for moments (Chan, Golub & LeVeque 1983,
+    doi 10.1080/00031305.1983.10483115), else a sum or a largest value.
+    """
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        return Layout.fixed(node.shape, graph.rank)
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        return {node.operands[0]: graph.whole(node.operands[0])}
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        x = values[node.operands[0]]
+        return self.result(node, self.state(node, x), x.dtype)
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        return float(math.prod(graph.shape(node.operands[0])))
+
+    def state(self, node: Node, x: Tensor) -> Tensor:
+        """Reduce the operand on one tile, or on any part of the grid."""
+        raise NotImplementedError
+
+    def merge(self, a: Tensor, b: Tensor) -> Tensor:
+        """Join the states of two parts."""
+        raise NotImplementedError
+
+    def result(self, node: Node, state: Tensor, dtype: torch.dtype) -> Tensor:
+        """Make the global value from the state of the whole grid."""
+        raise NotImplementedError
+
+
+def _accurate(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class Extreme(Reduce):
+    """Largest or smallest value."""
+
+    def __init__(self, sign: int) -> None:
+        self.sign = sign
+
+    def state(self, node: Node, x: Tensor) -> Tensor:
+        dims, keep = node.args["dims"], node.args["keepdim"]
+        return (x.amax if self.sign > 0 else x.amin)(dims, keep).double()
+
+    def merge(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.maximum(a, b) if self.sign > 0 else torch.minimum(a, b)
+
+    def result(self, node: Node, state: Tensor, dtype: torch.dtype) -> Tensor:
+        return state.to(dtype)
+
+
+class Sum(Reduce):
+    """Sum, mean (the sum over `count`), or root of the sum of squares."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def state(self, node: Node, x: Tensor) -> Tensor:
+        x = _accurate(x)
+        x = x.square() if self.what == "norm" else x
+        return x.sum(node.args["dims"], node.args["keepdim"]).double()
+
+    def merge(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def result(self, node: Node, state: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.what == "mean":
+            state = state / node.args["count"]
+        return (state.sqrt() if self.what == "norm" else state).to(dtype)
+
+
+class Moments(Reduce):
+    """Count, mean and variance of each of `groups` of channels, or over `dims`."""
+
+    def state(self, node: Node, x: Tensor) -> Tensor:
+        x = _accurate(x)
+        groups = node.args.get("groups")
+        if groups is not None:
+            x = x.unflatten(1, (groups, -1))
+        dims = tuple(range(2, x.ndim)) if groups is not None else node.args["dims"]
+        keep = groups is None and node.args["keepdim"]
+        var, mean = torch.var_mean(x, dims, correction=0, keepdim=keep)
+        count = x.numel() // max(1, mean.numel())
+        mean, var = mean.double(), var.double()
+        return torch.stack((torch.full_like(mean, count), mean, var * count))
+
+    def merge(self, a: Tensor, b: Tensor) -> Tensor:
+        (n, mean, m2), (k, other, more) = a, b
+        delta = other - mean
+        total = n + k
+        return torch.stack(
+            (total, mean + delta * (k / total), m2 + more + delta.square() * (n * k / total))
+        )
+
+    def result(self, node: Node, state: Tensor, dtype: torch.dtype) -> Tensor:
+        count, mean, m2 = state
+        if "groups" in node.args:  # for a norm, which computes with them in single precision
+            made = torch.stack((mean, m2 / count))
+            return made.to(dtype if dtype == torch.float64 else torch.float32)
+        var = m2 / (count - node.args["correction"])
+        return (var.sqrt() if node.args["root"] else var).to(dtype)

@@ -1,0 +1,302 @@
+"""Operators that take each result from named points of the operand, axis by axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..boxes import Box
+from ..graph import Graph, Node
+from ..layout import Layout
+from .base import Rule, Values, normalized
+from .window import padded, with_axes
+
+# From positions along a dimension of the result to positions along that of the operand, -1 where
+# the result has a constant.
+Map = Callable[[Tensor], Tensor]
+
+
+class Gather(Rule):
+    """Each result is a copy of one point of the operand, or a constant: pads, slices, flips, …
+
+    Parameters
+    ----------
+    maps : callable
+        From a node and the operand's shape to the `Map` of every dimension that changes.
+    """
+
+    def __init__(self, maps: Callable[[Node, tuple[int, ...]], dict[int, Map]]) -> None:
+        self.maps = maps
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        own = graph.layouts[node.operands[0]]
+        changed = self.maps(node, own.shape)
+        if len(node.shape) != len(own.shape) or any(len(own.dims[i]) > 1 for i in changed):
+            return None
+        grid = list(own.grid)
+        for i in changed:
+            for a in own.dims[i]:
+                grid[a] = node.shape[i]
+        return Layout(node.shape, own.dims, tuple(grid))
+
+    def _index(self, node: Node, box: Box, graph: Graph) -> dict[int, Tensor]:
+        layout, own = graph.layouts[node.name], graph.layouts[node.operands[0]]
+        found = {}
+        for i, where in self.maps(node, own.shape).items():
+            axes = layout.dims[i]
+            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i])
+            found[i] = where(torch.arange(a, b))
+        return found
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        own = graph.layouts[node.operands[0]]
+        index = self._index(node, box, graph)
+        dims, first, last = [], [], []
+        for i, where in index.items():
+            inside = where[where >= 0]
+            dims.append(own.dims[i])
+            first.append(int(inside.min()) if len(inside) else 0)
+            last.append(int(inside.max()) + 1 if len(inside) else 1)
+        return {node.operands[0]: with_axes(box, dims, tuple(first), tuple(last))}
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        x = values[node.operands[0]]
+        held = self.needs(node, box, graph)[node.operands[0]]
+        own = graph.layouts[node.operands[0]]
+        before, after = [0] * x.ndim, [0] * x.ndim
+        for i, where in self._index(node, box, graph).items():
+            where = where - where.lt(0).logical_not() * (
+                held.start[own.dims[i][0]] if own.dims[i] else 0
+            )
+            inside = torch.nonzero(where >= 0).flatten()
+            if not len(inside):  # all of it constant
+                before[i], x = len(where), x.narrow(i, 0, 0)
+                continue
+            low, high = int(inside[0]), int(inside[-1]) + 1
+            before[i], after[i] = low, len(where) - high
+            x = _take(x, i, where[low:high])
+        if any(before) or any(after):
+            lead = next(i for i in range(x.ndim) if before[i] or after[i])
+            constant = float(node.args.get("value") or 0.0)
+            x = padded(x, before[lead:], after[lead:], constant)
+        return x
+
+    def is_view(self, node: Node, graph: Graph) -> bool:
+        return True
+
+
+def _take(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Index along one dimension; a view where the positions are evenly spaced."""
+    first, n = int(index[0]), len(index)
+    step = int(index[1]) - first if n > 1 else 1
+    if step >= 1 and torch.equal(index, torch.arange(n) * step + first):
+        return x[(slice(None),) * dim + (slice(first, first + (n - 1) * step + 1, step),)]
+    return x.index_select(dim, index.to(x.device))
+
+
+def slice_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
+    """Slice: first + i · step."""
+    dim = node.args["dim"] % len(shape)
+    n, step = shape[dim], node.args["step"]
+    start = node.args["start"] or 0
+    start = min(max(start + n if start < 0 else start, 0), n)
+    return {dim: lambda i: start + i * step}
+
+
+def flip_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
+    """Flip: backwards."""
+
+    def backwards(n: int) -> Map:
+        return lambda i: n - 1 - i
+
+    return {d: backwards(shape[d]) for d in normalized(node.args["dims"], len(shape))}
+
+
+def roll_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
+    """Roll: around the end."""
+    by: dict[int, int] = {}
+    for d, shift in zip(node.args["dims"], node.args["shifts"], strict=True):
+        by[d % len(shape)] = by.get(d % len(shape), 0) + shift
+    return {d: _around(shape[d], shift) for d, shift in by.items()}
+
+
+def repeat_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
+    """Repeat: from the start again."""
+    return {d: _around(shape[d], 0) for d, r in enumerate(node.args["repeats"]) if r != 1}
+
+
+def _around(n: int, shift: int) -> Map:
+    return lambda i: (i - shift) % n
+
+
+def pad_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
+    """Pad: a constant, the nearest point, the mirrored one, or that of the other end."""
+    mode, pad = node.args.get("mode", "constant"), node.args["pad"]
+    found: dict[int, Map] = {}
+    for k in range(len(pad) // 2):
+        dim, before, after = len(shape) - 1 - k, pad[2 * k], pad[2 * k + 1]
+        if not before and not after:
+            continue
+
+        def where(i: Tensor, n: int = shape[dim], p: int = before) -> Tensor:
+            i = i - p
+            if mode == "constant":
+                return i.where((i >= 0) & (i < n), -1)
+            if mode == "replicate":
+                return i.clamp(0, n - 1)
+            if mode == "circular":
+                return i % n
+            i = i.abs()
+            return i.where(i < n, 2 * (n - 1) - i)
+
+        found[dim] = where
+    return found
+
+
+def nearest_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
+    """Nearest neighbour: floor(i · scale), in float32 as ATen computes it."""
+    found: dict[int, Map] = {}
+    n = len(node.shape) - 2
+    factors = node.args.get("scale_factors") or (None,) * n
+    for dim, factor in enumerate(factors, start=2):
+        ratio = shape[dim] / node.shape[dim] if factor is None else 1.0 / factor
+
+        def where(i: Tensor, n: int = shape[dim], ratio: float = ratio) -> Tensor:
+            scaled = i.to(torch.float32) * torch.tensor(ratio, dtype=torch.float32)
+            return scaled.long().clamp_(max=n - 1)
+
+        found[dim] = where
+    return found
+
+
+class Nearest(Gather):
+    """Nearest-neighbour resampling, with a fast path for whole factors."""
+
+    def __init__(self) -> None:
+        super().__init__(nearest_maps)
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        source = node.operands[0]
+        x, own, layout = values[source], graph.layouts[source], graph.layouts[node.name]
+        ratios = [m / n for n, m in zip(own.shape[2:], node.shape[2:], strict=True)]
+        if any(r != int(r) for r in ratios) or not all(own.dims[2:]):
+            return super().evaluate(node, box, values, graph)
+        big = F.interpolate(x, scale_factor=tuple(ratios), mode="nearest")
+        held = self.needs(node, box, graph)[source]
+        for i, r in enumerate(ratios, start=2):
+            (a,) = layout.dims[i]
+            big = big.narrow(i, box.start[a] - held.start[a] * int(r), box.shape[a])
+        return big
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        # Input points at the rim may have results outside of the box.
+        rim = math.prod(n + 2 for n in box.shape) - box.size
+        return itemsize * graph.width(node.name) * rim + sum(
+            itemsize * graph.width(name) * need.size
+            for name, need in self.needs(node, box, graph).items()
+        )
+
+
+# Positions that a result takes part in, and their shares: (results, positions) each.
+Taps = tuple[Tensor, Tensor]
+
+
+class Separable(Rule):
+    """Each result is a mean of a few points along each axis: linear resampling, adaptive means.
+
+    Parameters
+    ----------
+    taps : callable
+        From a node, a dimension, its extent before, and positions of results: their `Taps`.
+    """
+
+    def __init__(self, taps: Callable[[Node, int, int, Tensor], Taps]) -> None:
+        self.taps = taps
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        own = graph.layouts[node.operands[0]]
+        lead = len(node.shape) - self._count(node)
+        if any(len(axes) > 1 for axes in own.dims[lead:]):
+            return None
+        grid = list(own.grid)
+        for axes, extent in zip(own.dims[lead:], node.shape[lead:], strict=True):
+            for a in axes:
+                grid[a] = extent
+        return Layout(node.shape, own.dims, tuple(grid))
+
+    def _count(self, node: Node) -> int:
+        return 3 if "3d" in node.op else 2 if "2d" in node.op or "bilinear" in node.op else 1
+
+    def _taps(self, node: Node, box: Box, graph: Graph) -> dict[int, Taps]:
+        own, layout = graph.layouts[node.operands[0]], graph.layouts[node.name]
+        found = {}
+        for i in range(len(node.shape) - self._count(node), len(node.shape)):
+            axes = layout.dims[i]
+            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i])
+            found[i] = self.taps(node, i, own.shape[i], torch.arange(a, b))
+        return found
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        own = graph.layouts[node.operands[0]]
+        taps = self._taps(node, box, graph)
+        return {
+            node.operands[0]: with_axes(
+                box,
+                [own.dims[i] for i in taps],
+                tuple(int(where.min()) for where, _ in taps.values()),
+                tuple(int(where.max()) + 1 for where, _ in taps.values()),
+            )
+        }
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        x = values[node.operands[0]]
+        own = graph.layouts[node.operands[0]]
+        held = self.needs(node, box, graph)[node.operands[0]]
+        for i, (where, share) in self._taps(node, box, graph).items():
+            start = held.start[own.dims[i][0]] if own.dims[i] else 0
+            where, share = (where - start).to(x.device), share.to(x.device, x.dtype)
+            column = (-1, *(1,) * (x.ndim - 1 - i))
+            parts = [x.index_select(i, where[:, k]) for k in range(where.shape[1])]
+            made = parts[0] * share[:, 0].view(column)
+            for k in range(1, where.shape[1]):
+                made = torch.addcmul(made, parts[k], share[:, k].view(column))
+            x = made
+        return x
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        return 8.0 * graph.width(node.name)
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        return 3 * itemsize * graph.width(node.name) * box.size
+
+
+def linear_taps(node: Node, dim: int, n: int, i: Tensor) -> Taps:
+    """Linear resampling: the two neighbours, in coordinates of the whole dimension."""
+    m, i = node.shape[dim], i.to(torch.float64)
+    factors: Any = node.args.get("scale_factors")
+    factor = factors[dim - 2] if factors else None
+    if node.args["align_corners"]:
+        at = i * ((n - 1) / (m - 1) if m > 1 else 0.0)
+    else:
+        scale = n / m if factor is None else 1.0 / factor
+        at = ((i + 0.5) * scale - 0.5).clamp(min=0.0)
+    low = at.floor().long().clamp(max=n - 1)
+    high = (low + 1).clamp(max=n - 1)
+    share = at - low
+    return torch.stack((low, high), 1), torch.stack((1 - share, share), 1)
+
+
+def adaptive_taps(node: Node, dim: int, n: int, i: Tensor) -> Taps:
+    """Adaptive mean: points floor(i·n/m) to ceil((i+1)·n/m), in equal shares."""
+    m = node.shape[dim]
+    low, high = i * n // m, -(-(i + 1) * n // m)
+    most = int((high - low).max())
+    where = low[:, None] + torch.arange(most)
+    inside = where < high[:, None]
+    share = inside.to(torch.float64) / (high - low)[:, None]
+    return where.clamp(max=n - 1), share

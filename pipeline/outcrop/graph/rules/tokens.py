@@ -1,0 +1,175 @@
+"""Products of matrices that the network computes: attention and its kin."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..boxes import Box
+from ..graph import Graph, Node, Ref
+from ..layout import Axes, Layout
+from .base import Rule, Values, aligned, broadcast_cut, call, merge, resolve
+
+
+class MatMul(Rule):
+    """Batches of matrix products; where both sides hold axes, the right one is taken whole."""
+
+    def _sides(self, node: Node) -> tuple[str, str]:
+        names = [v.name for v in node.args.values() if isinstance(v, Ref)]
+        return names[0], names[1]
+
+    def off_grid(self, node: Node, graph: Graph) -> tuple[str, ...]:
+        left, right = (graph.layout(name) for name in self._sides(node))
+        if len(left.dims) < 2 or len(right.dims) < 2:
+            return node.operands
+        if left.dims[-1] or right.dims[-2]:  # the axes that are summed over
+            return node.operands
+        return self._sides(node)[1:] if left.dims[-2] and right.dims[-1] else ()
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        left, right = (graph.layout(name) for name in self._sides(node))
+        n = len(node.shape)
+        parts = [
+            (Layout(o.shape, (*o.dims[:-2], *inner), o.grid), n - len(o.shape))
+            for o, inner in ((left, (left.dims[-2], ())), (right, ((), right.dims[-1])))
+        ]
+        return merge(node.shape, graph.rank, parts)
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        grid = graph.grid(node.name)
+        return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        layout, local = graph.layouts[node.name], dict(values)
+        batch, (rows, columns) = layout.dims[:-2], layout.dims[-2:]
+        for name, over in zip(self._sides(node), ((rows, ()), ((), columns)), strict=True):
+            local[name] = _cut(local[name], name, layout, (*batch, *over), box, graph)
+        return call(node, local)
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        left = graph.layout(self._sides(node)[0])
+        return 2.0 * left.shape[-1] * graph.width(node.name)
+
+
+def _cut(
+    value: Tensor, name: str, layout: Layout, dims: tuple[Axes, ...], box: Box, graph: Graph
+) -> Tensor:
+    return broadcast_cut(value, graph.layout(name), Layout(layout.shape, dims, layout.grid), box)
+
+
+class Einsum(Rule):
+    """A sum of products over named dimensions; where it sums over an axis, taken whole."""
+
+    def _labels(self, node: Node, graph: Graph) -> tuple[list[tuple[str, str]], str]:
+        """Return each operand with its labels, and those of the result."""
+        names = [ref.name for ref in node.args["tensors"]]
+        inputs, _, output = node.args["equation"].replace(" ", "").partition("->")
+        return list(zip(names, inputs.split(","), strict=True)), output
+
+    def off_grid(self, node: Node, graph: Graph) -> tuple[str, ...]:
+        parts, output = self._labels(node, graph)
+        if "->" not in node.args["equation"] or "." in node.args["equation"]:
+            return node.operands
+        seen: dict[int, str] = {}  # which label has an axis
+        found = []
+        for name, labels in parts:
+            for label, axes in zip(labels, graph.layout(name).dims, strict=True):
+                if axes and label not in output:
+                    return node.operands
+                if any(seen.setdefault(a, label) != label for a in axes):
+                    found.append(name)
+        return tuple(dict.fromkeys(found))
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        parts, output = self._labels(node, graph)
+        if "->" not in node.args["equation"] or "." in node.args["equation"]:
+            return None if any(graph.layout(n).held for n, _ in parts) else _fixed(node, graph)
+        rows = []
+        for name, labels in parts:
+            own = graph.layout(name)
+            dims = [own.dims[labels.index(c)] if c in labels else () for c in output]
+            shape = tuple(n if axes else 1 for n, axes in zip(node.shape, dims, strict=True))
+            rows.append((Layout(shape, tuple(dims), own.grid), 0))
+        return merge(node.shape, graph.rank, rows)
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        grid = graph.grid(node.name)
+        return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        layout, local = graph.layouts[node.name], dict(values)
+        parts, output = self._labels(node, graph)
+        for name, labels in parts:
+            if not layout.is_fixed:
+                dims = tuple(layout.dims[output.index(c)] if c in output else () for c in labels)
+                own = graph.layout(name)
+                over = Layout(own.shape, dims, layout.grid)
+                local[name] = broadcast_cut(local[name], own, over, box)
+        return call(node, local)
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        parts, output = self._labels(node, graph)
+        sizes = {c: n for name, cs in parts for c, n in zip(cs, graph.layout(name).shape)}
+        summed = math.prod(n for c, n in sizes.items() if c not in output)
+        return 2.0 * summed * graph.width(node.name)
+
+
+def _fixed(node: Node, graph: Graph) -> Layout:
+    return Layout.fixed(node.shape, graph.rank)
+
+
+class Attention(Rule):
+    """Scaled dot-product attention: queries by tile against all keys and values."""
+
+    def off_grid(self, node: Node, graph: Graph) -> tuple[str, ...]:
+        found = []
+        if graph.layout(node.args["query"].name).dims[-1]:
+            return node.operands
+        for key in ("key", "value"):
+            name = node.args[key].name
+            if any(graph.layout(name).dims[-2:]):
+                found.append(name)
+        mask = node.args["attn_mask"]
+        if mask is not None and graph.layout(mask.name).held:
+            found.append(mask.name)
+        return tuple(dict.fromkeys(found))
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        if node.args["is_causal"] or node.args["enable_gqa"]:
+            return None
+        query = graph.layout(node.args["query"].name)
+        parts = [(query, len(node.shape) - len(query.shape))]
+        for key in ("key", "value"):
+            own = graph.layout(node.args[key].name)
+            parts.append((own, len(node.shape) - len(own.shape)))
+        return merge(node.shape, graph.rank, parts)
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        grid = graph.grid(node.name)
+        return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        layout, local = graph.layouts[node.name], dict(values)
+        over = {"query": layout.dims, "attn_mask": (*layout.dims[:-1], ())}
+        for key in ("query", "key", "value", "attn_mask"):
+            ref = node.args[key]
+            if ref is not None:
+                dims = over.get(key, (*layout.dims[:-2], (), ()))
+                local[ref.name] = _cut(local[ref.name], ref.name, layout, dims, box, graph)
+        a = {key: resolve(value, local) for key, value in node.args.items()}
+        return F.scaled_dot_product_attention(
+            a["query"], a["key"], a["value"], a["attn_mask"], scale=a["scale"]
+        )
+
+    def _pairs(self, node: Node, graph: Graph) -> int:
+        keys = graph.layout(node.args["key"].name).shape[-2]
+        return keys * graph.width(node.name) // node.shape[-1]
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        return 4.0 * self._pairs(node, graph) * node.shape[-1]
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        keys = sum(math.prod(graph.layout(node.args[k].name).shape) for k in ("key", "value"))
+        return itemsize * (2 * self._pairs(node, graph) * box.size + keys)

@@ -1,0 +1,325 @@
+"""Operators that move a window over the grid: convolutions and pools."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..boxes import Box, Shape
+from ..graph import Graph, Node
+from ..layout import Axes, Layout
+from .base import Rule, Values, per_axis, resolve
+from .pointwise import channels_last
+
+_ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def op_rank(node: Node) -> int:
+    """Number of dimensions that the window has: the digit in the operator's name."""
+    return int(node.op.rstrip("d")[-1])
+
+
+class Window(Rule):
+    """A window of `kernel` points, `dilation` apart, moved by `stride` over a padded grid.
+
+    It moves along the last dimensions of an operand, each of which holds one axis of the grid or
+    none; one that holds none is always taken whole.
+
+    Parameters
+    ----------
+    outside : float
+        The value of points beyond the grid.
+    """
+
+    def __init__(self, outside: float) -> None:
+        self.outside = outside
+
+    def geometry(self, node: Node, graph: Graph) -> tuple[Shape, Shape, Shape, Shape]:
+        """Kernel, stride, padding at the start, and dilation of each dimension."""
+        raise NotImplementedError
+
+    def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
+        """Apply the operator to `x` with the same `padding` at both ends of a dimension."""
+        raise NotImplementedError
+
+    def source(self, node: Node) -> str:
+        """Name of the operand over which the window moves."""
+        return next(iter(node.operands))
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        own = graph.layouts[self.source(node)]
+        n = op_rank(node)
+        if any(len(axes) > 1 for axes in own.dims[-n:]) or len(own.shape) <= n:
+            return None
+        grid = list(own.grid)
+        for axes, extent in zip(own.dims[-n:], node.shape[-n:], strict=True):
+            for a in axes:
+                grid[a] = extent
+        return Layout(node.shape, own.dims, tuple(grid))
+
+    def reach(self, node: Node, box: Box, graph: Graph) -> tuple[Shape, Shape]:
+        """First and last-but-one point of every dimension that the box's windows cover."""
+        layout, n = graph.layouts[node.name], op_rank(node)
+        kernel, stride, padding, dilation = self.geometry(node, graph)
+        start, stop = [], []
+        for i, axes in enumerate(layout.dims[-n:]):
+            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i - n])
+            start.append(a * stride[i] - padding[i])
+            stop.append((b - 1) * stride[i] - padding[i] + (kernel[i] - 1) * dilation[i] + 1)
+        return tuple(start), tuple(stop)
+
+    def held(self, node: Node, box: Box, graph: Graph) -> tuple[Shape, Shape]:
+        """As `reach`, cut to the grid; a window in the padding still names one point."""
+        own, n = graph.layouts[self.source(node)], op_rank(node)
+        start, stop = [], []
+        for i, (a, b) in enumerate(zip(*self.reach(node, box, graph), strict=True)):
+            extent = own.shape[i - n]
+            if own.dims[i - n]:
+                first = min(max(a, 0), extent - 1)
+                start.append(first)
+                stop.append(max(min(b, extent), first + 1))
+            else:
+                start.append(0)
+                stop.append(extent)
+        return tuple(start), tuple(stop)
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        source, n = self.source(node), op_rank(node)
+        first, last = self.held(node, box, graph)
+        return {source: with_axes(box, graph.layouts[source].dims[-n:], first, last)}
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        x = values[self.source(node)]
+        (low, high), (first, last) = self.reach(node, box, graph), self.held(node, box, graph)
+        before = tuple(h - r for h, r in zip(first, low, strict=True))
+        after = tuple(r - h for h, r in zip(last, high, strict=True))
+        n = len(before)
+        if any(b <= f or a >= e for a, b, f, e in zip(low, high, first, last, strict=True)):
+            extents = [b - a for a, b in zip(low, high, strict=True)]
+            x = x.new_full((*x.shape[:-n], *extents), self.outside)
+            return self.apply(node, x, (0,) * n, values, graph)
+        # A dimension that is padded by the same amount at both ends is left to the operator; one
+        # that is taken whole may reach less far than it is held.
+        both = tuple(a if a == b and a > 0 else 0 for a, b in zip(before, after, strict=True))
+        before = tuple(a - p for a, p in zip(before, both, strict=True))
+        after = tuple(a - p for a, p in zip(after, both, strict=True))
+        for i in range(n):
+            if before[i] < 0 or after[i] < 0:
+                cut = max(0, -before[i])
+                keep = x.shape[i - n] - cut - max(0, -after[i])
+                x = x.narrow(i - n, cut, keep)
+        if max(before) > 0 or max(after) > 0:
+            x = padded(x, [max(0, a) for a in before], [max(0, a) for a in after], self.outside)
+        return self.apply(node, x, both, values, graph)
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        # A part of what is held, or a padded one, is copied for the kernel.
+        source = self.source(node)
+        return itemsize * graph.width(source) * self.needs(node, box, graph)[source].size
+
+
+def with_axes(box: Box, dims: Sequence[Axes], first: Shape, last: Shape) -> Box:
+    """Return `box` with other ranges along the axes that `dims` hold, one each."""
+    start, stop = list(box.start), list(box.stop)
+    for axes, a, b in zip(dims, first, last, strict=True):
+        for axis in axes:
+            start[axis], stop[axis] = a, b
+    return Box(tuple(start), tuple(stop))
+
+
+def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float) -> Tensor:
+    """F.pad, but each point is written once and the memory layout stays."""
+    rank = len(before)
+    extents = [a + n + b for a, n, b in zip(before, x.shape[-rank:], after, strict=True)]
+    shape = (*x.shape[:-rank], *extents)
+    if channels_last(x):
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}[x.ndim]
+        made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    else:
+        made = x.new_empty(shape)
+    for axis, (a, b) in enumerate(zip(before, after, strict=True), start=-rank):
+        made.narrow(axis, 0, a).fill_(value)
+        made.narrow(axis, made.shape[axis] - b, b).fill_(value)
+    inside = Box(tuple(before), tuple(a + n for a, n in zip(before, x.shape[-rank:], strict=True)))
+    made[inside.index] = x
+    return made
+
+
+class Convolution(Window):
+    """Convolution with any stride, padding, dilation and groups."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        n = op_rank(node)
+        if node.args["weight"].name in graph.layouts or len(node.operands) > 1:
+            return None  # its kernel is computed by the network
+        if graph.layouts[self.source(node)].dims[-n - 1]:
+            return None
+        return super().layout(node, graph)
+
+    def source(self, node: Node) -> str:
+        return node.args["input"].name
+
+    def geometry(self, node: Node, graph: Graph) -> tuple[Shape, Shape, Shape, Shape]:
+        kernel, n = self._kernel(node, graph), op_rank(node)
+        dilation = per_axis(node.args["dilation"], n)
+        padding = node.args["padding"]
+        if padding == "same":  # an odd point, where there is one, goes to the end
+            padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+        elif padding == "valid":
+            padding = 0
+        return kernel, per_axis(node.args["stride"], n), per_axis(padding, n), dilation
+
+    def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
+        _, stride, _, dilation = self.geometry(node, graph)
+        weight, bias = (resolve(node.args[k], values) for k in ("weight", "bias"))
+        groups, n = node.args["groups"], op_rank(node)
+        fast = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _ONEDNN
+        if fast and n > 1 and x.ndim == n + 2:
+            # F.conv3d has a kernel of its own, up to four times slower, where channels are few.
+            return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
+        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
+        return convolve(x, weight, bias, stride, padding, dilation, groups)
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        taps = math.prod(graph.weights[node.args["weight"].name][1:])
+        return 2.0 * taps * graph.width(node.name)
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        # Where channels are few, oneDNN holds the result once more, in single precision.
+        few = graph.width(self.source(node)) < 8
+        again = 4 * graph.width(node.name) * box.size if few else 0
+        return super().workspace(node, box, graph, itemsize) + again
+
+    def _kernel(self, node: Node, graph: Graph) -> Shape:
+        return graph.weights[node.args["weight"].name][2:]
+
+
+class TransposedConvolution(Convolution):
+    """Transposed convolution: input point i adds to output points i·stride - padding + k·dilation."""
+
+    def geometry(self, node: Node, graph: Graph) -> tuple[Shape, Shape, Shape, Shape]:
+        n = op_rank(node)
+        stride, padding, dilation = (
+            per_axis(node.args[k], n) for k in ("stride", "padding", "dilation")
+        )
+        return self._kernel(node, graph), stride, padding, dilation
+
+    def held(self, node: Node, box: Box, graph: Graph) -> tuple[Shape, Shape]:
+        own, layout, n = graph.layouts[self.source(node)], graph.layouts[node.name], op_rank(node)
+        first, last = [], []
+        for i, (k, s, p, d) in enumerate(zip(*self.geometry(node, graph), strict=True)):
+            axes, extent = own.dims[i - n], own.shape[i - n]
+            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i - n])
+            # The first that reaches the box, but none after its first point: between points that
+            # are reached lie some that are not.
+            low = min(-((p - a + (k - 1) * d) // s), (a + p) // s)
+            low = min(max(low, 0), extent - 1)
+            first.append(low if axes else 0)
+            last.append(max(low + 1, min(extent, (b - 1 + p) // s + 1)) if axes else extent)
+        return tuple(first), tuple(last)
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        x = values[self.source(node)]
+        layout, n = graph.layouts[node.name], op_rank(node)
+        weight, bias = (resolve(node.args[k], values) for k in ("weight", "bias"))
+        kernel, stride, padding, dilation = self.geometry(node, graph)
+        first, _ = self.held(node, box, graph)
+        convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[n]
+        made = convolve(x, weight, bias, stride, 0, 0, node.args["groups"], dilation)
+        for i, axes in enumerate(layout.dims[-n:]):
+            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i - n])
+            offset = a + padding[i] - first[i] * stride[i]
+            missing = offset + (b - a) - made.shape[i - n]
+            if missing > 0:  # beyond the last kernel: nothing but the bias
+                end = list(made.shape)
+                end[i - n] = missing
+                fill = made.new_zeros(()) if bias is None else bias.view(-1, *(1,) * n)
+                made = torch.cat((made, fill.expand(end)), i - n)
+            made = made.narrow(i - n, offset, b - a)
+        return made
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        shape = graph.weights[node.args["weight"].name]
+        _, stride, _, _ = self.geometry(node, graph)
+        taps = math.prod(shape[2:]) / math.prod(stride)
+        return 2.0 * taps * shape[0] * shape[1]
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        kernel, stride, _, dilation = self.geometry(node, graph)
+        spread = math.prod(
+            e + (k - 1) * d + s
+            for e, k, s, d in zip(box.shape[-len(kernel) :], kernel, stride, dilation, strict=False)
+        )
+        return (
+            super().workspace(node, box, graph, itemsize)
+            + itemsize * graph.width(node.name) * spread
+        )
+
+
+class Pool(Window):
+    """Largest or mean value of each window."""
+
+    def geometry(self, node: Node, graph: Graph) -> tuple[Shape, Shape, Shape, Shape]:
+        n = op_rank(node)
+        kernel = per_axis(node.args["kernel_size"], n)
+        return (
+            kernel,
+            per_axis(node.args["stride"] or kernel, n),
+            per_axis(node.args["padding"], n),
+            per_axis(node.args.get("dilation", 1), n),
+        )
+
+    def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
+        kernel, stride, _, dilation = self.geometry(node, graph)
+        largest = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[op_rank(node)]
+        return largest(x, kernel, stride, padding, dilation)
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        return float(math.prod(self.geometry(node, graph)[0]) * graph.width(node.name))
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        # ATen finds the place of each largest value too, as an int64.
+        places = 8 * graph.width(node.name) * box.size
+        return super().workspace(node, box, graph, itemsize) + places
+
+
+class AveragePool(Pool):
+    """Mean of each window, over as many points as ATen counts in it."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+
+    def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
+        n = op_rank(node)
+        average = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[n]
+        kernel, stride, _, _ = self.geometry(node, graph)
+        if any(padding):
+            x = padded(x, padding, padding, 0.0)
+        return average(x, kernel, stride)
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        made = super().evaluate(node, box, values, graph)
+        source, layout, n = self.source(node), graph.layouts[node.name], op_rank(node)
+        kernel, stride, padding, _ = self.geometry(node, graph)
+        divisor = node.args.get("divisor_override")
+        if divisor:
+            return made * (math.prod(kernel) / divisor)
+        for i, (k, s, p) in enumerate(zip(kernel, stride, padding, strict=True)):
+            axes, extent = layout.dims[i - n], graph.layouts[source].shape[i - n]
+            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i - n])
+            low = torch.arange(a, b) * s - p
+            if node.args["count_include_pad"]:
+                count = (low + k).clamp(max=extent + p) - low
+            else:
+                count = (low + k).clamp(max=extent) - low.clamp(min=0)
+            if bool((count != k).any()):
+                factor = (k / count.to(torch.float64)).to(made.device, made.dtype)
+                made = made * factor.view(-1, *(1,) * (n - 1 - i))
+        return made
