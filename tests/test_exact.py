@@ -7,7 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from random_plans import draw_plan
+
 from outcrop import whole_volume
+from outcrop.graph import capture
 from outcrop.models.faultseg3d import FaultSeg3d
 
 MODES = ("device", "cpu", "disk", "none")
@@ -20,70 +23,124 @@ def assert_exact(found, expected):
     assert (found - expected).abs().max().item() <= 1e-9 * largest
 
 
+class Gate(nn.Module):
+    """Squeeze and excitation, then a gate for each point: CBAM in short."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.one, self.two, self.point = nn.Linear(4, 2), nn.Linear(2, 4), conv(2, 1, 3, padding=1)
+
+    def forward(self, x):
+        over = tuple(range(2, x.ndim))
+        vector = self.two(F.relu(self.one(x.mean(over)))) + self.two(F.relu(self.one(x.amax(over))))
+        x = x * torch.sigmoid(vector)[(..., *(None,) * len(over))]
+        both = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)
+        return x * torch.sigmoid(self.point(both))
+
+
+class Block(nn.Module):
+    """A transformer block whose keys and values are reduced in space, as in SegFormer."""
+
+    def __init__(self, conv, reduction):
+        super().__init__()
+        self.reduce = conv(4, 4, reduction, stride=reduction)
+        self.norm, self.q, self.kv = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 8)
+        self.mlp = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4))
+
+    def forward(self, x):
+        shape = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        few = self.reduce(x) if min(shape[2:]) >= self.reduce.kernel_size[0] else x
+        few = self.norm(few.flatten(2).transpose(1, 2))
+        k, v = self.kv(few).chunk(2, -1)
+        tokens = tokens + (self.q(self.norm(tokens)) @ k.mT).softmax(-1) @ v
+        tokens = tokens + self.mlp(self.norm(tokens))
+        return tokens.transpose(1, 2).reshape(shape)
+
+
 class RandomNetwork(nn.Module):
-    """A chain of random layers, with residuals, branches at another resolution, and skips."""
+    """Layers drawn at random: residuals, branches at other resolutions, norms, gates, attention."""
 
     def __init__(self, rank, recipe):
         super().__init__()
         self.rank, self.recipe = rank, recipe
         conv = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
+        turned = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[rank]
+        norms = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[rank], nn.GroupNorm
+        make = {
+            "residual": lambda a, b: conv(4, 4, 2 * a - 1, padding=(a - 1) * b, dilation=b),
+            "cat": lambda a, b: conv(8, 4, 1),
+            "separable": lambda a, b: nn.Sequential(conv(4, 4, 3, padding=1, groups=4), nn.SiLU()),
+            "turned": lambda a, b: nn.Sequential(conv(4, 4, a, a), turned(4, 4, a + 1, a)),
+            "norm": lambda a, b: norms[0](4, affine=True) if b > 1 else norms[1](2, 4),
+            "gate": lambda a, b: Gate(conv),
+            "attention": lambda a, b: Block(conv, a),
+        }
         self.layers = nn.ModuleList()
         for kind, a, b in recipe:
-            if kind == "residual":
-                self.layers.append(conv(4, 4, 2 * a - 1, padding=(a - 1) * b, dilation=b))
-            elif kind == "branch":
-                self.layers.append(conv(4, 4, 3, padding=1, stride=1))
-            elif kind == "cat":
-                self.layers.append(conv(8, 4, 1))
-            else:
-                self.layers.append(conv(4, 4, 3, padding=1))
+            self.layers.append(make.get(kind, lambda a, b: conv(4, 4, 3, padding=1))(a, b))
         self.first, self.last = conv(1, 4, 1), conv(4, 2, 1)
 
     def forward(self, x):
         pool = {2: F.max_pool2d, 3: F.max_pool3d}[self.rank]
+        mean = {2: F.avg_pool2d, 3: F.avg_pool3d}[self.rank]
+        linear = {2: "bilinear", 3: "trilinear"}[self.rank]
         x = first = self.first(x)
         for (kind, a, b), layer in zip(self.recipe, self.layers, strict=True):
+            size = x.shape[2:]
             if kind == "residual":
                 y = layer(x)
                 y += x
                 x = F.relu_(y)
             elif kind == "branch":
                 down = layer(pool(x, a, ceil_mode=True))
-                x = x + F.interpolate(down, size=x.shape[2:], mode="nearest") * b
+                x = x + F.interpolate(down, size=size, mode="nearest") * b
+            elif kind == "fusion":
+                down = layer(mean(x, a, ceil_mode=True))
+                x = x + F.interpolate(down, size=size, mode=linear, align_corners=b > 1)
             elif kind == "cat":
                 x = layer(torch.cat((x, first), 1))
+            elif kind == "turned":
+                x = x + F.interpolate(layer(F.pad(x, (a, a) * self.rank)), size=size)
+            elif kind == "pad":
+                mode = ("reflect", "replicate", "circular")[b - 1]
+                x = layer(F.pad(x, (a, 0) * self.rank, mode=mode))
+                x = x[(..., *(slice(n) for n in size))]
+            elif kind in ("norm", "gate", "attention", "separable"):
+                x = layer(x)
             else:
                 x = torch.tanh(layer(x))
         return self.last(x)
 
 
+kinds = (
+    "residual branch fusion cat separable turned pad norm gate attention plain".split()  # noqa: SIM905
+)
 recipes = st.lists(
-    st.tuples(
-        st.sampled_from(["residual", "branch", "cat", "plain"]),
-        st.integers(1, 3),
-        st.integers(1, 3),
-    ),
-    min_size=1,
-    max_size=5,
+    st.tuples(st.sampled_from(kinds), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=8
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
+    st.data(),
     st.sampled_from([2, 3]),
     recipes,
-    st.tuples(*[st.integers(3, 19)] * 3),
+    st.tuples(*[st.integers(4, 17)] * 3),
     st.tuples(*[st.integers(2, 20)] * 3),
-    st.sampled_from(MODES),
+    st.sampled_from((*MODES, "random")),
     st.integers(0, 2**31),
 )
-def test_random_networks(rank, recipe, shape, tile, mode, seed):
+def test_random_networks(data, rank, recipe, shape, tile, mode, seed):
     torch.manual_seed(seed)
     network = RandomNetwork(rank, recipe).double().eval()
     x = torch.randn(1, 1, *shape[:rank], dtype=torch.float64)
     with torch.no_grad():
         expected = network(x)
-    assert_exact(whole_volume(network, x, tile=tile[:rank], storage_mode=mode), expected)
+    how = {"tile": tile[:rank], "storage_mode": mode}
+    if mode == "random":
+        how = {"plan": draw_plan(capture(network, [x])[0], data)}
+    assert_exact(whole_volume(network, x, **how), expected)
 
 
 @pytest.fixture(scope="module")

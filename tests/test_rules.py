@@ -320,8 +320,9 @@ class Attention(nn.Module):
 @given(st.data(), st.booleans(), st.integers(1, 2))
 def test_attention(data, fused, batch):
     graph = check_rule(Attention(2, fused), inputs_for((batch, 4, 4, 6, 3)), data)
-    (kept,) = {n.op for n in graph.nodes.values() if n.op == "whole"}
-    assert kept  # keys and values alone
+    whole = [n for n in graph.nodes.values() if n.op == "whole"]
+    assert len(whole) == 2  # keys and values alone
+    assert {graph.grid(n.operands[0]) for n in whole} == {(2, 3, 1)}
     assert graph.grid(graph.outputs[0]) == (4, 6, 3)
 
 

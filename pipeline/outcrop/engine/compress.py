@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph.boxes import Shape
@@ -18,6 +19,8 @@ EDGE = 8
 # With 127 steps the error could be just 1/254, and rounding would carry it beyond.
 _STEPS = 127 + 1 / 64
 _NOT_FINITE = -128
+# Values that are worked on at a time, so that what is computed on the way takes little memory.
+_SLAB = 2**21
 
 
 def encode(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -42,15 +45,9 @@ def encode(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         Largest magnitude of each block: float64 for float64, else float32. Leading axes as in
         `x`, then the number of blocks along each grid axis.
     """
-    x = x.to(scale_type(x.dtype))
-    finite = x.isfinite()
-    scales = torch.where(finite, x.abs(), 0.0)
-    for axis in range(-rank, 0):
-        parts = scales.split(EDGE, axis)
-        scales = torch.cat([part.amax(axis, keepdim=True) for part in parts], axis)
-    spread = _spread(scales.where(scales > 0, 1.0), x.shape[x.ndim - rank :])
-    codes = torch.where(finite, (x / spread).mul_(_STEPS).round_(), float(_NOT_FINITE))
-    return codes.to(torch.int8), scales
+    parts = [_encode(part, rank) for part in x.split(_slab(x, rank), -rank)]
+    codes, scales = zip(*parts, strict=True)
+    return torch.cat(codes, -rank), torch.cat(scales, -rank)
 
 
 def decode(codes: Tensor, scales: Tensor, rank: int) -> Tensor:
@@ -68,9 +65,13 @@ def decode(codes: Tensor, scales: Tensor, rank: int) -> Tensor:
     torch.Tensor
         Of the scales' precision. To round it to a shorter one adds that one's error.
     """
-    spread = _spread(scales, codes.shape[codes.ndim - rank :])
-    values = codes.to(scales.dtype).div_(_STEPS).mul_(spread)
-    return values.masked_fill_(codes == _NOT_FINITE, math.nan)
+    values = torch.empty_like(codes, dtype=scales.dtype)
+    slab = _slab(codes, rank)
+    cut = zip(values.split(slab, -rank), codes.split(slab, -rank), strict=True)
+    for (part, code), scale in zip(cut, scales.split(slab // EDGE, -rank), strict=True):
+        part.copy_(code).div_(_STEPS).mul_(_spread(scale, code.shape[code.ndim - rank :]))
+        part.masked_fill_(code == _NOT_FINITE, math.nan)
+    return values
 
 
 def compressed_bytes(shape: Shape, rank: int, dtype: torch.dtype) -> int:
@@ -87,6 +88,24 @@ def blocks(grid: Shape) -> Shape:
 def scale_type(dtype: torch.dtype) -> torch.dtype:
     """Precision of the scales of tensors of a dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _slab(x: Tensor, rank: int) -> int:
+    """Extent along the first grid axis of the parts that are worked on one after the other."""
+    blocks_deep = _SLAB // max(1, EDGE * x.numel() // x.shape[-rank])
+    return EDGE * max(1, blocks_deep)
+
+
+def _encode(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    grid = x.shape[x.ndim - rank :]
+    x = x.to(scale_type(x.dtype))
+    magnitude = x.abs().nan_to_num_(nan=0.0, posinf=0.0)
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[rank - 1]
+    scales = pool(magnitude.reshape(1, -1, *grid), EDGE, ceil_mode=True)
+    scales = scales.reshape(*x.shape[: x.ndim - rank], *blocks(tuple(grid)))
+    steps = (x / _spread(scales.where(scales > 0, 1.0), grid)).mul_(_STEPS).round_()
+    lost = float(_NOT_FINITE)
+    return steps.nan_to_num_(nan=lost, posinf=lost, neginf=lost).to(torch.int8), scales
 
 
 def _spread(scales: Tensor, grid: Shape) -> Tensor:

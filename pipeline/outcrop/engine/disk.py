@@ -45,7 +45,7 @@ class ScratchFile:
 
     def write(self, start: int, data: Tensor) -> None:
         """Write bytes (1-D uint8, on the CPU) at `start`."""
-        left = memoryview(data.numpy())
+        left = data.numpy().data
         with self._naming_path():
             while left:
                 done = os.pwrite(self.fd, left, start)

@@ -23,8 +23,8 @@ from ..progress import track
 from .globals import GlobalStore
 from .labelled import Framed, Volume, frame, output_cards, statistics, template
 from .local import run_local
-from .stores import MemoryStore, Store
-from .whole import channels_last, example, to_compute, to_dtype
+from .stores import MemoryStore, Store, channels_last
+from .whole import example, to_compute, to_dtype
 from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
 
 if TYPE_CHECKING:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +17,14 @@ def channels_last_order(ndim: int, rank: int) -> tuple[tuple[int, ...], tuple[in
     lead = ndim - rank
     order = (*range(lead - 1), *range(lead, ndim), *range(max(0, lead - 1), lead))
     return order, tuple(order.index(i) for i in range(ndim))
+
+
+def channels_last(
+    shape: Shape, rank: int, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """Allocate a tensor whose channels lie next to each other in memory."""
+    order, back = channels_last_order(len(shape), rank)
+    return torch.empty([shape[i] for i in order], dtype=dtype, device=device).permute(back)
 
 
 class Store(Protocol):
@@ -111,22 +116,3 @@ class ArrayStore:
     def write(self, box: Box, value: Tensor) -> None:
         ordered = value.detach().cpu().to(self.dtype).permute(self.order).contiguous()
         self.open("r+")[self._index(box)] = ordered.view(self.bits).numpy()
-
-
-class FileStore(ArrayStore):
-    """A raw file, mapped anew for each box so that no page of it stays resident."""
-
-    def __init__(
-        self, path: str | os.PathLike[str], shape: Shape, rank: int, dtype: torch.dtype
-    ) -> None:
-        super().__init__(shape, rank, dtype)
-        self.path = Path(path)
-        # Reserved now: a mapped page that finds the disk full later would kill the process.
-        with open(self.path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)
-
-    def remove(self) -> None:
-        self.path.unlink()
-
-    def open(self, mode: str) -> Any:
-        return np.memmap(self.path, dtype=self.raw, mode=mode, shape=self.stored)  # type: ignore[call-overload]

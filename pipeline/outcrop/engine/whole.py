@@ -19,7 +19,8 @@ from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from .globals import GlobalStore
 from .local import run_local
-from .stores import FileStore, MemoryStore, Store, channels_last_order
+from .stores import MemoryStore, Store
+from .tiled_stores import make_store
 
 _PRECISIONS = {
     "float64": torch.float64,
@@ -132,6 +133,7 @@ def whole_volume(
     weights = to_compute(state, dtype, device)
     results = dict(zip(graph.inputs, given, strict=True))
     reduced: dict[str, GlobalStore] = {}
+    writers = {name: stage for stage in plan.stages for name in stage.outputs}
 
     with (
         tempfile.TemporaryDirectory(dir=storage_path, prefix="outcrop-") as folder,
@@ -148,9 +150,17 @@ def whole_volume(
                 full = given[0].dtype if node.dtype is None else kind
                 results[name] = torch.empty(layout.shape, dtype=full, device=device)
                 return MemoryStore(layout.to_store(results[name], layout.whole), kind)
-            if plan.places[name] == "disk":
-                return FileStore(Path(folder) / name, layout.stored, graph.rank, kind)
-            return MemoryStore(channels_last(layout.stored, graph.rank, kind, device))
+            stage = writers[name]
+            return make_store(
+                plan.places[name],
+                layout.stored,
+                graph.rank,
+                kind,
+                stage.tile,
+                domain=stage.domain,
+                device=device,
+                path=Path(folder) / name,
+            )
 
         inputs: dict[str, Store] = {}
         for name, value in results.items():
@@ -159,11 +169,3 @@ def whole_volume(
         run_local(graph, plan, weights, inputs, make)
     results.update({name: reduced[name].get() for name in graph.outputs if name in reduced})
     return graph.nest(results)
-
-
-def channels_last(
-    shape: Shape, rank: int, dtype: torch.dtype, device: torch.device | str
-) -> Tensor:
-    """Allocate a tensor whose channels lie next to each other in memory."""
-    order, back = channels_last_order(len(shape), rank)
-    return torch.empty([shape[i] for i in order], dtype=dtype, device=device).permute(back)

@@ -18,7 +18,7 @@ from .rules.base import refs, resolve
 
 # Results of operators on weights alone, such as tables of positions, up to this many values are
 # computed once.
-_FOLDED = 10**7
+FOLDED = 10**7
 
 
 @dataclass
@@ -75,10 +75,12 @@ class Builder:
             result=result,
             dtype=other,
         )
-        if not node.operands and hasattr(torch.ops.aten, op) and math.prod(shape) <= _FOLDED:
+        if not node.operands and hasattr(torch.ops.aten, op) and math.prod(shape) <= FOLDED:
             return self._fold(node)
         rule = RULES[op]
         node = self._taken_whole(node, rule.off_grid(node, self.graph))
+        if rule.of_images and node.operands:
+            node = self._swap(node, {node.operands[0]: self.image(node.operands[0])})
         layout = rule.layout(node, self.graph)
         if layout is None:
             node = self._taken_whole(node, node.operands)
@@ -86,16 +88,15 @@ class Builder:
         if layout is None:
             node = replace(node, op="aten:" + op)
             layout = Layout.fixed(node.shape, self.rank)
-        return self._put(node, layout)
+        self.nodes[name], self.layouts[name] = node, layout
+        return Ref(name)
 
-    def _put(self, node: Node, layout: Layout) -> Ref:
-        self.nodes[node.name], self.layouts[node.name] = node, layout
+    def image(self, name: str) -> str:
+        """Put a tensor that was taken whole on the grid again, if it has the shape of an image."""
+        layout = self.layouts[name]
         shape = layout.shape
-        if layout.is_fixed and len(shape) == self.rank + 2 and math.prod(shape[2:]) > 1:
-            # Evaluated whole, it looks like an image: what follows can go on by tiles. If it
-            # cannot, it takes this tensor and not the image.
-            return self._step("on_grid", node.name)
-        return Ref(node.name)
+        is_image = len(shape) == self.rank + 2 and math.prod(shape[2:]) > 1
+        return self._step("on_grid", name).name if layout.is_fixed and is_image else name
 
     def _step(self, op: str, name: str) -> Ref:
         """Take a tensor off the grid ("whole") or put it there ("on_grid")."""
@@ -129,7 +130,8 @@ class Builder:
         with torch.no_grad():
             op = getattr(getattr(torch.ops.aten, node.op), node.overload)
             made = op(**{k: resolve(v, self.weights) for k, v in node.args.items()})
-        return self.constant(node.name, made if node.result is None else made[node.result])
+        made = made if node.result is None else made[node.result]
+        return self.constant(node.name, made.contiguous())  # a copy may have been left out
 
     def _swap(self, node: Node, other: Mapping[str, str]) -> Node:
         def swap(value: Any) -> Any:

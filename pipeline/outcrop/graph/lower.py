@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from .boxes import Shape
-from .build import Builder
+from .build import FOLDED, Builder
 from .graph import Ref
-from .rules.base import normalized
+from .rules.base import normalized, refs
 
 Args = Mapping[str, Any]
 
@@ -105,7 +105,7 @@ def _adaptive(kind: str) -> Callable[[Call], Ref]:
 
 
 def _channel_norm(call: Call, groups: int, x: Ref) -> Ref:
-    shape = call.builder.shape(x.name)
+    x, shape = Ref(call.builder.image(x.name)), call.builder.shape(x.name)
     if call.builder.layouts[x.name].is_fixed or any(call.dims(x.name)[:2]):
         return call.plain()
     stats = call.add("moments", {"self": x, "groups": groups}, (2, shape[0], groups))
@@ -205,6 +205,9 @@ def _repeat(call: Call) -> Ref:
 
 def _fill(value: float | None) -> Callable[[Call], Ref]:
     def lower(call: Call) -> Ref:
+        on_grid = any(name in call.builder.layouts for name in refs(tuple(call.args.values())))
+        if not on_grid and math.prod(call.shape) <= FOLDED:
+            return call.plain()
         filled = call.args["fill_value"] if value is None else value
         number = torch.tensor(filled, dtype=call.dtype)
         constant = call.builder.constant(call.name + ".value", number)
@@ -216,6 +219,8 @@ def _fill(value: float | None) -> Callable[[Call], Ref]:
 def _convert(call: Call) -> Ref:
     builder, x = call.builder, call.args["self"]
     target: Any = call.dtype
+    if x.name in builder.weights:
+        return builder.constant(call.name, builder.weights[x.name].to(target))
     if target == builder.dtype:
         if x.name in builder.layouts and getattr(builder.nodes.get(x.name), "dtype", None) is None:
             return x

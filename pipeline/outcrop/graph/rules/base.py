@@ -23,6 +23,8 @@ class Rule:
     `evaluate` returns what the operator on the whole grids has in `box`.
     """
 
+    of_images = False  # whether the first operand is an image: batch, channels, then the grid
+
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         """How the result lies on the grid; None if the rule cannot evaluate it by boxes."""
         raise NotImplementedError

@@ -32,10 +32,10 @@ class Pointwise(Rule):
         n = len(node.shape)
         if self.along is None:
             parts = [(o, n - len(o.shape)) for o, _ in shapes]
-            return merge(node.shape, graph.rank, parts) if min(p for _, p in parts) >= 0 else None
+            return None if any(p < 0 for _, p in parts) else merge(node.shape, graph.rank, parts)
         source = shapes[0][0]
         mixed = normalized(node.args[self.along], len(source.shape))
-        if len(source.shape) != n or any(source.dims[d] for d in mixed):
+        if any(len(o.shape) != n or any(o.dims[d] for d in mixed) for o, _ in shapes):
             return None
         return merge(node.shape, graph.rank, [(o, 0) for o, _ in shapes])
 

@@ -177,6 +177,8 @@ def nearest_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
 class Nearest(Gather):
     """Nearest-neighbour resampling, with a fast path for whole factors."""
 
+    of_images = True
+
     def __init__(self) -> None:
         super().__init__(nearest_maps)
 
@@ -214,6 +216,8 @@ class Separable(Rule):
     taps : callable
         From a node, a dimension, its extent before, and positions of results: their `Taps`.
     """
+
+    of_images = True
 
     def __init__(self, taps: Callable[[Node, int, int, Tensor], Taps]) -> None:
         self.taps = taps

@@ -21,12 +21,14 @@ class MatMul(Rule):
         return names[0], names[1]
 
     def off_grid(self, node: Node, graph: Graph) -> tuple[str, ...]:
-        left, right = (graph.layout(name) for name in self._sides(node))
+        (a, left), (b, right) = ((name, graph.layout(name)) for name in self._sides(node))
         if len(left.dims) < 2 or len(right.dims) < 2:
             return node.operands
-        if left.dims[-1] or right.dims[-2]:  # the axes that are summed over
-            return node.operands
-        return self._sides(node)[1:] if left.dims[-2] and right.dims[-1] else ()
+        # Neither may hold an axis that is summed over, nor both one in the result.
+        found = [a] if left.dims[-1] else []
+        if right.dims[-2] or (right.dims[-1] and left.dims[-2] and not found):
+            found.append(b)
+        return tuple(found)
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         left, right = (graph.layout(name) for name in self._sides(node))

@@ -35,6 +35,8 @@ class Window(Rule):
         The value of points beyond the grid.
     """
 
+    of_images = True
+
     def __init__(self, outside: float) -> None:
         self.outside = outside
 

@@ -1,0 +1,407 @@
+"""Stores that keep a tensor as tiles: compressed, in a file, in pinned host memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..graph.boxes import Box, Shape, count_tiles, tiles
+from .compress import EDGE, blocks, compressed_bytes, decode, encode, scale_type
+from .disk import ScratchFile
+from .stores import MemoryStore, Store, channels_last, channels_last_order
+
+# Every tile begins at a multiple of this, so that its bytes can be seen as any dtype.
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Tiles of one shape over a domain, in C order; those at its end may be smaller."""
+
+    domain: Box
+    tile: Shape
+
+    def number(self, box: Box) -> int:
+        """Place of a tile in the order; ValueError if `box` is none of them."""
+        index = [
+            (a - d) // t for a, d, t in zip(box.start, self.domain.start, self.tile, strict=True)
+        ]
+        if box not in self.domain or self._tile(index) != box:
+            raise ValueError(f"{box} is not a tile of {self}")
+        return self._number(index)
+
+    def touching(self, box: Box) -> Iterator[tuple[int, Box]]:
+        """Yield number and box of every tile that overlaps `box`."""
+        if box not in self.domain:
+            raise ValueError(f"{box} is not within {self.domain}, where the tensor was computed")
+        inside = box.within(self.domain)
+        spans = zip(inside.start, inside.stop, self.tile, strict=True)
+        for index in itertools.product(*(range(a // t, -(-b // t)) for a, b, t in spans)):
+            yield self._number(index), self._tile(index)
+
+    def _number(self, index: Sequence[int]) -> int:
+        counts = (-(-n // t) for n, t in zip(self.domain.shape, self.tile, strict=True))
+        number = 0
+        for i, count in zip(index, counts, strict=True):
+            number = number * count + i
+        return number
+
+    def _tile(self, index: Sequence[int]) -> Box:
+        start = tuple(
+            d + i * t for d, i, t in zip(self.domain.start, index, self.tile, strict=True)
+        )
+        stop = tuple(a + t for a, t in zip(start, self.tile, strict=True))
+        return Box(start, stop) & self.domain
+
+
+class TileFormat:
+    """How a tile lies in bytes: channels last, either as it is or compressed.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Full shape of the tensor; the grid axes last.
+    rank : int
+        Number of grid axes.
+    dtype : torch.dtype
+    compression : bool
+        Compress, which is lossy; integers and booleans stay as they are.
+    """
+
+    def __init__(self, shape: Shape, rank: int, dtype: torch.dtype, compression: bool) -> None:
+        self.lead, self.rank, self.dtype = shape[: len(shape) - rank], rank, dtype
+        self.order, self.back = channels_last_order(len(shape), rank)
+        self.compression = compression and dtype.is_floating_point
+
+    def bytes(self, grid: Shape) -> int:
+        """Room that a tile takes."""
+        shape = (*self.lead, *grid)
+        if self.compression:
+            size = compressed_bytes(shape, self.rank, self.dtype)
+        else:
+            size = math.prod(shape) * self.dtype.itemsize
+        return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+    def pack(self, value: Tensor) -> Tensor:
+        """Turn a tile into bytes (1-D uint8) on its own device."""
+        grid = tuple(value.shape[value.ndim - self.rank :])
+        data = torch.empty(self.bytes(grid), dtype=torch.uint8, device=value.device)
+        if self.compression:
+            codes, scales = self._compressed(data, grid)
+            made = encode(value, self.rank)
+            codes.copy_(made[0].permute(self.order))
+            scales.copy_(made[1].permute(self.order))
+        else:
+            self._plain(data, grid).copy_(value.permute(self.order))
+        return data
+
+    def unpack(self, data: Tensor, grid: Shape, part: Box, device: torch.device) -> Tensor:
+        """Return `part` (counted from the tile's start) of a tile, on `device`.
+
+        Only that part is touched and, where the bytes lie elsewhere, copied.
+        """
+        if not self.compression:
+            return _to_device(self._cut(self._plain(data, grid), part), device).permute(self.back)
+        touched = Box(tuple(a // EDGE for a in part.start), blocks(part.stop))
+        whole = Box.whole(grid) & Box(
+            tuple(a * EDGE for a in touched.start), tuple(b * EDGE for b in touched.stop)
+        )
+        codes, scales = self._compressed(data, grid)
+        values = decode(
+            _to_device(self._cut(codes, whole), device).permute(self.back),
+            _to_device(self._cut(scales, touched), device).permute(self.back),
+            self.rank,
+        )
+        return values[part.within(whole).index]
+
+    def _stored(self, grid: Shape) -> Shape:
+        shape = (*self.lead, *grid)
+        return tuple(shape[i] for i in self.order)
+
+    def _plain(self, data: Tensor, grid: Shape) -> Tensor:
+        stored = self._stored(grid)
+        return data[: math.prod(stored) * self.dtype.itemsize].view(self.dtype).view(stored)
+
+    def _compressed(self, data: Tensor, grid: Shape) -> tuple[Tensor, Tensor]:
+        scale, stored, block = (
+            scale_type(self.dtype),
+            self._stored(grid),
+            self._stored(blocks(grid)),
+        )
+        end = math.prod(block) * scale.itemsize
+        codes = data[end : end + math.prod(stored)].view(torch.int8).view(stored)
+        return codes, data[:end].view(scale).view(block)
+
+    def _cut(self, stored: Tensor, box: Box) -> Tensor:
+        return stored[(slice(None),) * max(0, len(self.lead) - 1) + box.slices]
+
+
+class TiledStore:
+    """A tensor kept tile by tile; each is written in one piece, boxes of any place are read.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Full shape of the tensor; the grid axes last.
+    rank : int
+        Number of grid axes.
+    dtype : torch.dtype
+    tile : tuple of int
+        Shape of the tiles that are written.
+    domain : Box, optional
+        The part of the grid that the tiles cover; all of it unless given.
+    device : torch.device or str
+        Where tensors are read.
+    compression : bool
+        Keep 8 bits a value, which is lossy; see `outcrop.engine.compress`.
+    """
+
+    slow = True
+
+    def __init__(
+        self,
+        shape: Shape,
+        rank: int,
+        dtype: torch.dtype,
+        tile: Shape,
+        *,
+        domain: Box | None = None,
+        device: torch.device | str = "cpu",
+        compression: bool = False,
+    ) -> None:
+        self.shape, self.rank, self.dtype = shape, rank, dtype
+        self.device = torch.device(device)
+        domain = domain or Box.whole(shape[len(shape) - rank :])
+        self.lattice = Lattice(domain, tile)
+        self.format = TileFormat(shape, rank, dtype, compression)
+
+    def read(self, box: Box) -> Tensor:
+        shape = (*self.shape[: len(self.shape) - self.rank], *box.shape)
+        value = channels_last(shape, self.rank, self.dtype, self.device)
+        for number, tile in self.lattice.touching(box):
+            part = box & tile
+            value[part.within(box).index] = self.format.unpack(
+                self._load(number), tile.shape, part.within(tile), self.device
+            )
+        return value
+
+    def write(self, box: Box, value: Tensor) -> None:
+        self._save(self.lattice.number(box), self.format.pack(value.detach()))
+
+    def remove(self) -> None:
+        raise NotImplementedError
+
+    def _load(self, number: int) -> Tensor:
+        """Bytes of a tile, wherever they lie."""
+        raise NotImplementedError
+
+    def _save(self, number: int, data: Tensor) -> None:
+        """Keep the bytes of a tile; they are nobody else's."""
+        raise NotImplementedError
+
+    def _offsets(self) -> np.ndarray:
+        """Where each tile begins if they lie one after the other, and where the last ends."""
+        domain, tile = self.lattice.domain, self.lattice.tile
+        sizes = (self.format.bytes(t.shape) for t in tiles(domain, tile))
+        offsets = np.zeros(count_tiles(domain, tile) + 1, np.int64)
+        np.cumsum(np.fromiter(sizes, np.int64), out=offsets[1:])
+        return offsets
+
+
+class CompressedStore(TiledStore):
+    """Compressed tiles in the memory of the device that computes; parameters as `TiledStore`."""
+
+    slow = False
+
+    def __init__(
+        self,
+        shape: Shape,
+        rank: int,
+        dtype: torch.dtype,
+        tile: Shape,
+        *,
+        domain: Box | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(shape, rank, dtype, tile, domain=domain, device=device, compression=True)
+        self.tiles: dict[int, Tensor] = {}
+
+    def remove(self) -> None:
+        self.tiles.clear()
+
+    def _load(self, number: int) -> Tensor:
+        return self.tiles[number]
+
+    def _save(self, number: int, data: Tensor) -> None:
+        self.tiles[number] = data
+
+
+class FileStore(TiledStore):
+    """Tiles one after the other in a scratch file.
+
+    To write a tile is one sequential write; to read a box maps, tile by tile, the pages that it
+    touches. So nothing of the file stays resident, and nothing stays on disk when the store is
+    removed or the process ends in whatever way.
+
+    Parameters
+    ----------
+    path : path-like
+        Where to make the file. Its room is reserved now.
+    shape, rank, dtype, tile, domain, device, compression
+        As for `TiledStore`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be made or the disk is full; it names `path`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        shape: Shape,
+        rank: int,
+        dtype: torch.dtype,
+        tile: Shape,
+        *,
+        domain: Box | None = None,
+        device: torch.device | str = "cpu",
+        compression: bool = False,
+    ) -> None:
+        super().__init__(
+            shape, rank, dtype, tile, domain=domain, device=device, compression=compression
+        )
+        self.offsets = self._offsets()
+        self.file = ScratchFile(path)
+        self.file.reserve(0, int(self.offsets[-1]))
+
+    def remove(self) -> None:
+        self.file.close()
+
+    def _load(self, number: int) -> Tensor:
+        start, stop = self.offsets[number : number + 2].tolist()
+        return self.file.map(start, stop - start)
+
+    def _save(self, number: int, data: Tensor) -> None:
+        self.file.write(int(self.offsets[number]), data.cpu())
+
+
+class PinnedStore(TiledStore):
+    """Tiles of a GPU's tensor in pinned host memory.
+
+    Tiles are packed on the GPU, copied as bytes, and copied back part by part. A call returns
+    when its copies are done; they run on the current stream, so that calls from a `SideThread`
+    overlap with what the GPU computes. One call stages what it reads in pinned memory once more.
+
+    Parameters
+    ----------
+    shape, rank, dtype, tile, domain, device, compression
+        As for `TiledStore`; `device` is a GPU.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        rank: int,
+        dtype: torch.dtype,
+        tile: Shape,
+        *,
+        domain: Box | None = None,
+        device: torch.device | str = "cuda",
+        compression: bool = False,
+    ) -> None:
+        super().__init__(
+            shape, rank, dtype, tile, domain=domain, device=device, compression=compression
+        )
+        self.offsets = self._offsets()
+        # Registered, as memory that is allocated pinned is rounded up to a power of two.
+        self.memory = torch.empty(int(self.offsets[-1]), dtype=torch.uint8)
+        runtime = torch.cuda.cudart()
+        torch.cuda.check_error(
+            runtime.cudaHostRegister(self.memory.data_ptr(), self.memory.nbytes, 0)
+        )
+
+    def remove(self) -> None:
+        torch.cuda.synchronize(self.device)
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.memory.data_ptr()))
+        del self.memory
+
+    def read(self, box: Box) -> Tensor:
+        value = super().read(box)
+        torch.cuda.current_stream(self.device).synchronize()
+        return value
+
+    def _load(self, number: int) -> Tensor:
+        start, stop = self.offsets[number : number + 2].tolist()
+        return self.memory[start:stop]
+
+    def _save(self, number: int, data: Tensor) -> None:
+        self._load(number).copy_(data, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+
+
+def make_store(
+    place: str,
+    shape: Shape,
+    rank: int,
+    dtype: torch.dtype,
+    tile: Shape,
+    *,
+    domain: Box | None = None,
+    device: torch.device | str = "cpu",
+    compression: bool = False,
+    path: str | os.PathLike[str] | None = None,
+) -> Store:
+    """Make the store of a tensor between stages.
+
+    Parameters
+    ----------
+    place : {"device", "cpu", "disk"}
+        In the memory of the device; in pinned host memory (the same if the device is the CPU);
+        in a file.
+    shape, rank, dtype, tile, domain, device, compression
+        As for `TiledStore`.
+    path : path-like, optional
+        The file, for "disk".
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    ArgumentError
+        If `place` is none of these, or `path` is missing.
+    OSError
+        If the disk is full; it names `path`.
+    """
+    device = torch.device(device)
+    if place == "disk" and path is not None:
+        return FileStore(
+            path, shape, rank, dtype, tile, domain=domain, device=device, compression=compression
+        )
+    if place == "cpu" and device.type == "cuda":
+        return PinnedStore(
+            shape, rank, dtype, tile, domain=domain, device=device, compression=compression
+        )
+    if place not in ("device", "cpu"):
+        raise ArgumentError(f"place {place!r}: choose device, cpu, or disk with a path")
+    if compression and dtype.is_floating_point:
+        return CompressedStore(shape, rank, dtype, tile, domain=domain, device=device)
+    return MemoryStore(channels_last(shape, rank, dtype, device))
+
+
+def _to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy from host to GPU through pinned memory; leave what is there already."""
+    if x.device == device or device.type != "cuda":
+        return x.to(device)
+    staged = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
+    return staged.to(device, non_blocking=True)
