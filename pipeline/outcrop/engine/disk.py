@@ -12,6 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+# What is mapped now, by address.
+_mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
+
+
+def forget_pages(tensor: Tensor) -> None:
+    """Drop the resident pages of a tensor that `ScratchFile.map` returned, or of a view of it.
+
+    They come back from the file as they are touched; what was written to the tensor is lost.
+    Any other tensor is left alone.
+    """
+    pages = _mapped.get(tensor.untyped_storage().data_ptr())
+    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
+
 
 class ScratchFile:
     """A file that has no name once it is open: the system frees it, whatever ends the process.
@@ -63,7 +77,9 @@ class ScratchFile:
             pages = mmap.mmap(
                 self.fd, before + size, access=mmap.ACCESS_COPY, offset=start - before
             )
-        return torch.frombuffer(pages, dtype=torch.uint8, offset=before)
+        data = torch.frombuffer(pages, dtype=torch.uint8, offset=before)
+        _mapped[data.data_ptr()] = pages
+        return data
 
     def expect(self, start: int, size: int) -> None:
         """Let the system read ahead what will soon be mapped, where it can."""

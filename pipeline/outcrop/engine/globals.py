@@ -107,4 +107,3 @@ class GlobalStore:
         aside = path.with_name(f"{path.name}.{os.getpid()}")
         torch.save(tensor.cpu(), aside)
         aside.replace(path)
-

@@ -26,12 +26,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ..errors import ArgumentError
 from ..graph.boxes import Box
 from .disk import ScratchFile
+from .lean import LeanConvolutions
 from .memory import keep_freed_memory
 from .threads import SideThread
 from .tiled_stores import TileFormat
 
 _SMALL = 2**20  # what takes less stays where it is
-_PENDING = 2**26  # bytes on their way out, or one tensor
+_PENDING = 2**25  # bytes on their way out, or one tensor
 _PAGE = 4096
 
 
@@ -51,7 +52,7 @@ def offload(
     mode : {"device", "cpu", "disk"}
         "device" leaves them where they are. "cpu" moves those of a GPU to pinned host memory, on
         a side stream, and fetches one ahead in backward. "disk" writes them to a file while the
-        computation goes on, at most 64 MiB (or one tensor) behind, and maps them in backward.
+        computation goes on, at most 32 MiB (or one tensor) behind, and maps them in backward.
     path : path-like, optional
         Folder for "disk"; the system's folder for temporary files unless given. The file has no
         name: nothing stays behind, whatever ends the process.
@@ -84,9 +85,10 @@ def offload(
         keep_freed_memory(False)
     saver = _Saver(mode, _Arena(file) if file else None, compression)
     hook = register_module_forward_pre_hook(saver.protect)
+    lean = contextlib.nullcontext() if file is None else LeanConvolutions()
     completed = False
     try:
-        with saved_tensors_hooks(saver.pack, saver.unpack):
+        with saved_tensors_hooks(saver.pack, saver.unpack), lean:
             yield
         completed = True
     finally:

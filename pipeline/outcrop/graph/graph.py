@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch.utils import _pytree as pytree
@@ -91,6 +92,11 @@ class Graph:
     layouts: Mapping[str, Layout]
     weights: Mapping[str, Shape]
     structure: tuple[Any, tuple[Any, ...]] | None = None
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        """Position of every node in the order of evaluation."""
+        return {name: i for i, name in enumerate(self.nodes)}
 
     def layout(self, name: str) -> Layout:
         """How a tensor or a weight lies on the grid."""

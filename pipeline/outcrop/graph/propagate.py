@@ -19,7 +19,7 @@ def ancestors(graph: Graph, outputs: Iterable[str], stored: Iterable[str]) -> tu
             continue
         wanted.add(name)
         stack.extend(graph.nodes[name].operands)
-    return tuple(name for name in graph.nodes if name in wanted)
+    return tuple(sorted(wanted, key=graph.order.__getitem__))
 
 
 def needed(graph: Graph, nodes: Iterable[str], outputs: Mapping[str, Box]) -> dict[str, Box]:

@@ -13,6 +13,8 @@ from ..errors import MemoryBudgetError
 from ..graph.boxes import Box, Shape, count_tiles, tiles
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+# Stages that are printed; of more than that the middle is left out.
+_ROWS = 40
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
@@ -50,12 +52,14 @@ class Stage:
     ----------
     outputs : tuple of str
         Tensors that it writes, all on the same grid.
+    reduces : tuple of str
+        Global values of which its tiles give states.
     inputs : tuple of str
-        Stored tensors and inputs of the network that it reads.
+        Stored tensors, global values and inputs of the network that it reads.
     nodes : tuple of str
         Operators that it evaluates, in order.
     domain : Box
-        The part of the grid that is produced.
+        The part of the grid that is produced, or reduced.
     tile : tuple of int
         Extent of a tile along each axis.
     operations : float
@@ -64,9 +68,14 @@ class Stage:
         Those operations as a multiple of what they would be in one piece.
     tile_bytes : int
         Largest memory that one tile takes while it is evaluated.
+    read, written : float
+        Bytes from and to stores, all tiles together.
+    seconds : float
+        Predicted.
     """
 
     outputs: tuple[str, ...]
+    reduces: tuple[str, ...]
     inputs: tuple[str, ...]
     nodes: tuple[str, ...]
     domain: Box
@@ -74,7 +83,9 @@ class Stage:
     operations: float
     overhead: float
     tile_bytes: int
-    reduces: tuple[str, ...] = ()
+    read: float = 0.0
+    written: float = 0.0
+    seconds: float = 0.0
 
     @property
     def count(self) -> int:
@@ -95,7 +106,7 @@ class Plan:
     stages : tuple of Stage
         In the order in which they run.
     places : mapping of str to str
-        "device" or "disk" for each tensor stored between stages.
+        "device", "cpu" or "disk" for each tensor and global value stored between stages.
     stored_bytes : mapping of str to int
         Size of each of them.
     weight_bytes : int
@@ -104,12 +115,18 @@ class Plan:
         Predicted largest memory, in bytes, of one process that runs it.
     memory : int
         The budget, in bytes.
+    host_memory : int, optional
+        That for tensors in host memory, where the device is another.
+    device : str
+        What computes: "cpu" or "cuda".
     keeps_freed : bool
         Whether the budget has room to keep freed memory for the next tensor, which is faster.
     dtype : str
         Precision of the stored tensors and of the arithmetic.
     graph : str
         Digest of the graph that it is for.
+    compressed : bool
+        Whether stored tensors are kept in 8 bits a value, which is lossy.
     """
 
     stages: tuple[Stage, ...]
@@ -121,47 +138,87 @@ class Plan:
     keeps_freed: bool
     dtype: str
     graph: str
+    device: str = "cpu"
+    host_memory: int | None = None
+    compressed: bool = False
 
     @property
     def operations(self) -> float:
         """Arithmetic operations of the whole run."""
         return sum(stage.operations for stage in self.stages)
 
+    @property
+    def seconds(self) -> float:
+        """Predicted time of the whole run."""
+        return sum(stage.seconds for stage in self.stages)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data, ready for JSON."""
         return json.loads(json.dumps(asdict(self)))
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Undo `to_dict`."""
+        stages = []
+        for stage in data["stages"]:
+            values: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()
+            }
+            box = stage["domain"]
+            values["domain"] = Box(tuple(box["start"]), tuple(box["stop"]))
+            stages.append(Stage(**values))
+        return cls(**{**data, "stages": tuple(stages)})
+
     def digest(self) -> str:
-        """SHA-256 of the plan: equal for equal plans, on every machine."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of what the plan does: stages, tiles, places and precision."""
+        does = [
+            (s.outputs, s.reduces, s.inputs, s.nodes, s.domain.start, s.domain.stop, s.tile)
+            for s in self.stages
+        ]
+        text = repr((does, sorted(self.places.items()), self.dtype, self.compressed, self.graph))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __str__(self) -> str:
-        rows = [("stage", "writes", "grid", "tile", "tiles", "operations", "halo", "a tile takes")]
-        for i, stage in enumerate(self.stages, start=1):
-            rows.append(
-                (
-                    str(i),
-                    ", ".join(
-                        f"{n} ({self.places[n]}, {format_bytes(self.stored_bytes[n])})"
-                        if n in self.places
-                        else f"{n} (output)"
-                        for n in stage.outputs
-                    ),
-                    "×".join(map(str, stage.domain.shape)),
-                    "×".join(map(str, stage.tile)),
-                    f"{stage.count:,}",
-                    f"{stage.operations:.3g}",
-                    f"×{stage.overhead:.2f}",
-                    format_bytes(stage.tile_bytes),
-                )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        head = "stage", "writes", "grid", "tile", "tiles", "operations", "halo", "a tile", "time"
+        rows = [head, *(self._row(i, stage) for i, stage in enumerate(self.stages, start=1))]
+        if len(rows) > _ROWS:
+            hidden = len(rows) - _ROWS
+            more = ("…", f"{hidden} more stages", *[""] * (len(head) - 2))
+            rows = [*rows[: _ROWS // 2], more, *rows[-_ROWS // 2 :]]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         table = "\n".join(
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )
+        at: dict[str, int] = {}
+        for name, place in self.places.items():
+            at[place] = at.get(place, 0) + self.stored_bytes[name]
+        stored = ", ".join(f"{format_bytes(n)} on {place}" for place, n in at.items() if n)
         return (
-            f"{table}\n{self.dtype}, {self.operations:.3g} operations, weights "
-            f"{format_bytes(self.weight_bytes)}, predicted peak {format_bytes(self.peak_memory)} "
+            f"{table}\n{self.dtype} on {self.device}: {self.operations:.3g} operations, "
+            f"{format_bytes(sum(s.read for s in self.stages))} read, "
+            f"{format_bytes(sum(s.written for s in self.stages))} written, about "
+            f"{self.seconds:.3g} s\nstored in all: {stored or 'nothing'}; weights "
+            f"{format_bytes(self.weight_bytes)}; predicted peak {format_bytes(self.peak_memory)} "
             f"of {format_bytes(self.memory)}"
+        )
+
+    def _row(self, i: int, stage: Stage) -> tuple[str, ...]:
+        writes = [
+            f"{n} ({self.places[n]}, {format_bytes(self.stored_bytes[n])})"
+            if n in self.places
+            else f"{n} (output)"
+            for n in stage.outputs
+        ]
+        writes += [f"{n} (global)" for n in stage.reduces]
+        return (
+            str(i),
+            ", ".join(writes[:2]) + (f" and {len(writes) - 2} more" if len(writes) > 2 else ""),
+            "×".join(map(str, stage.domain.shape)),
+            "×".join(map(str, stage.tile)),
+            f"{stage.count:,}",
+            f"{stage.operations:.3g}",
+            f"×{stage.overhead:.2f}",
+            format_bytes(stage.tile_bytes),
+            f"{stage.seconds:.2g} s",
         )

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..errors import ArgumentError, MemoryBudgetError
 from ..graph import RULES, Box, Graph
-from ..graph.boxes import Shape, count_tiles
-from ..graph.propagate import ancestors, last_uses, needed
+from ..graph.boxes import Shape
+from .cost import Cost, Costs, Part, balanced
+from .cuts import Cuts, forced
 from .plan import Plan, Stage, format_bytes
+from .rates import rates
 
 StorageMode = Literal["auto", "device", "cpu", "disk", "none"]
 
-_EDGES = (8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
-# What a tile costs beside its arithmetic, in operations: launching kernels, reading, writing.
-_TILE_OPERATIONS = 2e8
-# What the C allocator keeps of freed memory beside that, where it may.
-_KEPT_BYTES = 512 * 10**6
-# On CPUs, tensors far larger than the caches are slower to compute on and to allocate.
-_LARGE_TILE_BYTES = 300 * 10**6
-_LARGE_TILE_SLOWDOWN = 1.25
+_EDGES = (1, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
+# What the C allocator keeps of freed memory beside what is in use, where it may.
+_KEPT_BYTES = 128 * 10**6
 # What libraries keep for themselves once convolutions have run.
 _RUNTIME_BYTES = 64 * 10**6
-# Blocks of a few megabytes stay with the C allocator for a while after they are freed.
-_HELD_BACK = 1.3
 
 
 def make_plan(
@@ -37,6 +33,9 @@ def make_plan(
     domain: Box | None = None,
     tile: Sequence[int] | None = None,
     holds_output: bool = True,
+    device: str = "cpu",
+    host_memory: int | None = None,
+    compressed: bool = False,
 ) -> Plan:
     """Plan the evaluation of a graph within a memory budget.
 
@@ -44,10 +43,11 @@ def make_plan(
     ----------
     graph : Graph
     memory : int
-        Bytes that one process may take, the network's inputs aside.
+        Bytes that one process may take on the device that computes, the network's inputs aside.
     storage_mode : {"auto", "device", "cpu", "disk", "none"}
-        Where the tensors between stages live; "none" keeps none and evaluates the whole network
-        for each tile. "auto" takes "device" where it fits, else "disk".
+        Where the tensors between stages live; "none" keeps global values alone and evaluates all
+        else anew for each tile. "auto" keeps on the device what fits, then takes "cpu" where that
+        is another, then "disk".
     dtype : str
         Precision of arithmetic and stored tensors.
     domain : Box, optional
@@ -56,6 +56,12 @@ def make_plan(
         Shape of the tiles of every stage, instead of the planner's own choice.
     holds_output : bool
         Whether the process that evaluates the tiles also holds the whole output in memory.
+    device : str
+        "cpu" or "cuda".
+    host_memory : int, optional
+        Bytes of tensors that may be kept in host memory, where the device is another.
+    compressed : bool
+        Keep stored tensors in 8 bits a value.
 
     Returns
     -------
@@ -74,216 +80,214 @@ def make_plan(
         )
     if tile is not None and (len(tile) != graph.rank or min(tile) < 1):
         raise ArgumentError(f"tile {tuple(tile)}: give {graph.rank} positive extents")
-    modes = ("device", "disk") if storage_mode == "auto" else (storage_mode,)
-    smallest = math.inf
-    for mode in modes:
-        planner = _Planner(graph, mode, dtype, domain, tile, holds_output)
-        plan = planner.plan(memory)
-        if plan is not None:
-            return plan
-        smallest = min(smallest, planner.smallest())
-    raise MemoryBudgetError(
-        f"memory {format_bytes(memory)} is too small for storage_mode={storage_mode!r}: "
-        f"this network on this volume needs at least {math.ceil(smallest / 1e6)}MB"
-    )
+    task = _Task(graph, memory, dtype, domain, tile, holds_output, device, host_memory, compressed)
+    planner = _Planner(task, storage_mode)
+    plan = planner.plan()
+    if plan is None:
+        least, where = planner.smallest()
+        raise MemoryBudgetError(
+            f"memory {format_bytes(memory)} is too small for storage_mode={storage_mode!r}: "
+            f"this network on this volume needs at least {math.ceil(least / 1e6)}MB{where}"
+        )
+    return plan
+
+
+@dataclass(frozen=True)
+class _Task:
+    graph: Graph
+    memory: int
+    dtype: str
+    domain: Box | None
+    tile: Sequence[int] | None
+    holds_output: bool
+    device: str
+    host_memory: int | None
+    compressed: bool
 
 
 class _Planner:
-    def __init__(
-        self,
-        graph: Graph,
-        mode: str,
-        dtype: str,
-        domain: Box | None,
-        tile: Sequence[int] | None,
-        holds_output: bool,
-    ) -> None:
-        self.graph, self.mode, self.dtype = graph, mode, dtype
-        self.itemsize = {"float64": 8, "float32": 4}.get(dtype, 2)
-        self.domain, self.fixed, self.holds_output = domain, tile, holds_output
-        self.outputs = tuple(n for n in dict.fromkeys(graph.outputs) if n in graph.nodes)
-        self.stored = () if mode == "none" else cuts(graph)
-        self.place = "disk" if mode == "disk" else "device"
-        self.weight_bytes = self.itemsize * sum(map(math.prod, graph.weights.values()))
-        self.parts = self._parts()
-        self._sized: dict[tuple[int, Shape], Stage] = {}
+    def __init__(self, task: _Task, mode: StorageMode) -> None:
+        self.task, self.graph, self.mode = task, task.graph, mode
+        self.itemsize = {"float64": 8, "float32": 4}.get(task.dtype, 2)
+        self.costs = Costs(self.graph, rates(task.device, task.dtype), self.itemsize)
+        self.outputs = tuple(n for n in dict.fromkeys(self.graph.outputs) if n in self.graph.nodes)
+        self.weight_bytes = self.itemsize * sum(map(math.prod, self.graph.weights.values()))
+        cuts = Cuts(self.costs, self.outputs, task.memory / 2)
+        self.stored = forced(self.graph) if mode == "none" else cuts.choose()
+        self.parts = cuts.parts(self.stored)
+        self.kept = [n for p in self.parts for n in p.outputs if n not in self.outputs]
+        self.globals = [n for p in self.parts for n in p.reduces]
+        self.last = {n: i for i, p in enumerate(self.parts) for n in p.inputs}
+        self.sized: dict[tuple[int, tuple[str, ...]], list[Cost]] = {}
 
-    def _parts(self) -> list[tuple[str, ...]]:
-        """Outputs of each stage: stored tensors singly, the network's outputs by grid."""
-        by_grid: dict[Shape, list[str]] = {}
-        for name in self.outputs:
-            if name not in self.stored:
-                by_grid.setdefault(self.graph.grid(name), []).append(name)
-        singles = [(name,) for name in self.stored]
-        order = {name: i for i, name in enumerate(self.graph.nodes)}
-        groups = singles + [tuple(names) for names in by_grid.values()]
-        return sorted(groups, key=lambda names: max(order[n] for n in names))
-
-    def plan(self, memory: int) -> Plan | None:
+    def plan(self) -> Plan | None:
         """Cheapest plan that fits, or None."""
+        places = dict.fromkeys(self.kept, self._first_place())
+        while True:
+            chosen, short = self._chosen(places)
+            if short is None:
+                return self._made(chosen, places)
+            spill = [n for n in self._live(short) if places[n] == "device"]
+            if self.mode != "auto" or not spill:
+                return None
+            # What is read least for its size goes first.
+            name = max(spill, key=lambda n: self._bytes(n) / self._readers(n))
+            places[name] = self._next_place(name, places)
+
+    def _chosen(self, places: dict[str, str]) -> tuple[list[Cost], int | None]:
+        """Tiles of every stage, or the first stage for which none fits."""
         chosen = []
         for i in range(len(self.parts)):
-            room = memory - self._resident(i)
-            fitting = [s for s in self._candidates(i) if s.tile_bytes <= room]
+            room = self.task.memory - self._resident(i, places)
+            fitting = [
+                c for c in self._costs(i, places) if self._with_buffers(i, c, places) <= room
+            ]
             if not fitting:
-                return None
-            chosen.append(min(fitting, key=_cost))
-        peak = max(self._resident(i) + s.tile_bytes for i, s in enumerate(chosen))
-        keeps_freed = peak + _KEPT_BYTES <= memory
+                return chosen, i
+            chosen.append(min(fitting, key=lambda c: c.seconds))
+        return chosen, None
+
+    def smallest(self) -> tuple[float, str]:
+        """Smallest budget for which there is a plan, in bytes, and the operator that asks for it."""
+        spilled = "disk" if self.mode in ("auto", "disk") else self._first_place()
+        places = dict.fromkeys(self.kept, spilled)
+        least, at = 0.0, 0
+        for i in range(len(self.parts)):
+            found = min(self._with_buffers(i, c, places) for c in self._costs(i, places))
+            if self._resident(i, places) + found > least:
+                least, at = self._resident(i, places) + found, i
+        for name in self.parts[at].nodes:
+            node = self.graph.nodes[name]
+            if node.op == "whole" or node.op not in RULES:
+                return least, f"; {node} is evaluated in one piece"
+        return least, ""
+
+    def _made(self, chosen: list[Cost], places: dict[str, str]) -> Plan:
+        used = [
+            self._resident(i, places) + self._with_buffers(i, c, places)
+            for i, c in enumerate(chosen)
+        ]
+        peak = max(used, default=0)
+        # Tiles of a few megabytes are handed out again and again by the allocator anyway.
+        slack = min(_KEPT_BYTES, max((c.tile_bytes for c in chosen), default=0))
+        keeps_freed = peak + slack <= self.task.memory
+        every = {**places, **dict.fromkeys(self.globals, "device")}
         return Plan(
-            stages=tuple(chosen),
-            places={name: self.place for name in self.stored if name not in self.outputs},
-            stored_bytes={name: self._bytes(name) for name in self.stored},
+            stages=tuple(
+                Stage(
+                    outputs=p.outputs,
+                    reduces=p.reduces,
+                    inputs=p.inputs,
+                    nodes=p.nodes,
+                    domain=self._domain(p),
+                    tile=c.tile,
+                    operations=c.operations,
+                    overhead=c.overhead,
+                    tile_bytes=c.tile_bytes,
+                    read=c.read,
+                    written=c.written,
+                    seconds=c.seconds,
+                )
+                for p, c in zip(self.parts, chosen, strict=True)
+            ),
+            places={n: p for n, p in every.items() if n not in self.outputs},
+            stored_bytes={n: self._bytes(n) for n in every},
             weight_bytes=self.weight_bytes,
-            peak_memory=peak + _KEPT_BYTES * keeps_freed,
-            memory=memory,
+            peak_memory=peak + slack * keeps_freed,
+            memory=self.task.memory,
             keeps_freed=keeps_freed,
-            dtype=self.dtype,
+            dtype=self.task.dtype,
             graph=self.graph.digest(),
+            device=self.task.device,
+            host_memory=self.task.host_memory,
+            compressed=self.task.compressed,
         )
 
-    def smallest(self) -> float:
-        """Smallest budget for which there is a plan, in bytes."""
-        return max(
-            self._resident(i) + min(s.tile_bytes for s in self._candidates(i))
-            for i in range(len(self.parts))
-        )
+    def _first_place(self) -> str:
+        if self.mode in ("auto", "none"):
+            return "device"
+        on_cpu = self.mode == "cpu" and self.task.device == "cpu"
+        return "device" if on_cpu else self.mode
+
+    def _next_place(self, name: str, places: dict[str, str]) -> str:
+        host = self.task.host_memory
+        if self.task.device == "cpu":
+            return "disk"
+        there = sum(self._bytes(n) for n, place in places.items() if place == "cpu")
+        return "cpu" if host is None or there + self._bytes(name) <= host else "disk"
+
+    def _readers(self, name: str) -> int:
+        return 1 + sum(name in p.inputs for p in self.parts)
 
     def _bytes(self, name: str) -> int:
-        return self.itemsize * math.prod(self.graph.shape(name))
+        size = self.costs.bytes(name)
+        if not self.task.compressed or name in self.globals:
+            return size
+        return size // self.itemsize + size // 128
 
-    def _resident(self, i: int) -> int:
+    def _live(self, i: int) -> list[str]:
+        """Stored tensors that are held while stage `i` runs."""
+        written = [n for p in self.parts[: i + 1] for n in p.outputs if n not in self.outputs]
+        return [n for n in written if self.last.get(n, -1) >= i or n in self.parts[i].outputs]
+
+    def _resident(self, i: int, places: dict[str, str]) -> int:
         """Bytes held while stage `i` runs: weights, live stored tensors, the output."""
-        written = {name for names in self.parts[: i + 1] for name in names}
-        read_later = {
-            name
-            for names in self.parts[i:]
-            for name in self._inputs(ancestors(self.graph, names, self.stored))
-        }
-        live = written & (read_later | set(self.parts[i]))
-        held = sum(
-            self._bytes(name)
-            for name in live
-            if self.place == "device" and name in self.stored and name not in self.outputs
-        )
-        if self.holds_output:  # in single precision at least, whatever that of the arithmetic
+        held = sum(self._bytes(n) for n in self._live(i) if places[n] == "device")
+        if self.task.holds_output:  # in single precision at least
+            done = {n for p in self.parts[: i + 1] for n in p.outputs}
             held += sum(
                 max(4, self.itemsize) * math.prod(self.graph.shape(n))
                 for n in self.outputs
-                if n in written
+                if n in done
             )
         return _RUNTIME_BYTES + self.weight_bytes + held
 
-    def _inputs(self, nodes: Sequence[str]) -> tuple[str, ...]:
-        own = set(nodes)
-        operands = (o for name in nodes for o in self.graph.nodes[name].operands)
-        return tuple(dict.fromkeys(o for o in operands if o not in own))
-
-    def _candidates(self, i: int) -> list[Stage]:
-        grid = self.graph.grid(self.parts[i][0])
-        is_output = self.parts[i][0] in self.outputs
-        domain = self.domain if self.domain is not None and is_output else Box.whole(grid)
-        if self.fixed is not None:
-            # On a coarser grid a tile shrinks with it.
-            full = [self.graph.grid(name) for name in self.outputs]
-            finest = tuple(map(max, *full)) if len(full) > 1 else full[0]
-            shapes = [
-                tuple(
-                    min(n, max(1, t * n // f))
-                    for t, n, f in zip(self.fixed, grid, finest, strict=True)
-                )
-            ]
-        else:
-            shapes = list(
-                dict.fromkeys(tuple(_balanced(n, edge) for n in domain.shape) for edge in _EDGES)
-            )
-        return [self._stage(i, domain, shape) for shape in shapes]
-
-    def _stage(self, i: int, domain: Box, tile: Shape) -> Stage:
-        if (i, tile) in self._sized:
-            return self._sized[i, tile]
-        graph, outputs = self.graph, self.parts[i]
-        nodes = ancestors(graph, outputs, self.stored)
-        count = count_tiles(domain, tile)
-        middle = _middle(domain, tile)
-        boxes = needed(graph, nodes, dict.fromkeys(outputs, middle))
-        whole = needed(graph, nodes, dict.fromkeys(outputs, domain))
-        per_point = {n: RULES[graph.nodes[n].op].operations(graph.nodes[n], graph) for n in nodes}
-        once = sum(per_point[n] * whole[n].size for n in nodes)
-        # An average tile: those at the edge of the volume have a part of the halo only.
-        share = domain.size / (count * middle.size)
-        tiled = sum(per_point[n] * boxes[n].size for n in nodes) * count * share
-        stage = Stage(
-            outputs=outputs,
-            inputs=self._inputs(nodes),
-            nodes=nodes,
-            domain=domain,
-            tile=tile,
-            operations=max(tiled, once),
-            overhead=max(tiled / once, 1.0) if once else 1.0,
-            tile_bytes=self._tile_bytes(nodes, outputs, boxes),
+    def _with_buffers(self, i: int, cost: Cost, places: dict[str, str]) -> int:
+        """Bytes of a tile, with what is read ahead and written behind."""
+        part, count = self.parts[i], max(1, self._count(i, cost.tile))
+        slow = [n for n in part.inputs if places.get(n) in ("disk", "cpu")]
+        slow_in = sum(self._bytes(n) for n in slow) if slow else 0
+        ahead = cost.read / count if slow_in or not self.task.holds_output else 0.0
+        behind = (
+            2 * cost.written / count
+            if any(places.get(n, "output") in ("disk", "cpu", "output") for n in part.outputs)
+            and (not self.task.holds_output or any(n in places for n in part.outputs))
+            else 0.0
         )
-        self._sized[i, tile] = stage
-        return stage
+        return int(cost.tile_bytes + ahead + behind)
 
-    def _tile_bytes(
-        self, nodes: Sequence[str], outputs: Sequence[str], boxes: dict[str, Box]
-    ) -> int:
-        """Peak of one tile: walk the nodes, hold what is still needed."""
+    def _count(self, i: int, tile: Shape) -> int:
+        domain = self._domain(self.parts[i])
+        return math.prod(-(-n // t) for n, t in zip(domain.shape, tile, strict=True))
 
-        def size(name: str) -> int:
-            return self.itemsize * self.graph.width(name) * boxes[name].size
+    def _domain(self, part: Part) -> Box:
+        name = part.kept(self.graph)[0]
+        is_output = bool(set(part.outputs) & set(self.outputs)) and not part.reduces
+        if self.task.domain is not None and is_output:
+            return self.task.domain
+        return self.graph.whole(name)
 
-        last = last_uses(self.graph, nodes, outputs)
-        held: dict[str, int] = {}
-        peak = 0
-        for name in nodes:
-            operands = self.graph.nodes[name].operands
-            for operand in operands:  # read when first used
-                held.setdefault(operand, size(operand))
-            held[name] = size(name)
-            node = self.graph.nodes[name]
-            workspace = RULES[node.op].workspace(node, boxes[name], self.graph, self.itemsize)
-            peak = max(peak, sum(held.values()) + workspace)
-            for operand in last[name]:
-                held.pop(operand, None)
-        return int(_HELD_BACK * peak)
+    def _costs(self, i: int, places: dict[str, str]) -> list[Cost]:
+        part = self.parts[i]
+        key = i, tuple(places.get(n, "") for n in (*part.inputs, *part.outputs))
+        if key not in self.sized:
+            domain = self._domain(part)
+            self.sized[key] = [
+                self.costs.cost(part, domain, tile, places) for tile in self._tiles(part, domain)
+            ]
+        return self.sized[key]
 
-
-def cuts(graph: Graph) -> tuple[str, ...]:
-    """Tensors to store between stages: the smaller side of every change of the grid.
-
-    A tensor on the finer side of a change is cheap to recompute for the few points of a halo and
-    large to keep; one on the coarser side is the other way round.
-    """
-    stored = []
-    for node in graph.nodes.values():
-        for operand in node.operands:
-            if math.prod(graph.grid(operand)) in (1, math.prod(graph.grid(node.name))):
-                continue
-            smaller = min(operand, node.name, key=lambda n: math.prod(graph.shape(n)))
-            if smaller in graph.nodes and smaller not in stored:
-                stored.append(smaller)
-    return tuple(name for name in graph.nodes if name in stored and name not in graph.outputs)
-
-
-def _balanced(extent: int, edge: int) -> int:
-    """Tile extent near `edge` that cuts `extent` into nearly equal parts, in multiples of 8."""
-    if edge >= extent:
-        return extent
-    parts = math.ceil(extent / edge)
-    return min(extent, 8 * math.ceil(extent / parts / 8))
-
-
-def _middle(domain: Box, tile: Shape) -> Box:
-    """A tile with as much of its halo inside the volume as any."""
-    start = tuple(
-        a + (math.ceil(n / t) // 2) * t if math.ceil(n / t) > 2 else a
-        for a, n, t in zip(domain.start, domain.shape, tile, strict=True)
-    )
-    return Box(start, tuple(a + t for a, t in zip(start, tile, strict=True))) & domain
-
-
-def _cost(stage: Stage) -> float:
-    slower = _LARGE_TILE_SLOWDOWN if stage.tile_bytes > _LARGE_TILE_BYTES else 1.0
-    return slower * stage.operations + stage.count * _TILE_OPERATIONS
+    def _tiles(self, part: Part, domain: Box) -> list[Shape]:
+        grid = self.graph.grid(part.kept(self.graph)[0])
+        if self.task.tile is None:
+            shapes = (tuple(balanced(n, edge) for n in domain.shape) for edge in _EDGES)
+            return list(dict.fromkeys(shapes))
+        # On a coarser grid a tile shrinks with it.
+        images = [self.graph.grid(n) for n in (*self.outputs, *self.graph.inputs)]
+        finest = tuple(map(max, *images)) if len(images) > 1 else images[0]
+        return [
+            tuple(
+                min(n, max(1, t * n // f))
+                for t, n, f in zip(self.task.tile, grid, finest, strict=True)
+            )
+        ]

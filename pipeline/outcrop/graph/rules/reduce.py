@@ -68,6 +68,10 @@ class Reduce(Rule):
     def operations(self, node: Node, graph: Graph) -> float:
         return float(math.prod(graph.shape(node.operands[0])))
 
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        # Half precision is summed in single. `box` is that of the operand.
+        return 4 * graph.width(node.operands[0]) * box.size if itemsize < 4 else 0
+
     def state(self, node: Node, x: Tensor) -> Tensor:
         """Reduce the operand on one tile, or on any part of the grid."""
         raise NotImplementedError

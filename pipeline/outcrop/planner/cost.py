@@ -1,0 +1,188 @@
+"""What a stage takes: seconds and memory, for a shape of its tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..graph import RULES, Box, Graph
+from ..graph.boxes import Shape, count_tiles
+from ..graph.propagate import ancestors, needed
+from .rates import Rates
+
+# Blocks of a few megabytes stay with the C allocator for a while after they are freed.
+_HELD_BACK = 1.3
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one stage evaluates: its tiles aside.
+
+    Attributes
+    ----------
+    outputs, reduces : tuple of str
+        Tensors that it writes; global values that its tiles give states of.
+    nodes : tuple of str
+        Operators that it evaluates, in order.
+    inputs : tuple of str
+        Tensors that it reads.
+    """
+
+    outputs: tuple[str, ...]
+    reduces: tuple[str, ...]
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+    def kept(self, graph: Graph) -> tuple[str, ...]:
+        """Tensors that are wanted on the tile itself."""
+        reduced = (graph.nodes[name].operands[0] for name in self.reduces)
+        return tuple(dict.fromkeys((*self.outputs, *reduced)))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predictions for a part that is evaluated in tiles of one shape."""
+
+    tile: Shape
+    seconds: float
+    operations: float
+    overhead: float
+    read: float
+    written: float
+    tile_bytes: int
+
+
+def part(graph: Graph, outputs: tuple[str, ...], reduces: tuple[str, ...], given: set[str]) -> Part:
+    """Operators and inputs of a stage, when the tensors `given` are stored."""
+    reduced = tuple(dict.fromkeys(graph.nodes[name].operands[0] for name in reduces))
+    computed = [n for n in reduced if n in graph.nodes and n not in given]
+    nodes = ancestors(graph, (*outputs, *computed), given - set(outputs))
+    own = set(nodes)
+    operands = [o for name in nodes for o in graph.nodes[name].operands]
+    inputs = tuple(dict.fromkeys(o for o in (*operands, *reduced) if o not in own))
+    return Part(outputs, reduces, nodes, inputs)
+
+
+class Costs:
+    """Predicts what parts of a graph take.
+
+    Parameters
+    ----------
+    graph : Graph
+    rates : Rates
+        Of the device that computes.
+    itemsize : int
+        Bytes of a value.
+    """
+
+    def __init__(self, graph: Graph, rates: Rates, itemsize: int) -> None:
+        self.graph, self.rates, self.itemsize = graph, rates, itemsize
+        self._point: dict[str, tuple[float, float]] = {}
+
+    def bytes(self, name: str, points: int | None = None) -> int:
+        """Size of a tensor, or of `points` of its grid."""
+        layout = self.graph.layouts[name]
+        count = math.prod(layout.grid) if points is None else points
+        return self.itemsize * layout.width * count
+
+    def point(self, name: str) -> tuple[float, float]:
+        """Operations and seconds for one point of a node's grid."""
+        if name not in self._point:
+            graph, node = self.graph, self.graph.nodes[name]
+            rule = RULES[node.op]
+            operations = rule.operations(node, graph)
+            if rule.is_view(node, graph):
+                self._point[name] = operations, 0.0
+            else:
+                widths = [graph.width(o) for o in node.operands]
+                moved = self.itemsize * (sum(widths) + graph.width(name))
+                arithmetic = operations / self.rates.operations(min([*widths, graph.width(name)]))
+                self._point[name] = operations, max(arithmetic, moved / self.rates.bandwidth)
+        return self._point[name]
+
+    def cost(
+        self, part: Part, domain: Box, tile: Shape, places: Mapping[str, str] | None = None
+    ) -> Cost:
+        """Predict what `part` takes in tiles of the shape `tile` over `domain`."""
+        graph, places = self.graph, places or {}
+        kept = part.kept(graph)
+        count = count_tiles(domain, tile)
+        middle = _middle(domain, tile)
+        boxes = needed(graph, part.nodes, dict.fromkeys(kept, middle))
+        # An average tile: those at the edge of the volume have a part of the halo only.
+        tiles = domain.size / middle.size
+        operations = seconds = read = written = once = 0.0
+        for name in part.nodes:
+            per_point, time = self.point(name)
+            points = boxes[name].size * tiles
+            operations += per_point * points
+            once += per_point * min(points, math.prod(graph.grid(name)))
+            seconds += time * points
+        for name in part.reduces:
+            size = self.bytes(graph.nodes[name].operands[0], middle.size)
+            seconds += 2 * size * tiles / self.rates.bandwidth
+        for name in part.inputs:
+            size = self.bytes(name, boxes[name].size) * tiles
+            read += size
+            seconds += size / self.rates.place(places.get(name, "device"))
+        for name in part.outputs:
+            size = self.bytes(name, domain.size)
+            written += size
+            seconds += size / self.rates.place(places.get(name, "device"))
+        seconds += count * (self.rates.tile + self.rates.call * len(part.nodes))
+        tile_bytes = self._tile_bytes(part, kept, boxes)
+        if tile_bytes > self.rates.cache:
+            seconds *= self.rates.beyond_cache
+        return Cost(
+            tile, seconds, operations, operations / max(once, 1.0), read, written, tile_bytes
+        )
+
+    def _tile_bytes(self, part: Part, kept: Sequence[str], boxes: Mapping[str, Box]) -> int:
+        """Peak of one tile: walk the nodes, hold what is still needed."""
+        graph = self.graph
+        owner: dict[str, str] = {}  # whose memory a tensor lies in
+        last: dict[str, int] = {}
+        for i, name in enumerate(part.nodes):
+            node = graph.nodes[name]
+            for operand in node.operands:
+                last[owner.get(operand, operand)] = i
+            if node.operands and RULES[node.op].is_view(node, graph):
+                owner[name] = owner.get(node.operands[0], node.operands[0])
+        last.update(dict.fromkeys((owner.get(name, name) for name in kept), len(part.nodes)))
+        ends: dict[int, list[str]] = {}
+        for name, i in last.items():
+            ends.setdefault(i, []).append(name)
+
+        held = {name: self.bytes(name, boxes[name].size) for name in part.inputs}
+        current = peak = sum(held.values())
+        for i, name in enumerate(part.nodes):
+            node = graph.nodes[name]
+            held[name] = 0 if name in owner else self.bytes(name, boxes[name].size)
+            current += held[name]
+            work = RULES[node.op].workspace(node, boxes[name], graph, self.itemsize)
+            peak = max(peak, current + work)
+            current -= sum(held.pop(gone) for gone in ends.get(i, ()))
+        for name in part.reduces:
+            node = graph.nodes[name]
+            box = boxes[node.operands[0]]
+            work = RULES[node.op].workspace(node, box, graph, self.itemsize)
+            peak = max(peak, current + work)
+        return int(_HELD_BACK * peak)
+
+
+def balanced(extent: int, edge: int) -> int:
+    """Tile extent near `edge` that cuts `extent` into nearly equal parts, in multiples of 8."""
+    if edge >= extent:
+        return extent
+    parts = math.ceil(extent / edge)
+    return min(extent, 8 * math.ceil(extent / parts / 8))
+
+
+def _middle(domain: Box, tile: Shape) -> Box:
+    """A tile with as much of its halo inside the volume as any."""
+    start = tuple(
+        a + (math.ceil(n / t) // 2) * t if math.ceil(n / t) > 2 else a
+        for a, n, t in zip(domain.start, domain.shape, tile, strict=True)
+    )
+    return Box(start, tuple(a + t for a, t in zip(start, tile, strict=True))) & domain

@@ -1,0 +1,212 @@
+"""Where to cut a graph: which tensors are stored between stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import cached_property
+
+from ..graph import RULES, Box, Graph, Reduce
+from ..graph.boxes import Shape
+from .cost import Costs, Part, balanced, part
+
+# Edges of the tiles that the search for cuts looks at.
+_EDGES = (32, 64, 128)
+# How often every tensor is looked at.
+_ROUNDS = 2
+
+
+def forced(graph: Graph) -> set[str]:
+    """Tensors that no plan can do without: what is needed whole, and what is about all of it."""
+    found = {n.name for n in graph.nodes.values() if isinstance(RULES[n.op], Reduce)}
+    for node in graph.nodes.values():
+        for name in node.operands:
+            if name not in graph.nodes:
+                continue
+            small = graph.layouts[name].is_fixed and not graph.layouts[node.name].is_fixed
+            if node.op in ("whole", "on_grid") or (small and graph.nodes[name].op != "whole"):
+                found.add(name)
+    return found
+
+
+def changes(graph: Graph) -> set[str]:
+    """The smaller side of every change of the grid.
+
+    A tensor on the finer side of a change is cheap to recompute for the few points of a halo and
+    large to keep; one on the coarser side is the other way round.
+    """
+    found = set()
+    for node in graph.nodes.values():
+        for operand in node.operands:
+            if math.prod(graph.grid(operand)) in (1, math.prod(graph.grid(node.name))):
+                continue
+            if math.prod(graph.grid(node.name)) == 1:
+                continue
+            found.add(min(operand, node.name, key=lambda n: math.prod(graph.shape(n))))
+    return found & graph.nodes.keys()
+
+
+class Cuts:
+    """A choice of stored tensors, and the stages it makes.
+
+    Parameters
+    ----------
+    costs : Costs
+        Of the graph.
+    outputs : tuple of str
+        The network's outputs that are computed.
+    limit : float
+        Bytes that a tile may take.
+    """
+
+    def __init__(self, costs: Costs, outputs: tuple[str, ...], limit: float) -> None:
+        self.costs, self.graph, self.outputs, self.limit = costs, costs.graph, outputs, limit
+        self._seconds: dict[Part, float] = {}
+
+    def parts(self, stored: set[str]) -> list[Part]:
+        """Stages for these stored tensors, each after those whose results it reads."""
+        graph = self.graph
+        groups: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+        plain = {n for n in stored if not self._reduces(n)} - set(self.outputs)
+        with_tile: dict[str, list[str]] = {}
+        alone: dict[tuple[Shape, int], list[str]] = {}
+        for name in graph.nodes:
+            if self._reduces(name) and name in stored:
+                operand = graph.nodes[name].operands[0]
+                if operand in plain:
+                    with_tile.setdefault(operand, []).append(name)
+                else:  # those that are ready at the same time share a pass
+                    key = (graph.grid(operand), self.levels[name])
+                    alone.setdefault(key, []).append(name)
+        groups += [((name,), tuple(with_tile.get(name, ()))) for name in plain]
+        groups += [((), tuple(names)) for names in alone.values()]
+        by_grid: dict[Shape, list[str]] = {}
+        for name in self.outputs:
+            if not self._reduces(name):
+                by_grid.setdefault(graph.grid(name), []).append(name)
+        groups += [(tuple(names), ()) for names in by_grid.values()]
+        return self._sorted([part(graph, *group, stored - set(self.outputs)) for group in groups])
+
+    @cached_property
+    def levels(self) -> dict[str, int]:
+        """For each node, how many passes over the volume must come before it."""
+        levels: dict[str, int] = {}
+        for name, node in self.graph.nodes.items():
+            above = [levels[o] + self._reduces(o) for o in node.operands if o in levels]
+            levels[name] = max(above, default=0)
+        return levels
+
+    def _reduces(self, name: str) -> bool:
+        return isinstance(RULES[self.graph.nodes[name].op], Reduce)
+
+    def _sorted(self, parts: list[Part]) -> list[Part]:
+        writer = {name: p for p in parts for name in (*p.outputs, *p.reduces)}
+        order, done = [], set()
+
+        def visit(first: Part) -> None:
+            stack = [(first, False)]
+            while stack:
+                p, ready = stack.pop()
+                if p in done:
+                    continue
+                if ready:
+                    done.add(p)
+                    order.append(p)
+                    continue
+                stack.append((p, True))
+                stack += [(writer[n], False) for n in p.inputs if n in writer]
+
+        position = self.graph.order
+        for p in sorted(parts, key=lambda p: min(position[n] for n in (*p.outputs, *p.reduces))):
+            visit(p)
+        return order
+
+    def seconds(self, p: Part) -> float:
+        """Predicted seconds of a stage, in the best of a few tile shapes."""
+        if p not in self._seconds:
+            grid = self.graph.grid(p.kept(self.graph)[0])
+            domain = Box.whole(grid)
+            tiles = dict.fromkeys(tuple(balanced(n, edge) for n in grid) for edge in _EDGES)
+            found = [self.costs.cost(p, domain, tile) for tile in tiles]
+            # What does not fit is not forbidden yet, as smaller tiles might, but dear.
+            self._seconds[p] = min(c.seconds * max(1.0, c.tile_bytes / self.limit) for c in found)
+        return self._seconds[p]
+
+    def choose(self) -> set[str]:
+        """Stored tensors for which the predicted time is short: a local search.
+
+        It starts from the changes of the grid and the operands of reductions, and takes one tensor
+        away, or adds one, as long as that saves time.
+        """
+        graph = self.graph
+        fixed = forced(graph)
+        start = {graph.nodes[n].operands[0] for n in fixed if self._reduces(n)} & graph.nodes.keys()
+        stored = fixed | changes(graph) | start
+        stored -= {n for n in stored if graph.nodes[n].dtype is not None and n not in fixed}
+        candidates = [n for n in graph.nodes if n not in fixed and self._worth(n, stored)]
+        for _ in range(_ROUNDS):
+            changed = False
+            for name in candidates:
+                other = stored ^ {name}
+                if self._saved(stored, other, name) > 0:
+                    stored, changed = other, True
+            if not changed:
+                break
+        return stored
+
+    def _worth(self, name: str, stored: set[str]) -> bool:
+        """Whether a tensor is looked at: results of heavy operators, and what is stored now."""
+        graph, node = self.graph, self.graph.nodes[name]
+        if name in stored:
+            return True
+        heavy = RULES[node.op].operations(node, graph) > 8 * graph.width(name)
+        return heavy and node.dtype is None and not graph.layouts[name].is_fixed
+
+    def _saved(self, stored: set[str], other: set[str], name: str) -> float:
+        """Seconds that `other` saves; they differ in `name`."""
+        before = self._touched(stored, name)
+        after = self._touched(other, name)
+        return sum(map(self.seconds, before)) - sum(map(self.seconds, after))
+
+    def _touched(self, stored: set[str], name: str) -> list[Part]:
+        """Stages that compute or read a tensor."""
+        parts = []
+        for target in self._targets(stored, name):
+            parts.append(self._stage(target, stored))
+        return list(dict.fromkeys(parts))
+
+    def _targets(self, stored: set[str], name: str) -> Iterable[str]:
+        """Stored tensors and outputs that are computed from `name` without another in between."""
+        found, stack, seen = [], [name], set()
+        while stack:
+            n = stack.pop()
+            if n in seen:
+                continue
+            seen.add(n)
+            ends = n in stored or n in self.outputs
+            if ends:
+                found.append(n)
+            if not ends or n == name:
+                stack.extend(self.users.get(n, ()))
+        return found
+
+    @cached_property
+    def users(self) -> dict[str, list[str]]:
+        """Nodes that take each tensor."""
+        users: dict[str, list[str]] = {}
+        for node in self.graph.nodes.values():
+            for operand in node.operands:
+                users.setdefault(operand, []).append(node.name)
+        return users
+
+    def _stage(self, target: str, stored: set[str]) -> Part:
+        given = stored - set(self.outputs)
+        if not self._reduces(target):
+            reduces = tuple(u for u in self.users.get(target, ()) if self._reduces(u))
+            return part(self.graph, (target,), reduces if target in given else (), given)
+        operand = self.graph.nodes[target].operands[0]
+        return (
+            self._stage(operand, stored)
+            if operand in given
+            else part(self.graph, (), (target,), given)
+        )
