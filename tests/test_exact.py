@@ -7,11 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from random_plans import draw_plan
-
 from outcrop import whole_volume
 from outcrop.graph import capture
 from outcrop.models.faultseg3d import FaultSeg3d
+from random_plans import draw_plan
 
 MODES = ("device", "cpu", "disk", "none")
 

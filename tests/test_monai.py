@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from monai.networks import nets
 
 from outcrop import whole_volume
 from outcrop.graph import capture
-
-nets = pytest.importorskip("monai.networks.nets")
 
 NETWORKS = {
     "UNet": (lambda: nets.UNet(3, 1, 2, (4, 8, 16), (2, 2), num_res_units=2), (32, 16, 44)),

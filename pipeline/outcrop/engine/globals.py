@@ -79,6 +79,7 @@ class GlobalStore:
         return self.get()[(..., *(None,) * len(box.start))]
 
     def write(self, box: Box, value: Tensor) -> None:
+        """Do nothing but refuse."""
         raise NotImplementedError("a global value is made by its stage")
 
     def remove(self) -> None:

@@ -119,9 +119,7 @@ class Builder:
         for name in names:
             if name in self.nodes and self.nodes[name].op == "on_grid":
                 other[name] = self.nodes[name].operands[0]
-            elif not self.layouts[name].is_fixed:
-                other[name] = self._step("whole", name).name
-            elif self.layouts[name].held:  # axes of extent one
+            elif not self.layouts[name].is_fixed or self.layouts[name].held:
                 other[name] = self._step("whole", name).name
         return self._swap(node, other) if other else node
 

@@ -123,13 +123,13 @@ class Costs:
             size = self.bytes(graph.nodes[name].operands[0], middle.size)
             seconds += 2 * size * tiles / self.rates.bandwidth
         for name in part.inputs:
-            size = self.bytes(name, boxes[name].size) * tiles
-            read += size
-            seconds += size / self.rates.place(places.get(name, "device"))
+            moved = self.bytes(name, boxes[name].size) * tiles
+            read += moved
+            seconds += moved / self.rates.place(places.get(name, "device"))
         for name in part.outputs:
-            size = self.bytes(name, domain.size)
-            written += size
-            seconds += size / self.rates.place(places.get(name, "device"))
+            moved = self.bytes(name, domain.size)
+            written += moved
+            seconds += moved / self.rates.place(places.get(name, "device"))
         seconds += count * (self.rates.tile + self.rates.call * len(part.nodes))
         tile_bytes = self._tile_bytes(part, kept, boxes)
         if tile_bytes > self.rates.cache:

@@ -170,9 +170,7 @@ class Cuts:
 
     def _touched(self, stored: set[str], name: str) -> list[Part]:
         """Stages that compute or read a tensor."""
-        parts = []
-        for target in self._targets(stored, name):
-            parts.append(self._stage(target, stored))
+        parts = (self._stage(target, stored) for target in self._targets(stored, name))
         return list(dict.fromkeys(parts))
 
     def _targets(self, stored: set[str], name: str) -> Iterable[str]:

@@ -136,7 +136,7 @@ class _Planner:
 
     def _chosen(self, places: dict[str, str]) -> tuple[list[Cost], int | None]:
         """Tiles of every stage, or the first stage for which none fits."""
-        chosen = []
+        chosen: list[Cost] = []
         for i in range(len(self.parts)):
             room = self.task.memory - self._resident(i, places)
             fitting = [
@@ -148,7 +148,7 @@ class _Planner:
         return chosen, None
 
     def smallest(self) -> tuple[float, str]:
-        """Smallest budget for which there is a plan, in bytes, and the operator that asks for it."""
+        """Smallest budget for which there is a plan, in bytes, and what asks for it."""
         spilled = "disk" if self.mode in ("auto", "disk") else self._first_place()
         places = dict.fromkeys(self.kept, spilled)
         least, at = 0.0, 0

@@ -22,7 +22,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 class Gather(Rule):
-    """Each result is a copy of one point of the operand, or a constant: pads, slices, flips, …
+    """Each result is a copy of one point of the operand, or a constant: pads, slices, flips.
 
     Parameters
     ----------

@@ -113,7 +113,9 @@ class Einsum(Rule):
 
     def operations(self, node: Node, graph: Graph) -> float:
         parts, output = self._labels(node, graph)
-        sizes = {c: n for name, cs in parts for c, n in zip(cs, graph.layout(name).shape)}
+        sizes = {
+            c: n for name, cs in parts for c, n in zip(cs, graph.layout(name).shape, strict=True)
+        }
         summed = math.prod(n for c, n in sizes.items() if c not in output)
         return 2.0 * summed * graph.width(node.name)
 

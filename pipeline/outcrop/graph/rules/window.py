@@ -204,7 +204,7 @@ class Convolution(Window):
 
 
 class TransposedConvolution(Convolution):
-    """Transposed convolution: input point i adds to output points i·stride - padding + k·dilation."""
+    """Transposed convolution: input i adds to the outputs i·stride - padding + k·dilation."""
 
     def geometry(self, node: Node, graph: Graph) -> tuple[Shape, Shape, Shape, Shape]:
         n = op_rank(node)
@@ -231,7 +231,7 @@ class TransposedConvolution(Convolution):
         x = values[self.source(node)]
         layout, n = graph.layouts[node.name], op_rank(node)
         weight, bias = (resolve(node.args[k], values) for k in ("weight", "bias"))
-        kernel, stride, padding, dilation = self.geometry(node, graph)
+        _, stride, padding, dilation = self.geometry(node, graph)
         first, _ = self.held(node, box, graph)
         convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[n]
         made = convolve(x, weight, bias, stride, 0, 0, node.args["groups"], dilation)
