@@ -64,7 +64,6 @@ def draw_plan(graph, data, dtype="float64"):
         weight_bytes=1,
         peak_memory=1,
         memory=1,
-        keeps_freed=True,
         dtype=dtype,
         graph=graph.digest(),
     )

@@ -16,7 +16,7 @@ from ..errors import OutcropError
 from ..graph import Box, Graph
 from ..planner import Plan
 from .local import OnTile, finish_globals, unused_after
-from .memory import keep_freed_memory
+from .memory import ALL, USUAL, keep_freed_memory, return_freed_memory
 from .stores import Store
 from .tile import StageRunner
 
@@ -37,20 +37,28 @@ class Job(WorkerPlugin):
     plan: Plan
     weights: Mapping[str, Tensor]
     stores: Mapping[str, Store]
+    device: str = "cpu"
 
     def setup(self, worker: Any) -> None:
         """Prepare a worker: its share of the cores, one tile at a time."""
-        keep_freed_memory(self.plan.keeps_freed)
+        keep_freed_memory(ALL)
         torch.set_num_threads(max(1, worker.state.nthreads))
         self.turn = threading.Lock()
         self.runner: tuple[int, StageRunner] | None = None
+
+    def teardown(self, worker: Any) -> None:
+        """Leave the worker as it was."""
+        keep_freed_memory(USUAL)
 
     def run(self, stage: int, number: int, tile: Box) -> None:
         """Evaluate one tile on this worker."""
         with self.turn, torch.inference_mode():
             if self.runner is None or self.runner[0] != stage:
+                return_freed_memory()
                 part = self.plan.stages[stage]
-                self.runner = stage, StageRunner(self.graph, part, self.weights, self.stores)
+                weights = {k: v.to(self.device) for k, v in self.weights.items()}
+                runner = StageRunner(self.graph, part, weights, self.stores, self.device)
+                self.runner = stage, runner
             self.runner[1].run(number, tile)
 
 
@@ -67,6 +75,7 @@ def run_dask(
     make: Callable[[str], Store],
     finished: Collection[tuple[int, int]] = (),
     on_tile: OnTile | None = None,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Run a plan on the workers of `client`; parameters as for `run_local`.
 
@@ -84,7 +93,7 @@ def run_dask(
         stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
     name = f"outcrop-{plan.digest()[:16]}-{id(plan):x}"
     # How outputs are nested concerns the caller alone.
-    job = Job(name, replace(graph, structure=None), plan, dict(weights), stores)
+    job = Job(name, replace(graph, structure=None), plan, dict(weights), stores, str(device))
     client.register_plugin(job, name=name)
     try:
         for i, stage in enumerate(plan.stages):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch import Tensor
 from ..graph import Box, Graph
 from ..planner import Plan
 from .globals import GlobalStore
-from .memory import keep_freed_memory
+from .memory import ALL, USUAL, keep_freed_memory, return_freed_memory
 from .stores import Store
+from .threads import SideThread
 from .tile import StageRunner
 
 # Called with the index of a stage and of a tile in it, when that tile is written.
@@ -27,6 +29,7 @@ def run_local(
     make: Callable[[str], Store],
     finished: Collection[tuple[int, int]] = (),
     on_tile: OnTile | None = None,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Run a plan in this process, on all its threads.
 
@@ -45,22 +48,26 @@ def run_local(
         Tiles that an earlier run has written.
     on_tile : callable, optional
         Told of every tile that is written.
+    device : torch.device or str
+        What computes.
 
     Raises
     ------
     MemoryBudgetError
         If the memory is used up even by the smallest part of a tile.
     """
-    keep_freed_memory(plan.keeps_freed)
     stores = dict(inputs)
-    with torch.inference_mode():
+    keep_freed_memory(ALL)
+    with contextlib.ExitStack() as stack, torch.inference_mode():
+        stack.callback(keep_freed_memory, USUAL)
         for i, stage in enumerate(plan.stages):
             stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
-            runner = StageRunner(graph, stage, weights, stores)
+            runner = StageRunner(graph, stage, weights, stores, device)
             todo = ((n, t) for n, t in enumerate(stage.tiles()) if (i, n) not in finished)
             for n in _overlapped(runner, todo):
                 if on_tile is not None:
                     on_tile(i, n)
+            return_freed_memory()
             finish_globals(stores, stage.reduces)
             for name in unused_after(plan, i) & stores.keys() - inputs.keys():
                 if name in plan.places:
@@ -86,7 +93,7 @@ def _overlapped(runner: StageRunner, todo: Iterator[tuple[int, Box]]) -> Iterato
     stage, stores = runner.stage, runner.stores
     reads = any(stores[name].slow for name in stage.inputs)
     writes = any(stores[name].slow for name in stage.outputs)
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+    with SideThread(runner.device) as reader, SideThread(runner.device) as writer:
         # One tile ahead and one behind: the plan's memory counts on it.
         ahead: Future[dict[str, Tensor]] | None = None
         behind: Future[None] | None = None

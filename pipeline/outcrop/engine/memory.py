@@ -1,34 +1,70 @@
-"""How much freed memory this process keeps for the next tensor."""
+"""Memory of this process: what is taken from the system, and what is given back to it when."""
 
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MIB = 2**20
+# Larger blocks than this glibc by its own rules returns at once.
+USUAL = 2**25
+# While tiles are evaluated, all that they free is kept.
+ALL = 2**30
 
 
-def keep_freed_memory(keep: bool) -> None:
-    """Set what the C library does with freed tensors, where it is glibc.
+def keep_freed_memory(up_to: int) -> None:
+    """Set what the C library does with freed blocks, where it is glibc, and return those it has.
 
-    To take fresh pages from the system for each tensor costs up to as much as the arithmetic on
-    it. Kept, freed blocks are used again, and the resident set grows by what lies between blocks
-    in use. By its own rules glibc does neither: it grows to about twice what the tensors take and
-    still asks for fresh pages for the large ones.
+    To take fresh pages from the system for each tensor costs as much as the arithmetic on it.
+    Tiles of equal shape free and ask for the same blocks again and again.
 
     Parameters
     ----------
-    keep : bool
-        Keep freed blocks of up to 64 MiB, 256 MiB at the end of the heap; or return those of
-        4 MiB and more at once. Holds for the whole process until it is set anew.
+    up_to : int
+        Bytes of a block that is kept to be used again; larger ones are returned at once. Holds
+        for the whole process until it is set anew.
     """
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, up_to)
+        library.mallopt(_M_TRIM_THRESHOLD, up_to)
+        library.malloc_trim(0)
+
+
+def return_freed_memory() -> None:
+    """Give all that is free back to the system, once."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Allocate a tensor for long: a large one apart from the blocks that tiles use, in huge pages.
+
+    Parameters
+    ----------
+    shape : sequence of int
+    dtype : torch.dtype
+    device : torch.device or str
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if torch.device(device).type != "cpu" or size < USUAL or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
+
+
+def _glibc() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(None)
-        mallopt, malloc_trim = library.mallopt, library.malloc_trim
+        library.mallopt, library.malloc_trim  # noqa: B018
     except (AttributeError, OSError, TypeError):
-        return  # another C library, which has other habits
-    mallopt(_M_MMAP_THRESHOLD, (64 if keep else 4) * _MIB)
-    mallopt(_M_TRIM_THRESHOLD, (256 if keep else 1) * _MIB)
-    if not keep:
-        malloc_trim(0)
+        return None  # another C library, which has other habits
+    return library

@@ -82,7 +82,7 @@ def offload(
         raise ArgumentError(f"offload path {folder}: not a folder; create it or choose another")
     file = ScratchFile(folder / f"outcrop-{uuid.uuid4().hex}") if mode == "disk" else None
     if file is not None:
-        keep_freed_memory(False)
+        keep_freed_memory(2**22)
     saver = _Saver(mode, _Arena(file) if file else None, compression)
     hook = register_module_forward_pre_hook(saver.protect)
     lean = contextlib.nullcontext() if file is None else LeanConvolutions()

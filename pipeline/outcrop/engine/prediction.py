@@ -24,7 +24,7 @@ from .globals import GlobalStore
 from .labelled import Framed, Volume, frame, output_cards, statistics, template
 from .local import run_local
 from .stores import MemoryStore, Store, channels_last
-from .whole import example, to_compute, to_dtype
+from .whole import example, find_device, to_compute, to_dtype
 from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
 
 if TYPE_CHECKING:
@@ -36,16 +36,19 @@ def plan(
     data: Volume,
     *,
     memory: str | int = "2GB",
+    host_memory: str | int | None = None,
     storage_mode: StorageMode = "auto",
+    storage_compression: bool = False,
     precision: str = "float32",
+    device: str = "cpu",
     tile: Sequence[int] | None = None,
 ) -> Plan:
     """Plan `predict` without running it: no sample is read.
 
     Parameters
     ----------
-    model, data, memory, storage_mode, precision, tile
-        As for `predict`.
+    model, data, memory, host_memory, storage_mode, storage_compression, precision, device, tile
+        As for `predict`. A GPU need not be there.
 
     Returns
     -------
@@ -59,7 +62,17 @@ def plan(
     """
     framed = frame(model, data)
     graph, _ = _capture(model, framed)
-    return _plan(graph, framed, memory, storage_mode, precision, tile)
+    return _plan(
+        graph,
+        framed,
+        memory,
+        host_memory,
+        storage_mode,
+        storage_compression,
+        precision,
+        device,
+        tile,
+    )
 
 
 def predict(
@@ -68,9 +81,12 @@ def predict(
     path: str | os.PathLike[str],
     *,
     memory: str | int = "2GB",
+    host_memory: str | int | None = None,
     storage_mode: StorageMode = "auto",
     storage_path: str | os.PathLike[str] | None = None,
+    storage_compression: bool = False,
     precision: str = "float32",
+    device: str = "cpu",
     tile: Sequence[int] | None = None,
     plan: Plan | None = None,
     client: Client | None = None,
@@ -94,18 +110,26 @@ def predict(
     path : path-like
         Zarr to write.
     memory : str or int
-        What one process (each worker, with a client) may take to evaluate tiles.
+        What one process (each worker, with a client) may take on the device to evaluate tiles.
+    host_memory : str or int, optional
+        Host memory that tensors between stages may take where the device is a GPU.
     storage_mode : {"auto", "device", "cpu", "disk", "none"}
         Where tensors between stages live. With a client: "disk" (also for "auto") or "none".
     storage_path : path-like, optional
         Folder for "disk", reachable from every worker; inside `path` unless given. Emptied of
         what was put there when the run is complete.
+    storage_compression : bool
+        Keep tensors between stages in 8 bits a value: lossy, and recorded in the result. Not with a
+        client.
     precision : {"float32", "bfloat16", "float16", "float64"}
         Of the arithmetic; the result is float32.
+    device : str
+        What computes: "cpu" or "cuda".
     tile : sequence of int, optional
         Shape of a tile, in the network's order of axes, instead of the planner's choice.
     plan : Plan, optional
-        From `outcrop.plan`, instead of memory, storage_mode, precision and tile.
+        From `outcrop.plan`, instead of all that concerns memory, storage, precision, device and
+        tiles.
     client : distributed.Client, optional
         Evaluate on its workers; in this process unless given.
     overwrite : bool
@@ -140,13 +164,26 @@ def predict(
     if client is not None and storage_mode == "auto":
         storage_mode = "disk"
     if plan is None:
-        plan = _plan(graph, framed, memory, storage_mode, precision, tile)
+        plan = _plan(
+            graph,
+            framed,
+            memory,
+            host_memory,
+            storage_mode,
+            storage_compression,
+            precision,
+            device,
+            tile,
+        )
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
     if client is not None and "device" in plan.places.values():
         raise ArgumentError(
             "storage_mode 'device' keeps tensors in one process; with a client use 'disk' or 'none'"
         )
+    if client is not None and plan.compressed:
+        raise ArgumentError("storage_compression: not with a client; leave it out")
+    where = find_device(plan.device)
 
     mean, deviation, fingerprint = statistics(framed.volume, client)
     zscore = framed.card.normalization == "zscore"
@@ -155,6 +192,7 @@ def predict(
         "model": framed.card.name or type(model).__name__,
         "weights_sha256": digest(model),
         "precision": plan.dtype,
+        "storage_compression": "8 bits a value" if plan.compressed else "none",
         "plan_sha256": plan.digest(),
         "input_sha256": fingerprint,
         "outcrop_version": __version__,
@@ -222,8 +260,8 @@ def predict(
         for i, _ in finished:
             stage = plan.stages[i]
             advance(framed.volume.size * stage.operations / plan.operations / stage.count)
-        weights = to_compute(state, dtype, "cpu")
-        run(graph, plan, weights, {graph.inputs[0]: source}, make, finished, on_tile)
+        weights = to_compute(state, dtype, where)
+        run(graph, plan, weights, {graph.inputs[0]: source}, make, finished, on_tile, where)
     output.commit()
     if folder.exists():  # a storage_path of the user's
         folder.rmdir()
@@ -239,8 +277,11 @@ def _plan(
     graph: Graph,
     framed: Framed,
     memory: str | int,
+    host_memory: str | int | None,
     storage_mode: StorageMode,
+    storage_compression: bool,
     precision: str,
+    device: str,
     tile: Sequence[int] | None,
 ) -> Plan:
     to_dtype(precision)
@@ -252,4 +293,7 @@ def _plan(
         domain=framed.domain,
         tile=tile,
         holds_output=False,
+        device=device,
+        host_memory=None if host_memory is None else parse_bytes(host_memory),
+        compressed=storage_compression,
     )

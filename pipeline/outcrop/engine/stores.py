@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..graph import Box
 from ..graph.boxes import Shape
+from .memory import empty
 
 
 def channels_last_order(ndim: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -24,7 +25,15 @@ def channels_last(
 ) -> Tensor:
     """Allocate a tensor whose channels lie next to each other in memory."""
     order, back = channels_last_order(len(shape), rank)
-    return torch.empty([shape[i] for i in order], dtype=dtype, device=device).permute(back)
+    return empty([shape[i] for i in order], dtype, device).permute(back)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy from host to GPU through pinned memory; leave what is there already."""
+    if x.device == device or device.type != "cuda":
+        return x.to(device)
+    staged = torch.empty_like(x, pin_memory=True).copy_(x)
+    return staged.to(device, non_blocking=True)
 
 
 class Store(Protocol):
@@ -57,13 +66,16 @@ class MemoryStore:
         The whole tensor.
     dtype : torch.dtype, optional
         Precision in which it is read, if another than its own.
+    slow : bool
+        Whether another device reads and writes it.
     """
 
-    slow = False
-
-    def __init__(self, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, tensor: Tensor, dtype: torch.dtype | None = None, slow: bool = False
+    ) -> None:
         self.tensor = tensor
         self.dtype = dtype or tensor.dtype
+        self.slow = slow
 
     def read(self, box: Box) -> Tensor:
         return self.tensor[box.index].to(self.dtype)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..errors import MemoryBudgetError
 from ..graph import RULES, Box, Graph, Node, Reduce, Rule, tiles
+from ..graph.boxes import Shape, central_tile
 from ..graph.propagate import last_uses, needed
 from ..planner import Stage
 from .globals import GlobalStore
-from .stores import Store
+from .stores import Store, to_device
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class StageRunner:
     stores : mapping of str to Store
         Where the stage's inputs are read and its outputs written; a `GlobalStore` for each
         global value.
+    device : torch.device or str
+        What computes.
     """
 
     def __init__(
@@ -58,14 +61,18 @@ class StageRunner:
         stage: Stage,
         weights: Mapping[str, Tensor],
         stores: Mapping[str, Store],
+        device: torch.device | str = "cpu",
     ) -> None:
         self.graph, self.stage, self.weights, self.stores = graph, stage, weights, stores
+        self.device = torch.device(device)
         # The tensors that a global value reduces, each on the tile.
         self.reducing = {name: graph.nodes[name].operands[0] for name in stage.reduces}
         self.kept = tuple(dict.fromkeys((*stage.outputs, *self.reducing.values())))
         last = last_uses(graph, stage.nodes, self.kept)
         views: dict[str, str] = {}  # whose memory a tensor shares
         self.halvings = 0  # of every tile, since memory ran out
+        middle = central_tile(stage.domain, stage.tile)
+        self.extents = {name: box.shape for name, box in self._needed(middle).items()}
         self.steps = []
         for name in stage.nodes:
             node, rule = graph.nodes[name], RULES[graph.nodes[name].op]
@@ -83,17 +90,25 @@ class StageRunner:
             self.steps.append(_Step(node, rule, tuple(last[name]), spare))
 
     def boxes(self, tile: Box) -> dict[str, Box]:
-        """Box of every tensor that the tile needs."""
-        return needed(self.graph, self.stage.nodes, dict.fromkeys(self.kept, tile))
+        """Box of every tensor on which it is computed, or read, for the tile.
+
+        They are of the same shape for every tile, so that kernels and memory are used again: one
+        at the edge of the volume holds more than it needs.
+        """
+        return self._needed(tile, None if self.halvings else self.extents)
+
+    def _needed(self, tile: Box, extents: Mapping[str, Shape] | None = None) -> dict[str, Box]:
+        outputs = dict.fromkeys(self.kept, tile)
+        return needed(self.graph, self.stage.nodes, outputs, extents)
 
     def read(self, tile: Box) -> dict[str, Tensor]:
         """Fetch the stage's inputs on the boxes that the tile needs."""
         boxes = self.boxes(tile)
-        return {
-            name: self.graph.layouts[name].from_store(self.stores[name].read(box), box)
-            for name, box in boxes.items()
-            if name in self.stage.inputs
-        }
+        held = {}
+        for name in self.stage.inputs:
+            value = to_device(self.stores[name].read(boxes[name]), self.device)
+            held[name] = self.graph.layouts[name].from_store(value, boxes[name])
+        return held
 
     def compute(self, tile: Box, inputs: Mapping[str, Tensor] | None = None) -> Results:
         """Evaluate the stage on one tile; in parts, if the memory turns out not to suffice.

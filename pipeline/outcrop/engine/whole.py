@@ -19,6 +19,7 @@ from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from .globals import GlobalStore
 from .local import run_local
+from .memory import empty
 from .stores import MemoryStore, Store
 from .tiled_stores import make_store
 
@@ -35,6 +36,17 @@ def to_dtype(precision: str) -> torch.dtype:
     if precision not in _PRECISIONS:
         raise ArgumentError(f"precision {precision!r}: choose one of {', '.join(_PRECISIONS)}")
     return _PRECISIONS[precision]
+
+
+def find_device(name: torch.device | str) -> torch.device:
+    """Return the device called `name`, or raise `ArgumentError` if it is not there."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ArgumentError(f"device {str(name)!r}: {reason}; choose cpu or cuda") from None
+    return device
 
 
 def example(shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -59,9 +71,12 @@ def whole_volume(
     x: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
     *,
     memory: str | int = "2GB",
+    host_memory: str | int | None = None,
     storage_mode: StorageMode = "auto",
     storage_path: str | os.PathLike[str] | None = None,
+    storage_compression: bool = False,
     precision: str | None = None,
+    device: torch.device | str | None = None,
     tile: Sequence[int] | None = None,
     plan: Plan | None = None,
 ) -> Any:
@@ -74,19 +89,28 @@ def whole_volume(
     x : torch.Tensor, or sequence or dict of them
         What its forward takes: each (batch, channels, grid axes...). A dict is passed by keyword.
     memory : str or int
-        Memory that the evaluation may take beside `x`, such as "2GB"; it includes the result.
+        Memory that the evaluation may take beside `x`, such as "2GB", on the device that computes;
+        it includes the result if `x` lies there.
+    host_memory : str or int, optional
+        Host memory that tensors between stages may take where the device is a GPU; no limit unless
+        given.
     storage_mode : {"auto", "device", "cpu", "disk", "none"}
         Where tensors between stages live.
     storage_path : path-like, optional
         Folder for "disk"; the system's folder for temporary files unless given.
+    storage_compression : bool
+        Keep tensors between stages in 8 bits a value. Lossy: each is off by up to 1/254 of the
+        largest magnitude in its block of 8×8×8.
     precision : {"float64", "float32", "bfloat16", "float16"}, optional
         Of the arithmetic and the stored tensors; that of `x` unless given. The result has the
         precision of `x`.
+    device : torch.device or str, optional
+        What computes, such as "cuda"; where `x` lies unless given. The result lies where `x` does.
     tile : sequence of int, optional
         Shape of a tile, instead of the planner's choice.
     plan : Plan, optional
-        Made earlier for the same module and shapes, instead of memory, storage_mode, precision
-        and tile.
+        Made earlier for the same module and shapes, instead of all that concerns memory, storage,
+        precision and tiles.
 
     Returns
     -------
@@ -100,7 +124,7 @@ def whole_volume(
     MemoryBudgetError
         If no plan fits; the message names the smallest budget that would.
     ArgumentError
-        If storage_mode, precision or tile is not one of the allowed values.
+        If storage_mode, precision, device or tile is not one of the allowed values.
     """
     args: tuple[Tensor, ...] = ()
     kwargs: dict[str, Tensor] = {}
@@ -119,6 +143,8 @@ def whole_volume(
         [example(tuple(a.shape), a.dtype).to(a.device) for a in args],
         {k: example(tuple(a.shape), a.dtype).to(a.device) for k, a in kwargs.items()},
     )
+    home = given[0].device
+    where = home if device is None else find_device(device)
     if plan is None:
         plan = make_plan(
             graph,
@@ -126,11 +152,15 @@ def whole_volume(
             storage_mode=storage_mode,
             dtype=str(dtype).removeprefix("torch."),
             tile=tile,
+            holds_output=where == home,
+            device=where.type,
+            host_memory=None if host_memory is None else parse_bytes(host_memory),
+            compressed=storage_compression,
         )
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
-    device = given[0].device
-    weights = to_compute(state, dtype, device)
+    apart = home != where
+    weights = to_compute(state, dtype, where)
     results = dict(zip(graph.inputs, given, strict=True))
     reduced: dict[str, GlobalStore] = {}
     writers = {name: stage for stage in plan.stages for name in stage.outputs}
@@ -143,13 +173,13 @@ def whole_volume(
         def make(name: str) -> Store:
             layout, node = graph.layouts[name], graph.nodes[name]
             if isinstance(RULES[node.op], Reduce):
-                reduced[name] = GlobalStore(node, dtype, device)
+                reduced[name] = GlobalStore(node, dtype, where)
                 return reduced[name]
             kind = getattr(torch, node.dtype) if node.dtype else dtype
             if name in graph.outputs:
                 full = given[0].dtype if node.dtype is None else kind
-                results[name] = torch.empty(layout.shape, dtype=full, device=device)
-                return MemoryStore(layout.to_store(results[name], layout.whole), kind)
+                results[name] = empty(layout.shape, full, home)
+                return MemoryStore(layout.to_store(results[name], layout.whole), kind, apart)
             stage = writers[name]
             return make_store(
                 plan.places[name],
@@ -158,14 +188,15 @@ def whole_volume(
                 kind,
                 stage.tile,
                 domain=stage.domain,
-                device=device,
+                device=where,
+                compression=plan.compressed,
                 path=Path(folder) / name,
             )
 
         inputs: dict[str, Store] = {}
         for name, value in results.items():
             layout = graph.layouts[name]
-            inputs[name] = MemoryStore(layout.to_store(value, layout.whole), dtype)
-        run_local(graph, plan, weights, inputs, make)
-    results.update({name: reduced[name].get() for name in graph.outputs if name in reduced})
+            inputs[name] = MemoryStore(layout.to_store(value, layout.whole), dtype, apart)
+        run_local(graph, plan, weights, inputs, make, device=where)
+    results.update({n: reduced[n].get().to(home) for n in graph.outputs if n in reduced})
     return graph.nest(results)

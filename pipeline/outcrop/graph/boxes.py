@@ -61,6 +61,17 @@ class Box:
             tuple(b + d for b, d in zip(self.stop, by, strict=True)),
         )
 
+    def grown(self, shape: Sequence[int], domain: Box) -> Box:
+        """Grow to at least `shape` where `domain`, which holds the box, has room for it."""
+        start, stop = [], []
+        for a, b, n, low, high in zip(
+            self.start, self.stop, shape, domain.start, domain.stop, strict=True
+        ):
+            first = max(low, min(a, high - max(n, b - a)))
+            start.append(first)
+            stop.append(min(high, max(b, first + n)))
+        return Box(tuple(start), tuple(stop))
+
     def within(self, other: Box) -> Box:
         """Return this box as counted from the start of `other`."""
         return self.shifted(tuple(-a for a in other.start))
@@ -77,3 +88,12 @@ def tiles(domain: Box, tile: Sequence[int]) -> Iterator[Box]:
 def count_tiles(domain: Box, tile: Sequence[int]) -> int:
     """How many boxes `tiles` yields."""
     return math.prod(-(-n // t) for n, t in zip(domain.shape, tile, strict=True))
+
+
+def central_tile(domain: Box, tile: Sequence[int]) -> Box:
+    """Return the tile with as much of its surroundings inside of `domain` as any."""
+    start = tuple(
+        a + (math.ceil(n / t) // 2) * t if math.ceil(n / t) > 2 else a
+        for a, n, t in zip(domain.start, domain.shape, tile, strict=True)
+    )
+    return Box(start, tuple(a + t for a, t in zip(start, tile, strict=True))) & domain

@@ -14,6 +14,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from ..errors import UnsupportedOperatorError
 from .build import Builder
+from .fuse import fuse
 from .graph import Graph, Ref
 from .layout import Layout
 from .lower import LOWER, Call
@@ -83,14 +84,15 @@ def capture(
     nodes = {name: graph.nodes[name] for name in used}
     kept = {name for node in nodes.values() for name in node.weights}
     weights = {name: value for name, value in builder.weights.items() if name in kept}
-    return replace(
+    graph = replace(
         graph,
         outputs=names,
         nodes=nodes,
         layouts={n: graph.layouts[n] for n in (*inputs, *used)},
         weights={name: tuple(value.shape) for name, value in weights.items()},
         structure=(program.call_spec.out_spec, tuple(leaves)),
-    ), weights
+    )
+    return fuse(graph), weights
 
 
 def _export(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .boxes import Box
+from .boxes import Box, Shape
 from .graph import Graph
 from .rules import RULES
 
 
 def ancestors(graph: Graph, outputs: Iterable[str], stored: Iterable[str]) -> tuple[str, ...]:
     """Nodes to evaluate for `outputs` when the tensors `stored` are given, in order."""
-    given = {*stored, *graph.inputs} - set(outputs)
+    given = {*graph.inputs, *(set(stored) - set(outputs))}
     wanted, stack = set(), [name for name in outputs if name in graph.nodes]
     while stack:
         name = stack.pop()
@@ -22,7 +22,12 @@ def ancestors(graph: Graph, outputs: Iterable[str], stored: Iterable[str]) -> tu
     return tuple(sorted(wanted, key=graph.order.__getitem__))
 
 
-def needed(graph: Graph, nodes: Iterable[str], outputs: Mapping[str, Box]) -> dict[str, Box]:
+def needed(
+    graph: Graph,
+    nodes: Iterable[str],
+    outputs: Mapping[str, Box],
+    extents: Mapping[str, Shape] | None = None,
+) -> dict[str, Box]:
     """Box of every tensor that `outputs` depend on, when just `nodes` are evaluated.
 
     Parameters
@@ -32,6 +37,9 @@ def needed(graph: Graph, nodes: Iterable[str], outputs: Mapping[str, Box]) -> di
         Nodes to evaluate, in topological order.
     outputs : mapping of str to Box
         What is wanted of each of their results.
+    extents : mapping of str to tuple of int, optional
+        Extents to which boxes are grown, where the grid has room: boxes at the edge of the volume
+        are then of the same shape as any.
 
     Returns
     -------
@@ -40,10 +48,19 @@ def needed(graph: Graph, nodes: Iterable[str], outputs: Mapping[str, Box]) -> di
         that use it.
     """
     boxes = dict(outputs)
-    for name in reversed(tuple(nodes)):
+
+    def grow(name: str) -> None:
+        if extents is not None and name in extents:
+            boxes[name] = boxes[name].grown(extents[name], graph.whole(name))
+
+    nodes = tuple(nodes)
+    for name in reversed(nodes):
+        grow(name)
         node = graph.nodes[name]
         for operand, box in RULES[node.op].needs(node, boxes[name], graph).items():
             boxes[operand] = boxes[operand] | box if operand in boxes else box
+    for name in boxes.keys() - set(nodes):
+        grow(name)
     return boxes
 
 

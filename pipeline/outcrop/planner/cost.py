@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..graph import RULES, Box, Graph
-from ..graph.boxes import Shape, count_tiles
+from ..graph.boxes import Shape, central_tile, count_tiles
 from ..graph.propagate import ancestors, needed
 from .rates import Rates
 
-# Blocks of a few megabytes stay with the C allocator for a while after they are freed.
-_HELD_BACK = 1.3
+# What the C allocator holds beyond the tensors in use, as blocks that fit no request: found to
+# grow with the number of operators, and to be less where all tiles are one.
+_HELD_BACK, _PER_OPERATOR, _ONE_TILE, _MOST = 1.25, 0.015, 1.2, 1.7
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Cost:
-    """Predictions for a part that is evaluated in tiles of one shape."""
+    """Predictions for a part that is evaluated in tiles of one shape.
+
+    Attributes
+    ----------
+    tile : tuple of int
+    seconds, operations, overhead, read, written
+        Of all tiles, as in `Stage`.
+    read_bytes, written_bytes, tile_bytes : int
+        What one tile reads, writes, and takes while it is evaluated.
+    """
 
     tile: Shape
     seconds: float
@@ -50,6 +60,8 @@ class Cost:
     overhead: float
     read: float
     written: float
+    read_bytes: int
+    written_bytes: int
     tile_bytes: int
 
 
@@ -78,6 +90,7 @@ class Costs:
 
     def __init__(self, graph: Graph, rates: Rates, itemsize: int) -> None:
         self.graph, self.rates, self.itemsize = graph, rates, itemsize
+        self.weight_bytes = itemsize * sum(map(math.prod, graph.weights.values()))
         self._point: dict[str, tuple[float, float]] = {}
 
     def bytes(self, name: str, points: int | None = None) -> int:
@@ -107,11 +120,10 @@ class Costs:
         """Predict what `part` takes in tiles of the shape `tile` over `domain`."""
         graph, places = self.graph, places or {}
         kept = part.kept(graph)
-        count = count_tiles(domain, tile)
-        middle = _middle(domain, tile)
+        middle = central_tile(domain, tile)
         boxes = needed(graph, part.nodes, dict.fromkeys(kept, middle))
-        # An average tile: those at the edge of the volume have a part of the halo only.
-        tiles = domain.size / middle.size
+        # Every tile is evaluated on boxes of the same shape.
+        tiles = count_tiles(domain, tile)
         operations = seconds = read = written = once = 0.0
         for name in part.nodes:
             per_point, time = self.point(name)
@@ -125,17 +137,29 @@ class Costs:
         for name in part.inputs:
             moved = self.bytes(name, boxes[name].size) * tiles
             read += moved
-            seconds += moved / self.rates.place(places.get(name, "device"))
+            seconds += moved / self.rates.read(places.get(name, "device"))
         for name in part.outputs:
             moved = self.bytes(name, domain.size)
             written += moved
-            seconds += moved / self.rates.place(places.get(name, "device"))
-        seconds += count * (self.rates.tile + self.rates.call * len(part.nodes))
-        tile_bytes = self._tile_bytes(part, kept, boxes)
+            seconds += moved / self.rates.write(places.get(name, "device"))
+        seconds += tiles * (self.rates.tile + self.rates.call * len(part.nodes))
+        held_back = _ONE_TILE
+        if tiles > 1:
+            held_back = min(_MOST, _HELD_BACK + _PER_OPERATOR * len(part.nodes))
+        tile_bytes = int(held_back * self._tile_bytes(part, kept, boxes))
+        seconds += tile_bytes / self.rates.fresh
         if tile_bytes > self.rates.cache:
             seconds *= self.rates.beyond_cache
         return Cost(
-            tile, seconds, operations, operations / max(once, 1.0), read, written, tile_bytes
+            tile,
+            seconds,
+            operations,
+            operations / max(once, 1.0),
+            read,
+            written,
+            sum(self.bytes(name, boxes[name].size) for name in part.inputs),
+            sum(self.bytes(name, middle.size) for name in part.outputs),
+            tile_bytes,
         )
 
     def _tile_bytes(self, part: Part, kept: Sequence[str], boxes: Mapping[str, Box]) -> int:
@@ -168,7 +192,7 @@ class Costs:
             box = boxes[node.operands[0]]
             work = RULES[node.op].workspace(node, box, graph, self.itemsize)
             peak = max(peak, current + work)
-        return int(_HELD_BACK * peak)
+        return peak
 
 
 def balanced(extent: int, edge: int) -> int:
@@ -177,12 +201,3 @@ def balanced(extent: int, edge: int) -> int:
         return extent
     parts = math.ceil(extent / edge)
     return min(extent, 8 * math.ceil(extent / parts / 8))
-
-
-def _middle(domain: Box, tile: Shape) -> Box:
-    """A tile with as much of its halo inside the volume as any."""
-    start = tuple(
-        a + (math.ceil(n / t) // 2) * t if math.ceil(n / t) > 2 else a
-        for a, n, t in zip(domain.start, domain.shape, tile, strict=True)
-    )
-    return Box(start, tuple(a + t for a, t in zip(start, tile, strict=True))) & domain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -10,8 +11,6 @@ from ..graph import RULES, Box, Graph, Reduce
 from ..graph.boxes import Shape
 from .cost import Costs, Part, balanced, part
 
-# Edges of the tiles that the search for cuts looks at.
-_EDGES = (32, 64, 128)
 # How often every tensor is looked at.
 _ROUNDS = 2
 
@@ -55,12 +54,15 @@ class Cuts:
         Of the graph.
     outputs : tuple of str
         The network's outputs that are computed.
-    limit : float
-        Bytes that a tile may take.
+    place : str
+        Where stored tensors are.
     """
 
-    def __init__(self, costs: Costs, outputs: tuple[str, ...], limit: float) -> None:
-        self.costs, self.graph, self.outputs, self.limit = costs, costs.graph, outputs, limit
+    def __init__(self, costs: Costs, outputs: tuple[str, ...], place: str) -> None:
+        self.costs, self.graph, self.outputs = costs, costs.graph, outputs
+        self.places = {n: place for n in self.graph.nodes if n not in outputs}
+        self.limit: float = math.inf
+        self.edges: tuple[int, ...] = (64,)
         self._seconds: dict[Part, float] = {}
 
     def parts(self, stored: set[str]) -> list[Part]:
@@ -126,22 +128,32 @@ class Cuts:
         if p not in self._seconds:
             grid = self.graph.grid(p.kept(self.graph)[0])
             domain = Box.whole(grid)
-            tiles = dict.fromkeys(tuple(balanced(n, edge) for n in grid) for edge in _EDGES)
-            found = [self.costs.cost(p, domain, tile) for tile in tiles]
+            tiles = dict.fromkeys(tuple(balanced(n, edge) for n in grid) for edge in self.edges)
+            found = [self.costs.cost(p, domain, tile, self.places) for tile in tiles]
             # What does not fit is not forbidden yet, as smaller tiles might, but dear.
             self._seconds[p] = min(c.seconds * max(1.0, c.tile_bytes / self.limit) for c in found)
         return self._seconds[p]
 
-    def choose(self) -> set[str]:
+    def choose(self, limit: float, edges: tuple[int, ...]) -> set[str]:
         """Stored tensors for which the predicted time is short: a local search.
 
-        It starts from the changes of the grid and the operands of reductions, and takes one tensor
-        away, or adds one, as long as that saves time.
+        It starts from the changes of the grid, the operands of reductions and what many stages
+        share, and takes one tensor away, or adds one, as long as that saves time.
+
+        Parameters
+        ----------
+        limit : float
+            Bytes that a tile may take.
+        edges : tuple of int
+            Of the tiles that are looked at.
         """
+        self.limit, self.edges = limit, edges
+        self._seconds.clear()
         graph = self.graph
         fixed = forced(graph)
         start = {graph.nodes[n].operands[0] for n in fixed if self._reduces(n)} & graph.nodes.keys()
         stored = fixed | changes(graph) | start
+        stored |= self._shared(stored)
         stored -= {n for n in stored if graph.nodes[n].dtype is not None and n not in fixed}
         candidates = [n for n in graph.nodes if n not in fixed and self._worth(n, stored)]
         for _ in range(_ROUNDS):
@@ -154,13 +166,20 @@ class Cuts:
                 break
         return stored
 
+    def _shared(self, stored: set[str]) -> set[str]:
+        """Branching points that several stages would compute anew, such as a residual stream."""
+        parts = self.parts(stored)
+        times = Counter(name for p in parts for name in p.nodes)
+        return {n for n, k in times.items() if k > 2 and len(self.users.get(n, ())) > 1}
+
     def _worth(self, name: str, stored: set[str]) -> bool:
         """Whether a tensor is looked at: results of heavy operators, and what is stored now."""
         graph, node = self.graph, self.graph.nodes[name]
         if name in stored:
             return True
         heavy = RULES[node.op].operations(node, graph) > 8 * graph.width(name)
-        return heavy and node.dtype is None and not graph.layouts[name].is_fixed
+        branches = len(self.users.get(name, ())) > 1
+        return (heavy or branches) and node.dtype is None and not graph.layouts[name].is_fixed
 
     def _saved(self, stored: set[str], other: set[str], name: str) -> float:
         """Seconds that `other` saves; they differ in `name`."""

@@ -119,8 +119,6 @@ class Plan:
         That for tensors in host memory, where the device is another.
     device : str
         What computes: "cpu" or "cuda".
-    keeps_freed : bool
-        Whether the budget has room to keep freed memory for the next tensor, which is faster.
     dtype : str
         Precision of the stored tensors and of the arithmetic.
     graph : str
@@ -135,7 +133,6 @@ class Plan:
     weight_bytes: int
     peak_memory: int
     memory: int
-    keeps_freed: bool
     dtype: str
     graph: str
     device: str = "cpu"

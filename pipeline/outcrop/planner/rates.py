@@ -6,12 +6,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
+# Bytes of a tensor that no cache holds, and that the C library asks the system for.
+_LARGE = 2**26
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Rates:
         Operations per second of convolutions of 1, 16 and 64 channels.
     bandwidth : float
         Bytes per second that pointwise operators read and write.
+    fetch, fresh : float
+        Bytes per second that are read from a large tensor, and written to memory that the system
+        has just given.
     call : float
         Seconds that any operator takes beside that.
     tile : float
@@ -40,6 +46,8 @@ class Rates:
     some: float
     many: float
     bandwidth: float
+    fetch: float
+    fresh: float
     call: float
     tile: float
     disk: float
@@ -55,14 +63,18 @@ class Rates:
         )
         return low * (high / low) ** share
 
-    def place(self, place: str) -> float:
-        """Bytes per second to and from a place where tensors are stored."""
-        return {"disk": self.disk, "cpu": self.host}.get(place, self.bandwidth)
+    def read(self, place: str) -> float:
+        """Bytes per second from a place where tensors are stored."""
+        return {"disk": self.disk, "cpu": self.host}.get(place, self.fetch)
+
+    def write(self, place: str) -> float:
+        """Bytes per second to a place where tensors are stored."""
+        return {"disk": self.disk, "cpu": self.host}.get(place, self.fresh)
 
 
 # What is not measured: of the order of what CPUs and data-centre GPUs reach.
-_CPU = Rates(3e10, 2e11, 4e11, 8e9, 2e-5, 2e-4, 1e9, 1e10, 3e8, 1.25)
-_GPU = Rates(3e12, 3e13, 1e14, 1.5e12, 8e-6, 1e-4, 2e9, 2.5e10, 1e12, 1.0)
+_CPU = Rates(3e10, 2e11, 4e11, 8e9, 5e9, 3e9, 2e-5, 2e-4, 1e9, 1e10, 3e8, 1.25)
+_GPU = Rates(3e12, 3e13, 1e14, 1.5e12, 1.5e12, 1.5e12, 8e-6, 1e-4, 2e9, 2.5e10, 1e12, 1.0)
 
 
 def rates(device: str = "cpu", dtype: str = "float32") -> Rates:
@@ -116,37 +128,52 @@ def _load(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _measure(device: str, dtype: str) -> Rates:
-    base = _GPU if torch.device(device).type == "cuda" else _CPU
+    """Measure convolutions and a pointwise operator, in turns."""
     kind = getattr(torch, dtype)
-    side = 96 if torch.device(device).type == "cuda" else 32
+    on_gpu = torch.device(device).type == "cuda"
+    base = _GPU if on_gpu else _CPU
+    threads = 1 if on_gpu else torch.get_num_threads()
 
     def image(channels: int, n: int) -> torch.Tensor:
         x = torch.randn(1, channels, n, n, n, device=device).to(kind)
         return x.contiguous(memory_format=torch.channels_last_3d)
 
-    with torch.inference_mode():
-        found = []
-        for channels in (1, 16, 64):
-            n = side // 2 if channels == 64 else side
-            x, weight = image(channels, n), torch.randn(max(channels, 16), channels, 3, 3, 3)
-            weight = weight.to(device, kind).contiguous(memory_format=torch.channels_last_3d)
-            convolve = _convolve(x, weight)
-            found.append(2 * weight.numel() * n**3 / _seconds(convolve, device))
-        x = image(16, 2 * side)
-        moved = 2 * x.numel() * x.element_size()
-        bandwidth = moved / _seconds(lambda: torch.relu(x), device)
-    few, some, many = map(_rounded, found)
-    return Rates(
-        few,
-        some,
-        many,
-        _rounded(bandwidth),
-        base.call,
-        base.tile,
-        base.disk,
-        base.host,
-        base.cache,
-        base.beyond_cache,
+    work: list[float] = []
+    run: list[Callable[[], object]] = []
+    for channels in (1, 16, 64):
+        n = (96 if on_gpu else 24) // (2 if channels == 64 else 1)
+        x, weight = image(channels, n), torch.randn(max(channels, 16), channels, 3, 3, 3)
+        weight = weight.to(device, kind).contiguous(memory_format=torch.channels_last_3d)
+        work.append(2.0 * weight.numel() * n**3)
+        run.append(_convolve(x, weight))
+    x = image(16, 192 if on_gpu else 48)
+    work.append(2.0 * x.numel() * x.element_size())
+    run.append(lambda: torch.relu(x))
+    large = x.new_empty(_LARGE // x.element_size(), dtype=kind)
+    small = large[: len(large) // 16].clone()
+    work += [_LARGE, _LARGE]
+    run.append(lambda: [small.copy_(part) for part in large.split(len(small))])
+    run.append(lambda: [part.copy_(small) for part in torch.empty_like(large).split(len(small))])
+    # One thread alone: several wait for each other, and for whatever else the machine does.
+    if not on_gpu:
+        torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            seconds = _shortest(run, on_gpu)
+    finally:
+        if not on_gpu:
+            torch.set_num_threads(threads)
+    few, some, many, *moved = (w / s for w, s in zip(work, seconds, strict=True))
+    # A few threads take all that the memory gives.
+    bandwidth, fetch, fresh = (_rounded(rate * min(threads, 4)) for rate in moved)
+    return replace(
+        base,
+        few=_rounded(few * threads),
+        some=_rounded(some * threads),
+        many=_rounded(many * threads),
+        bandwidth=bandwidth,
+        fetch=fetch,
+        fresh=fresh,
     )
 
 
@@ -157,16 +184,19 @@ def _convolve(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], torch.Tenso
     return lambda: F.conv3d(x, weight, padding=1)
 
 
-def _seconds(run: Callable[[], object], device: str) -> float:
-    """Shortest of runs over a quarter of a second: others slow down, never speed up."""
-    found: list[float] = []
-    while len(found) < 5 or (sum(found) < 0.25 and len(found) < 100):
-        start = time.perf_counter()
-        run()
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return min(found)
+def _shortest(run: Sequence[Callable[[], object]], on_gpu: bool) -> list[float]:
+    """Shortest time of each, over half a second of turns: others slow down, never speed up."""
+    best = [math.inf] * len(run)
+    begun, turns = time.perf_counter(), 0
+    while turns < 3 or time.perf_counter() - begun < 0.5:
+        turns += 1
+        for i, function in enumerate(run):
+            start = time.perf_counter()
+            function()
+            if on_gpu:
+                torch.cuda.synchronize()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best
 
 
 def _rounded(value: float) -> float:

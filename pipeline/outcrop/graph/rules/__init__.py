@@ -49,7 +49,10 @@ _POINTWISE = (
     "softshrink softsign sqrt square sub tan tanh threshold trunc where xlogy"
 )
 _ALONG = "cumprod cumsum glu log_softmax softmax sort"
-_REDUCTIONS = "all amax amin any argmax argmin linalg_vector_norm logsumexp max mean min norm prod std sum var"
+_REDUCTIONS = (
+    "all amax amin any argmax argmin linalg_vector_norm logsumexp max mean min norm prod std sum "
+    "var"
+)
 
 _OTHERWISE = Opaque()
 

@@ -15,7 +15,8 @@ from ..layout import Axes, Layout
 from .base import Rule, Values, per_axis, resolve
 from .pointwise import channels_last
 
-_ONEDNN = torch.backends.mkldnn.is_available()
+_ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+_FEW = 4  # channels
 
 
 def op_rank(node: Node) -> int:
@@ -182,12 +183,21 @@ class Convolution(Window):
         _, stride, _, dilation = self.geometry(node, graph)
         weight, bias = (resolve(node.args[k], values) for k in ("weight", "bias"))
         groups, n = node.args["groups"], op_rank(node)
+        activation = node.args.get("activation", "none")
         fast = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _ONEDNN
         if fast and n > 1 and x.ndim == n + 2:
-            # F.conv3d has a kernel of its own, up to four times slower, where channels are few.
-            return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
+            # F.conv3d has a kernel of its own, up to four times slower, where channels are few;
+            # and for those oneDNN is slower in half precision than in single.
+            kind = x.dtype
+            if x.shape[1] < _FEW:
+                x, weight = x.float(), weight.float()
+                bias = None if bias is None else bias.float()
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, weight, bias, padding, stride, dilation, groups, activation, [], ""
+            ).to(kind)
         convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
-        return convolve(x, weight, bias, stride, padding, dilation, groups)
+        made = convolve(x, weight, bias, stride, padding, dilation, groups)
+        return made.relu_() if activation == "relu" else made
 
     def operations(self, node: Node, graph: Graph) -> float:
         taps = math.prod(graph.weights[node.args["weight"].name][1:])
@@ -195,7 +205,7 @@ class Convolution(Window):
 
     def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
         # Where channels are few, oneDNN holds the result once more, in single precision.
-        few = graph.width(self.source(node)) < 8
+        few = graph.width(self.source(node)) < _FEW
         again = 4 * graph.width(node.name) * box.size if few else 0
         return super().workspace(node, box, graph, itemsize) + again
 

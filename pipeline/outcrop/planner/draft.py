@@ -1,0 +1,208 @@
+"""A draft of a plan: stages for a choice of stored tensors and places, with the tiles that fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..graph import Box, Graph
+from ..graph.boxes import Shape
+from .cost import Cost, Costs, Part, balanced
+from .cuts import Cuts
+
+# What libraries keep for themselves once convolutions have run.
+_RUNTIME_BYTES = 64 * 10**6
+
+_EDGES = (1, 4, 8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be planned; see `make_plan`."""
+
+    graph: Graph
+    outputs: tuple[str, ...]
+    memory: int
+    dtype: str
+    domain: Box | None
+    tile: Sequence[int] | None
+    holds_output: bool
+    device: str
+    host_memory: int | None
+    compressed: bool
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value."""
+        return {"float64": 8, "float32": 4}.get(self.dtype, 2)
+
+
+class Draft:
+    """Stages, tiles and memory for one choice of what is stored, and where.
+
+    Parameters
+    ----------
+    task : Task
+    costs : Costs
+        Of the task's graph.
+    cuts : Cuts
+    places : mapping of str to str
+        Of every stored tensor.
+    reductions : set of str
+        Global values.
+    sized : dict
+        Costs that drafts of the same task share.
+
+    Attributes
+    ----------
+    parts : list of Part
+        Stages in the order in which they run.
+    chosen : list of Cost
+        For each stage the fastest tiles that fit; where none does, those that take least.
+    excess : int
+        Bytes by which stages go beyond the budget, all together.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        costs: Costs,
+        cuts: Cuts,
+        places: Mapping[str, str],
+        reductions: set[str],
+        sized: dict[tuple[object, ...], list[Cost]],
+    ) -> None:
+        self.task, self.graph, self.costs, self.places = task, task.graph, costs, dict(places)
+        self.reductions, self.sized = reductions, sized
+        self.parts = cuts.parts({*places, *reductions})
+        self.last = {n: i for i, p in enumerate(self.parts) for n in p.inputs}
+        self.resident = self._resident()
+        self.chosen: list[Cost] = []
+        self.excess = 0
+        for i in range(len(self.parts)):
+            room, options = task.memory - self.resident[i], self.options(i)
+            fitting = [c for c in options if self.with_buffers(i, c) <= room]
+            if fitting:
+                self.chosen.append(min(fitting, key=lambda c: c.seconds))
+            else:
+                self.chosen.append(min(options, key=lambda c: self.with_buffers(i, c)))
+                self.excess += self.used(i) - task.memory
+
+    @property
+    def seconds(self) -> float:
+        """Predicted time."""
+        return sum(c.seconds for c in self.chosen)
+
+    @property
+    def tightest(self) -> int:
+        """The stage that loses most by the lack of memory."""
+        lost = [
+            (max(0, self.used(i) - self.task.memory), c.seconds - self._unbounded(i))
+            for i, c in enumerate(self.chosen)
+        ]
+        return max(range(len(lost)), key=lost.__getitem__)
+
+    @property
+    def peak(self) -> int:
+        """Largest memory of any stage."""
+        return max(map(self.used, range(len(self.parts))), default=0)
+
+    @property
+    def least(self) -> tuple[int, int]:
+        """Smallest budget that these stages could do with, and the stage that asks for it."""
+        found = [
+            self.resident[i] + min(self.with_buffers(i, c) for c in self.options(i))
+            for i in range(len(self.parts))
+        ]
+        return max((n, i) for i, n in enumerate(found))
+
+    def used(self, i: int) -> int:
+        """Memory while stage `i` runs."""
+        return self.resident[i] + self.with_buffers(i, self.chosen[i])
+
+    def _unbounded(self, i: int) -> float:
+        return min(c.seconds for c in self.options(i))
+
+    def bytes(self, name: str) -> int:
+        """Room that a stored tensor takes."""
+        size = self.costs.bytes(name)
+        if not self.task.compressed or name in self.reductions:
+            return size
+        return size // self.task.itemsize + size // 128
+
+    def live(self, i: int) -> list[str]:
+        """Stored tensors that are held while stage `i` runs."""
+        written = [n for p in self.parts[: i + 1] for n in p.outputs if n in self.places]
+        return [n for n in written if self.last.get(n, -1) >= i or n in self.parts[i].outputs]
+
+    def readers(self, name: str) -> int:
+        """Number of stages that read a tensor."""
+        return sum(name in p.inputs for p in self.parts)
+
+    def _resident(self) -> list[int]:
+        """Bytes held while each stage runs: weights, live stored tensors, the output."""
+        change = [0] * (len(self.parts) + 1)
+        for i, part in enumerate(self.parts):
+            for name in part.outputs:
+                if self.places.get(name) == "device":
+                    change[i] += self.bytes(name)
+                    change[max(i, self.last.get(name, i)) + 1] -= self.bytes(name)
+                elif name in self.task.outputs and self.task.holds_output:
+                    # In single precision at least.
+                    width = max(4, self.task.itemsize)
+                    change[i] += width * math.prod(self.graph.shape(name))
+        held, total = [], _RUNTIME_BYTES + self.costs.weight_bytes
+        for step in change[:-1]:
+            total += step
+            held.append(total)
+        return held
+
+    def with_buffers(self, i: int, cost: Cost) -> int:
+        """Bytes of a tile, with what is read ahead and written behind."""
+        part, outside = self.parts[i], not self.task.holds_output
+
+        def is_slow(name: str) -> bool:
+            if name in self.graph.inputs or name in self.task.outputs:
+                return outside
+            place = self.places.get(name, "device")
+            return place == "disk" or (place == "cpu" and self.task.device != "cpu")
+
+        # A read holds what it copies from beside the copy, a write what it packs.
+        ahead = 2 * cost.read_bytes if any(map(is_slow, part.inputs)) else 0
+        behind = 2 * cost.written_bytes if any(map(is_slow, part.outputs)) else 0
+        return int(cost.tile_bytes + ahead + behind)
+
+    def domain(self, part: Part) -> Box:
+        """The part of the grid that a stage produces."""
+        is_output = bool(set(part.outputs) & set(self.task.outputs)) and not part.reduces
+        if self.task.domain is not None and is_output:
+            return self.task.domain
+        return self.graph.whole(part.kept(self.graph)[0])
+
+    def options(self, i: int) -> list[Cost]:
+        """Predictions for every shape of tile that is considered for stage `i`."""
+        part = self.parts[i]
+        places = tuple(self.places.get(n, "") for n in (*part.inputs, *part.outputs))
+        if (part, places) not in self.sized:
+            domain = self.domain(part)
+            self.sized[part, places] = [
+                self.costs.cost(part, domain, tile, self.places)
+                for tile in self._tiles(part, domain)
+            ]
+        return self.sized[part, places]
+
+    def _tiles(self, part: Part, domain: Box) -> list[Shape]:
+        grid = self.graph.grid(part.kept(self.graph)[0])
+        if self.task.tile is None:
+            shapes = (tuple(balanced(n, edge) for n in domain.shape) for edge in _EDGES)
+            return list(dict.fromkeys(shapes))
+        # On a coarser grid a tile shrinks with it.
+        images = [self.graph.grid(n) for n in (*self.task.outputs, *self.graph.inputs)]
+        finest = tuple(map(max, *images)) if len(images) > 1 else images[0]
+        return [
+            tuple(
+                min(n, max(1, t * n // f))
+                for t, n, f in zip(self.task.tile, grid, finest, strict=True)
+            )
+        ]
