@@ -113,15 +113,24 @@ def test_fifteen_hundred_operators_are_planned(record_property):
     assert plan.peak_memory <= 3 * 10**9
 
 
-def test_host_memory_bounds_what_a_gpu_keeps_in_host_memory(graph):
-    free = make_plan(graph, memory=3 * 10**8, holds_output=False, device="cuda")
-    bound = make_plan(graph, memory=3 * 10**8, holds_output=False, device="cuda", host_memory=10**8)
+@pytest.mark.parametrize("mode", ["auto", "cpu"])
+def test_host_memory_bounds_what_a_gpu_keeps_in_host_memory(graph, mode):
+    how = {"memory": 3 * 10**8, "storage_mode": mode, "holds_output": False, "device": "cuda"}
+    free, bound = make_plan(graph, **how), make_plan(graph, **how, host_memory=4 * 10**7)
 
-    def kept(plan, where):
-        return sum(plan.stored_bytes[n] for n, place in plan.places.items() if place == where)
+    def kept(plan):
+        return sum(plan.stored_bytes[n] for n, place in plan.places.items() if place == "cpu")
 
-    assert kept(free, "disk") == 0 < kept(free, "cpu")
-    assert kept(bound, "cpu") <= 10**8 < kept(bound, "cpu") + kept(bound, "disk")
+    assert kept(bound) <= 4 * 10**7 < kept(free)
+    assert max(free.peak_memory, bound.peak_memory) <= 3 * 10**8
+
+
+def test_host_memory_that_does_not_suffice_is_named(graph):
+    how = {"memory": 2 * 10**8, "storage_mode": "cpu", "holds_output": False, "device": "cuda"}
+    with pytest.raises(MemoryBudgetError, match="host_memory 1 MB is too small") as caught:
+        make_plan(graph, **how, host_memory=10**6)
+    named = parse_bytes(str(caught.value).split(": ")[1].split()[0])
+    assert make_plan(graph, **how, host_memory=named).peak_memory <= 2 * 10**8
 
 
 def test_more_memory_never_means_more_work(graph):

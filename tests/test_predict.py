@@ -209,11 +209,12 @@ from outcrop import models
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 model = models.load("faultseg3d", weights="seeded")
+how = dict(storage_mode="disk", tile=(16, 16, 16))
 try:
     if {what!r} == "predict":
-        outcrop.predict(model, make_survey((32, 32, 32)), "o.zarr", storage_mode="disk")
+        outcrop.predict(model, make_survey((48, 48, 48)), "o.zarr", **how)
     else:
-        outcrop.whole_volume(model, torch.zeros(1, 1, 48, 48, 48), storage_mode="disk")
+        outcrop.whole_volume(model, torch.zeros(1, 1, 48, 48, 48), **how)
 except outcrop.OutcropError as error:
     print(error)
 """
@@ -252,7 +253,7 @@ def told(self, key):
 prediction.Output.finish = told
 model = models.load("faultseg3d", weights="seeded", version={version!r})
 survey = make_survey((32, 24, 32))
-outcrop.predict(model, survey, sys.argv[1], tile=(16, 16, 16), storage_mode={mode!r})
+outcrop.predict(model, survey, sys.argv[1], tile=(8, 8, 8), storage_mode={mode!r})
 """
 
 
@@ -291,9 +292,9 @@ def undisturbed(tmp_path_factory):
     ("how", "mode", "after"),
     [
         (signal.SIGKILL, "disk", 3),
-        (signal.SIGKILL, "disk", 14),
+        (signal.SIGKILL, "disk", 130),
         (signal.SIGKILL, "none", 3),
-        (signal.SIGINT, "disk", 9),
+        (signal.SIGINT, "disk", 60),
     ],
 )
 def test_interrupted_and_resumed(how, mode, after, undisturbed, tmp_path):
@@ -318,7 +319,7 @@ def test_resuming_with_something_else_is_refused_and_named(model, tmp_path):
     interrupt(path, signal.SIGKILL, 3)
     survey = make_survey((32, 24, 32))
     other = models.load("faultseg3d", weights="seeded", version="2018")
-    same = {"tile": (16, 16, 16), "storage_mode": "disk"}
+    same = {"tile": (8, 8, 8), "storage_mode": "disk"}
     with pytest.raises(ResumeError, match="weights_sha256"):
         outcrop.predict(other, survey, path, **same)
     with pytest.raises(ResumeError, match="input_sha256"):
@@ -326,6 +327,18 @@ def test_resuming_with_something_else_is_refused_and_named(model, tmp_path):
     with pytest.raises(ResumeError, match="plan_sha256"):
         outcrop.predict(model, survey, path, tile=(16, 16, 24), storage_mode="disk")
     outcrop.predict(model, survey, path, overwrite=True, **same)
+
+
+def test_stored_tensors_that_are_gone_are_missed(tmp_path):
+    path = tmp_path / "o.zarr"
+    interrupt(path, signal.SIGKILL, 60)
+    stored = sorted((path / "unfinished" / "stored").iterdir())
+    assert stored
+    for gone in stored:
+        gone.unlink()
+    again = start(path)
+    assert "gone, though" in again.communicate()[1]
+    assert again.returncode != 0
 
 
 def test_a_killed_worker_costs_its_tile_alone(model, survey, tmp_path):

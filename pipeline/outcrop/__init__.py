@@ -15,6 +15,7 @@ _LAZY = {
     "info": "outcrop.survey",
     "open": "outcrop.survey",
     "export": "outcrop.survey",
+    "offload": "outcrop.engine",
     "plan": "outcrop.engine",
     "predict": "outcrop.engine",
     "whole_volume": "outcrop.engine",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from . import models as models
     from . import training as training
     from . import view as view
+    from .engine import offload as offload
     from .engine import plan as plan
     from .engine import predict as predict
     from .engine import whole_volume as whole_volume

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..errors import ArgumentError
 
 # What is mapped now, by address.
 _mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
@@ -27,6 +30,20 @@ def forget_pages(tensor: Tensor) -> None:
         pages.madvise(mmap.MADV_DONTNEED)
 
 
+def scratch_folder(option: str, path: str | os.PathLike[str] | None) -> Path:
+    """Return the folder that the user chose with `option`, or the system's for temporary files.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not a folder.
+    """
+    folder = Path(tempfile.gettempdir() if path is None else path)
+    if not folder.is_dir():
+        raise ArgumentError(f"{option} {folder}: not a folder; create it or choose another")
+    return folder
+
+
 class ScratchFile:
     """A file that has no name once it is open: the system frees it, whatever ends the process.
 
@@ -35,14 +52,24 @@ class ScratchFile:
     Parameters
     ----------
     path : path-like
-        Where to make it; nothing may be there. Its folder decides which disk it takes.
+        Where to make it. Its folder decides which disk it takes.
+    keep : bool
+        Let it keep its name and what it holds, so that another process goes on with it.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        os.unlink(self.path)
+    def __init__(self, path: str | os.PathLike[str], keep: bool = False) -> None:
+        self.path, self.keep = Path(path), keep
+        only = 0 if keep else os.O_EXCL
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | only | os.O_CLOEXEC, 0o600)
+        if not keep:
+            os.unlink(self.path)
         self.close = weakref.finalize(self, os.close, self.fd)
+
+    def remove(self) -> None:
+        """Free what it takes on disk."""
+        if self.keep:
+            self.path.unlink(missing_ok=True)
+        self.close()
 
     def reserve(self, start: int, size: int) -> None:
         """Take `size` bytes from `start` on from the disk now, so that no later write lacks them.

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .disk import forget_pages
 
 _LARGE = 2**25  # bytes of an input
-_SLAB = 2**24  # of it at a time
+_SLAB = 2**23  # of it at a time
 _INTERVAL = 0.005  # seconds
 _aten = torch.ops.aten
 

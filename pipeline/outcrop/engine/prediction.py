@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from .. import __version__
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ResumeError
 from ..graph import RULES, Graph, Reduce, capture
 from ..models.weights import digest
 from ..output import Output, check_free, naming_full_disk
@@ -23,7 +24,8 @@ from ..progress import track
 from .globals import GlobalStore
 from .labelled import Framed, Volume, frame, output_cards, statistics, template
 from .local import run_local
-from .stores import MemoryStore, Store, channels_last
+from .stores import Store
+from .tiled_stores import make_store
 from .whole import example, find_device, to_compute, to_dtype
 from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
 
@@ -210,14 +212,15 @@ def predict(
     with naming_full_disk(path, goes_on):
         output = Output.begin(path, empty, encoding, provenance, overwrite)
 
-    kept = plan.places and set(plan.places.values()) == {"disk"}
+    kept = set(plan.places.values()) <= {"disk", "global"}
     finished = {(int(i), int(n)) for i, n in (key.split(":") for key in output.finished)}
-    if plan.places and not kept:
+    if not kept:
         finished = set()  # what lay in memory between stages is gone
     folder = Path(storage_path) / provenance["plan_sha256"][:16] if storage_path else None
     folder = folder or output.aside / "stored"
     dtype = to_dtype(plan.dtype)
-    tiles = {name: stage.tile for stage in plan.stages for name in stage.outputs}
+    writers = {name: stage for stage in plan.stages for name in stage.outputs}
+    _check_stored(plan, finished, folder)
     turn = tuple(framed.axes.index(str(d)) for d in framed.volume.dims)
 
     def make(name: str) -> Store:
@@ -226,12 +229,24 @@ def predict(
         node, stored = graph.nodes[name], graph.layouts[name].stored
         shared = folder if client is not None or kept else None
         if isinstance(RULES[node.op], Reduce):
-            return GlobalStore(node, dtype, folder=None if shared is None else shared / name)
+            return GlobalStore(node, dtype, where, None if shared is None else shared / name)
         kind = getattr(torch, node.dtype) if node.dtype else dtype
         if plan.places[name] == "disk":
             folder.mkdir(parents=True, exist_ok=True)
-            return ZarrStore(folder / name, stored, graph.rank, kind, tiles[name])
-        return MemoryStore(channels_last(stored, graph.rank, kind, "cpu"))
+        if client is not None:
+            return ZarrStore(folder / name, stored, graph.rank, kind, writers[name].tile)
+        return make_store(
+            plan.places[name],
+            stored,
+            graph.rank,
+            kind,
+            writers[name].tile,
+            domain=writers[name].domain,
+            device=where,
+            compression=plan.compressed,
+            path=folder / name,
+            keep=kept,
+        )
 
     source = SurveyStore(
         framed.volume,
@@ -266,6 +281,20 @@ def predict(
     if folder.exists():  # a storage_path of the user's
         folder.rmdir()
     return xr.open_zarr(path)
+
+
+def _check_stored(plan: Plan, finished: Collection[tuple[int, int]], folder: Path) -> None:
+    """Refuse to go on if what finished tiles stored, and others will read, is gone."""
+    done = Counter(i for i, _ in finished)
+    for i, stage in enumerate(plan.stages):
+        for name in (*stage.outputs, *stage.reduces):
+            readers = (k for k, later in enumerate(plan.stages) if name in later.inputs)
+            wanted = any(done[k] < plan.stages[k].count for k in readers)
+            if done[i] and wanted and name in plan.places and not (folder / name).exists():
+                raise ResumeError(
+                    f"{folder / name}: gone, though the unfinished prediction needs it; put it "
+                    "back, or begin anew with overwrite (--overwrite)"
+                )
 
 
 def _capture(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:

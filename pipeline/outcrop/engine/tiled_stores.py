@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from ..errors import ArgumentError
 from ..graph.boxes import Box, Shape, count_tiles, tiles
 from .compress import EDGE, blocks, compressed_bytes, decode, encode, scale_type
 from .disk import ScratchFile
-from .stores import MemoryStore, Store, channels_last, channels_last_order
+from .stores import MemoryStore, Store, channels_last, channels_last_order, to_device
 
 # Every tile begins at a multiple of this, so that its bytes can be seen as any dtype.
 _ALIGNMENT = 64
@@ -109,15 +110,15 @@ class TileFormat:
         Only that part is touched and, where the bytes lie elsewhere, copied.
         """
         if not self.compression:
-            return _to_device(self._cut(self._plain(data, grid), part), device).permute(self.back)
+            return to_device(self._cut(self._plain(data, grid), part), device).permute(self.back)
         touched = Box(tuple(a // EDGE for a in part.start), blocks(part.stop))
         whole = Box.whole(grid) & Box(
             tuple(a * EDGE for a in touched.start), tuple(b * EDGE for b in touched.stop)
         )
         codes, scales = self._compressed(data, grid)
         values = decode(
-            _to_device(self._cut(codes, whole), device).permute(self.back),
-            _to_device(self._cut(scales, touched), device).permute(self.back),
+            to_device(self._cut(codes, whole), device).permute(self.back),
+            to_device(self._cut(scales, touched), device).permute(self.back),
             self.rank,
         )
         return values[part.within(whole).index]
@@ -221,17 +222,8 @@ class CompressedStore(TiledStore):
 
     slow = False
 
-    def __init__(
-        self,
-        shape: Shape,
-        rank: int,
-        dtype: torch.dtype,
-        tile: Shape,
-        *,
-        domain: Box | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(shape, rank, dtype, tile, domain=domain, device=device, compression=True)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, compression=True, **options)
         self.tiles: dict[int, Tensor] = {}
 
     def remove(self) -> None:
@@ -249,7 +241,7 @@ class FileStore(TiledStore):
 
     To write a tile is one sequential write; to read a box maps, tile by tile, the pages that it
     touches. So nothing of the file stays resident, and nothing stays on disk when the store is
-    removed or the process ends in whatever way.
+    removed or, unless it is kept, the process ends in whatever way.
 
     Parameters
     ----------
@@ -257,6 +249,8 @@ class FileStore(TiledStore):
         Where to make the file. Its room is reserved now.
     shape, rank, dtype, tile, domain, device, compression
         As for `TiledStore`.
+    keep : bool
+        Go on with what an earlier process left at `path`, and leave it there for a later one.
 
     Raises
     ------
@@ -275,16 +269,17 @@ class FileStore(TiledStore):
         domain: Box | None = None,
         device: torch.device | str = "cpu",
         compression: bool = False,
+        keep: bool = False,
     ) -> None:
         super().__init__(
             shape, rank, dtype, tile, domain=domain, device=device, compression=compression
         )
         self.offsets = self._offsets()
-        self.file = ScratchFile(path)
+        self.file = ScratchFile(path, keep)
         self.file.reserve(0, int(self.offsets[-1]))
 
     def remove(self) -> None:
-        self.file.close()
+        self.file.remove()
 
     def _load(self, number: int) -> Tensor:
         start, stop = self.offsets[number : number + 2].tolist()
@@ -303,24 +298,12 @@ class PinnedStore(TiledStore):
 
     Parameters
     ----------
-    shape, rank, dtype, tile, domain, device, compression
+    *args, **options
         As for `TiledStore`; `device` is a GPU.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        rank: int,
-        dtype: torch.dtype,
-        tile: Shape,
-        *,
-        domain: Box | None = None,
-        device: torch.device | str = "cuda",
-        compression: bool = False,
-    ) -> None:
-        super().__init__(
-            shape, rank, dtype, tile, domain=domain, device=device, compression=compression
-        )
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.offsets = self._offsets()
         # Registered, as memory that is allocated pinned is rounded up to a power of two.
         self.memory = torch.empty(int(self.offsets[-1]), dtype=torch.uint8)
@@ -359,6 +342,7 @@ def make_store(
     device: torch.device | str = "cpu",
     compression: bool = False,
     path: str | os.PathLike[str] | None = None,
+    keep: bool = False,
 ) -> Store:
     """Make the store of a tensor between stages.
 
@@ -371,6 +355,8 @@ def make_store(
         As for `TiledStore`.
     path : path-like, optional
         The file, for "disk".
+    keep : bool
+        As for `FileStore`.
 
     Returns
     -------
@@ -384,24 +370,13 @@ def make_store(
         If the disk is full; it names `path`.
     """
     device = torch.device(device)
+    options: dict[str, Any] = {"domain": domain, "device": device, "compression": compression}
     if place == "disk" and path is not None:
-        return FileStore(
-            path, shape, rank, dtype, tile, domain=domain, device=device, compression=compression
-        )
+        return FileStore(path, shape, rank, dtype, tile, keep=keep, **options)
     if place == "cpu" and device.type == "cuda":
-        return PinnedStore(
-            shape, rank, dtype, tile, domain=domain, device=device, compression=compression
-        )
+        return PinnedStore(shape, rank, dtype, tile, **options)
     if place not in ("device", "cpu"):
         raise ArgumentError(f"place {place!r}: choose device, cpu, or disk with a path")
     if compression and dtype.is_floating_point:
         return CompressedStore(shape, rank, dtype, tile, domain=domain, device=device)
     return MemoryStore(channels_last(shape, rank, dtype, device))
-
-
-def _to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copy from host to GPU through pinned memory; leave what is there already."""
-    if x.device == device or device.type != "cuda":
-        return x.to(device)
-    staged = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
-    return staged.to(device, non_blocking=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ..graph.boxes import Shape
 from ..output import naming_full_disk
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
+from .disk import scratch_folder
 from .globals import GlobalStore
 from .local import run_local
 from .memory import empty
@@ -124,8 +124,9 @@ def whole_volume(
     MemoryBudgetError
         If no plan fits; the message names the smallest budget that would.
     ArgumentError
-        If storage_mode, precision, device or tile is not one of the allowed values.
+        If storage_mode, storage_path, precision, device or tile is not one of the allowed values.
     """
+    folder = scratch_folder("storage_path", storage_path)
     args: tuple[Tensor, ...] = ()
     kwargs: dict[str, Tensor] = {}
     if isinstance(x, Tensor):
@@ -165,38 +166,34 @@ def whole_volume(
     reduced: dict[str, GlobalStore] = {}
     writers = {name: stage for stage in plan.stages for name in stage.outputs}
 
-    with (
-        tempfile.TemporaryDirectory(dir=storage_path, prefix="outcrop-") as folder,
-        naming_full_disk(folder, "choose another storage_path, or storage_mode='none'"),
-    ):
+    def make(name: str) -> Store:
+        layout, node = graph.layouts[name], graph.nodes[name]
+        if isinstance(RULES[node.op], Reduce):
+            reduced[name] = GlobalStore(node, dtype, where)
+            return reduced[name]
+        kind = getattr(torch, node.dtype) if node.dtype else dtype
+        if name in graph.outputs:
+            full = given[0].dtype if node.dtype is None else kind
+            results[name] = empty(layout.shape, full, home)
+            return MemoryStore(layout.to_store(results[name], layout.whole), kind, apart)
+        stage = writers[name]
+        return make_store(
+            plan.places[name],
+            layout.stored,
+            graph.rank,
+            kind,
+            stage.tile,
+            domain=stage.domain,
+            device=where,
+            compression=plan.compressed,
+            path=folder / f"outcrop-{uuid.uuid4().hex}",
+        )
 
-        def make(name: str) -> Store:
-            layout, node = graph.layouts[name], graph.nodes[name]
-            if isinstance(RULES[node.op], Reduce):
-                reduced[name] = GlobalStore(node, dtype, where)
-                return reduced[name]
-            kind = getattr(torch, node.dtype) if node.dtype else dtype
-            if name in graph.outputs:
-                full = given[0].dtype if node.dtype is None else kind
-                results[name] = empty(layout.shape, full, home)
-                return MemoryStore(layout.to_store(results[name], layout.whole), kind, apart)
-            stage = writers[name]
-            return make_store(
-                plan.places[name],
-                layout.stored,
-                graph.rank,
-                kind,
-                stage.tile,
-                domain=stage.domain,
-                device=where,
-                compression=plan.compressed,
-                path=Path(folder) / name,
-            )
-
-        inputs: dict[str, Store] = {}
-        for name, value in results.items():
-            layout = graph.layouts[name]
-            inputs[name] = MemoryStore(layout.to_store(value, layout.whole), dtype, apart)
+    inputs: dict[str, Store] = {}
+    for name, value in results.items():
+        layout = graph.layouts[name]
+        inputs[name] = MemoryStore(layout.to_store(value, layout.whole), dtype, apart)
+    with naming_full_disk(folder, "choose another storage_path, or storage_mode='none'"):
         run_local(graph, plan, weights, inputs, make, device=where)
     results.update({n: reduced[n].get().to(home) for n in graph.outputs if n in reduced})
     return graph.nest(results)

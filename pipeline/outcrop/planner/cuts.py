@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 from ..graph import RULES, Box, Graph, Reduce
 from ..graph.boxes import Shape
-from .cost import Costs, Part, balanced, part
+from .cost import Costs, Part, part
 
 # How often every tensor is looked at.
 _ROUNDS = 2
@@ -62,7 +62,7 @@ class Cuts:
         self.costs, self.graph, self.outputs = costs, costs.graph, outputs
         self.places = {n: place for n in self.graph.nodes if n not in outputs}
         self.limit: float = math.inf
-        self.edges: tuple[int, ...] = (64,)
+        self.shapes: Callable[[Part, Box], Iterable[Shape]] = lambda p, domain: [domain.shape]
         self._seconds: dict[Part, float] = {}
 
     def parts(self, stored: set[str]) -> list[Part]:
@@ -126,15 +126,14 @@ class Cuts:
     def seconds(self, p: Part) -> float:
         """Predicted seconds of a stage, in the best of a few tile shapes."""
         if p not in self._seconds:
-            grid = self.graph.grid(p.kept(self.graph)[0])
-            domain = Box.whole(grid)
-            tiles = dict.fromkeys(tuple(balanced(n, edge) for n in grid) for edge in self.edges)
+            domain = Box.whole(self.graph.grid(p.kept(self.graph)[0]))
+            tiles = self.shapes(p, domain)
             found = [self.costs.cost(p, domain, tile, self.places) for tile in tiles]
             # What does not fit is not forbidden yet, as smaller tiles might, but dear.
             self._seconds[p] = min(c.seconds * max(1.0, c.tile_bytes / self.limit) for c in found)
         return self._seconds[p]
 
-    def choose(self, limit: float, edges: tuple[int, ...]) -> set[str]:
+    def choose(self, limit: float, shapes: Callable[[Part, Box], Iterable[Shape]]) -> set[str]:
         """Stored tensors for which the predicted time is short: a local search.
 
         It starts from the changes of the grid, the operands of reductions and what many stages
@@ -144,10 +143,10 @@ class Cuts:
         ----------
         limit : float
             Bytes that a tile may take.
-        edges : tuple of int
-            Of the tiles that are looked at.
+        shapes : callable
+            Gives the shapes of tiles to look at for a stage and its domain.
         """
-        self.limit, self.edges = limit, edges
+        self.limit, self.shapes = limit, shapes
         self._seconds.clear()
         graph = self.graph
         fixed = forced(graph)

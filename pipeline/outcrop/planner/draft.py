@@ -37,6 +37,23 @@ class Task:
         """Bytes of a value."""
         return {"float64": 8, "float32": 4}.get(self.dtype, 2)
 
+    def shapes(self, part: Part, domain: Box, edges: Sequence[int] = _EDGES) -> list[Shape]:
+        """Shapes of tiles to consider for a stage: with these edges, or the one that is asked for.
+
+        On a coarser grid the latter shrinks with it.
+        """
+        if self.tile is None:
+            shapes = (tuple(balanced(n, edge) for n in domain.shape) for edge in edges)
+            return list(dict.fromkeys(shapes))
+        grid = self.graph.grid(part.kept(self.graph)[0])
+        images = [self.graph.grid(n) for n in (*self.outputs, *self.graph.inputs)]
+        finest = tuple(map(max, *images)) if len(images) > 1 else images[0]
+        return [
+            tuple(
+                min(n, max(1, t * n // f)) for t, n, f in zip(self.tile, grid, finest, strict=True)
+            )
+        ]
+
 
 class Draft:
     """Stages, tiles and memory for one choice of what is stored, and where.
@@ -61,7 +78,7 @@ class Draft:
     chosen : list of Cost
         For each stage the fastest tiles that fit; where none does, those that take least.
     excess : int
-        Bytes by which stages go beyond the budget, all together.
+        Bytes by which stages go beyond the budget, all together, and host memory beyond its own.
     """
 
     def __init__(
@@ -80,6 +97,8 @@ class Draft:
         self.resident = self._resident()
         self.chosen: list[Cost] = []
         self.excess = 0
+        if task.host_memory is not None and task.device != "cpu":
+            self.excess = max(0, self.host - task.host_memory)
         for i in range(len(self.parts)):
             room, options = task.memory - self.resident[i], self.options(i)
             fitting = [c for c in options if self.with_buffers(i, c) <= room]
@@ -107,6 +126,11 @@ class Draft:
     def peak(self) -> int:
         """Largest memory of any stage."""
         return max(map(self.used, range(len(self.parts))), default=0)
+
+    @property
+    def host(self) -> int:
+        """Largest memory that stored tensors take beside the device."""
+        return max(self._stored("cpu"), default=0)
 
     @property
     def least(self) -> tuple[int, int]:
@@ -142,20 +166,23 @@ class Draft:
 
     def _resident(self) -> list[int]:
         """Bytes held while each stage runs: weights, live stored tensors, the output."""
-        change = [0] * (len(self.parts) + 1)
+        every = _RUNTIME_BYTES + self.costs.weight_bytes
+        held, made = self._stored("device"), 0
+        for i, part in enumerate(self.parts):
+            for name in set(part.outputs) & set(self.task.outputs):
+                if self.task.holds_output:  # in single precision at least
+                    made += max(4, self.task.itemsize) * math.prod(self.graph.shape(name))
+            held[i] += every + made
+        return held
+
+    def _stored(self, place: str) -> list[int]:
+        """Bytes of stored tensors that lie at a place while each stage runs."""
+        held = [0] * len(self.parts)
         for i, part in enumerate(self.parts):
             for name in part.outputs:
-                if self.places.get(name) == "device":
-                    change[i] += self.bytes(name)
-                    change[max(i, self.last.get(name, i)) + 1] -= self.bytes(name)
-                elif name in self.task.outputs and self.task.holds_output:
-                    # In single precision at least.
-                    width = max(4, self.task.itemsize)
-                    change[i] += width * math.prod(self.graph.shape(name))
-        held, total = [], _RUNTIME_BYTES + self.costs.weight_bytes
-        for step in change[:-1]:
-            total += step
-            held.append(total)
+                if self.places.get(name) == place:
+                    for k in range(i, max(i, self.last.get(name, i)) + 1):
+                        held[k] += self.bytes(name)
         return held
 
     def with_buffers(self, i: int, cost: Cost) -> int:
@@ -188,21 +215,6 @@ class Draft:
             domain = self.domain(part)
             self.sized[part, places] = [
                 self.costs.cost(part, domain, tile, self.places)
-                for tile in self._tiles(part, domain)
+                for tile in self.task.shapes(part, domain)
             ]
         return self.sized[part, places]
-
-    def _tiles(self, part: Part, domain: Box) -> list[Shape]:
-        grid = self.graph.grid(part.kept(self.graph)[0])
-        if self.task.tile is None:
-            shapes = (tuple(balanced(n, edge) for n in domain.shape) for edge in _EDGES)
-            return list(dict.fromkeys(shapes))
-        # On a coarser grid a tile shrinks with it.
-        images = [self.graph.grid(n) for n in (*self.task.outputs, *self.graph.inputs)]
-        finest = tuple(map(max, *images)) if len(images) > 1 else images[0]
-        return [
-            tuple(
-                min(n, max(1, t * n // f))
-                for t, n, f in zip(self.task.tile, grid, finest, strict=True)
-            )
-        ]

@@ -106,7 +106,8 @@ class Plan:
     stages : tuple of Stage
         In the order in which they run.
     places : mapping of str to str
-        "device", "cpu" or "disk" for each tensor and global value stored between stages.
+        "device", "cpu" or "disk" for each tensor stored between stages; "global" for each global
+        value, which every process that needs it holds.
     stored_bytes : mapping of str to int
         Size of each of them.
     weight_bytes : int
@@ -189,8 +190,9 @@ class Plan:
         )
         at: dict[str, int] = {}
         for name, place in self.places.items():
-            at[place] = at.get(place, 0) + self.stored_bytes[name]
-        stored = ", ".join(f"{format_bytes(n)} on {place}" for place, n in at.items() if n)
+            if place != "global":
+                at[place] = at.get(place, 0) + self.stored_bytes[name]
+        stored = ", ".join(f"{format_bytes(n)} on {place}" for place, n in at.items())
         return (
             f"{table}\n{self.dtype} on {self.device}: {self.operations:.3g} operations, "
             f"{format_bytes(sum(s.read for s in self.stages))} read, "

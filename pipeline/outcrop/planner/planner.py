@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 from ..errors import ArgumentError, MemoryBudgetError
@@ -95,6 +95,13 @@ def make_plan(
     )
     planner = _Planner(task, storage_mode)
     draft = planner.search()
+    if draft.excess and host_memory is not None:
+        free = _Planner(replace(task, host_memory=None), storage_mode).search()
+        if not free.excess:
+            raise MemoryBudgetError(
+                f"host_memory {format_bytes(host_memory)} is too small for "
+                f"storage_mode={storage_mode!r}: {math.ceil(free.host / 1e6)}MB would do"
+            )
     if draft.excess:
         least, where = planner.smallest(draft)
         raise MemoryBudgetError(
@@ -126,7 +133,7 @@ class _Planner:
         """The fastest plan found; one with an excess if none fits."""
         if self.mode == "none":
             return self.draft(dict.fromkeys(self._kept(self.fixed), self.first))
-        stored = self.cuts.choose(self.task.memory / 2, _SEARCHED)
+        stored = self.cuts.choose(self.task.memory / 2, partial(self.task.shapes, edges=_SEARCHED))
         draft = self.draft(dict.fromkeys(self._kept(stored), self.first))
         while True:
             tried = [self.draft(places) for places in self._relieved(draft)]
@@ -149,7 +156,7 @@ class _Planner:
     def lean(self) -> list[Draft]:
         """Drafts that need little memory, the same for every budget."""
         place = "disk" if self.mode == "auto" else self.first
-        small = self.cuts.choose(math.inf, _SMALL)
+        small = self.cuts.choose(math.inf, partial(self.task.shapes, edges=_SMALL))
         return [self.draft(dict.fromkeys(self._kept(s), place)) for s in (small, self.fixed)]
 
     def smallest(self, tried: Draft) -> tuple[int, str]:
@@ -176,27 +183,22 @@ class _Planner:
         return sorted(kept, key=self.graph.order.__getitem__)
 
     def _relieved(self, draft: Draft) -> Iterator[dict[str, str]]:
-        """Choices that keep one tensor less, or not on the device while the tightest stage runs."""
+        """Choices that keep one tensor less, or in a larger place."""
         away = [n for n, place in draft.places.items() if place != "device"]
         held = [n for n in draft.live(draft.tightest) if n not in away]
+        order = ("device", "disk") if self.task.device == "cpu" else ("device", "cpu", "disk")
         for names in (held, away):
             for name in sorted(names, key=draft.bytes, reverse=True)[:_TRIED]:
-                if self.mode == "auto" and names is held:
-                    yield {**draft.places, name: self._next_place(draft, name)}
+                if self.mode == "auto":
+                    for place in order[order.index(draft.places[name]) + 1 :]:
+                        yield {**draft.places, name: place}
                 if name not in self.fixed:
                     yield {n: place for n, place in draft.places.items() if n != name}
-
-    def _next_place(self, draft: Draft, name: str) -> str:
-        host = self.task.host_memory
-        if self.task.device == "cpu":
-            return "disk"
-        there = sum(draft.bytes(n) for n, place in draft.places.items() if place == "cpu")
-        return "cpu" if host is None or there + draft.bytes(name) <= host else "disk"
 
 
 def _finished(draft: Draft) -> Plan:
     task, costs = draft.task, draft.costs
-    every = {**draft.places, **dict.fromkeys(sorted(draft.reductions), "device")}
+    every = {**draft.places, **dict.fromkeys(sorted(draft.reductions), "global")}
     return Plan(
         stages=tuple(
             Stage(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 import uuid
 import weakref
@@ -14,7 +13,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..errors import ArgumentError
 from ..graph.boxes import Box
-from .disk import ScratchFile
+from .disk import ScratchFile, scratch_folder
 from .lean import LeanConvolutions
 from .memory import keep_freed_memory
 from .threads import SideThread
@@ -77,9 +75,7 @@ def offload(
     if mode == "device" and not compression:
         yield
         return
-    folder = Path(tempfile.gettempdir() if path is None else path)
-    if mode == "disk" and not folder.is_dir():
-        raise ArgumentError(f"offload path {folder}: not a folder; create it or choose another")
+    folder = scratch_folder("offload path", path)
     file = ScratchFile(folder / f"outcrop-{uuid.uuid4().hex}") if mode == "disk" else None
     if file is not None:
         keep_freed_memory(2**22)

@@ -1,0 +1,188 @@
+"""Activations that autograd saves: kept where the mode says, given back as they were."""
+
+import contextlib
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import outcrop
+from outcrop.errors import ArgumentError
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv3d(1, 8, 3, padding=1),
+        nn.BatchNorm3d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv3d(8, 8, 3, padding=1, stride=2),
+        nn.InstanceNorm3d(8),
+        nn.GELU(),
+        nn.Upsample(scale_factor=2, mode="trilinear"),
+        nn.Conv3d(8, 1, 3, padding=1),
+    )
+
+
+def volume():
+    return torch.randn(1, 1, 48, 40, 56, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(mode="device", inside=True, **options):
+    net, x = network(), volume().requires_grad_()
+    with outcrop.offload(mode, **options):
+        loss = net(x).square().mean()
+        if inside:
+            loss.backward()
+    if not inside:
+        loss.backward()
+    return [x.grad, *(p.grad for p in net.parameters())]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return gradients()
+
+
+@pytest.mark.parametrize("mode", ["device", "cpu", "disk"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_gradients_are_identical(mode, inside, expected, tmp_path):
+    found = gradients(mode, inside, path=tmp_path)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["device", "cpu", "disk"])
+def test_compressed_gradients_are_close_and_not_the_same(mode, expected, tmp_path):
+    found = gradients(mode, path=tmp_path, compression=True)
+    assert not all(map(torch.equal, found, expected))
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() <= 0.2 * b.norm() + 1e-6
+
+
+def test_backward_twice_and_of_a_part(tmp_path):
+    """What a graph that is kept saved is there the second time too."""
+    x = volume().requires_grad_()
+    with outcrop.offload("disk", tmp_path):
+        y = (x * 2).sigmoid()
+        (first,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        (second,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(first, second)
+
+
+def test_a_tensor_changed_after_it_was_saved_is_refused(tmp_path):
+    x = volume().requires_grad_()
+    with outcrop.offload("disk", tmp_path):
+        y = x.exp()
+        z = y * y
+        y.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an in-place operation"):
+            z.sum().backward()
+
+
+def on_disk(folder):
+    """Bytes of this process's files in a folder, named or not."""
+    folder, total = os.path.realpath(folder), 0
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(folder):
+                total += os.stat(f"/proc/self/fd/{fd}").st_blocks * 512
+        except FileNotFoundError:  # what listed the folder
+            continue
+    return total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at open files in /proc")
+def test_files_are_freed_with_the_graph_and_on_an_exception(tmp_path):
+    net = network()
+    with outcrop.offload("disk", tmp_path):
+        loss = net(volume()).sum()
+    assert on_disk(tmp_path) > 2**22
+    del loss
+    gc.collect()
+    assert on_disk(tmp_path) == 0
+    with contextlib.suppress(ZeroDivisionError), outcrop.offload("disk", tmp_path):
+        loss = net(volume())
+        raise ZeroDivisionError
+    del loss
+    gc.collect()
+    assert on_disk(tmp_path) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_words_are_refused(tmp_path):
+    for mode, what in (("none", "checkpoint"), ("shelf", "device, cpu or disk")):
+        with pytest.raises(ArgumentError, match=what), outcrop.offload(mode):
+            pass
+    nowhere = outcrop.offload("disk", tmp_path / "nowhere")
+    with pytest.raises(ArgumentError, match="not a folder"), nowhere:
+        pass
+
+
+FULL = """
+import resource, signal, sys, torch, outcrop
+sys.path.insert(0, {tests!r})
+from test_offload import network, volume
+resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    with outcrop.offload("disk", {path!r}):
+        network()(volume()).sum().backward()
+except outcrop.OutcropError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    code = FULL.format(tests=os.path.dirname(__file__), path=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "no space left" in done.stdout, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+STEP = """
+import sys, psutil, torch, outcrop
+from outcrop.models.faultseg3d import FaultSeg3d
+torch.manual_seed(0)
+network = FaultSeg3d().train()
+def step(n):
+    x, y = torch.randn(1, 1, n, n, n), (torch.rand(1, 1, n, n, n) > 0.9).float()
+    base = psutil.Process().memory_info().rss
+    open("/proc/self/clear_refs", "w").write("5")
+    with outcrop.offload(sys.argv[1], sys.argv[2]):
+        torch.nn.functional.binary_cross_entropy(network(x), y).backward()
+    peak = next(l for l in open("/proc/self/status") if l.startswith("VmHWM"))
+    return int(peak.split()[1]) * 1024 - base
+step(16)  # with which libraries are loaded
+print(step(96))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark from /proc")
+def test_a_training_step_takes_half_the_memory(tmp_path):
+    peaks = {}
+    for mode in ("device", "disk"):
+        done = subprocess.run(
+            [sys.executable, "-c", STEP, mode, str(tmp_path)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        peaks[mode] = int(done.stdout)
+    assert peaks["disk"] <= 0.5 * peaks["device"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at open files in /proc")
+def test_weights_stay_where_they_are(tmp_path):
+    """Parameters and buffers above the limit are not written: their owner holds them anyway."""
+    net = nn.Linear(1024, 1024)
+    with outcrop.offload("disk", tmp_path):
+        y = net(torch.ones(4, 1024))
+        assert on_disk(tmp_path) == 0
+    y.sum().backward()
+    assert net.weight.grad is not None
