@@ -6,12 +6,16 @@ import dask.array
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 import xarray as xr
+from torch import nn
 
 from outcrop import OutcropError
 from outcrop.errors import SurveyError
+from outcrop.graph import capture
+from outcrop.planner import make_plan
 from outcrop.training.synthetic import synthetic_survey
-from outcrop.view import sections
+from outcrop.view import draw_plan, sections
 
 SHAPE = (24, 30, 40)
 
@@ -159,3 +163,30 @@ def test_what_cannot_be_drawn_is_named(survey, call, says):
 
 def test_a_volume_of_zeros_can_be_drawn(survey):
     sections(survey.amplitude * 0)
+
+
+class Deep(nn.Module):
+    """Global values and stored tensors in numbers."""
+
+    def __init__(self, depth):
+        super().__init__()
+        layers = ((nn.Conv3d(2, 2, 3, padding=1), nn.InstanceNorm3d(2)) for _ in range(depth))
+        self.layers = nn.Sequential(nn.Conv3d(1, 2, 1), *(m for pair in layers for m in pair))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("depth", [3, 40])
+def test_every_stored_tensor_of_a_plan_is_drawn(depth, tmp_path):
+    graph, _ = capture(Deep(depth).eval(), [torch.zeros(1).expand(1, 1, 64, 64, 64)])
+    plan = make_plan(graph, memory=10**9, storage_mode="disk")
+    figure = draw_plan(plan, tmp_path / "plan.png")
+    tensors, _, time = figure.axes
+    assert len(tensors.patches) == len(plan.places) + 2  # with input and output
+    shown = {text.get_text() for text in tensors.get_legend().get_texts()}
+    assert shown == {"input", "output", *plan.places.values()}
+    assert len(time.patches) == len(plan.stages)
+    assert matplotlib.image.imread(tmp_path / "plan.png").std() > 0
+    with pytest.raises(OutcropError, match="no such format"):
+        draw_plan(plan, tmp_path / "plan.doc")

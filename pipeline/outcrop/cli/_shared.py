@@ -14,6 +14,24 @@ StorageMode = Annotated[
     str,
     typer.Option(help="Where tensors between stages live: auto, device, cpu, disk or none."),
 ]
+HostMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Host memory for tensors between stages, where the device is a GPU; no limit unless "
+        "given."
+    ),
+]
+StorageCompression = Annotated[
+    bool,
+    typer.Option(
+        "--storage-compression",
+        help="Keep tensors between stages in 8 bits a value: lossy, and recorded in the output.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="What computes: cpu or cuda.")]
+Precision = Annotated[
+    str, typer.Option(help="float32, bfloat16, float16 or float64: of the arithmetic.")
+]
 StoragePath = Annotated[
     Path | None, typer.Option(help="Folder for 'disk'; inside the output unless given.")
 ]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ._shared import Memory, StorageMode
+from ._shared import Device, HostMemory, Memory, Precision, StorageCompression, StorageMode
 
 
 def command(
@@ -18,15 +18,19 @@ def command(
         str | None, typer.Option(help="Version of the network, where it has several.")
     ] = None,
     memory: Memory = "2GB",
+    host_memory: HostMemory = None,
     storage_mode: StorageMode = "auto",
-    precision: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16 or float64: of the arithmetic.")
-    ] = "float32",
+    storage_compression: StorageCompression = False,
+    precision: Precision = "float32",
+    device: Device = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    draw: Annotated[
+        Path | None, typer.Option(help="Picture of the plan to write, such as plan.png.")
+    ] = None,
 ) -> None:
     """Show how `outcrop predict` would run, and what it would take: nothing is evaluated.
 
-    Example: outcrop plan f3.zarr --model faultseg3d --memory 2GB
+    Example: outcrop plan f3.zarr --model faultseg3d --memory 2GB --draw plan.png
     """
     from .. import models
     from ..engine import plan
@@ -36,7 +40,14 @@ def command(
         network,
         survey,
         memory=memory,
+        host_memory=host_memory,
         storage_mode=storage_mode,  # type: ignore[arg-type]
+        storage_compression=storage_compression,
         precision=precision,
+        device=device,
     )
+    if draw is not None:
+        from ..view import draw_plan
+
+        draw_plan(made, draw)
     typer.echo(json_format.dumps(made.to_dict(), indent=1) if json else str(made))

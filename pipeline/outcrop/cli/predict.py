@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from ._shared import Cluster, Memory, Overwrite, StorageMode, StoragePath, Workers
+from ._shared import (
+    Cluster,
+    Device,
+    HostMemory,
+    Memory,
+    Overwrite,
+    Precision,
+    StorageCompression,
+    StorageMode,
+    StoragePath,
+    Workers,
+)
 
 
 def command(
@@ -21,11 +32,15 @@ def command(
         str | None, typer.Option(help="Version of the network, where it has several.")
     ] = None,
     memory: Memory = "2GB",
+    host_memory: HostMemory = None,
     storage_mode: StorageMode = "auto",
     storage_path: StoragePath = None,
-    precision: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16 or float64: of the arithmetic.")
-    ] = "float32",
+    storage_compression: StorageCompression = False,
+    precision: Precision = "float32",
+    device: Device = "cpu",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile what many tiles have in common.")
+    ] = False,
     cluster: Cluster = None,
     workers: Workers = None,
     overwrite: Overwrite = False,
@@ -51,9 +66,13 @@ def command(
             survey,
             out,
             memory=memory,
+            host_memory=host_memory,
             storage_mode=storage_mode,  # type: ignore[arg-type]
             storage_path=storage_path,
+            storage_compression=storage_compression,
             precision=precision,
+            device=device,
+            compile=compile,
             client=client,
             overwrite=overwrite,
             progress=True,

@@ -38,6 +38,7 @@ class Job(WorkerPlugin):
     weights: Mapping[str, Tensor]
     stores: Mapping[str, Store]
     device: str = "cpu"
+    compile: bool = False
 
     def setup(self, worker: Any) -> None:
         """Prepare a worker: its share of the cores, one tile at a time."""
@@ -57,8 +58,10 @@ class Job(WorkerPlugin):
                 return_freed_memory()
                 part = self.plan.stages[stage]
                 weights = {k: v.to(self.device) for k, v in self.weights.items()}
-                runner = StageRunner(self.graph, part, weights, self.stores, self.device)
-                self.runner = stage, runner
+                self.runner = (
+                    stage,
+                    StageRunner(self.graph, part, weights, self.stores, self.device, self.compile),
+                )
             self.runner[1].run(number, tile)
 
 
@@ -76,6 +79,7 @@ def run_dask(
     finished: Collection[tuple[int, int]] = (),
     on_tile: OnTile | None = None,
     device: torch.device | str = "cpu",
+    compile: bool = False,
 ) -> None:
     """Run a plan on the workers of `client`; parameters as for `run_local`.
 
@@ -93,7 +97,9 @@ def run_dask(
         stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
     name = f"outcrop-{plan.digest()[:16]}-{id(plan):x}"
     # How outputs are nested concerns the caller alone.
-    job = Job(name, replace(graph, structure=None), plan, dict(weights), stores, str(device))
+    job = Job(
+        name, replace(graph, structure=None), plan, dict(weights), stores, str(device), compile
+    )
     client.register_plugin(job, name=name)
     try:
         for i, stage in enumerate(plan.stages):

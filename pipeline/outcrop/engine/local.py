@@ -12,7 +12,7 @@ from torch import Tensor
 from ..graph import Box, Graph
 from ..planner import Plan
 from .globals import GlobalStore
-from .memory import ALL, USUAL, keep_freed_memory, return_freed_memory
+from .memory import ALL, USUAL, Watch, keep_freed_memory, return_freed_memory
 from .stores import Store
 from .threads import SideThread
 from .tile import StageRunner
@@ -30,6 +30,7 @@ def run_local(
     finished: Collection[tuple[int, int]] = (),
     on_tile: OnTile | None = None,
     device: torch.device | str = "cpu",
+    compile: bool = False,
 ) -> None:
     """Run a plan in this process, on all its threads.
 
@@ -50,6 +51,8 @@ def run_local(
         Told of every tile that is written.
     device : torch.device or str
         What computes.
+    compile : bool
+        Compile what many tiles have in common.
 
     Raises
     ------
@@ -60,11 +63,13 @@ def run_local(
     keep_freed_memory(ALL)
     with contextlib.ExitStack() as stack, torch.inference_mode():
         stack.callback(keep_freed_memory, USUAL)
+        watch = Watch(plan.peak_memory)
         for i, stage in enumerate(plan.stages):
             stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
-            runner = StageRunner(graph, stage, weights, stores, device)
+            runner = StageRunner(graph, stage, weights, stores, device, compile)
             todo = ((n, t) for n, t in enumerate(stage.tiles()) if (i, n) not in finished)
             for n in _overlapped(runner, todo):
+                watch.check(stage.tile_bytes)
                 if on_tile is not None:
                     on_tile(i, n)
             return_freed_memory()

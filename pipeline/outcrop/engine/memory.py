@@ -44,6 +44,38 @@ def return_freed_memory() -> None:
         library.malloc_trim(0)
 
 
+class Watch:
+    """Gives freed memory back whenever this process has grown to near what a plan promises.
+
+    Freed blocks that fit no later request add up over the tiles, how much is a matter of chance.
+
+    Parameters
+    ----------
+    promised : int
+        Bytes that the process may take beside what it takes now.
+    """
+
+    def __init__(self, promised: int) -> None:
+        self.limit = _resident() + promised
+        self.floor = 0
+
+    def check(self, tile: int) -> None:
+        """Look, between two tiles that take `tile` bytes each."""
+        now = _resident()
+        if now > self.limit - tile // 4 and now > self.floor + tile // 8:
+            return_freed_memory()
+            self.floor = _resident()
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
+
+
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """Allocate a tensor for long: a large one apart from the blocks that tiles use, in huge pages.
 

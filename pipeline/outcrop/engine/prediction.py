@@ -91,6 +91,7 @@ def predict(
     device: str = "cpu",
     tile: Sequence[int] | None = None,
     plan: Plan | None = None,
+    compile: bool = False,
     client: Client | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -132,6 +133,9 @@ def predict(
     plan : Plan, optional
         From `outcrop.plan`, instead of all that concerns memory, storage, precision, device and
         tiles.
+    compile : bool
+        Compile by `torch.compile` what many tiles have in common: takes seconds to a minute, and
+        needs a C++ compiler on a CPU. The result differs by rounding alone.
     client : distributed.Client, optional
         Evaluate on its workers; in this process unless given.
     overwrite : bool
@@ -276,7 +280,8 @@ def predict(
             stage = plan.stages[i]
             advance(framed.volume.size * stage.operations / plan.operations / stage.count)
         weights = to_compute(state, dtype, where)
-        run(graph, plan, weights, {graph.inputs[0]: source}, make, finished, on_tile, where)
+        inputs = {graph.inputs[0]: source}
+        run(graph, plan, weights, inputs, make, finished, on_tile, where, compile)
     output.commit()
     if folder.exists():  # a storage_path of the user's
         folder.rmdir()

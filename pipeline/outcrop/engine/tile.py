@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ..graph import RULES, Box, Graph, Node, Reduce, Rule, tiles
 from ..graph.boxes import Shape, central_tile
 from ..graph.propagate import last_uses, needed
 from ..planner import Stage
+from .compiled import Compiled
 from .globals import GlobalStore
 from .stores import Store, to_device
 
@@ -53,6 +55,8 @@ class StageRunner:
         global value.
     device : torch.device or str
         What computes.
+    compile : bool
+        Compile what many tiles have in common.
     """
 
     def __init__(
@@ -62,8 +66,9 @@ class StageRunner:
         weights: Mapping[str, Tensor],
         stores: Mapping[str, Store],
         device: torch.device | str = "cpu",
+        compile: bool = False,
     ) -> None:
-        self.graph, self.stage, self.weights, self.stores = graph, stage, weights, stores
+        self.graph, self.stage, self.stores = graph, stage, stores
         self.device = torch.device(device)
         # The tensors that a global value reduces, each on the tile.
         self.reducing = {name: graph.nodes[name].operands[0] for name in stage.reduces}
@@ -88,6 +93,9 @@ class StageRunner:
                 and source not in views.values()
             )
             self.steps.append(_Step(node, rule, tuple(last[name]), spare))
+        own = {w: weights[w] for step in self.steps for w in step.node.weights}
+        self.weights = own
+        self.compiled = Compiled((*stage.inputs, *own)) if compile else None
 
     def boxes(self, tile: Box) -> dict[str, Box]:
         """Box of every tensor on which it is computed, or read, for the tile.
@@ -110,8 +118,10 @@ class StageRunner:
             held[name] = self.graph.layouts[name].from_store(value, boxes[name])
         return held
 
-    def compute(self, tile: Box, inputs: Mapping[str, Tensor] | None = None) -> Results:
+    def compute(self, tile: Box, inputs: dict[str, Tensor] | None = None) -> Results:
         """Evaluate the stage on one tile; in parts, if the memory turns out not to suffice.
+
+        `inputs`, from `read`, are freed as they are used up.
 
         Raises
         ------
@@ -151,25 +161,17 @@ class StageRunner:
             pieces = [half for rest in (piece, *pieces) for half in _halves(rest)]
         return results
 
-    def _evaluate(self, tile: Box, inputs: Mapping[str, Tensor], results: Results) -> None:
-        graph, boxes, held = self.graph, self.boxes(tile), dict(inputs)
-        kept: dict[str, Tensor] = {}
-        for name in self.kept:
-            if name in held:
-                kept[name] = graph.layouts[name].cut(held[name], boxes[name], tile)
-        for step in self.steps:
-            node = step.node
-            values = {name: self.weights[name] for name in node.weights}
-            for name, box in step.rule.needs(node, boxes[node.name], graph).items():
-                values[name] = graph.layouts[name].cut(held[name], boxes[name], box)
-            for name in step.spent:
-                del held[name]
-            evaluate = step.rule.overwrite if step.spare else step.rule.evaluate
-            held[node.name] = evaluate(node, boxes[node.name], values, graph)
-            if node.name in self.kept:
-                kept[node.name] = graph.layouts[node.name].cut(
-                    held[node.name], boxes[node.name], tile
-                )
+    def _evaluate(self, tile: Box, inputs: dict[str, Tensor], results: Results) -> None:
+        graph, boxes = self.graph, self.boxes(tile)
+        values = {**self.weights, **inputs}
+        inputs.clear()
+        found: Sequence[Tensor]
+        if self.compiled is None:
+            found = self._kept(tile, boxes, values)
+        else:
+            kept_of = partial(self._kept, tile, boxes)
+            found = self.compiled.call(self._signature(tile, boxes), kept_of, values)
+        kept = dict(zip(self.kept, found, strict=True))
         states = {}
         for reduce, operand in self.reducing.items():
             rule, node = RULES[graph.nodes[reduce].op], graph.nodes[reduce]
@@ -180,6 +182,38 @@ class StageRunner:
         results.states.update(states)
         for name in self.stage.outputs:
             results.parts.append((name, tile, graph.layouts[name].to_store(kept[name], tile)))
+
+    def _kept(self, tile: Box, boxes: Mapping[str, Box], values: dict[str, Tensor]) -> list[Tensor]:
+        """Compute what is kept, on the tile, from inputs, which are used up, and weights."""
+        layouts, held = self.graph.layouts, {n: values.pop(n) for n in self.stage.inputs}
+        kept = {
+            name: layouts[name].cut(held[name], boxes[name], tile)
+            for name in self.kept
+            if name in held
+        }
+        for step in self.steps:
+            node, box = step.node, boxes[step.node.name]
+            operands = {name: values[name] for name in node.weights}
+            for name, need in step.rule.needs(node, box, self.graph).items():
+                operands[name] = layouts[name].cut(held[name], boxes[name], need)
+            for name in step.spent:
+                del held[name]
+            evaluate = step.rule.overwrite if step.spare else step.rule.evaluate
+            held[node.name] = evaluate(node, box, operands, self.graph)
+            if node.name in self.kept:
+                kept[node.name] = layouts[node.name].cut(held[node.name], box, tile)
+        return [kept[name] for name in self.kept]
+
+    def _signature(self, tile: Box, boxes: Mapping[str, Box]) -> Hashable:
+        """Equal for tiles for which `_kept` makes the same calls."""
+        calls: list[Hashable] = [tile.within(boxes[name]) for name in self.kept]
+        calls += [boxes[name].shape for name in self.stage.inputs]
+        for step in self.steps:
+            node, box = step.node, boxes[step.node.name]
+            needs = step.rule.needs(node, box, self.graph).items()
+            calls.append((box.shape, step.rule.position(node, box, self.graph)))
+            calls += [need.within(boxes[name]) for name, need in needs]
+        return tuple(calls)
 
     def write(self, number: int, results: Results) -> None:
         """Put what a tile gave where it belongs."""

@@ -79,6 +79,7 @@ def whole_volume(
     device: torch.device | str | None = None,
     tile: Sequence[int] | None = None,
     plan: Plan | None = None,
+    compile: bool = False,
 ) -> Any:
     """Evaluate a module on a whole volume, exactly, within a memory budget.
 
@@ -111,6 +112,9 @@ def whole_volume(
     plan : Plan, optional
         Made earlier for the same module and shapes, instead of all that concerns memory, storage,
         precision and tiles.
+    compile : bool
+        Compile by `torch.compile` what many tiles have in common: takes seconds to a minute, and
+        needs a C++ compiler on a CPU. The result differs by rounding alone.
 
     Returns
     -------
@@ -194,6 +198,6 @@ def whole_volume(
         layout = graph.layouts[name]
         inputs[name] = MemoryStore(layout.to_store(value, layout.whole), dtype, apart)
     with naming_full_disk(folder, "choose another storage_path, or storage_mode='none'"):
-        run_local(graph, plan, weights, inputs, make, device=where)
+        run_local(graph, plan, weights, inputs, make, device=where, compile=compile)
     results.update({n: reduced[n].get().to(home) for n in graph.outputs if n in reduced})
     return graph.nest(results)

@@ -13,7 +13,7 @@ from .rates import Rates
 
 # What the C allocator holds beyond the tensors in use, as blocks that fit no request: found to
 # grow with the number of operators, and to be less where all tiles are one.
-_HELD_BACK, _PER_OPERATOR, _ONE_TILE, _MOST = 1.25, 0.015, 1.2, 1.7
+_HELD_BACK, _PER_OPERATOR, _ONE_TILE, _MOST = 1.6, 0.03, 1.1, 2.1
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from .cost import Cost, Costs, Part, balanced
 from .cuts import Cuts
 
 # What libraries keep for themselves once convolutions have run.
-_RUNTIME_BYTES = 64 * 10**6
+_RUNTIME_BYTES = 40 * 10**6
+
+# What other threads' heaps hold beyond the tensors in use.
+_HELD_BACK = 1.5
 
 _EDGES = (1, 4, 8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
 
@@ -196,9 +199,11 @@ class Draft:
             return place == "disk" or (place == "cpu" and self.task.device != "cpu")
 
         # A read holds what it copies from beside the copy, a write what it packs.
-        ahead = 2 * cost.read_bytes if any(map(is_slow, part.inputs)) else 0
-        behind = 2 * cost.written_bytes if any(map(is_slow, part.outputs)) else 0
-        return int(cost.tile_bytes + ahead + behind)
+        # With a single tile there is no other meanwhile.
+        copies = 1 if cost.tile == self.domain(part).shape else 2
+        ahead = copies * cost.read_bytes if any(map(is_slow, part.inputs)) else 0
+        behind = copies * cost.written_bytes if any(map(is_slow, part.outputs)) else 0
+        return int(cost.tile_bytes + _HELD_BACK * (ahead + behind))
 
     def domain(self, part: Part) -> Box:
         """The part of the grid that a stage produces."""

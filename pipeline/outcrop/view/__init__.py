@@ -1,5 +1,6 @@
-"""Pictures of surveys and of what was predicted on them."""
+"""Pictures of surveys, of what was predicted on them, and of plans."""
 
+from .plans import draw_plan
 from .sections import sections
 
-__all__ = ["sections"]
+__all__ = ["draw_plan", "sections"]

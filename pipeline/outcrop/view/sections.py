@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from ..errors import OutcropError, SurveyError
+from ..errors import SurveyError
+from .save import save
 
 _HEIGHT = 4.6  # inches, of a panel
 _BLANK = "#cfe3cf"  # pale green: no amplitude is drawn in it
@@ -143,7 +144,7 @@ def sections(
     if title:
         figure.suptitle(title)
     if path is not None:
-        _save(figure, Path(path))
+        save(figure, Path(path))
     return figure
 
 
@@ -213,11 +214,3 @@ def _label(volume: xr.DataArray, dim: str, value: float | None = None) -> str:
     if value is None:
         return f"{name} ({unit})" if unit else name
     return f"{name} {value:g}" + (f" {unit}" if unit else "")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    formats = figure.canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".").lower() not in formats:
-        raise OutcropError(f"{path}: no such format; choose one of {', '.join(sorted(formats))}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)

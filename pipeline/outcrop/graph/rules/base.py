@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -47,6 +47,14 @@ class Rule:
     def overwrite(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         """As `evaluate`, where the first operand is not needed any more and may be written to."""
         return self.evaluate(node, box, values, graph)
+
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        """Return what `evaluate` depends on beside the shapes of `box` and of the operands' boxes.
+
+        Where it is equal, two boxes of one shape are evaluated by the same calls. Unless a rule
+        knows better that is all of the position.
+        """
+        return box.start
 
     def operations(self, node: Node, graph: Graph) -> float:
         """Arithmetic operations per point of the result's grid."""
@@ -124,6 +132,14 @@ def merge(shape: Shape, rank: int, parts: list[tuple[Layout, int]]) -> Layout | 
     )
     return (
         Layout(shape, tuple(dims), tuple(grid)) if whole and len(set(held)) == len(held) else None
+    )
+
+
+def is_cut(own: Layout, layout: Layout) -> bool:
+    """Whether `broadcast_cut` cuts anything."""
+    offset = len(layout.shape) - len(own.shape)
+    return any(
+        layout.dims[offset + i] and not own.dims[i] and n > 1 for i, n in enumerate(own.shape)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -11,7 +12,18 @@ from torch import Tensor
 from ..boxes import Box
 from ..graph import Graph, Node, Ref
 from ..layout import Layout
-from .base import Rule, Values, aligned, broadcast_cut, call, merge, normalized, refs, resolve
+from .base import (
+    Rule,
+    Values,
+    aligned,
+    broadcast_cut,
+    call,
+    is_cut,
+    merge,
+    normalized,
+    refs,
+    resolve,
+)
 
 
 class Pointwise(Rule):
@@ -23,6 +35,8 @@ class Pointwise(Rule):
         Argument that names the dimensions over which the operator mixes values, such as the
         "dim" of a softmax: they may not hold axes of the grid.
     """
+
+    cuts = True  # what holds no axes, such as a learned position, is cut to the box
 
     def __init__(self, along: str | None = None) -> None:
         self.along = along
@@ -43,6 +57,11 @@ class Pointwise(Rule):
         grid = graph.grid(node.name)
         return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
 
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        layout = graph.layouts[node.name]
+        names = refs(tuple(node.args.values())) if self.cuts else ()
+        return box.start if any(is_cut(graph.layout(n), layout) for n in names) else None
+
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         return call(node, self._cut(node, box, values, graph))
 
@@ -59,9 +78,8 @@ class Pointwise(Rule):
         return call(node, self._cut(node, box, values, graph), in_place)
 
     def _cut(self, node: Node, box: Box, values: Values, graph: Graph) -> Values:
-        """Cut what holds no axes, such as a learned position, to the box."""
         layout = graph.layouts[node.name]
-        if layout.is_fixed:
+        if layout.is_fixed or not self.cuts:
             return values
         local = dict(values)
         for name in refs(tuple(node.args.values())):
@@ -70,10 +88,9 @@ class Pointwise(Rule):
 
 
 class PReLU(Pointwise):
-    """Leaky ReLU whose slope is a weight for each channel."""
+    """Leaky ReLU whose slope is a weight for each channel, not along the last dimension."""
 
-    def _cut(self, node: Node, box: Box, values: Values, graph: Graph) -> Values:
-        return values  # the slope lies along the channels, not along the last dimension
+    cuts = False
 
 
 class Concatenate(Pointwise):
@@ -100,6 +117,8 @@ def channels_last(x: Tensor) -> bool:
 class BatchNorm(Pointwise):
     """Normalisation by stored statistics."""
 
+    cuts = False
+
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         a = {key: resolve(value, values) for key, value in node.args.items()}
         return F.batch_norm(
@@ -109,6 +128,8 @@ class BatchNorm(Pointwise):
 
 class Normalize(Pointwise):
     """Normalisation of groups of channels by their `moments`, then weight and bias."""
+
+    cuts = False
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         return graph.layouts[node.args["input"].name]
@@ -145,6 +166,8 @@ class LayerNorm(Pointwise):
 class Linear(Pointwise):
     """A matrix of weights applied to the last dimension."""
 
+    cuts = False
+
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         own = graph.layouts[node.args["input"].name]
         if own.dims[-1] or len(node.operands) != 1:
@@ -160,6 +183,8 @@ class Linear(Pointwise):
 
 class Convert(Pointwise):
     """A change of dtype; to the module's own, it is one to the precision of the computation."""
+
+    cuts = False
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         (x,) = (values[name] for name in node.operands)
@@ -190,6 +215,9 @@ class Expand(Rule):
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         grid = graph.grid(node.name)
         return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
+
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        return None
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         return values[node.args["self"].name].expand(graph.layouts[node.name].local(box))

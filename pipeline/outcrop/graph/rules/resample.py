@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,8 +18,8 @@ from .base import Rule, Values, normalized
 from .window import padded, with_axes
 
 # From positions along a dimension of the result to positions along that of the operand, -1 where
-# the result has a constant.
-Map = Callable[[Tensor], Tensor]
+# the result has a constant. In NumPy: what is known beforehand is no part of a traced evaluation.
+Map = Callable[[np.ndarray], np.ndarray]
 
 
 class Gather(Rule):
@@ -44,13 +45,13 @@ class Gather(Rule):
                 grid[a] = node.shape[i]
         return Layout(node.shape, own.dims, tuple(grid))
 
-    def _index(self, node: Node, box: Box, graph: Graph) -> dict[int, Tensor]:
+    def _index(self, node: Node, box: Box, graph: Graph) -> dict[int, np.ndarray]:
         layout, own = graph.layouts[node.name], graph.layouts[node.operands[0]]
         found = {}
         for i, where in self.maps(node, own.shape).items():
             axes = layout.dims[i]
             a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i])
-            found[i] = where(torch.arange(a, b))
+            found[i] = where(np.arange(a, b))
         return found
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
@@ -64,16 +65,23 @@ class Gather(Rule):
             last.append(int(inside.max()) + 1 if len(inside) else 1)
         return {node.operands[0]: with_axes(box, dims, tuple(first), tuple(last))}
 
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        held = self.needs(node, box, graph)[node.operands[0]]
+        dims = graph.layouts[node.operands[0]].dims
+        return tuple(
+            tuple(np.where(at < 0, at, at - held.start[dims[i][0]] if dims[i] else at).tolist())
+            for i, at in self._index(node, box, graph).items()
+        )
+
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         x = values[node.operands[0]]
         held = self.needs(node, box, graph)[node.operands[0]]
         own = graph.layouts[node.operands[0]]
         before, after = [0] * x.ndim, [0] * x.ndim
         for i, where in self._index(node, box, graph).items():
-            where = where - where.lt(0).logical_not() * (
-                held.start[own.dims[i][0]] if own.dims[i] else 0
-            )
-            inside = torch.nonzero(where >= 0).flatten()
+            start = held.start[own.dims[i][0]] if own.dims[i] else 0
+            where = np.where(where < 0, -1, where - start)
+            inside = np.flatnonzero(where >= 0)
             if not len(inside):  # all of it constant
                 before[i], x = len(where), x.narrow(i, 0, 0)
                 continue
@@ -90,13 +98,13 @@ class Gather(Rule):
         return True
 
 
-def _take(x: Tensor, dim: int, index: Tensor) -> Tensor:
+def _take(x: Tensor, dim: int, index: np.ndarray) -> Tensor:
     """Index along one dimension; a view where the positions are evenly spaced."""
     first, n = int(index[0]), len(index)
     step = int(index[1]) - first if n > 1 else 1
-    if step >= 1 and torch.equal(index, torch.arange(n) * step + first):
+    if step >= 1 and np.array_equal(index, np.arange(n) * step + first):
         return x[(slice(None),) * dim + (slice(first, first + (n - 1) * step + 1, step),)]
-    return x.index_select(dim, index.to(x.device))
+    return x.index_select(dim, torch.from_numpy(index).to(x.device))
 
 
 def slice_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
@@ -143,16 +151,16 @@ def pad_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
         if not before and not after:
             continue
 
-        def where(i: Tensor, n: int = shape[dim], p: int = before) -> Tensor:
+        def where(i: np.ndarray, n: int = shape[dim], p: int = before) -> np.ndarray:
             i = i - p
             if mode == "constant":
-                return i.where((i >= 0) & (i < n), -1)
+                return np.where((i >= 0) & (i < n), i, -1)
             if mode == "replicate":
-                return i.clamp(0, n - 1)
+                return i.clip(0, n - 1)
             if mode == "circular":
                 return i % n
-            i = i.abs()
-            return i.where(i < n, 2 * (n - 1) - i)
+            i = np.abs(i)
+            return np.where(i < n, i, 2 * (n - 1) - i)
 
         found[dim] = where
     return found
@@ -166,9 +174,9 @@ def nearest_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
     for dim, factor in enumerate(factors, start=2):
         ratio = shape[dim] / node.shape[dim] if factor is None else 1.0 / factor
 
-        def where(i: Tensor, n: int = shape[dim], ratio: float = ratio) -> Tensor:
-            scaled = i.to(torch.float32) * torch.tensor(ratio, dtype=torch.float32)
-            return scaled.long().clamp_(max=n - 1)
+        def where(i: np.ndarray, n: int = shape[dim], ratio: float = ratio) -> np.ndarray:
+            scaled = i.astype(np.float32) * np.float32(ratio)
+            return scaled.astype(np.int64).clip(max=n - 1)
 
         found[dim] = where
     return found
@@ -205,7 +213,7 @@ class Nearest(Gather):
 
 
 # Positions that a result takes part in, and their shares: (results, positions) each.
-Taps = tuple[Tensor, Tensor]
+Taps = tuple[np.ndarray, np.ndarray]
 
 
 class Separable(Rule):
@@ -219,7 +227,7 @@ class Separable(Rule):
 
     of_images = True
 
-    def __init__(self, taps: Callable[[Node, int, int, Tensor], Taps]) -> None:
+    def __init__(self, taps: Callable[[Node, int, int, np.ndarray], Taps]) -> None:
         self.taps = taps
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
@@ -242,7 +250,7 @@ class Separable(Rule):
         for i in range(len(node.shape) - self._count(node), len(node.shape)):
             axes = layout.dims[i]
             a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i])
-            found[i] = self.taps(node, i, own.shape[i], torch.arange(a, b))
+            found[i] = self.taps(node, i, own.shape[i], np.arange(a, b))
         return found
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
@@ -257,18 +265,27 @@ class Separable(Rule):
             )
         }
 
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        held = self.needs(node, box, graph)[node.operands[0]]
+        dims = graph.layouts[node.operands[0]].dims
+        return tuple(
+            (*(where - held.start[dims[i][0]] if dims[i] else where).ravel(), *share.ravel())
+            for i, (where, share) in self._taps(node, box, graph).items()
+        )
+
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         x = values[node.operands[0]]
         own = graph.layouts[node.operands[0]]
         held = self.needs(node, box, graph)[node.operands[0]]
         for i, (where, share) in self._taps(node, box, graph).items():
             start = held.start[own.dims[i][0]] if own.dims[i] else 0
-            where, share = (where - start).to(x.device), share.to(x.device, x.dtype)
+            at = torch.from_numpy(where - start).to(x.device)
+            shares = torch.from_numpy(share).to(x.device, x.dtype)
             column = (-1, *(1,) * (x.ndim - 1 - i))
-            parts = [x.index_select(i, where[:, k]) for k in range(where.shape[1])]
-            made = parts[0] * share[:, 0].view(column)
-            for k in range(1, where.shape[1]):
-                made = torch.addcmul(made, parts[k], share[:, k].view(column))
+            parts = [x.index_select(i, at[:, k]) for k in range(at.shape[1])]
+            made = parts[0] * shares[:, 0].view(column)
+            for k in range(1, at.shape[1]):
+                made = torch.addcmul(made, parts[k], shares[:, k].view(column))
             x = made
         return x
 
@@ -279,28 +296,26 @@ class Separable(Rule):
         return 3 * itemsize * graph.width(node.name) * box.size
 
 
-def linear_taps(node: Node, dim: int, n: int, i: Tensor) -> Taps:
+def linear_taps(node: Node, dim: int, n: int, i: np.ndarray) -> Taps:
     """Linear resampling: the two neighbours, in coordinates of the whole dimension."""
-    m, i = node.shape[dim], i.to(torch.float64)
+    m = node.shape[dim]
     factors: Any = node.args.get("scale_factors")
     factor = factors[dim - 2] if factors else None
     if node.args["align_corners"]:
         at = i * ((n - 1) / (m - 1) if m > 1 else 0.0)
     else:
         scale = n / m if factor is None else 1.0 / factor
-        at = ((i + 0.5) * scale - 0.5).clamp(min=0.0)
-    low = at.floor().long().clamp(max=n - 1)
-    high = (low + 1).clamp(max=n - 1)
+        at = ((i + 0.5) * scale - 0.5).clip(min=0.0)
+    low = np.floor(at).astype(np.int64).clip(max=n - 1)
+    high = (low + 1).clip(max=n - 1)
     share = at - low
-    return torch.stack((low, high), 1), torch.stack((1 - share, share), 1)
+    return np.stack((low, high), 1), np.stack((1 - share, share), 1)
 
 
-def adaptive_taps(node: Node, dim: int, n: int, i: Tensor) -> Taps:
+def adaptive_taps(node: Node, dim: int, n: int, i: np.ndarray) -> Taps:
     """Adaptive mean: points floor(i·n/m) to ceil((i+1)·n/m), in equal shares."""
     m = node.shape[dim]
     low, high = i * n // m, -(-(i + 1) * n // m)
-    most = int((high - low).max())
-    where = low[:, None] + torch.arange(most)
+    where = low[:, None] + np.arange(int((high - low).max()))
     inside = where < high[:, None]
-    share = inside.to(torch.float64) / (high - low)[:, None]
-    return where.clamp(max=n - 1), share
+    return where.clip(max=n - 1), inside / (high - low)[:, None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,9 @@ class Rearrange(Rule):
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         grid = graph.grid(node.name)
         return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
+
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        return None
 
     def operations(self, node: Node, graph: Graph) -> float:
         return 0.0
@@ -149,16 +154,22 @@ class View(Rearrange):
             stop.append(-(-b * n // m))
         return {node.operands[0]: Box(tuple(start), tuple(stop))}
 
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        return box.within(self._full(node, box, graph))
+
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
-        own, layout = graph.layouts[node.operands[0]], graph.layouts[node.name]
-        held = self.needs(node, box, graph)[node.operands[0]]
-        ratio = [(n, m) for n, m in zip(own.grid, layout.grid, strict=True)]
-        full = Box(
-            tuple(a * m // n for a, (n, m) in zip(held.start, ratio, strict=True)),
-            tuple(b * m // n for b, (n, m) in zip(held.stop, ratio, strict=True)),
-        )
+        layout, full = graph.layouts[node.name], self._full(node, box, graph)
         made = values[node.operands[0]].reshape(layout.local(full))
         return layout.cut(made, full, box)
+
+    def _full(self, node: Node, box: Box, graph: Graph) -> Box:
+        """All of the result that the part of the operand that `box` needs gives."""
+        held = self.needs(node, box, graph)[node.operands[0]]
+        own, grid = graph.layouts[node.operands[0]].grid, graph.grid(node.name)
+        return Box(
+            tuple(a * m // n for a, n, m in zip(held.start, own, grid, strict=True)),
+            tuple(b * m // n for b, n, m in zip(held.stop, own, grid, strict=True)),
+        )
 
 
 class Whole(Rearrange):
@@ -183,6 +194,9 @@ class OnGrid(Rearrange):
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         return {node.operands[0]: graph.whole(node.operands[0])}
 
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        return box.start
+
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         return values[node.operands[0]][box.index]
 
@@ -200,6 +214,9 @@ class Stack(Rule):
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         return dict.fromkeys(node.operands, box)
+
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        return None
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         return torch.stack([values[r.name] for r in node.args["tensors"]], node.args["dim"])

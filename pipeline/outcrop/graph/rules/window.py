@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -94,6 +95,11 @@ class Window(Rule):
         source, n = self.source(node), op_rank(node)
         first, last = self.held(node, box, graph)
         return {source: with_axes(box, graph.layouts[source].dims[-n:], first, last)}
+
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        (low, high), (first, last) = self.reach(node, box, graph), self.held(node, box, graph)
+        starts = tuple(f - a for f, a in zip(first, low, strict=True))
+        return starts, tuple(b - e for b, e in zip(high, last, strict=True))
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         x = values[self.source(node)]
@@ -207,7 +213,18 @@ class Convolution(Window):
         # Where channels are few, oneDNN holds the result once more, in single precision.
         few = graph.width(self.source(node)) < _FEW
         again = 4 * graph.width(node.name) * box.size if few else 0
-        return super().workspace(node, box, graph, itemsize) + again
+        return (
+            super().workspace(node, box, graph, itemsize)
+            + again
+            + self._columns(node, box, graph, itemsize)
+        )
+
+    def _columns(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        """Bytes of the windows side by side, as ATen holds them where oneDNN has no kernel."""
+        kernel = graph.weights[node.args["weight"].name][1:]
+        if itemsize < 8 or math.prod(kernel[1:]) == 1:
+            return 0
+        return itemsize * math.prod(kernel) * box.size
 
     def _kernel(self, node: Node, graph: Graph) -> Shape:
         return graph.weights[node.args["weight"].name][2:]
@@ -236,6 +253,15 @@ class TransposedConvolution(Convolution):
             first.append(low if axes else 0)
             last.append(max(low + 1, min(extent, (b - 1 + p) // s + 1)) if axes else extent)
         return tuple(first), tuple(last)
+
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        _, stride, _, _ = self.geometry(node, graph)
+        first, last = self.held(node, box, graph)
+        axes = graph.layouts[node.name].dims[-len(first) :]
+        return tuple(
+            (box.start[a[0]] - f * s if a else 0, e - f)
+            for a, f, e, s in zip(axes, first, last, stride, strict=True)
+        )
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         x = values[self.source(node)]
@@ -326,12 +352,12 @@ class AveragePool(Pool):
         for i, (k, s, p) in enumerate(zip(kernel, stride, padding, strict=True)):
             axes, extent = layout.dims[i - n], graph.layouts[source].shape[i - n]
             a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i - n])
-            low = torch.arange(a, b) * s - p
+            low = np.arange(a, b) * s - p
             if node.args["count_include_pad"]:
-                count = (low + k).clamp(max=extent + p) - low
+                count = (low + k).clip(max=extent + p) - low
             else:
-                count = (low + k).clamp(max=extent) - low.clamp(min=0)
-            if bool((count != k).any()):
-                factor = (k / count.to(torch.float64)).to(made.device, made.dtype)
+                count = (low + k).clip(max=extent) - low.clip(min=0)
+            if (count != k).any():
+                factor = torch.from_numpy(k / count).to(made.device, made.dtype)
                 made = made * factor.view(-1, *(1,) * (n - 1 - i))
         return made
