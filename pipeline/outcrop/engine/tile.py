@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError
-from ..graph import RULES, Box, Graph, Node, Reduce, Rule, tiles
+from ..graph import RULES, Box, Graph, Reduce, Rule, tiles
 from ..graph.boxes import Shape, central_tile
+from ..graph.endless import Endless, endless, open_axes
 from ..graph.propagate import last_uses, needed
 from ..planner import Stage
 from .compiled import Compiled
@@ -24,10 +25,20 @@ from .stores import Store, to_device
 class _Step:
     """One operator, with what to do once it is evaluated."""
 
-    node: Node
+    name: str
     rule: Rule
     spent: tuple[str, ...]  # tensors that nothing after it uses
     spare: bool  # its only operand may be overwritten
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A tile, and the boxes on which all else is computed for it, on the grids of a graph."""
+
+    graph: Graph
+    tile: Box
+    boxes: Mapping[str, Box]
+    anywhere: Endless | None = None
 
 
 @dataclass
@@ -78,6 +89,8 @@ class StageRunner:
         self.halvings = 0  # of every tile, since memory ran out
         middle = central_tile(stage.domain, stage.tile)
         self.extents = {name: box.shape for name, box in self._needed(middle).items()}
+        self.open = open_axes(graph, stage.nodes, self.kept, stage.domain, stage.tile)
+        self.endless: dict[Box, Endless | None] = {}
         self.steps = []
         for name in stage.nodes:
             node, rule = graph.nodes[name], RULES[graph.nodes[name].op]
@@ -92,18 +105,37 @@ class StageRunner:
                 and source not in views
                 and source not in views.values()
             )
-            self.steps.append(_Step(node, rule, tuple(last[name]), spare))
-        own = {w: weights[w] for step in self.steps for w in step.node.weights}
+            self.steps.append(_Step(name, rule, tuple(last[name]), spare))
+        own = {w: weights[w] for name in stage.nodes for w in graph.nodes[name].weights}
         self.weights = own
         self.compiled = Compiled((*stage.inputs, *own)) if compile else None
 
-    def boxes(self, tile: Box) -> dict[str, Box]:
-        """Box of every tensor on which it is computed, or read, for the tile.
+    def _frame(self, tile: Box) -> _Frame:
+        """How to evaluate a tile: where possible as any other is, far from the edges."""
+        anywhere = None if self.halvings else self._endless(tile)
+        if anywhere is not None:
+            start = anywhere.tile.start
+            stop = tuple(a + n for a, n in zip(start, tile.shape, strict=True))
+            return _Frame(anywhere.graph, Box(start, stop), anywhere.boxes, anywhere)
+        # Grown to one shape, so that kernels and memory are used again.
+        extents = None if self.halvings else self.extents
+        return _Frame(self.graph, tile, self._needed(tile, extents))
 
-        They are of the same shape for every tile, so that kernels and memory are used again: one
-        at the edge of the volume holds more than it needs.
-        """
-        return self._needed(tile, None if self.halvings else self.extents)
+    def _endless(self, tile: Box) -> Endless | None:
+        """The same for all tiles in a row along the open axes."""
+        stage, axes = self.stage, range(self.graph.rank)
+        if not self.open:
+            return None
+        ends = [stage.domain if a in self.open else tile for a in axes]
+        row = Box(
+            tuple(box.start[a] for a, box in enumerate(ends)),
+            tuple(box.stop[a] for a, box in enumerate(ends)),
+        )
+        if row not in self.endless:
+            self.endless[row] = endless(
+                self.graph, stage.nodes, self.kept, row, stage.tile, self.extents
+            )
+        return self.endless[row]
 
     def _needed(self, tile: Box, extents: Mapping[str, Shape] | None = None) -> dict[str, Box]:
         outputs = dict.fromkeys(self.kept, tile)
@@ -111,11 +143,16 @@ class StageRunner:
 
     def read(self, tile: Box) -> dict[str, Tensor]:
         """Fetch the stage's inputs on the boxes that the tile needs."""
-        boxes = self.boxes(tile)
+        frame = self._frame(tile)
         held = {}
         for name in self.stage.inputs:
-            value = to_device(self.stores[name].read(boxes[name]), self.device)
-            held[name] = self.graph.layouts[name].from_store(value, boxes[name])
+            layout, box = self.graph.layouts[name], frame.boxes[name]
+            if frame.anywhere is not None:
+                box = frame.anywhere.place(name, tile) & layout.whole
+            value = to_device(self.stores[name].read(box), self.device)
+            held[name] = layout.from_store(value, box)
+            if frame.anywhere is not None:
+                held[name] = frame.anywhere.extended(name, held[name], tile)
         return held
 
     def compute(self, tile: Box, inputs: dict[str, Tensor] | None = None) -> Results:
@@ -162,15 +199,15 @@ class StageRunner:
         return results
 
     def _evaluate(self, tile: Box, inputs: dict[str, Tensor], results: Results) -> None:
-        graph, boxes = self.graph, self.boxes(tile)
+        graph, frame = self.graph, self._frame(tile)
         values = {**self.weights, **inputs}
         inputs.clear()
         found: Sequence[Tensor]
         if self.compiled is None:
-            found = self._kept(tile, boxes, values)
+            found = self._kept(tile, frame, values)
         else:
-            kept_of = partial(self._kept, tile, boxes)
-            found = self.compiled.call(self._signature(tile, boxes), kept_of, values)
+            key = self._signature(tile, frame)
+            found = self.compiled.call(key, partial(self._kept, tile, frame), values)
         kept = dict(zip(self.kept, found, strict=True))
         states = {}
         for reduce, operand in self.reducing.items():
@@ -183,35 +220,42 @@ class StageRunner:
         for name in self.stage.outputs:
             results.parts.append((name, tile, graph.layouts[name].to_store(kept[name], tile)))
 
-    def _kept(self, tile: Box, boxes: Mapping[str, Box], values: dict[str, Tensor]) -> list[Tensor]:
+    def _kept(self, tile: Box, frame: _Frame, values: dict[str, Tensor]) -> list[Tensor]:
         """Compute what is kept, on the tile, from inputs, which are used up, and weights."""
-        layouts, held = self.graph.layouts, {n: values.pop(n) for n in self.stage.inputs}
+        layouts, boxes = frame.graph.layouts, frame.boxes
+        held = {name: values.pop(name) for name in self.stage.inputs}
         kept = {
-            name: layouts[name].cut(held[name], boxes[name], tile)
+            name: layouts[name].cut(held[name], boxes[name], frame.tile)
             for name in self.kept
             if name in held
         }
         for step in self.steps:
-            node, box = step.node, boxes[step.node.name]
-            operands = {name: values[name] for name in node.weights}
-            for name, need in step.rule.needs(node, box, self.graph).items():
-                operands[name] = layouts[name].cut(held[name], boxes[name], need)
-            for name in step.spent:
-                del held[name]
+            name, box = step.name, boxes[step.name]
+            node = frame.graph.nodes[name]
+            operands = {weight: values[weight] for weight in node.weights}
+            for operand, need in step.rule.needs(node, box, frame.graph).items():
+                operands[operand] = layouts[operand].cut(held[operand], boxes[operand], need)
+            for gone in step.spent:
+                del held[gone]
             evaluate = step.rule.overwrite if step.spare else step.rule.evaluate
-            held[node.name] = evaluate(node, box, operands, self.graph)
-            if node.name in self.kept:
-                kept[node.name] = layouts[node.name].cut(held[node.name], box, tile)
+            held[name] = evaluate(node, box, operands, frame.graph)
+            if name in self.kept:
+                kept[name] = layouts[name].cut(held[name], box, frame.tile)
+            if frame.anywhere is not None and name in frame.anywhere.fills:
+                frame.anywhere.fill(name, held[name], tile)
         return [kept[name] for name in self.kept]
 
-    def _signature(self, tile: Box, boxes: Mapping[str, Box]) -> Hashable:
+    def _signature(self, tile: Box, frame: _Frame) -> Hashable:
         """Equal for tiles for which `_kept` makes the same calls."""
+        if frame.anywhere is not None:
+            return tile.shape, frame.anywhere.beyond(tile)
+        graph, boxes = frame.graph, frame.boxes
         calls: list[Hashable] = [tile.within(boxes[name]) for name in self.kept]
         calls += [boxes[name].shape for name in self.stage.inputs]
         for step in self.steps:
-            node, box = step.node, boxes[step.node.name]
-            needs = step.rule.needs(node, box, self.graph).items()
-            calls.append((box.shape, step.rule.position(node, box, self.graph)))
+            node, box = graph.nodes[step.name], boxes[step.name]
+            calls.append((box.shape, step.rule.position(node, box, graph)))
+            needs = step.rule.needs(node, box, graph).items()
             calls += [need.within(boxes[name]) for name, need in needs]
         return tuple(calls)
 

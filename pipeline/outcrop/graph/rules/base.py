@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -55,6 +56,18 @@ class Rule:
         knows better that is all of the position.
         """
         return box.start
+
+    def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
+        """Return how far the operands' boxes move, axis by axis, when `box` moves by one point.
+
+        None, unless all that the rule has to do with the edges of the grid is to take constants
+        for points beyond them.
+        """
+        return None
+
+    def outside_value(self, node: Node, graph: Graph) -> float | None:
+        """Value that points of the operands have beyond the edges; None if none is looked at."""
+        return None
 
     def operations(self, node: Node, graph: Graph) -> float:
         """Arithmetic operations per point of the result's grid."""

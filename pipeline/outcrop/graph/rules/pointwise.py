@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -61,6 +62,10 @@ class Pointwise(Rule):
         layout = graph.layouts[node.name]
         names = refs(tuple(node.args.values())) if self.cuts else ()
         return box.start if any(is_cut(graph.layout(n), layout) for n in names) else None
+
+    def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
+        cut = self.position(node, graph.whole(node.name), graph)
+        return (Fraction(1),) * graph.rank if cut is None else None
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         return call(node, self._cut(node, box, values, graph))

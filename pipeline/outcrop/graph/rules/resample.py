@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -190,17 +191,33 @@ class Nearest(Gather):
     def __init__(self) -> None:
         super().__init__(nearest_maps)
 
+    def _ratios(self, node: Node, graph: Graph) -> list[int] | None:
+        """Whole factors along the dimensions after the first two, each of which holds an axis."""
+        own = graph.layouts[node.operands[0]]
+        ratios = [m / n for n, m in zip(own.shape[2:], node.shape[2:], strict=True)]
+        whole = all(r == int(r) for r in ratios) and all(own.dims[2:])
+        return [int(r) for r in ratios] if whole else None
+
+    def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
+        ratios = self._ratios(node, graph)
+        if ratios is None:
+            return None
+        found = [Fraction(1)] * graph.rank
+        for axes, ratio in zip(graph.layouts[node.name].dims[2:], ratios, strict=True):
+            for a in axes:
+                found[a] = Fraction(1, ratio)
+        return tuple(found)
+
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         source = node.operands[0]
-        x, own, layout = values[source], graph.layouts[source], graph.layouts[node.name]
-        ratios = [m / n for n, m in zip(own.shape[2:], node.shape[2:], strict=True)]
-        if any(r != int(r) for r in ratios) or not all(own.dims[2:]):
+        x, layout, ratios = values[source], graph.layouts[node.name], self._ratios(node, graph)
+        if ratios is None:
             return super().evaluate(node, box, values, graph)
-        big = F.interpolate(x, scale_factor=tuple(ratios), mode="nearest")
+        big = F.interpolate(x, scale_factor=tuple(map(float, ratios)), mode="nearest")
         held = self.needs(node, box, graph)[source]
         for i, r in enumerate(ratios, start=2):
             (a,) = layout.dims[i]
-            big = big.narrow(i, box.start[a] - held.start[a] * int(r), box.shape[a])
+            big = big.narrow(i, box.start[a] - held.start[a] * r, box.shape[a])
         return big
 
     def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:

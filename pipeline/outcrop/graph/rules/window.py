@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -95,6 +96,18 @@ class Window(Rule):
         source, n = self.source(node), op_rank(node)
         first, last = self.held(node, box, graph)
         return {source: with_axes(box, graph.layouts[source].dims[-n:], first, last)}
+
+    def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
+        _, stride, _, _ = self.geometry(node, graph)
+        found = [Fraction(1)] * graph.rank
+        for axes, step in zip(graph.layouts[node.name].dims[-len(stride) :], stride, strict=True):
+            for a in axes:
+                found[a] = Fraction(step)
+        return tuple(found)
+
+    def outside_value(self, node: Node, graph: Graph) -> float | None:
+        _, _, padding, _ = self.geometry(node, graph)
+        return self.outside if any(padding) or node.args.get("ceil_mode") else None
 
     def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
         (low, high), (first, last) = self.reach(node, box, graph), self.held(node, box, graph)
@@ -240,6 +253,13 @@ class TransposedConvolution(Convolution):
         )
         return self._kernel(node, graph), stride, padding, dilation
 
+    def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
+        back = super().moves(node, graph)
+        return None if back is None else tuple(1 / step for step in back)
+
+    def outside_value(self, node: Node, graph: Graph) -> float | None:
+        return self.outside
+
     def held(self, node: Node, box: Box, graph: Graph) -> tuple[Shape, Shape]:
         own, layout, n = graph.layouts[self.source(node)], graph.layouts[node.name], op_rank(node)
         first, last = [], []
@@ -333,6 +353,11 @@ class AveragePool(Pool):
 
     def __init__(self) -> None:
         super().__init__(0.0)
+
+    def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
+        # Windows at the edge may have another divisor.
+        at_edge = self.outside_value(node, graph) is not None
+        return None if at_edge else super().moves(node, graph)
 
     def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
         n = op_rank(node)
