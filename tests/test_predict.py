@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from outcrop.errors import (
     SurveyError,
 )
 from outcrop.output import is_complete, is_unfinished
+from outcrop.planner import planner
+from outcrop.planner.rates import rates
 
 
 def make_survey(shape=(29, 22, 37), seed=0, missing=0.1):
@@ -327,6 +330,19 @@ def test_resuming_with_something_else_is_refused_and_named(model, tmp_path):
     with pytest.raises(ResumeError, match="plan_sha256"):
         outcrop.predict(model, survey, path, tile=(16, 16, 24), storage_mode="disk")
     outcrop.predict(model, survey, path, overwrite=True, **same)
+
+
+def test_the_plan_that_was_begun_is_kept_to(model, undisturbed, monkeypatch, tmp_path):
+    """Also where the machine that goes on is found to be another, and would plan otherwise."""
+    path, survey = tmp_path / "o.zarr", make_survey((32, 24, 32))
+    interrupt(path, signal.SIGKILL, 60)
+    same = {"tile": (8, 8, 8), "storage_mode": "disk"}
+    begun = outcrop.plan(model, survey, **same)
+    slow = replace(rates(), few=1e6, some=1e6, many=1e6, disk=1e12)
+    monkeypatch.setattr(planner, "rates", lambda device, dtype: slow)
+    assert outcrop.plan(model, survey, **same).digest() != begun.digest()
+    found = outcrop.predict(model, survey, path, **same)
+    xr.testing.assert_identical(found.load().drop_attrs(), undisturbed["disk"][1])
 
 
 def test_stored_tensors_that_are_gone_are_missed(tmp_path):

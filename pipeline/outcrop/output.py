@@ -28,6 +28,11 @@ _ASIDE = "unfinished"
 _ROOT = "zarr.json"
 
 
+def aside_of(path: str | os.PathLike[str]) -> Path:
+    """Folder for what belongs to the unfinished output at `path` alone."""
+    return Path(path) / _ASIDE
+
+
 def is_complete(path: str | os.PathLike[str]) -> bool:
     """Whether `path` holds a committed Zarr group."""
     return (Path(path) / _ROOT).is_file()
@@ -35,7 +40,7 @@ def is_complete(path: str | os.PathLike[str]) -> bool:
 
 def is_unfinished(path: str | os.PathLike[str]) -> bool:
     """Whether `path` holds an output that was begun and not committed."""
-    return (Path(path) / _ASIDE).is_dir() and not is_complete(path)
+    return aside_of(path).is_dir() and not is_complete(path)
 
 
 def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -132,7 +137,7 @@ class Output:
         """
         target = Path(path)
         check_free(target, overwrite)
-        aside = target / _ASIDE
+        aside = aside_of(target)
         # A round trip through JSON, so that tuples and NumPy scalars compare as they are read.
         facts = json.loads(json.dumps(dict(record)))
         if is_unfinished(target) and not overwrite:
@@ -180,7 +185,7 @@ class Output:
     @property
     def aside(self) -> Path:
         """Folder for what belongs to the unfinished output alone; gone once it is committed."""
-        return self.path / _ASIDE
+        return aside_of(self.path)
 
     def array(self, name: str) -> zarr.Array:
         """Open one variable for writing."""
@@ -189,7 +194,7 @@ class Output:
     def finish(self, key: str) -> None:
         """Note in the journal that the part called `key` is written."""
         self.finished.add(key)
-        with open(self.path / _ASIDE / "finished.txt", "a") as journal:
+        with open(self.aside / "finished.txt", "a") as journal:
             journal.write(key + "\n")
 
     def commit(self, attributes: Mapping[str, Any] | None = None) -> None:
@@ -200,7 +205,7 @@ class Output:
         attributes : mapping, optional
             Attributes to add to the dataset, known only now.
         """
-        aside = self.path / _ASIDE
+        aside = self.aside
         root = json.loads((aside / _ROOT).read_text())
         root["attributes"] = {**root.get("attributes", {}), **(attributes or {})}
         whole = self.path / (_ROOT + ".new")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xarray as xr
@@ -17,7 +18,7 @@ from .. import __version__
 from ..errors import ArgumentError, ResumeError
 from ..graph import RULES, Graph, Reduce, capture
 from ..models.weights import digest
-from ..output import Output, check_free, naming_full_disk
+from ..output import Output, aside_of, check_free, naming_full_disk
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from ..progress import track
@@ -31,6 +32,10 @@ from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
 
 if TYPE_CHECKING:
     from distributed import Client
+
+
+# The plan of an unfinished prediction.
+_PLAN = "plan.json"
 
 
 def plan(
@@ -64,17 +69,10 @@ def plan(
     """
     framed = frame(model, data)
     graph, _ = _capture(model, framed)
-    return _plan(
-        graph,
-        framed,
-        memory,
-        host_memory,
-        storage_mode,
-        storage_compression,
-        precision,
-        device,
-        tile,
+    wanted = _wanted(
+        memory, host_memory, storage_mode, storage_compression, precision, device, tile
     )
+    return _plan(graph, framed, wanted)
 
 
 def predict(
@@ -169,18 +167,13 @@ def predict(
     graph, state = _capture(model, framed)
     if client is not None and storage_mode == "auto":
         storage_mode = "disk"
+    wanted = _wanted(
+        memory, host_memory, storage_mode, storage_compression, precision, device, tile
+    )
+    made = plan is None
     if plan is None:
-        plan = _plan(
-            graph,
-            framed,
-            memory,
-            host_memory,
-            storage_mode,
-            storage_compression,
-            precision,
-            device,
-            tile,
-        )
+        begun = None if overwrite else _begun(path, graph, wanted)
+        plan = begun or _plan(graph, framed, wanted)
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
     if client is not None and "device" in plan.places.values():
@@ -215,6 +208,9 @@ def predict(
     goes_on = "free some, and the same command goes on where it stopped"
     with naming_full_disk(path, goes_on):
         output = Output.begin(path, empty, encoding, provenance, overwrite)
+        if made and not output.resumed:
+            record = json.dumps({"wanted": wanted, "plan": plan.to_dict()})
+            (output.aside / _PLAN).write_text(record)
 
     kept = set(plan.places.values()) <= {"disk", "global"}
     finished = {(int(i), int(n)) for i, n in (key.split(":") for key in output.finished)}
@@ -307,9 +303,7 @@ def _capture(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]
     return capture(model, [example((1, 1, *framed.grid), dtype)])
 
 
-def _plan(
-    graph: Graph,
-    framed: Framed,
+def _wanted(
     memory: str | int,
     host_memory: str | int | None,
     storage_mode: StorageMode,
@@ -317,17 +311,32 @@ def _plan(
     precision: str,
     device: str,
     tile: Sequence[int] | None,
-) -> Plan:
+) -> dict[str, Any]:
+    """What a plan is asked for, as plain data."""
     to_dtype(precision)
-    return make_plan(
-        graph,
-        memory=parse_bytes(memory),
-        storage_mode=storage_mode,
-        dtype=precision,
-        domain=framed.domain,
-        tile=tile,
-        holds_output=False,
-        device=device,
-        host_memory=None if host_memory is None else parse_bytes(host_memory),
-        compressed=storage_compression,
-    )
+    return {
+        "memory": parse_bytes(memory),
+        "host_memory": None if host_memory is None else parse_bytes(host_memory),
+        "storage_mode": storage_mode,
+        "compressed": storage_compression,
+        "dtype": precision,
+        "device": device,
+        "tile": None if tile is None else list(tile),
+    }
+
+
+def _plan(graph: Graph, framed: Framed, wanted: dict[str, Any]) -> Plan:
+    return make_plan(graph, domain=framed.domain, holds_output=False, **wanted)
+
+
+def _begun(path: str | os.PathLike[str], graph: Graph, wanted: dict[str, Any]) -> Plan | None:
+    """The plan of an unfinished prediction of which the same was wanted.
+
+    Made now it might be another: it depends on how fast the machine is found to be.
+    """
+    try:
+        found = json.loads((aside_of(path) / _PLAN).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    plan = Plan.from_dict(found["plan"])
+    return plan if found["wanted"] == wanted and plan.graph == graph.digest() else None

@@ -248,7 +248,7 @@ class StageRunner:
     def _signature(self, tile: Box, frame: _Frame) -> Hashable:
         """Equal for tiles for which `_kept` makes the same calls."""
         if frame.anywhere is not None:
-            return tile.shape, frame.anywhere.beyond(tile)
+            return frame.tile, frame.anywhere.beyond(tile)
         graph, boxes = frame.graph, frame.boxes
         calls: list[Hashable] = [tile.within(boxes[name]) for name in self.kept]
         calls += [boxes[name].shape for name in self.stage.inputs]

@@ -62,7 +62,10 @@ def to_compute(
     for name, value in weights.items():
         value = value.to(device, dtype if value.is_floating_point() else value.dtype)
         layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.ndim)
-        ready[name] = value.contiguous(memory_format=layout) if layout else value
+        if layout is not None:
+            # Not `contiguous`, which leaves strides that say nothing where there is one channel.
+            value = torch.empty_like(value, memory_format=layout).copy_(value)
+        ready[name] = value
     return ready
 
 

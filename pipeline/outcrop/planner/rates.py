@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-# Bytes of a tensor that no cache holds, and that the C library asks the system for.
-_LARGE = 2**26
+# Bytes of a tensor that no cache holds; and of one that no memory freed before can serve.
+_LARGE, _NEW = 2**26, 2**29
 
 
 @dataclass(frozen=True)
@@ -151,21 +151,21 @@ def _measure(device: str, dtype: str) -> Rates:
     run.append(lambda: torch.relu(x))
     large = x.new_empty(_LARGE // x.element_size(), dtype=kind)
     small = large[: len(large) // 16].clone()
-    work += [_LARGE, _LARGE]
+    work.append(_LARGE)
     run.append(lambda: [small.copy_(part) for part in large.split(len(small))])
-    run.append(lambda: [part.copy_(small) for part in torch.empty_like(large).split(len(small))])
     # One thread alone: several wait for each other, and for whatever else the machine does.
     if not on_gpu:
         torch.set_num_threads(1)
     try:
         with torch.inference_mode():
             seconds = _shortest(run, on_gpu)
+            fresh = base.fresh if on_gpu else _fresh()
     finally:
         if not on_gpu:
             torch.set_num_threads(threads)
     few, some, many, *moved = (w / s for w, s in zip(work, seconds, strict=True))
     # A few threads take all that the memory gives.
-    bandwidth, fetch, fresh = (_rounded(rate * min(threads, 4)) for rate in moved)
+    bandwidth, fetch = (_rounded(rate * min(threads, 4)) for rate in moved)
     return replace(
         base,
         few=_rounded(few * threads),
@@ -173,7 +173,7 @@ def _measure(device: str, dtype: str) -> Rates:
         many=_rounded(many * threads),
         bandwidth=bandwidth,
         fetch=fetch,
-        fresh=fresh,
+        fresh=_rounded(fresh),
     )
 
 
@@ -196,6 +196,16 @@ def _shortest(run: Sequence[Callable[[], object]], on_gpu: bool) -> list[float]:
             if on_gpu:
                 torch.cuda.synchronize()
             best[i] = min(best[i], time.perf_counter() - start)
+    return best
+
+
+def _fresh() -> float:
+    """Bytes per second of the first touch of memory, the best of two."""
+    best = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        torch.empty(_NEW, dtype=torch.uint8).fill_(1)
+        best = max(best, _NEW / (time.perf_counter() - start))
     return best
 
 

@@ -1,0 +1,86 @@
+"""Memory that turns out not to suffice: tiles are halved, the volume stays the same."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from outcrop import whole_volume
+from outcrop.engine.tile import StageRunner
+from outcrop.errors import MemoryBudgetError
+
+# An address space too small for the tile that is asked for.
+SHORT = """
+import resource, warnings
+import psutil, torch
+from torch import nn
+from outcrop import whole_volume
+torch.set_num_threads(1)
+torch.manual_seed(0)
+network = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.Tanh(), nn.Conv3d(8, 1, 3, padding=1))
+network.double().eval()
+x = torch.randn(1, 1, 96, 48, 48, dtype=torch.float64)
+expected = whole_volume(network, x, tile=(8, 48, 48))  # threads and libraries are there from now on
+with torch.no_grad():
+    assert (network(x) - expected).abs().max() < 1e-12
+taken = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (taken + 50_000_000, -1))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    found = whole_volume(network, x, memory="4GB", tile=(96, 48, 48))
+print((found - expected).abs().max().item())
+print(*{str(w.message) for w in caught}, sep="\\n")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_the_run_goes_on_with_smaller_tiles():
+    done = subprocess.run([sys.executable, "-c", SHORT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    difference, *warned = done.stdout.splitlines()
+    assert float(difference) < 1e-12
+    assert any("out of memory on a tile; going on with tiles of 48×48×48" in w for w in warned)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 1)
+    ).eval()
+
+
+def limited(most):
+    """What an allocator would do that has room for so many points."""
+    kept = StageRunner._kept
+
+    def refusing(self, tile, frame, values):
+        if max(box.size for box in frame.boxes.values()) > most:
+            raise torch.OutOfMemoryError("no room")
+        return kept(self, tile, frame, values)
+
+    return refusing
+
+
+@pytest.mark.parametrize("mode", ["device", "none"])
+def test_global_values_are_those_of_whole_tiles(mode, network, monkeypatch):
+    """The states of halves are merged, in a tile and over tiles."""
+    x = torch.randn(1, 1, 40, 24, dtype=torch.float64)
+    network.double()
+    with torch.no_grad():
+        expected = network(x)
+    monkeypatch.setattr(StageRunner, "_kept", limited(150))
+    with pytest.warns(UserWarning, match="going on with tiles of"):
+        found = whole_volume(network, x, tile=(20, 24), storage_mode=mode)
+    assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+def test_a_point_that_does_not_fit_is_named(network, monkeypatch):
+    monkeypatch.setattr(StageRunner, "_kept", limited(0))
+    with (
+        pytest.warns(UserWarning, match="going on"),
+        pytest.raises(MemoryBudgetError, match="tile of one point"),
+    ):
+        whole_volume(network, torch.randn(1, 1, 16, 16))
