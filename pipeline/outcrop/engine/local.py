@@ -72,11 +72,11 @@ def run_local(
                 watch.check(stage.tile_bytes)
                 if on_tile is not None:
                     on_tile(i, n)
-            return_freed_memory()
             finish_globals(stores, stage.reduces)
             for name in unused_after(plan, i) & stores.keys() - inputs.keys():
                 if name in plan.places:
                     stores.pop(name).remove()
+            return_freed_memory()
 
 
 def finish_globals(stores: Mapping[str, Store], names: Collection[str]) -> None:

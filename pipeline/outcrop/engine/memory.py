@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 # Larger blocks than this glibc by its own rules returns at once.
 USUAL = 2**25
 # While tiles are evaluated, all that they free is kept.
@@ -32,6 +32,8 @@ def keep_freed_memory(up_to: int) -> None:
     """
     library = _glibc()
     if library is not None:
+        # What other threads free in heaps of their own is not given back.
+        library.mallopt(_M_ARENA_MAX, 1)
         library.mallopt(_M_MMAP_THRESHOLD, up_to)
         library.mallopt(_M_TRIM_THRESHOLD, up_to)
         library.malloc_trim(0)

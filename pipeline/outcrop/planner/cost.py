@@ -11,9 +11,9 @@ from ..graph.boxes import Shape, central_tile, count_tiles
 from ..graph.propagate import ancestors, needed
 from .rates import Rates
 
-# What the C allocator holds beyond the tensors in use, as blocks that fit no request: found to
-# grow with the number of operators, and to be less where all tiles are one.
-_HELD_BACK, _PER_OPERATOR, _ONE_TILE, _MOST = 1.6, 0.03, 1.1, 2.1
+# What the C allocator holds beyond the tensors in use, as blocks that fit no request: less where
+# all tiles are one, more where kernels in double precision take and free memory beside the tensors.
+_HELD_BACK, _ONE_TILE, _DOUBLE = 1.75, 1.25, 1.6
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ class Costs:
             written += moved
             seconds += moved / self.rates.write(places.get(name, "device"))
         seconds += tiles * (self.rates.tile + self.rates.call * len(part.nodes))
-        held_back = _ONE_TILE
-        if tiles > 1:
-            held_back = min(_MOST, _HELD_BACK + _PER_OPERATOR * len(part.nodes))
+        held_back = _HELD_BACK if tiles > 1 else _ONE_TILE
+        if self.itemsize > 4:
+            held_back *= _DOUBLE
         tile_bytes = int(held_back * self._tile_bytes(part, kept, boxes))
         seconds += tile_bytes / self.rates.fresh
         if tile_bytes > self.rates.cache:

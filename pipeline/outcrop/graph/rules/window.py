@@ -17,6 +17,8 @@ from ..layout import Axes, Layout
 from .base import Rule, Values, per_axis, resolve
 from .pointwise import channels_last
 
+# Bytes of windows that are laid side by side at once.
+_COLUMNS = 2**23
 _ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 _FEW = 4  # channels
 
@@ -171,6 +173,42 @@ def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float)
     return made
 
 
+def _in_slabs(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Shape,
+    padding: Shape,
+    dilation: Shape,
+    groups: int,
+) -> Tensor:
+    """Convolve; in double precision on a CPU by slabs, as ATen lays all windows side by side."""
+    n = len(stride)
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
+    extents = [
+        (e + 2 * p - d * (k - 1) - 1) // s + 1
+        for e, k, s, p, d in zip(
+            x.shape[-n:], weight.shape[2:], stride, padding, dilation, strict=True
+        )
+    ]
+    row = x.element_size() * math.prod(weight.shape[1:]) * math.prod(extents[1:])
+    rows = max(1, _COLUMNS // max(1, row))
+    if x.element_size() < 8 or x.device.type != "cpu" or rows >= extents[0]:
+        return convolve(x, weight, bias, stride, padding, dilation, groups)
+    if padding[0]:
+        none = [0] * (n - 1)
+        x = padded(x, [padding[0], *none], [padding[0], *none], 0.0)
+    made = x.new_empty((*x.shape[: -n - 1], weight.shape[0], *extents))
+    reach = dilation[0] * (weight.shape[2] - 1) + 1
+    for a in range(0, extents[0], rows):
+        b = min(extents[0], a + rows)
+        slab = x.narrow(-n, a * stride[0], (b - a - 1) * stride[0] + reach)
+        made.narrow(-n, a, b - a).copy_(
+            convolve(slab, weight, bias, stride, (0, *padding[1:]), dilation, groups)
+        )
+    return made
+
+
 class Convolution(Window):
     """Convolution with any stride, padding, dilation and groups."""
 
@@ -214,8 +252,7 @@ class Convolution(Window):
             return torch.ops.mkldnn._convolution_pointwise(
                 x, weight, bias, padding, stride, dilation, groups, activation, [], ""
             ).to(kind)
-        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
-        made = convolve(x, weight, bias, stride, padding, dilation, groups)
+        made = _in_slabs(x, weight, bias, stride, padding, dilation, groups)
         return made.relu_() if activation == "relu" else made
 
     def operations(self, node: Node, graph: Graph) -> float:
@@ -237,7 +274,8 @@ class Convolution(Window):
         kernel = graph.weights[node.args["weight"].name][1:]
         if itemsize < 8 or math.prod(kernel[1:]) == 1:
             return 0
-        return itemsize * math.prod(kernel) * box.size
+        size = itemsize * math.prod(kernel) * box.size
+        return min(size, max(_COLUMNS, size // box.shape[0]))
 
     def _kernel(self, node: Node, graph: Graph) -> Shape:
         return graph.weights[node.args["weight"].name][2:]
