@@ -14,7 +14,7 @@ from ..errors import MemoryBudgetError
 from ..graph import RULES, Box, Graph, Reduce, Rule, tiles
 from ..graph.boxes import Shape, central_tile
 from ..graph.endless import Endless, endless, open_axes
-from ..graph.propagate import last_uses, needed
+from ..graph.propagate import last_uses, needed, overwritten
 from ..planner import Stage
 from .compiled import Compiled
 from .globals import GlobalStore
@@ -28,7 +28,7 @@ class _Step:
     name: str
     rule: Rule
     spent: tuple[str, ...]  # tensors that nothing after it uses
-    spare: bool  # its only operand may be overwritten
+    spare: bool  # an operand may be overwritten
 
 
 @dataclass(frozen=True)
@@ -85,27 +85,16 @@ class StageRunner:
         self.reducing = {name: graph.nodes[name].operands[0] for name in stage.reduces}
         self.kept = tuple(dict.fromkeys((*stage.outputs, *self.reducing.values())))
         last = last_uses(graph, stage.nodes, self.kept)
-        views: dict[str, str] = {}  # whose memory a tensor shares
         self.halvings = 0  # of every tile, since memory ran out
         middle = central_tile(stage.domain, stage.tile)
         self.extents = {name: box.shape for name, box in self._needed(middle).items()}
         self.open = open_axes(graph, stage.nodes, self.kept, stage.domain, stage.tile)
         self.endless: dict[Box, Endless | None] = {}
-        self.steps = []
-        for name in stage.nodes:
-            node, rule = graph.nodes[name], RULES[graph.nodes[name].op]
-            if rule.is_view(node, graph) and node.operands:
-                views[name] = views.get(node.operands[0], node.operands[0])
-            source = node.operands[0] if node.operands else ""
-            # Not what was read, which may be a view of a store, nor what another shares.
-            spare = (
-                node.operands == (source,)
-                and source in last[name]
-                and source not in stage.inputs
-                and source not in views
-                and source not in views.values()
-            )
-            self.steps.append(_Step(name, rule, tuple(last[name]), spare))
+        spare = overwritten(graph, stage.nodes, stage.inputs, self.kept)
+        self.steps = [
+            _Step(name, RULES[graph.nodes[name].op], tuple(last[name]), name in spare)
+            for name in stage.nodes
+        ]
         own = {w: weights[w] for name in stage.nodes for w in graph.nodes[name].weights}
         self.weights = own
         self.compiled = Compiled((*stage.inputs, *own)) if compile else None

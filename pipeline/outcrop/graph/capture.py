@@ -18,6 +18,7 @@ from .fuse import fuse
 from .graph import Graph, Ref
 from .layout import Layout
 from .lower import LOWER, Call
+from .polyphase import polyphase
 from .propagate import ancestors
 
 
@@ -41,7 +42,7 @@ def capture(
     graph : Graph
     weights : dict of str to torch.Tensor
         The module's own parameters, buffers and constants, by their names in the graph; not
-        copied.
+        copied, but for kernels that were taken apart.
 
     Raises
     ------
@@ -92,6 +93,7 @@ def capture(
         weights={name: tuple(value.shape) for name, value in weights.items()},
         structure=(program.call_spec.out_spec, tuple(leaves)),
     )
+    graph, weights = polyphase(graph, weights)
     return fuse(graph), weights
 
 

@@ -13,7 +13,7 @@ from .boxes import Box, Shape, central_tile
 from .graph import Graph
 from .propagate import needed
 from .rules import RULES
-from .rules.window import padded
+from .rules.kernels import padded
 
 # Points between the first tile and the edge of the grid on which it is evaluated: more than any
 # halo, and divisible by any factor between resolutions. Nothing of that size is allocated.

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .graph import Graph, Node
 
-_CONVOLUTIONS = {"conv2d", "conv3d"}
+_CONVOLUTIONS = {"conv2d", "conv3d", "upsampled_conv2d", "upsampled_conv3d"}
 
 
 def fuse(graph: Graph) -> Graph:

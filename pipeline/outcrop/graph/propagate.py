@@ -72,3 +72,22 @@ def last_uses(graph: Graph, nodes: Iterable[str], outputs: Iterable[str]) -> dic
         last[name] = [operand for operand in operands if operand not in seen]
         seen.update(operands)
     return last
+
+
+def overwritten(
+    graph: Graph, nodes: Iterable[str], given: Iterable[str], outputs: Iterable[str]
+) -> dict[str, str]:
+    """Nodes whose result may take the memory of an operand, and that operand.
+
+    Not of one of `given`, which may be views of a store, nor of one whose memory another shares.
+    """
+    nodes = tuple(nodes)
+    last, shared, found = last_uses(graph, nodes, outputs), set(given), {}
+    for name in nodes:
+        node, rule = graph.nodes[name], RULES[graph.nodes[name].op]
+        if rule.is_view(node, graph) and node.operands:
+            shared |= {name, node.operands[0]}
+        target = rule.spared(node, graph)
+        if target in last[name] and target not in shared:
+            found[name] = target
+    return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..graph import RULES, Box, Graph
 from ..graph.boxes import Shape, central_tile, count_tiles
-from ..graph.propagate import ancestors, needed
+from ..graph.propagate import ancestors, needed, overwritten
 from .rates import Rates
 
 # What the C allocator holds beyond the tensors in use, as blocks that fit no request: less where
@@ -167,12 +167,16 @@ class Costs:
         graph = self.graph
         owner: dict[str, str] = {}  # whose memory a tensor lies in
         last: dict[str, int] = {}
+        spared = overwritten(graph, part.nodes, part.inputs, kept)
         for i, name in enumerate(part.nodes):
             node = graph.nodes[name]
             for operand in node.operands:
                 last[owner.get(operand, operand)] = i
             if node.operands and RULES[node.op].is_view(node, graph):
                 owner[name] = owner.get(node.operands[0], node.operands[0])
+            elif name in spared:
+                owner[name] = owner.get(spared[name], spared[name])
+                last[owner[name]] = i
         last.update(dict.fromkeys((owner.get(name, name) for name in kept), len(part.nodes)))
         ends: dict[int, list[str]] = {}
         for name, i in last.items():

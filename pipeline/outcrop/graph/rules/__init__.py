@@ -35,6 +35,7 @@ from .resample import (
     slice_maps,
 )
 from .tokens import Attention, Einsum, MatMul
+from .upsampled import UpsampledConvolution
 from .views import Drop, OnGrid, Permute, Stack, Unsqueeze, View, Whole
 from .window import AveragePool, Convolution, Pool, TransposedConvolution
 
@@ -79,6 +80,7 @@ RULES: dict[str, Rule] = _Table(
         **dict.fromkeys(
             ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), TransposedConvolution()
         ),
+        **dict.fromkeys(("upsampled_conv2d", "upsampled_conv3d"), UpsampledConvolution()),
         **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), Pool(-math.inf)),
         **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), AveragePool()),
         **dict.fromkeys(

@@ -45,8 +45,12 @@ class Rule:
         """
         raise NotImplementedError
 
+    def spared(self, node: Node, graph: Graph) -> str | None:
+        """Return the operand, if any, in whose memory `overwrite` puts the result."""
+        return None
+
     def overwrite(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
-        """As `evaluate`, where the first operand is not needed any more and may be written to."""
+        """As `evaluate`, when the operand that is `spared` is not needed any more."""
         return self.evaluate(node, box, values, graph)
 
     def position(self, node: Node, box: Box, graph: Graph) -> Hashable:

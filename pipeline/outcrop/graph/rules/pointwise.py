@@ -70,16 +70,21 @@ class Pointwise(Rule):
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         return call(node, self._cut(node, box, values, graph))
 
-    def overwrite(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+    def spared(self, node: Node, graph: Graph) -> str | None:
         in_place = getattr(torch.ops.aten, node.op + "_", None)
         if (
             in_place is None
+            or len(node.operands) != 1
             or node.overload not in in_place.overloads()
             or graph.shape(node.operands[0]) != node.shape
             or node.dtype is not None
             or node.args[next(iter(node.args))] != Ref(node.operands[0])
         ):
-            return self.evaluate(node, box, values, graph)
+            return None
+        return node.operands[0]
+
+    def overwrite(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        in_place = getattr(torch.ops.aten, node.op + "_")
         return call(node, self._cut(node, box, values, graph), in_place)
 
     def _cut(self, node: Node, box: Box, values: Values, graph: Graph) -> Values:

@@ -16,7 +16,8 @@ from ..boxes import Box
 from ..graph import Graph, Node
 from ..layout import Layout
 from .base import Rule, Values, normalized
-from .window import padded, with_axes
+from .kernels import padded
+from .window import with_axes
 
 # From positions along a dimension of the result to positions along that of the operand, -1 where
 # the result has a constant. In NumPy: what is known beforehand is no part of a traced evaluation.
@@ -183,6 +184,18 @@ def nearest_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
     return found
 
 
+def whole_factors(node: Node, graph: Graph) -> tuple[int, ...] | None:
+    """Factors of nearest upsampling along all dimensions but two, each of which holds an axis.
+
+    None if any is not whole.
+    """
+    own = graph.layouts[node.operands[0]]
+    ratios = [m / n for n, m in zip(own.shape[2:], node.shape[2:], strict=True)]
+    given = node.args.get("scale_factors") or ratios
+    whole = all(r == int(r) == f for r, f in zip(ratios, given, strict=True))
+    return tuple(map(int, ratios)) if whole and all(own.dims[2:]) else None
+
+
 class Nearest(Gather):
     """Nearest-neighbour resampling, with a fast path for whole factors."""
 
@@ -191,15 +204,8 @@ class Nearest(Gather):
     def __init__(self) -> None:
         super().__init__(nearest_maps)
 
-    def _ratios(self, node: Node, graph: Graph) -> list[int] | None:
-        """Whole factors along the dimensions after the first two, each of which holds an axis."""
-        own = graph.layouts[node.operands[0]]
-        ratios = [m / n for n, m in zip(own.shape[2:], node.shape[2:], strict=True)]
-        whole = all(r == int(r) for r in ratios) and all(own.dims[2:])
-        return [int(r) for r in ratios] if whole else None
-
     def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
-        ratios = self._ratios(node, graph)
+        ratios = whole_factors(node, graph)
         if ratios is None:
             return None
         found = [Fraction(1)] * graph.rank
@@ -210,7 +216,7 @@ class Nearest(Gather):
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         source = node.operands[0]
-        x, layout, ratios = values[source], graph.layouts[node.name], self._ratios(node, graph)
+        x, layout, ratios = values[source], graph.layouts[node.name], whole_factors(node, graph)
         if ratios is None:
             return super().evaluate(node, box, values, graph)
         big = F.interpolate(x, scale_factor=tuple(map(float, ratios)), mode="nearest")

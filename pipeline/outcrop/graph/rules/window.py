@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -15,12 +16,7 @@ from ..boxes import Box, Shape
 from ..graph import Graph, Node
 from ..layout import Axes, Layout
 from .base import Rule, Values, per_axis, resolve
-from .pointwise import channels_last
-
-# Bytes of windows that are laid side by side at once.
-_COLUMNS = 2**23
-_ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-_FEW = 4  # channels
+from .kernels import COLUMNS, FEW, convolve, padded
 
 
 def op_rank(node: Node) -> int:
@@ -155,60 +151,6 @@ def with_axes(box: Box, dims: Sequence[Axes], first: Shape, last: Shape) -> Box:
     return Box(tuple(start), tuple(stop))
 
 
-def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float) -> Tensor:
-    """F.pad, but each point is written once and the memory layout stays."""
-    rank = len(before)
-    extents = [a + n + b for a, n, b in zip(before, x.shape[-rank:], after, strict=True)]
-    shape = (*x.shape[:-rank], *extents)
-    if channels_last(x):
-        layout = {4: torch.channels_last, 5: torch.channels_last_3d}[x.ndim]
-        made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    else:
-        made = x.new_empty(shape)
-    for axis, (a, b) in enumerate(zip(before, after, strict=True), start=-rank):
-        made.narrow(axis, 0, a).fill_(value)
-        made.narrow(axis, made.shape[axis] - b, b).fill_(value)
-    inside = Box(tuple(before), tuple(a + n for a, n in zip(before, x.shape[-rank:], strict=True)))
-    made[inside.index] = x
-    return made
-
-
-def _in_slabs(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Shape,
-    padding: Shape,
-    dilation: Shape,
-    groups: int,
-) -> Tensor:
-    """Convolve; in double precision on a CPU by slabs, as ATen lays all windows side by side."""
-    n = len(stride)
-    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
-    extents = [
-        (e + 2 * p - d * (k - 1) - 1) // s + 1
-        for e, k, s, p, d in zip(
-            x.shape[-n:], weight.shape[2:], stride, padding, dilation, strict=True
-        )
-    ]
-    row = x.element_size() * math.prod(weight.shape[1:]) * math.prod(extents[1:])
-    rows = max(1, _COLUMNS // max(1, row))
-    if x.element_size() < 8 or x.device.type != "cpu" or rows >= extents[0]:
-        return convolve(x, weight, bias, stride, padding, dilation, groups)
-    if padding[0]:
-        none = [0] * (n - 1)
-        x = padded(x, [padding[0], *none], [padding[0], *none], 0.0)
-    made = x.new_empty((*x.shape[: -n - 1], weight.shape[0], *extents))
-    reach = dilation[0] * (weight.shape[2] - 1) + 1
-    for a in range(0, extents[0], rows):
-        b = min(extents[0], a + rows)
-        slab = x.narrow(-n, a * stride[0], (b - a - 1) * stride[0] + reach)
-        made.narrow(-n, a, b - a).copy_(
-            convolve(slab, weight, bias, stride, (0, *padding[1:]), dilation, groups)
-        )
-    return made
-
-
 class Convolution(Window):
     """Convolution with any stride, padding, dilation and groups."""
 
@@ -239,21 +181,29 @@ class Convolution(Window):
     def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
         _, stride, _, dilation = self.geometry(node, graph)
         weight, bias = (resolve(node.args[k], values) for k in ("weight", "bias"))
-        groups, n = node.args["groups"], op_rank(node)
-        activation = node.args.get("activation", "none")
-        fast = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _ONEDNN
-        if fast and n > 1 and x.ndim == n + 2:
-            # F.conv3d has a kernel of its own, up to four times slower, where channels are few;
-            # and for those oneDNN is slower in half precision than in single.
-            kind = x.dtype
-            if x.shape[1] < _FEW:
-                x, weight = x.float(), weight.float()
-                bias = None if bias is None else bias.float()
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, weight, bias, padding, stride, dilation, groups, activation, [], ""
-            ).to(kind)
-        made = _in_slabs(x, weight, bias, stride, padding, dilation, groups)
-        return made.relu_() if activation == "relu" else made
+        return convolve(
+            x,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            node.args.get("groups", 1),
+            onto=resolve(node.args.get("onto"), values),
+            in_place="in_place" in node.args,
+            relu=node.args.get("activation") == "relu",
+        )
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        onto = {node.args["onto"].name: box} if "onto" in node.args else {}
+        return super().needs(node, box, graph) | onto
+
+    def spared(self, node: Node, graph: Graph) -> str | None:
+        return node.args["onto"].name if "onto" in node.args else None
+
+    def overwrite(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        node = replace(node, args={**node.args, "in_place": True})
+        return self.evaluate(node, box, values, graph)
 
     def operations(self, node: Node, graph: Graph) -> float:
         taps = math.prod(graph.weights[node.args["weight"].name][1:])
@@ -261,7 +211,7 @@ class Convolution(Window):
 
     def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
         # Where channels are few, oneDNN holds the result once more, in single precision.
-        few = graph.width(self.source(node)) < _FEW
+        few = graph.width(self.source(node)) < FEW
         again = 4 * graph.width(node.name) * box.size if few else 0
         return (
             super().workspace(node, box, graph, itemsize)
@@ -275,7 +225,7 @@ class Convolution(Window):
         if itemsize < 8 or math.prod(kernel[1:]) == 1:
             return 0
         size = itemsize * math.prod(kernel) * box.size
-        return min(size, max(_COLUMNS, size // box.shape[0]))
+        return min(size, max(COLUMNS, size // box.shape[0]))
 
     def _kernel(self, node: Node, graph: Graph) -> Shape:
         return graph.weights[node.args["weight"].name][2:]

@@ -1,0 +1,117 @@
+"""Kernels: what ATen and oneDNN do best on which tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..boxes import Box, Shape
+from .pointwise import channels_last
+
+# Bytes of windows that are laid side by side at once.
+COLUMNS = 2**23
+# Channels up to which oneDNN is slower in half precision than in single.
+FEW = 4
+_ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Shape,
+    padding: Shape,
+    dilation: Shape,
+    groups: int,
+    *,
+    onto: Tensor | None = None,
+    in_place: bool = False,
+    relu: bool = False,
+) -> Tensor:
+    """Convolve, add `onto`, which may be overwritten if `in_place`, and apply a ReLU if `relu`."""
+    n, how = len(stride), (padding, stride, dilation, groups)
+    fast = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _ONEDNN
+    if not fast or n == 1 or x.ndim != n + 2:
+        made = _in_slabs(x, weight, bias, stride, padding, dilation, groups)
+        if onto is not None:
+            made = onto.add_(made) if in_place else made.add_(onto)
+        return made.relu_() if relu else made
+    # F.conv3d has a kernel of its own, up to four times slower, where channels are few.
+    kind = x.dtype
+    if x.shape[1] < FEW:
+        x, weight = x.float(), weight.float()
+        bias = None if bias is None else bias.float()
+        onto = None if onto is None else onto.float()
+    if onto is None:
+        unary = "relu" if relu else "none"
+        made = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how, unary, [], "")
+    else:
+        after: Any = ("add", 1, "relu" if relu else None, [], "")
+        if in_place:
+            made = torch.ops.mkldnn._convolution_pointwise_.binary(
+                onto, x, weight, bias, *how, *after
+            )
+        else:
+            made = torch.ops.mkldnn._convolution_pointwise.binary(
+                x, onto, weight, bias, *how, *after
+            )
+    return made.to(kind)
+
+
+def _in_slabs(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Shape,
+    padding: Shape,
+    dilation: Shape,
+    groups: int,
+) -> Tensor:
+    """Convolve; in double precision on a CPU by slabs, as ATen lays all windows side by side."""
+    n = len(stride)
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
+    extents = [
+        (e + 2 * p - d * (k - 1) - 1) // s + 1
+        for e, k, s, p, d in zip(
+            x.shape[-n:], weight.shape[2:], stride, padding, dilation, strict=True
+        )
+    ]
+    row = x.element_size() * math.prod(weight.shape[1:]) * math.prod(extents[1:])
+    rows = max(1, COLUMNS // max(1, row))
+    if x.element_size() < 8 or x.device.type != "cpu" or rows >= extents[0]:
+        return convolve(x, weight, bias, stride, padding, dilation, groups)
+    if padding[0]:
+        none = [0] * (n - 1)
+        x = padded(x, [padding[0], *none], [padding[0], *none], 0.0)
+    made = x.new_empty((*x.shape[: -n - 1], weight.shape[0], *extents))
+    reach = dilation[0] * (weight.shape[2] - 1) + 1
+    for a in range(0, extents[0], rows):
+        b = min(extents[0], a + rows)
+        slab = x.narrow(-n, a * stride[0], (b - a - 1) * stride[0] + reach)
+        made.narrow(-n, a, b - a).copy_(
+            convolve(slab, weight, bias, stride, (0, *padding[1:]), dilation, groups)
+        )
+    return made
+
+
+def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float) -> Tensor:
+    """F.pad, but each point is written once and the memory layout stays."""
+    rank = len(before)
+    extents = [a + n + b for a, n, b in zip(before, x.shape[-rank:], after, strict=True)]
+    shape = (*x.shape[:-rank], *extents)
+    if channels_last(x):
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}[x.ndim]
+        made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    else:
+        made = x.new_empty(shape)
+    for axis, (a, b) in enumerate(zip(before, after, strict=True), start=-rank):
+        made.narrow(axis, 0, a).fill_(value)
+        made.narrow(axis, made.shape[axis] - b, b).fill_(value)
+    inside = Box(tuple(before), tuple(a + n for a, n in zip(before, x.shape[-rank:], strict=True)))
+    made[inside.index] = x
+    return made
