@@ -128,26 +128,29 @@ def _apart(
     def add(
         name: str, op: str, source: str, key: str, bias: Ref | None, args: Mapping[str, Any]
     ) -> None:
-        onto = {"onto": Ref(made[-1].name)} if made else {}
-        args = {**args, "input": Ref(source), "weight": Ref(key), "bias": bias, **onto}
+        args = {**args, "input": Ref(source), "weight": Ref(key), "bias": bias}
         own = (key,) if bias is None else (key, bias.name)
-        operands = (source, *(ref.name for ref in onto.values()))
+        operands = (source, args["onto"].name) if "onto" in args else (source,)
         changed = replace(node, name=name, op=op, args=args, operands=operands, weights=own)
         made.append(changed)
 
-    coarse = [i for i, (_, factors) in enumerate(parts) if factors is not None]
-    for i in coarse:
-        source, factors = parts[i]
-        assert factors is not None
+    for i, (source, factors) in enumerate(parts):
+        if factors is None:
+            continue
         key, repeated = f"{node.name}.{i}", None
         weights[key] = _phases(slices[i], factors)
-        last = not plain and i == coarse[-1]
-        if last and bias is not None:
+        if not plain and i == 0 and bias is not None:
             repeated = Ref(f"{node.name}.bias")
             weights[repeated.name] = weights[bias.name].repeat(math.prod(factors))
+        before = made[-1].name if made else None
+        name = node.name if len(parts) == 1 else key
         op = f"upsampled_{node.op}"
-        name = node.name if last else key
         add(name, op, source, key, repeated, {"factors": factors, "padding": padding})
+        if before is not None:
+            name = node.name if i == len(parts) - 1 and not plain else f"{key}.sum"
+            args = {"self": Ref(before), "other": Ref(key), "alpha": 1}
+            both = replace(node, name=name, op="add", overload="Tensor", args=args)
+            made.append(replace(both, operands=(before, key), weights=()))
     if plain:
         key, source = f"{node.name}.rest", parts[plain[0]][0]
         weights[key] = torch.cat([slices[i] for i in plain], 1)
@@ -165,7 +168,7 @@ def _apart(
                 operands=operands,
                 shape=tuple(shape),
             )
-        add(node.name, node.op, source, key, bias, node.args)
+        add(node.name, node.op, source, key, bias, {**node.args, "onto": Ref(made[-1].name)})
         if joined is not None:
             made.insert(-1, joined)
     return made
