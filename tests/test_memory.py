@@ -19,7 +19,7 @@ from torch import nn
 from outcrop import whole_volume
 torch.set_num_threads(1)
 torch.manual_seed(0)
-network = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.Tanh(), nn.Conv3d(8, 1, 3, padding=1))
+network = nn.Sequential(nn.Conv3d(1, 32, 3, padding=1), nn.Tanh(), nn.Conv3d(32, 1, 3, padding=1))
 network.double().eval()
 x = torch.randn(1, 1, 96, 48, 48, dtype=torch.float64)
 expected = whole_volume(network, x, tile=(8, 48, 48))  # threads and libraries are there from now on
