@@ -199,10 +199,10 @@ class Draft:
             return place == "disk" or (place == "cpu" and self.task.device != "cpu")
 
         # A read holds what it copies from beside the copy, a write what it packs.
-        # With a single tile there is no other meanwhile.
-        copies = 1 if cost.tile == self.domain(part).shape else 2
-        ahead = copies * cost.read_bytes if any(map(is_slow, part.inputs)) else 0
-        behind = copies * cost.written_bytes if any(map(is_slow, part.outputs)) else 0
+        ahead = 2 * cost.read_bytes if any(map(is_slow, part.inputs)) else 0
+        behind = 2 * cost.written_bytes if any(map(is_slow, part.outputs)) else 0
+        if cost.tile == self.domain(part).shape:  # one after the other
+            return max(cost.tile_bytes, int(_HELD_BACK * max(ahead, behind)))
         return int(cost.tile_bytes + _HELD_BACK * (ahead + behind))
 
     def domain(self, part: Part) -> Box:

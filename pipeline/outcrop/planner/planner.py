@@ -164,13 +164,17 @@ class _Planner:
         draft = min([tried] if self.mode == "none" else self.lean, key=lambda d: d.least)
         least, at = draft.least
         low = least // 2
-        while self.mode != "none" and least > 1.03 * low:
-            middle = (low + least) // 2
+        while self.mode != "none":
+            # Halving finds one end; as there may be gaps, what is just below is tried too.
+            below = least * 9 // 10
+            middle = (low + least) // 2 if least > 1.03 * low else below
             found = _Planner(replace(self.task, memory=middle), self.mode).search()
-            if found.excess:
-                low = middle
-            else:
+            if not found.excess:
                 draft, (least, at) = found, min(found.least, (middle, found.tightest))
+            elif middle == below:
+                break
+            else:
+                low = middle
         for name in draft.parts[at].nodes:
             node = self.graph.nodes[name]
             if node.op == "whole" or node.op not in RULES:

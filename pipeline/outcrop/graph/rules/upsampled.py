@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from fractions import Fraction
 
@@ -74,9 +75,11 @@ class UpsampledConvolution(Convolution):
         return made.contiguous().movedim(-1, 1)
 
     def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
-        # The phases apart, and a copy of them if the box cuts some off.
-        again = 1 + any(self._offsets(node, box, graph))
+        # The phases are held beside the result, or that with what the box cuts off.
+        first, last = self._windows(node, box, graph)
+        windows = math.prod(b - a for a, b in zip(first, last, strict=True))
+        points = windows * math.prod(node.args["factors"])
         return (
             super().workspace(node, box, graph, itemsize)
-            + again * itemsize * graph.width(node.name) * box.size
+            + itemsize * graph.width(node.name) * points
         )
