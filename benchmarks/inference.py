@@ -1,11 +1,12 @@
 """FaultSeg3d over whole volumes: outcrop beside plain PyTorch and TorchSeis, in one run.
 
-Each case runs in a process of its own: seconds from tensors (or a Zarr) in memory to the result,
-capture and planning included, and the growth of the resident set at its highest. The largest
-difference from plain PyTorch is on the float32 volume of the smallest size.
+Each case runs in a process of its own, after a small volume that loads libraries and kernels:
+seconds from tensors in memory (or a Zarr) to the result, capture and planning included, and the
+growth of memory at its highest: of the resident set on a CPU, of what PyTorch allocates on a GPU.
 
     python benchmarks/inference.py --sizes 128 256 --json inference.json
-    python benchmarks/inference.py --torchseis ../torchseis
+    python benchmarks/inference.py --torchseis ../torchseis --targets
+    python benchmarks/inference.py --device cuda --sizes 512 1024 --precisions float16
 """
 
 from __future__ import annotations
@@ -19,8 +20,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-MEMORY = "4GB"
+MODES = ("device", "cpu", "disk", "none")
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def volume(size: int):
@@ -30,40 +37,46 @@ def volume(size: int):
     return torch.randn((1, 1, size, size, size), generator=torch.Generator().manual_seed(size))
 
 
-def evaluate(case: str, size: int, precision: str, torchseis: str | None) -> dict[str, float]:
-    """Run one case in this process."""
-    import psutil
+def network(norm: str | None):
+    """FaultSeg3d with seeded weights, or with a norm after each of its convolutions."""
     import torch
 
     from outcrop import models
 
-    dtype = getattr(torch, precision)
     model = models.load("faultseg3d", weights="seeded")
-    x = volume(size)
-    if case.startswith("torchseis"):
-        sys.path[:0] = str(torchseis).split(os.pathsep)  # and what it needs
+    if norm is not None:
+        kind = {"batch": torch.nn.BatchNorm3d, "instance": torch.nn.InstanceNorm3d}[norm]
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, torch.nn.Conv3d) and child.kernel_size[0] > 1:
+                    both = torch.nn.Sequential(child, kind(child.out_channels))
+                    setattr(module, name, both)
+    return model.eval()
+
+
+def runner(case: dict[str, Any], size: int):
+    """Return what is timed, on a volume of that size."""
+    import torch
+
+    dtype, device = getattr(torch, case["precision"]), case["device"]
+    how = {"memory": case["memory"], "storage_mode": case["mode"], "precision": case["precision"]}
+    how["storage_compression"] = case["compressed"]
+    model = network(case["norm"])
+    if case["name"].startswith("torchseis"):
+        sys.path[:0] = str(case["torchseis"]).split(os.pathsep)  # and what it needs
         from torchseis.models.fault.faultseg3d import FaultSeg3d
 
         peer = FaultSeg3d().eval()
         peer.load_state_dict(model.state_dict())
-        peer, x = peer.to(dtype), x.to(dtype)
-        rank = int(case[-1])
-
-        def run():
-            return peer(x, rank)
-    elif case == "plain":
+        peer, x = peer.to(device, dtype), volume(size).to(device, dtype)
+        rank = int(case["name"][-1])
+        return lambda: peer(x, rank)
+    if case["name"] == "plain":
         layout = torch.channels_last_3d
-        model = model.to(dtype).to(memory_format=layout)
-        x = x.to(dtype).contiguous(memory_format=layout)
-
-        def run():
-            return model(x)
-    elif case == "whole_volume":
-        from outcrop import whole_volume
-
-        def run():
-            return whole_volume(model, x, memory=MEMORY, precision=precision)
-    else:
+        model = model.to(device, dtype).to(memory_format=layout)
+        x = volume(size).to(device, dtype).contiguous(memory_format=layout)
+        return lambda: model(x)
+    if case["name"] == "predict":
         import numpy as np
         import xarray as xr
 
@@ -73,84 +86,173 @@ def evaluate(case: str, size: int, precision: str, torchseis: str | None) -> dic
         path = Path(folder.name) / "survey.zarr"
         dims = ("inline", "crossline", "twt")
         survey = xr.Dataset(
-            {"amplitude": (dims, x[0, 0].numpy())}, {d: np.arange(size) for d in dims}
+            {"amplitude": (dims, volume(size)[0, 0].numpy())}, {d: np.arange(size) for d in dims}
         )
         survey.chunk(64).to_zarr(path)
-        survey = xr.open_zarr(path)
-        del x
+        out = Path(folder.name) / "faults.zarr"
+        return lambda: (predict(model, xr.open_zarr(path), out, device=device, **how), folder)[0]
 
-        def run():
-            out = Path(folder.name) / "faults.zarr"
-            predict(model, survey, out, memory=MEMORY, precision=precision, storage_mode="disk")
+    from outcrop import whole_volume
 
-    with open("/proc/self/clear_refs", "w") as refs:
-        refs.write("5")
-    before = psutil.Process().memory_info().rss
+    x = volume(size)
+    if case["host"]:  # larger than the device: read from and written to host memory
+        return lambda: whole_volume(model, x, device=device, **how)
+    x = x.to(device)
+    return lambda: whole_volume(model, x, **how)
+
+
+def evaluate(case: dict[str, Any]) -> dict[str, float]:
+    """Run one case in this process."""
+    import torch
+
+    bare = resident()
+    size, on_gpu = case["size"], case["device"] != "cpu"
     with torch.inference_mode():
+        runner(case, 64)()
+        run = runner(case, size)
+        if on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+            before = resident()
         start = time.perf_counter()
         result = run()
+        if on_gpu:
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024 - before
-    found = {"seconds": seconds, "peak_bytes": peak, "mvoxels_per_second": size**3 / seconds / 1e6}
-    if case == "whole_volume" and precision == "float32" and size <= 128:
+    highest = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    peak = torch.cuda.max_memory_allocated() if on_gpu else highest
+    found = {
+        "seconds": seconds,
+        "mvoxels_per_second": size**3 / seconds / 1e6,
+        "peak_bytes": peak - before,
+        "above_import_torch_bytes": highest - bare,
+    }
+    if case["name"] == "whole_volume" and size <= 256 and case["norm"] is None:
+        # Beside what the network gives in one piece, in the precision of its weights.
         with torch.inference_mode():
-            found["largest_difference"] = (result - model(x)).abs().max().item()
+            exact = network(None)(volume(size))
+            found["largest_difference"] = (result.cpu().float() - exact).abs().max().item()
+    return found
+
+
+def cases(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the options ask for, in turn."""
+    usual = {
+        "mode": "auto",
+        "memory": options.memory,
+        "norm": None,
+        "compressed": False,
+        "host": False,
+        "device": options.device,
+        "torchseis": options.torchseis,
+    }
+    found = []
+    for size in options.sizes:
+        for precision in options.precisions:
+            modes = ("auto",) if options.device == "cpu" else ("auto", *MODES)
+            these = [{"name": "plain"}, *({"name": "whole_volume", "mode": m} for m in modes)]
+            these.append({"name": "predict"})
+            if options.torchseis:
+                these += [{"name": f"torchseis rank {rank}"} for rank in options.ranks]
+            found += [{**usual, "size": size, "precision": precision, **case} for case in these]
+    if options.targets and options.device == "cpu":
+        found += [
+            {**usual, "size": 512, "precision": "float32", "name": "predict"}
+            | {"memory": "1GB", "mode": "disk"},
+            *(
+                {**usual, "size": n, "precision": "float32", "name": "whole_volume"}
+                for n in (128, 256, 384, 512)
+            ),
+            *(
+                {**usual, "size": 256, "precision": "float32", "name": "whole_volume"}
+                | {"memory": "2GB", "norm": norm}
+                for norm in ("batch", "instance")
+            ),
+            {**usual, "size": 256, "precision": "float32", "name": "whole_volume"}
+            | {"compressed": True},
+        ]
+    elif options.targets:
+        found.append(
+            {**usual, "size": 2048, "precision": "float16", "name": "whole_volume"}
+            | {"memory": "24GB", "mode": "cpu", "host": True}
+        )
     return found
 
 
 def main() -> None:
     """Run the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 384])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[128, 256])
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--memory", default="4GB")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--torchseis", help="a checkout of TorchSeis, to run beside")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[3], help="TorchSeis's ranks")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3], help="TorchSeis's ranks")
+    parser.add_argument(
+        "--targets", action="store_true", help="larger volumes, small budgets, norms, compression"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        case, size, precision = options.one
-        print(json.dumps(evaluate(case, int(size), precision, options.torchseis)))
+        print(json.dumps(evaluate(json.loads(options.one))))
         return
 
     import torch
     from rich.console import Console
+    from rich.progress import track
     from rich.table import Table
 
-    cases = ["plain", "whole_volume", "predict"]
-    if options.torchseis:
-        cases += [f"torchseis rank {rank}" for rank in options.ranks]
-    table = Table("voxels", "precision", "case", "Mvoxels/s", "peak GB", "largest difference")
+    table = Table(
+        "voxels", "precision", "case", "memory", "Mvoxels/s", "peak GB", "largest difference"
+    )
     rows = []
-    for size in options.sizes:
-        for precision in options.precisions:
-            for case in cases:
-                command = [sys.executable, __file__, "--one", case, str(size), precision]
-                if options.torchseis:
-                    command += ["--torchseis", options.torchseis]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                row = {"size": size, "precision": precision, "case": case}
-                if done.returncode == 0:
-                    row |= json.loads(done.stdout.strip().split("\n")[-1])
-                else:
-                    lines = done.stderr.strip().split("\n")
-                    row["failed"] = f"exit {done.returncode}: {lines[-1]}"
-                rows.append(row)
-                print(row, file=sys.stderr, flush=True)
-                table.add_row(
-                    f"{size}³",
-                    precision,
-                    case,
-                    f"{row['mvoxels_per_second']:.2f}" if "seconds" in row else row["failed"],
-                    f"{row['peak_bytes'] / 1e9:.2f}" if "seconds" in row else "",
-                    f"{row['largest_difference']:.1e}" if "largest_difference" in row else "",
-                )
+    for case in track(cases(options), console=Console(stderr=True)):
+        command = [sys.executable, __file__, "--one", json.dumps(case)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        row = {key: value for key, value in case.items() if key != "torchseis"}
+        if done.returncode == 0:
+            row |= json.loads(done.stdout.strip().split("\n")[-1])
+        else:
+            lines = done.stderr.strip().split("\n")
+            row["failed"] = f"exit {done.returncode}: {lines[-1]}"
+        rows.append(row)
+        ours = not case["name"].startswith(("plain", "torchseis"))
+        words = [case["name"], case["mode"] if ours else "", case["norm"] or ""]
+        words.append("8 bits" if case["compressed"] else "")
+        table.add_row(
+            f"{case['size']}³",
+            case["precision"],
+            " ".join(word for word in words if word),
+            case["memory"] if ours else "",
+            f"{row['mvoxels_per_second']:.2f}" if "seconds" in row else row["failed"],
+            f"{row['peak_bytes'] / 1e9:.2f}" if "seconds" in row else "",
+            f"{row['largest_difference']:.1e}" if "largest_difference" in row else "",
+        )
+        if options.json:  # as far as it went, if it is interrupted
+            facts = {"machine": machine(options.device), "torch": torch.__version__, "rows": rows}
+            options.json.write_text(json.dumps(facts, indent=1) + "\n")
     Console().print(table)
-    if options.json:
-        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-        facts = {"machine": machine, "torch": torch.__version__, "memory": MEMORY, "rows": rows}
-        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def machine(device: str) -> str:
+    """Name of what computes."""
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        model = names[0] if names else model
+        amx = "with" if "amx_bf16" in info.read_text() else "without"
+        model += f" {amx} AMX"
+    return f"{model}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":
