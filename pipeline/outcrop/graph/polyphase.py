@@ -175,7 +175,7 @@ def _apart(
 
 
 def _phases(weight: Tensor, factors: Shape) -> Tensor:
-    """Kernels of all phases, phase after phase along the first dimension."""
+    """Kernels of all phases, phase after phase along the first dimension, in double precision."""
     kernel = tuple(weight.shape[2:])
     sums = []
     for k, r, t in zip(kernel, factors, _taps(kernel, factors), strict=True):
@@ -188,4 +188,4 @@ def _phases(weight: Tensor, factors: Shape) -> Tensor:
     n = len(kernel)
     axes = ",".join(("aux", "bvy", "cwz")[:n])
     phases = torch.einsum(f"oi{'xyz'[:n]},{axes}->{'abc'[:n]}oi{'uvw'[:n]}", weight.double(), *sums)
-    return phases.reshape(-1, *phases.shape[n + 1 :]).to(weight.dtype)
+    return phases.reshape(-1, *phases.shape[n + 1 :])
