@@ -114,20 +114,23 @@ def test_what_is_used_otherwise_too_is_kept():
     assert (whole_volume(network, x, tile=(7, 6)) - expected).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("scale", [3.1, 3.0, 2.9])
-def test_a_factor_that_is_not_whole_takes_other_points(scale):
-    """5 points by 3.1 are 15, but not each of the five three times."""
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("scale", [1.1, 2.0, 2.1, 2.9, 3.0, 3.1])
+def test_a_factor_that_is_not_whole_takes_the_points_that_torch_takes(scale, rank):
+    """5 points by 2.1 are 10, and by 3.1 are 15, but not always each the same number of times."""
 
     class Up(nn.Module):
         def __init__(self):
             super().__init__()
-            self.convolution = nn.Conv2d(1, 2, 3, padding=1)
+            convolution = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
+            self.convolution = convolution(1, 2, 3, padding=1)
 
         def forward(self, x):
             return self.convolution(F.interpolate(x, scale_factor=scale, mode="nearest"))
 
     network = Up().double().eval()
-    x = torch.randn(1, 1, 5, 17, dtype=torch.float64)
+    x = torch.randn(1, 1, *(5, 17, 6)[:rank], dtype=torch.float64)
     with torch.no_grad():
         expected = network(x)
-    assert (whole_volume(network, x, tile=(4, 4)) - expected).abs().max() < 1e-12
+    found = whole_volume(network, x, tile=(4, 4, 5)[:rank])
+    assert (found - expected).abs().max() < 1e-12

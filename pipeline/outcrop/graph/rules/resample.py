@@ -174,6 +174,8 @@ def nearest_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
     n = len(node.shape) - 2
     factors = node.args.get("scale_factors") or (None,) * n
     for dim, factor in enumerate(factors, start=2):
+        if n == 2 and node.shape[dim] in (shape[dim], 2 * shape[dim]):
+            factor = None  # in 2-D ATen then goes by the sizes, whatever was asked for
         ratio = shape[dim] / node.shape[dim] if factor is None else 1.0 / factor
 
         def where(i: np.ndarray, n: int = shape[dim], ratio: float = ratio) -> np.ndarray:
@@ -192,7 +194,10 @@ def whole_factors(node: Node, graph: Graph) -> tuple[int, ...] | None:
     own = graph.layouts[node.operands[0]]
     ratios = [m / n for n, m in zip(own.shape[2:], node.shape[2:], strict=True)]
     given = node.args.get("scale_factors") or ratios
-    whole = all(r == int(r) == f for r, f in zip(ratios, given, strict=True))
+    by_size = (1.0, 2.0) if len(ratios) == 2 else ()
+    whole = all(
+        r == int(r) and (r == f or r in by_size) for r, f in zip(ratios, given, strict=True)
+    )
     return tuple(map(int, ratios)) if whole and all(own.dims[2:]) else None
 
 
