@@ -215,6 +215,7 @@ print(int(peak.split()[1]) * 1024 - base, plan.peak_memory)
         (300, "disk", "float32", 160, 0),
         (2000, "disk", "float32", 160, 0),
         (600, "device", "float32", 160, 0),
+        (600, "none", "float32", 160, 0),
         (2000, "none", "float32", 160, 0),
         (400, "device", "bfloat16", 160, 0),
         (600, "device", "float64", 96, 0),
@@ -228,8 +229,12 @@ def test_measured_peak_and_promise_and_budget(megabytes, mode, precision, extent
     # Dask leaves its workers' settings in the environment.
     env = {key: value for key, value in os.environ.items() if not key.endswith("NUM_THREADS")}
     command = [sys.executable, "-c", code, *given]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    measured, promised = map(int, done.stdout.split())
+    # What the allocator keeps is a matter of chance: the promise is for the worst.
+    measured = promised = 0
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+        peak, promised = map(int, done.stdout.split())
+        measured = max(measured, peak)
     assert measured <= promised <= megabytes * 10**6
     assert promised <= 1.5 * measured

@@ -13,7 +13,7 @@ from .rates import Rates
 
 # What the C allocator holds beyond the tensors in use, as blocks that fit no request: less where
 # all tiles are one, more where kernels in double precision take and free memory beside the tensors.
-_HELD_BACK, _ONE_TILE, _DOUBLE = 1.75, 1.45, 1.6
+_HELD_BACK, _ONE_TILE, _DOUBLE = 1.75, 1.55, 1.6
 
 
 @dataclass(frozen=True)
