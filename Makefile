@@ -8,7 +8,7 @@ demo: .venv/.installed
 	$(BIN)/outcrop demo
 
 test: .venv/.installed-test
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -122,3 +122,19 @@ def weights(path: Path) -> None:
     torch = importlib.import_module("torch")
     torch.manual_seed(0)
     torch.save(outcrop.models.load("faultseg3d", weights="seeded").state_dict(), path)
+
+
+def test_the_page_of_networks_is_what_the_cards_say() -> None:
+    from outcrop import models
+    from outcrop.cli._cards import card_lines, network_lines
+
+    page = (ROOT / "docs" / "models.md").read_text()
+    sections = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
+    assert set(sections) == set(models.names())
+    for name, text in sections.items():
+        for heading, line in card_lines(models.card(name)):
+            assert f"- {heading}: {line}\n" in text, name
+    for name in ("karstseg3d", "unet25d"):
+        network = models.load(name, weights="seeded")
+        for heading, line in network_lines(network):
+            assert f"{heading}: {line}" in sections[name], name

@@ -18,6 +18,9 @@ _LAZY = {
     "offload": "outcrop.engine",
     "plan": "outcrop.engine",
     "predict": "outcrop.engine",
+    "predict_views": "outcrop.engine",
+    "predict_windows": "outcrop.engine",
+    "refine": "outcrop.engine",
     "whole_volume": "outcrop.engine",
     "demo": "outcrop.demo",
     "errors": "outcrop.errors",
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
     from .engine import offload as offload
     from .engine import plan as plan
     from .engine import predict as predict
+    from .engine import predict_views as predict_views
+    from .engine import predict_windows as predict_windows
+    from .engine import refine as refine
     from .engine import whole_volume as whole_volume
     from .survey.export import export as export
     from .survey.info import info as info

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import ArgumentError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        help="Option of the network's constructor, such as version=2018 or mode=precision; again "
+        "for another.",
+    ),
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(help="Of the multi-task networks: what to predict, of rgt,dhr,fault."),
+]
+Direction = Annotated[
+    str | None,
+    typer.Option(help="Of networks of sections: inline, crossline, or (predict) both."),
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a file of raw float32 samples, the fastest axis first: samples,crosslines,inlines."
+    ),
+]
 Memory = Annotated[
     str, typer.Option(help="Memory that one process may take, such as 2GB or 512MiB.")
 ]
@@ -46,3 +75,37 @@ Workers = Annotated[
     int | None, typer.Option(help="Number of local workers; one per core unless given.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at the output.")]
+
+
+def options_of(given: list[str] | None, tasks: str | None = None) -> dict[str, Any]:
+    """Read `key=value` pairs, values as JSON where they are; and the tasks, if any."""
+    options: dict[str, Any] = {}
+    for pair in given or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ArgumentError(f"--option {pair}: give it as name=value, such as mode=precision")
+        try:
+            # Numbers in quotes are words to a constructor: version="2018".
+            options[key] = value if key == "version" else json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    if tasks is not None:
+        options["tasks"] = tuple(tasks.split(","))
+    return options
+
+
+def survey_of(path: Path, shape: str | None) -> xr.Dataset:
+    """Open a survey in Zarr, or raw samples of a shape with the fastest axis first."""
+    from ..survey import open as open_survey
+
+    if shape is None:
+        return open_survey(path)
+    try:
+        extents = [int(n) for n in shape.split(",")]
+    except ValueError:
+        extents = []
+    if len(extents) not in (2, 3):
+        raise ArgumentError(
+            f"--shape {shape}: give samples,crosslines,inlines (2-D: samples,traces)"
+        )
+    return open_survey(path, (*(1,) * (3 - len(extents)), *reversed(extents)))

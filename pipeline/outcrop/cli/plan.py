@@ -8,15 +8,29 @@ from typing import Annotated
 
 import typer
 
-from ._shared import Device, HostMemory, Memory, Precision, StorageCompression, StorageMode
+from ._shared import (
+    Device,
+    Direction,
+    HostMemory,
+    Memory,
+    Option,
+    Precision,
+    Shape,
+    StorageCompression,
+    StorageMode,
+    Tasks,
+    options_of,
+    survey_of,
+)
 
 
 def command(
     survey: Annotated[Path, typer.Argument(help="Survey: a Zarr written by `outcrop ingest`.")],
     model: Annotated[str, typer.Option(help="Network of the zoo.")],
-    version: Annotated[
-        str | None, typer.Option(help="Version of the network, where it has several.")
-    ] = None,
+    option: Option = None,
+    tasks: Tasks = None,
+    direction: Direction = None,
+    shape: Shape = None,
     memory: Memory = "2GB",
     host_memory: HostMemory = None,
     storage_mode: StorageMode = "auto",
@@ -35,16 +49,17 @@ def command(
     from .. import models
     from ..engine import plan
 
-    network = models.load(model, weights="seeded", **({"version": version} if version else {}))
+    network = models.load(model, weights="seeded", **options_of(option, tasks))
     made = plan(
         network,
-        survey,
+        survey_of(survey, shape),
         memory=memory,
         host_memory=host_memory,
         storage_mode=storage_mode,  # type: ignore[arg-type]
         storage_compression=storage_compression,
         precision=precision,
         device=device,
+        direction=direction,
     )
     if draw is not None:
         from ..view import draw_plan

@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..errors import ArgumentError
 from ._shared import (
     Cluster,
     Device,
+    Direction,
     HostMemory,
     Memory,
+    Option,
     Overwrite,
     Precision,
+    Shape,
     StorageCompression,
     StorageMode,
     StoragePath,
+    Tasks,
     Workers,
+    options_of,
+    survey_of,
 )
 
 
 def command(
-    survey: Annotated[Path, typer.Argument(help="Survey: a Zarr written by `outcrop ingest`.")],
-    out: Annotated[Path, typer.Argument(help="Zarr to write.")],
+    survey: Annotated[
+        Path, typer.Argument(help="Survey: a Zarr written by `outcrop ingest`, or raw samples.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(help="Zarr to write; with --shape the stem of files of raw samples."),
+    ],
     model: Annotated[str, typer.Option(help="Network of the zoo.")],
     weights: Annotated[
-        str, typer.Option(help="File of weights (.pth, .safetensors), or 'seeded' for random ones.")
+        str,
+        typer.Option(
+            help="File of weights (.pth, .ckpt, .safetensors, .hdf5), or 'seeded' for random ones."
+        ),
     ],
-    version: Annotated[
-        str | None, typer.Option(help="Version of the network, where it has several.")
-    ] = None,
+    option: Option = None,
+    tasks: Tasks = None,
     memory: Memory = "2GB",
     host_memory: HostMemory = None,
     storage_mode: StorageMode = "auto",
@@ -41,6 +55,41 @@ def command(
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile what many tiles have in common.")
     ] = False,
+    direction: Direction = None,
+    angles: Annotated[
+        bool,
+        typer.Option(
+            "--angles", help="Also turned by 90, 180 and 270 degrees about the time axis."
+        ),
+    ] = False,
+    resolutions: Annotated[
+        bool,
+        typer.Option(
+            "--resolutions", help="Also every second inline, every second crossline and sample."
+        ),
+    ] = False,
+    merge: Annotated[
+        str, typer.Option(help="Of these views, at every voxel: max or mean.")
+    ] = "max",
+    threshold: Annotated[
+        float | None, typer.Option(help="Also write where a probability reaches this.")
+    ] = None,
+    minimum: Annotated[
+        int, typer.Option(help="With fewer voxels than this at the threshold, pick none.")
+    ] = 0,
+    picks: Annotated[
+        Path | None, typer.Option(help=".npz for the positions of voxels at the threshold.")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Of networks of sections: windows of this extent. Not exact."),
+    ] = None,
+    overlap: Annotated[int, typer.Option(help="Samples that windows share.")] = 0,
+    refine_weights: Annotated[
+        str | None, typer.Option(help="Weights of the refinement network, for mtl-infer.")
+    ] = None,
+    iterations: Annotated[int, typer.Option(help="How often to refine.")] = 1,
+    shape: Shape = None,
     cluster: Cluster = None,
     workers: Workers = None,
     overwrite: Overwrite = False,
@@ -53,29 +102,76 @@ def command(
     """
     from .. import models
     from ..cluster import connect
-    from ..engine import predict
+    from ..engine import predict, predict_views, predict_windows, refine
     from ..output import check_free
+    from ..picks import write_picks
+    from ..survey.raw import write_raw
 
-    check_free(out, overwrite)
-    network = models.load(model, weights=weights, **({"version": version} if version else {}))
+    store = out if shape is None else Path(f"{out}.zarr")
+    check_free(store, overwrite)
+    options = options_of(option, tasks)
+    network = models.load(model, weights=weights, **options)
+    refiner = None
+    if refine_weights is not None:
+        if not model.startswith("mtl-infer"):
+            raise ArgumentError(f"--refine-weights: not with {model}; take mtl-infer-3d or -2d")
+        refiner = models.load(model.replace("infer", "refine"), weights=refine_weights, **options)
+    data = survey_of(survey, shape)
     with connect(cluster, workers) as client:
         if client is not None:
             typer.echo(f"Dask dashboard: {client.dashboard_link}", err=True)
-        result = predict(
-            network,
-            survey,
-            out,
-            memory=memory,
-            host_memory=host_memory,
-            storage_mode=storage_mode,  # type: ignore[arg-type]
-            storage_path=storage_path,
-            storage_compression=storage_compression,
-            precision=precision,
-            device=device,
-            compile=compile,
-            client=client,
-            overwrite=overwrite,
-            progress=True,
-        )
+        how: dict[str, Any] = {
+            "memory": memory,
+            "host_memory": host_memory,
+            "storage_mode": storage_mode,
+            "storage_path": storage_path,
+            "storage_compression": storage_compression,
+            "precision": precision,
+            "device": device,
+            "compile": compile,
+            "client": client,
+            "overwrite": overwrite,
+            "progress": True,
+        }
+        if refiner is not None:
+            result = refine(
+                network, refiner, data, store, iterations=iterations, direction=direction, **how
+            )
+        elif window is not None:
+            result = predict_windows(
+                network,
+                data,
+                store,
+                window=window,
+                overlap=overlap,
+                direction=direction,
+                threshold=threshold,
+                overwrite=overwrite,
+                progress=True,
+            )
+        elif angles or resolutions or direction == "both":
+            both = direction == "both"
+            if not both:
+                how["direction"] = direction
+            result = predict_views(
+                network,
+                data,
+                store,
+                angles=angles,
+                resolutions=resolutions,
+                directions=both,
+                merge=merge,  # type: ignore[arg-type]
+                threshold=threshold,
+                **how,
+            )
+        else:
+            result = predict(network, data, store, direction=direction, threshold=threshold, **how)
+    if picks is not None:
+        (name,) = (n for n in map(str, result.data_vars) if n.endswith("_probability"))
+        count = write_picks(result[name], picks, threshold=threshold or 0.5, minimum=minimum)
+        typer.echo(f"{picks}: {count} voxels")
+    if shape is not None:
+        for path in write_raw(result, network.card, out):  # type: ignore[arg-type]
+            typer.echo(str(path))
     sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
-    typer.echo(f"{out}: {', '.join(map(str, result.data_vars))}, {sizes}")
+    typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}")

@@ -2,6 +2,16 @@
 
 from .prediction import plan, predict
 from .saved import offload
+from .views import predict_views, refine
 from .whole import whole_volume
+from .windows import predict_windows
 
-__all__ = ["offload", "plan", "predict", "whole_volume"]
+__all__ = [
+    "offload",
+    "plan",
+    "predict",
+    "predict_views",
+    "predict_windows",
+    "refine",
+    "whole_volume",
+]

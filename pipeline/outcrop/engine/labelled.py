@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,11 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from ..errors import SurveyError
+from ..errors import ArgumentError, SurveyError
 from ..graph import Box, Graph
 from ..graph.boxes import Shape
-from ..models.card import Card, OutputCard
-from ..planner import Plan
+from ..models.card import Card, InputCard, OutputCard
+from ..models.normalization import Statistics
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -32,21 +32,22 @@ _PLAIN = Card(
     task="",
     paper="",
     doi="",
-    axes=("z", "crossline", "inline"),
-    normalization="none",
-    multiple=1,
+    published="",
+    inputs=(InputCard("amplitude", "seismic amplitude", "none"),),
     outputs=(),
 )
+# Normalizations that do without the statistics of the volume.
+_LOCAL = ("none", "mask", "half-turn", "position")
 
 
 @dataclass(frozen=True)
 class Framed:
-    """A volume set into the network's padded grid.
+    """A survey set into the network's padded grid.
 
     Attributes
     ----------
-    volume : xarray.DataArray
-        The amplitudes.
+    volumes : dict of str to xarray.DataArray
+        The variables that go in, by name.
     card : Card
         Of the network.
     axes : tuple of str
@@ -55,13 +56,26 @@ class Framed:
         Zeros before the first sample along each of them.
     grid : tuple of int
         Extents of the padded grid.
+    lineage : str
+        The networks that the volumes come from; empty for a survey.
     """
 
-    volume: xr.DataArray
+    volumes: Mapping[str, xr.DataArray]
     card: Card
     axes: tuple[str, ...]
     before: Shape
     grid: Shape
+    lineage: str = ""
+
+    @property
+    def volume(self) -> xr.DataArray:
+        """The first variable: all have its coordinates."""
+        return next(iter(self.volumes.values()))
+
+    @property
+    def across(self) -> str | None:
+        """Dimension that counts the sections of a network of two axes."""
+        return next((str(d) for d in self.volume.dims if d not in self.axes), None)
 
     @property
     def domain(self) -> Box:
@@ -69,52 +83,93 @@ class Framed:
         return Box.whole([self.volume.sizes[a] for a in self.axes]).shifted(self.before)
 
 
-def frame(model: nn.Module, data: Volume) -> Framed:
-    """Set a survey's amplitudes into the grid of a network, as its card says.
+def frame(model: nn.Module, data: Volume, direction: str | None = None) -> Framed:
+    """Set a survey into the grid of a network, as its card says.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Its `card`, if it has one, gives axes and padding.
+        Its `card`, if it has one, gives variables, axes and padding.
     data : xarray.DataArray, xarray.Dataset or path
-        Of a dataset, or of the Zarr at a path, its `amplitude`.
+        A dataset, or the Zarr at a path, with the variables that the card names; a DataArray
+        where it names one alone.
+    direction : {"inline", "crossline"}, optional
+        Of the sections, for a network of sections; "inline" unless given.
 
     Raises
     ------
     SurveyError
-        If there is no `amplitude`, or the dimensions are not inline, crossline and twt or depth.
+        If a variable is missing, or the dimensions are not inline, crossline and twt or depth.
+    ArgumentError
+        If the network is none of sections but `direction` is given, or it is neither.
     """
-    name, source = "the survey", data
-    if isinstance(source, (str, os.PathLike)):
+    card = getattr(model, "card", None) or _PLAIN
+    if direction not in (None, "inline", "crossline"):
+        raise ArgumentError(f"direction {direction!r}: choose 'inline' or 'crossline'")
+    if card.sections:
+        card = card.along(direction or "inline")
+    elif direction is not None:
+        raise ArgumentError(f"direction: {card.name or 'the network'} is no network of sections")
+    if isinstance(data, (str, os.PathLike)):
         from ..survey import open as open_survey
 
-        name, source = str(source), open_survey(source)
-    if isinstance(source, xr.DataArray):
-        volume = source
-    elif "amplitude" in source:
-        volume = source["amplitude"]
+        where, data = str(data), open_survey(data)
     else:
-        has = ", ".join(map(str, source.data_vars)) or "no variable"
-        raise SurveyError(
-            f"{name}: has no variable 'amplitude' ({has}); ingest the SEG-Y with outcrop "
-            "ingest, or pass one variable as a DataArray"
-        )
+        where = "the survey"
+    volumes = _variables(card, data, where)
+    name, volume = next(iter(volumes.items()))
     vertical = [d for d in ("twt", "depth") if d in volume.dims]
     if set(volume.dims) != {"inline", "crossline", *vertical[:1]} or not vertical:
         raise SurveyError(
             f"{name}: has dimensions {tuple(map(str, volume.dims))} instead of inline, crossline "
             "and twt or depth; select along others first, such as survey.amplitude.sel(offset=...)"
         )
-    card = getattr(model, "card", None) or _PLAIN
     axes = tuple(vertical[0] if a == "z" else a for a in card.axes)
     extents = [volume.sizes[a] for a in axes]
-    grid = tuple(-(-n // card.multiple) * card.multiple for n in extents)
+    grid = tuple(
+        -(-max(n, card.smallest) // m) * m for n, m in zip(extents, card.multiple, strict=True)
+    )
     before = tuple((g - n) // 2 for g, n in zip(grid, extents, strict=True))
-    return Framed(volume, card, axes, before, grid)
+    return Framed(volumes, card, axes, before, grid, data.attrs.get("lineage", ""))
 
 
-def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[float, float, str]:
-    """Mean and standard deviation of the live traces, and a fingerprint of the volume.
+def _variables(
+    card: Card, source: xr.Dataset | xr.DataArray, where: str
+) -> dict[str, xr.DataArray]:
+    """The variables that a card names, from what the user gave."""
+    wanted = {each.name: each for each in reversed(card.inputs) if each.name}
+    wanted = dict(reversed(wanted.items()))
+    if isinstance(source, xr.DataArray):
+        if len(wanted) > 1:
+            names = ", ".join(wanted)
+            raise SurveyError(
+                f"{card.name} takes {len(wanted)} variables ({names}); pass a Dataset that has them"
+            )
+        return dict.fromkeys(wanted, source)
+    missing = [
+        f"{name!r} ({each.long_name})" for name, each in wanted.items() if name not in source
+    ]
+    if missing:
+        has = ", ".join(map(str, source.data_vars)) or "no variable"
+        advice = "ingest the SEG-Y with outcrop ingest, or pass one variable as a DataArray"
+        if set(wanted) != {"amplitude"}:
+            advice = "add it with survey.assign, or rename the one that you have"
+        raise SurveyError(f"{where}: has no variable {', '.join(missing)}, but {has}; {advice}")
+    volumes = {name: source[name] for name in wanted}
+    first = next(iter(volumes.values()))
+    for name, volume in volumes.items():
+        if dict(volume.sizes) != dict(first.sizes):
+            raise SurveyError(
+                f"{where}: {name} has extents {dict(volume.sizes)} instead of {dict(first.sizes)}; "
+                "all variables that go in must have the same"
+            )
+        if volume.dims != first.dims:
+            volumes[name] = volume.transpose(*first.dims)
+    return volumes
+
+
+def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Statistics, str]:
+    """Return statistics of the live traces, and a fingerprint of the volume.
 
     Two passes over the samples with Dask, summed in float64.
 
@@ -127,47 +182,81 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[floa
 
     Returns
     -------
-    mean, deviation : float
+    Statistics
     fingerprint : str
-        SHA-256 of the coordinates and of both sums.
+        SHA-256 of the coordinates and of the sums.
 
     Raises
     ------
     SurveyError
-        If a sample is NaN or infinite, or all are equal.
+        If a sample is NaN or infinite.
     """
     lazy = volume.chunk({}).data if volume.chunks is None else volume.data
-    live = volume.coords["live"].to_numpy() if "live" in volume.coords else np.ones(1, bool)
-    samples = volume.size * float(live.mean())
+    live = volume.coords.get("live")
+    share = 1.0 if live is None else float(live.mean())
+    samples = volume.size * share
     missing = volume.size - samples
 
-    def compute(value: Any) -> float:
+    def compute(*values: Any) -> list[float]:
         if client is not None:
-            return float(client.compute(value).result())
-        return float(dask.compute(value, scheduler="threads")[0])
+            return [float(v) for v in client.gather(client.compute(list(values)))]
+        return [float(v) for v in dask.compute(*values, scheduler="threads")]
 
-    mean = compute(lazy.sum(dtype=np.float64)) / max(samples, 1.0)
+    seen = lazy
+    if live is not None and missing and samples:
+        # Where there is no trace, a sample that changes neither the lowest nor the highest.
+        traces = [d for d in volume.dims if d in live.dims]
+        mask = live.transpose(*traces).to_numpy()
+        first = dict(zip(traces, np.argwhere(mask)[0], strict=True))
+        other = lazy[tuple(first.get(d, 0) for d in volume.dims)]
+        mask = mask[tuple(slice(None) if d in traces else None for d in volume.dims)]
+        seen = dask.array.where(mask, lazy, other)
+    total, lowest, highest = compute(lazy.sum(dtype=np.float64), seen.min(), seen.max())
+    mean = total / max(samples, 1.0)
     if not math.isfinite(mean):
         raise SurveyError(
-            "the survey has samples that are NaN or infinite; ingest it again with "
-            "nonfinite='zero' (--nonfinite zero)"
+            f"{volume.name or 'the survey'}: has samples that are NaN or infinite; ingest it again "
+            "with nonfinite='zero' (--nonfinite zero)"
         )
-    squares = compute(((lazy.astype(np.float64) - mean) ** 2).sum())
+    (squares,) = compute(((lazy.astype(np.float64) - mean) ** 2).sum())
     variance = (squares - missing * mean**2) / max(samples, 1.0)
-    if variance <= 0:
-        raise SurveyError("the survey's live samples are all equal; is this the right variable?")
-    deviation = math.sqrt(variance)
+    found = Statistics(mean, math.sqrt(max(variance, 0.0)), lowest, highest)
 
     sha = hashlib.sha256(repr((volume.dims, volume.shape, str(volume.dtype))).encode())
     for dim in volume.dims:
         sha.update(np.ascontiguousarray(volume[dim].to_numpy()).tobytes())
-    sha.update(np.ascontiguousarray(live).tobytes())
-    sha.update(repr((mean, deviation)).encode())
-    return mean, deviation, sha.hexdigest()
+    if live is not None:
+        sha.update(np.ascontiguousarray(live.to_numpy()).tobytes())
+    sha.update(repr(found).encode())
+    return found, sha.hexdigest()
 
 
-def output_cards(graph: Graph, card: Card) -> dict[str, tuple[OutputCard, ...]]:
-    """Name each channel of each of the network's outputs.
+def all_statistics(
+    framed: Framed, client: Client | None = None
+) -> tuple[dict[str, Statistics], str]:
+    """Return the statistics of every variable that goes in, and one fingerprint of them all.
+
+    Raises
+    ------
+    SurveyError
+        If a sample is NaN or infinite, or all are equal where the network's normalization divides
+        by what they differ.
+    """
+    found, prints = {}, []
+    for name, volume in framed.volumes.items():
+        found[name], fingerprint = statistics(volume, client)
+        prints.append(fingerprint)
+        kinds = {each.normalization for each in framed.card.inputs if each.name == name}
+        if kinds - set(_LOCAL) and found[name].highest == found[name].lowest:
+            raise SurveyError(
+                f"{name}: the live samples are all equal; is this the right variable?"
+            )
+    whole = prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
+    return found, whole
+
+
+def output_cards(graph: Graph, card: Card) -> dict[str, tuple[OutputCard | None, ...]]:
+    """Name each channel of each of the network's outputs; None for those that are not kept.
 
     Raises
     ------
@@ -196,27 +285,55 @@ def output_cards(graph: Graph, card: Card) -> dict[str, tuple[OutputCard, ...]]:
 
 
 def template(
-    framed: Framed, plan: Plan, cards: Mapping[str, Sequence[OutputCard]]
+    framed: Framed,
+    outputs: Iterable[tuple[Shape, Sequence[OutputCard | None]]],
+    threshold: float | None = None,
 ) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
-    """Return the empty prediction, labelled, and its Zarr encoding: one object per tile."""
+    """Return the empty prediction, labelled, and its Zarr encoding: one object per tile.
+
+    Parameters
+    ----------
+    framed : Framed
+    outputs : iterable of (tile, cards)
+        Shape of the tiles in which some channels are written.
+    threshold : float, optional
+        Of the masks beside probabilities.
+    """
     volume = framed.volume
     variables, encoding = {}, {}
-    for stage in plan.stages:
-        for name in set(stage.outputs) & cards.keys():
-            by_axis = dict(zip(framed.axes, stage.tile, strict=True))
-            shard = tuple(min(by_axis[str(d)], volume.sizes[d]) for d in volume.dims)
-            chunk = tuple(map(_chunk, shard))
-            for card in cards[name]:
-                data = dask.array.zeros(volume.shape, dtype=np.float32, chunks=shard)
-                attrs: dict[str, Any] = {"long_name": card.long_name, "units": card.units}
-                if all(map(math.isfinite, card.valid_range)):
-                    attrs["valid_range"] = list(card.valid_range)
-                variables[card.name] = (volume.dims, data, attrs)
-                encoding[card.name] = {"chunks": chunk}
-                if chunk != shard:
-                    encoding[card.name]["shards"] = shard
+    for tile, cards in outputs:
+        by_axis = dict(zip(framed.axes, tile, strict=True))
+        shard = tuple(min(by_axis.get(str(d), 1), volume.sizes[d]) for d in volume.dims)
+        chunk = tuple(map(_chunk, shard))
+        layout: dict[str, Any] = {"chunks": chunk}
+        if chunk != shard:
+            layout["shards"] = shard
+        data = dask.array.zeros(volume.shape, dtype=np.float32, chunks=shard)
+        for card in filter(None, cards):
+            attrs: dict[str, Any] = {"long_name": card.long_name, "units": card.units}
+            if all(map(math.isfinite, card.valid_range)) and not card.own_range:
+                # In the units of what is stored, as the CF conventions want it.
+                attrs["valid_range"] = [bound / card.scale for bound in card.valid_range]
+            if card.scale != 1.0:
+                attrs["scale_factor"] = card.scale
+            variables[card.name] = (volume.dims, data, attrs)
+            encoding[card.name] = dict(layout)
+            if threshold is not None and card.name.endswith("_probability"):
+                mask, attrs = mask_of(card.name, card.long_name, threshold)
+                variables[mask] = (volume.dims, data.astype(np.uint8), attrs)
+                encoding[mask] = dict(layout)
     coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in volume.coords.items()}
     return xr.Dataset(variables, coords=coords), encoding
+
+
+def mask_of(name: str, long_name: str, threshold: float) -> tuple[str, dict[str, Any]]:
+    """Name and attributes of the variable that says where a probability reaches the threshold."""
+    mask = name.removesuffix("_probability")
+    return mask, {
+        "long_name": f"{long_name} at least {threshold:g}",
+        "flag_values": [0, 1],
+        "flag_meanings": f"no_{mask} {mask}",
+    }
 
 
 def _chunk(extent: int) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Collection, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +13,16 @@ import xarray as xr
 from torch import Tensor, nn
 
 from .. import __version__
-from ..errors import ArgumentError, ResumeError
-from ..graph import RULES, Graph, Reduce, capture
+from ..errors import ArgumentError
+from ..graph import Graph, capture
 from ..models.weights import digest
 from ..output import Output, aside_of, check_free, naming_full_disk
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from ..progress import track
-from .globals import GlobalStore
-from .labelled import Framed, Volume, frame, output_cards, statistics, template
-from .local import run_local
-from .stores import Store
-from .tiled_stores import make_store
-from .whole import example, find_device, to_compute, to_dtype
-from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
+from .evaluation import Evaluation
+from .labelled import Framed, Volume, all_statistics, frame, output_cards, template
+from .whole import example, find_device, to_dtype
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -49,12 +43,14 @@ def plan(
     precision: str = "float32",
     device: str = "cpu",
     tile: Sequence[int] | None = None,
+    direction: str | None = None,
 ) -> Plan:
     """Plan `predict` without running it: no sample is read.
 
     Parameters
     ----------
-    model, data, memory, host_memory, storage_mode, storage_compression, precision, device, tile
+    model, data, memory, host_memory, storage_mode, storage_compression, precision, device, tile, \
+direction
         As for `predict`. A GPU need not be there.
 
     Returns
@@ -67,7 +63,7 @@ def plan(
     SurveyError, UnsupportedOperatorError, MemoryBudgetError
         As `predict` does.
     """
-    framed = frame(model, data)
+    framed = frame(model, data, direction)
     graph, _ = _capture(model, framed)
     wanted = _wanted(
         memory, host_memory, storage_mode, storage_compression, precision, device, tile
@@ -90,6 +86,8 @@ def predict(
     tile: Sequence[int] | None = None,
     plan: Plan | None = None,
     compile: bool = False,
+    direction: str | None = None,
+    threshold: float | None = None,
     client: Client | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -107,7 +105,8 @@ def predict(
         From `outcrop.models.load`, or any other in eval mode. One without a `card` gets the
         amplitudes as they are, axes in the order (time, crossline, inline).
     data : xarray.DataArray, xarray.Dataset or path
-        A volume over inline, crossline and twt (ms) or depth (m); of a dataset its `amplitude`.
+        Volumes over inline, crossline and twt (ms) or depth (m): of a dataset the variables that
+        the card names, which is `amplitude` for most networks.
     path : path-like
         Zarr to write.
     memory : str or int
@@ -134,6 +133,10 @@ def predict(
     compile : bool
         Compile by `torch.compile` what many tiles have in common: takes seconds to a minute, and
         needs a C++ compiler on a CPU. The result differs by rounding alone.
+    direction : {"inline", "crossline"}, optional
+        Of a network of sections: which way they run; "inline" unless given.
+    threshold : float, optional
+        Write, beside each probability, where it reaches this: 1 there, 0 elsewhere, as uint8.
     client : distributed.Client, optional
         Evaluate on its workers; in this process unless given.
     overwrite : bool
@@ -163,7 +166,7 @@ def predict(
         If storage_mode, precision, tile or plan does not suit.
     """
     check_free(path, overwrite)
-    framed = frame(model, data)
+    framed = frame(model, data, direction)
     graph, state = _capture(model, framed)
     if client is not None and storage_mode == "auto":
         storage_mode = "disk"
@@ -184,9 +187,9 @@ def predict(
         raise ArgumentError("storage_compression: not with a client; leave it out")
     where = find_device(plan.device)
 
-    mean, deviation, fingerprint = statistics(framed.volume, client)
-    zscore = framed.card.normalization == "zscore"
+    found, fingerprint = all_statistics(framed, client)
     cards = output_cards(graph, framed.card)
+    normalization = {i.name: i.normalization for i in framed.card.inputs if i.name}
     provenance = {
         "model": framed.card.name or type(model).__name__,
         "weights_sha256": digest(model),
@@ -194,17 +197,29 @@ def predict(
         "storage_compression": "8 bits a value" if plan.compressed else "none",
         "plan_sha256": plan.digest(),
         "input_sha256": fingerprint,
+        "normalization": "; ".join(f"{name}: {kind}" for name, kind in normalization.items()),
         "outcrop_version": __version__,
         "torch_version": torch.__version__,
     }
-    empty, encoding = template(framed, plan, cards)
-    empty.attrs.update(
-        provenance,
-        title=f"{framed.card.task or 'prediction'} by {provenance['model']}",
-        normalization=framed.card.normalization,
-        amplitude_mean=mean,
-        amplitude_standard_deviation=deviation,
+    itself = f"{provenance['model']} {provenance['weights_sha256'][:12]}"
+    provenance["lineage"] = f"{framed.lineage} > {itself}" if framed.lineage else itself
+    if framed.card.sections:
+        provenance["direction"] = direction or "inline"
+    if threshold is not None:
+        provenance["threshold"] = f"{threshold:g}"
+    written = (
+        (stage.tile, cards[name])
+        for stage in plan.stages
+        for name in stage.outputs
+        if name in cards
     )
+    empty, encoding = template(framed, written, threshold)
+    empty.attrs.update(
+        provenance, title=f"{framed.card.task or 'prediction'} by {provenance['model']}"
+    )
+    for name, values in found.items():
+        empty.attrs[f"{name}_mean"] = values.mean
+        empty.attrs[f"{name}_standard_deviation"] = values.deviation
     goes_on = "free some, and the same command goes on where it stopped"
     with naming_full_disk(path, goes_on):
         output = Output.begin(path, empty, encoding, provenance, overwrite)
@@ -212,95 +227,34 @@ def predict(
             record = json.dumps({"wanted": wanted, "plan": plan.to_dict()})
             (output.aside / _PLAN).write_text(record)
 
-    kept = set(plan.places.values()) <= {"disk", "global"}
-    finished = {(int(i), int(n)) for i, n in (key.split(":") for key in output.finished)}
-    if not kept:
-        finished = set()  # what lay in memory between stages is gone
     folder = Path(storage_path) / provenance["plan_sha256"][:16] if storage_path else None
-    folder = folder or output.aside / "stored"
-    dtype = to_dtype(plan.dtype)
-    writers = {name: stage for stage in plan.stages for name in stage.outputs}
-    _check_stored(plan, finished, folder)
-    turn = tuple(framed.axes.index(str(d)) for d in framed.volume.dims)
-
-    def make(name: str) -> Store:
-        if name in cards:
-            return PredictionStore([output.path / c.name for c in cards[name]], turn, framed.before)
-        node, stored = graph.nodes[name], graph.layouts[name].stored
-        shared = folder if client is not None or kept else None
-        if isinstance(RULES[node.op], Reduce):
-            return GlobalStore(node, dtype, where, None if shared is None else shared / name)
-        kind = getattr(torch, node.dtype) if node.dtype else dtype
-        if plan.places[name] == "disk":
-            folder.mkdir(parents=True, exist_ok=True)
-        if client is not None:
-            return ZarrStore(folder / name, stored, graph.rank, kind, writers[name].tile)
-        return make_store(
-            plan.places[name],
-            stored,
-            graph.rank,
-            kind,
-            writers[name].tile,
-            domain=writers[name].domain,
-            device=where,
-            compression=plan.compressed,
-            path=folder / name,
-            keep=kept,
-        )
-
-    source = SurveyStore(
-        framed.volume,
-        framed.axes,
-        framed.before,
-        framed.grid,
-        mean if zscore else 0.0,
-        1.0 / deviation if zscore else 1.0,
-        dtype,
+    evaluation = Evaluation(
+        graph,
+        plan,
+        state,
+        framed,
+        found,
+        cards,
+        output,
+        folder or output.aside / "stored",
+        where,
+        compile,
+        threshold,
+        client,
     )
-    run = run_local
-    if client is not None:
-        from .dask_executor import run_dask
-
-        run = partial(run_dask, client)
-    with (
-        naming_full_disk(path, goes_on),
-        track("predict", framed.volume.size, "voxels", progress) as advance,
-    ):
-
-        def on_tile(i: int, n: int) -> None:
-            output.finish(f"{i}:{n}")
-            stage = plan.stages[i]
-            advance(framed.volume.size * stage.operations / plan.operations / stage.count)
-
-        for i, _ in finished:
-            stage = plan.stages[i]
-            advance(framed.volume.size * stage.operations / plan.operations / stage.count)
-        weights = to_compute(state, dtype, where)
-        inputs = {graph.inputs[0]: source}
-        run(graph, plan, weights, inputs, make, finished, on_tile, where, compile)
+    size = framed.volume.size
+    with naming_full_disk(path, goes_on), track("predict", size, "voxels", progress) as advance:
+        evaluation.run(lambda share: advance(size * share))
+        evaluation.bring_to_own_range()
     output.commit()
-    if folder.exists():  # a storage_path of the user's
-        folder.rmdir()
     return xr.open_zarr(path)
-
-
-def _check_stored(plan: Plan, finished: Collection[tuple[int, int]], folder: Path) -> None:
-    """Refuse to go on if what finished tiles stored, and others will read, is gone."""
-    done = Counter(i for i, _ in finished)
-    for i, stage in enumerate(plan.stages):
-        for name in (*stage.outputs, *stage.reduces):
-            readers = (k for k, later in enumerate(plan.stages) if name in later.inputs)
-            wanted = any(done[k] < plan.stages[k].count for k in readers)
-            if done[i] and wanted and name in plan.places and not (folder / name).exists():
-                raise ResumeError(
-                    f"{folder / name}: gone, though the unfinished prediction needs it; put it "
-                    "back, or begin anew with overwrite (--overwrite)"
-                )
 
 
 def _capture(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    return capture(model, [example((1, 1, *framed.grid), dtype)])
+    count = len(framed.card.inputs)
+    given, width = (count, 1) if framed.card.separate else (1, count)
+    return capture(model, [example((1, width, *framed.grid), dtype) for _ in range(given)])
 
 
 def _wanted(

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
 import torch
-import xarray as xr
 import zarr
 from torch import Tensor
 
 from ..graph import Box
 from ..graph.boxes import Shape
+from ..models.card import InputCard
+from ..models.normalization import NORMALIZATIONS, Statistics
+from .labelled import Framed
 from .stores import ArrayStore
 
 
@@ -51,59 +53,75 @@ class ZarrStore(ArrayStore):
 
 
 class SurveyStore:
-    """A labelled volume as the network's input: turned, normalised and padded as it is read.
+    """Variables of a survey as a network's input: turned, normalised and padded as they are read.
 
     Parameters
     ----------
-    volume : xarray.DataArray
-        In memory or lazy, with the survey's three dimensions in any order.
-    axes : sequence of str
-        Its dimensions in the order of the network's axes.
-    before : tuple of int
-        Zeros to put before the first sample of each of the network's axes.
-    grid : tuple of int
-        Extents of the padded grid.
-    mean, scale : float
-        Amplitudes become (amplitude - mean) · scale; where there is no trace, 0.
+    framed : Framed
+    inputs : sequence of InputCard
+        One per channel.
+    statistics : mapping
+        Of each variable, by name.
     dtype : torch.dtype
+    section : int, optional
+        Of a network of two axes: which section.
     """
 
     slow = True
 
     def __init__(
         self,
-        volume: xr.DataArray,
-        axes: Sequence[str],
-        before: Shape,
-        grid: Shape,
-        mean: float,
-        scale: float,
+        framed: Framed,
+        inputs: Sequence[InputCard],
+        statistics: Mapping[str, Statistics],
         dtype: torch.dtype,
+        section: int | None = None,
     ) -> None:
-        self.volume = volume.transpose(*axes)
-        self.traces = tuple(i for i, a in enumerate(axes) if a in ("inline", "crossline"))
+        here = {} if framed.across is None else {framed.across: section}
+        wanted = {each.name for each in inputs if each.name}
+        self.volumes = {
+            name: volume.isel(here).transpose(*framed.axes).drop_vars(volume.coords)
+            for name, volume in framed.volumes.items()
+            if name in wanted
+        }
+        self.shape = tuple(framed.volume.sizes[a] for a in framed.axes)
         self.live = None
-        if "live" in volume.coords:
-            live = volume.coords["live"].transpose(*(axes[i] for i in self.traces))
-            self.live = live.to_numpy()
-        self.before, self.grid = before, grid
-        self.mean, self.scale, self.dtype = mean, scale, dtype
+        if "live" in framed.volume.coords:
+            traces = [a for a in framed.axes if a in ("inline", "crossline")]
+            live = framed.volume.coords["live"].isel(here).transpose(*traces).to_numpy()
+            self.live = np.expand_dims(
+                live, [i for i, a in enumerate(framed.axes) if a not in traces]
+            )
+        self.before, self.inputs, self.statistics = framed.before, tuple(inputs), dict(statistics)
+        self.dtype = dtype
 
     def read(self, box: Box) -> Tensor:
-        data = Box.whole(self.volume.shape)
-        inside = box.shifted(tuple(-b for b in self.before)) & data
-        x = torch.zeros((1, 1, *box.shape), dtype=self.dtype)
+        inside = box.shifted(tuple(-b for b in self.before)) & Box.whole(self.shape)
+        x = torch.zeros((1, len(self.inputs), *box.shape), dtype=self.dtype)
         if min(inside.shape) <= 0:
             return x
         with dask.config.set(scheduler="synchronous"):
-            part = self.volume[inside.slices].to_numpy()
-        exact = "float64" if self.dtype == torch.float64 else "float32"
-        part = (part.astype(exact) - self.mean) * self.scale
-        if self.live is not None:
-            (time,) = {0, 1, 2} - set(self.traces)
-            part *= np.expand_dims(self.live[tuple(inside.slices[i] for i in self.traces)], time)
+            samples = {
+                name: volume[inside.slices].to_numpy() for name, volume in self.volumes.items()
+            }
+        exact = np.dtype("float64" if self.dtype == torch.float64 else "float32")
         target = inside.shifted(self.before).within(box)
-        x[0, 0][target.index] = torch.from_numpy(np.ascontiguousarray(part))
+        for channel, each in zip(x[0], self.inputs, strict=True):
+            if each.normalization == "position":
+                position = np.arange(self.shape[each.axis]) / max(self.shape[each.axis] - 1, 1)
+                part = position[inside.slices[each.axis]].astype(exact)
+                others = [i for i in range(len(self.shape)) if i != each.axis]
+                part = np.broadcast_to(np.expand_dims(part, others), inside.shape)
+            else:
+                normalize = NORMALIZATIONS[each.normalization]
+                part = normalize(samples[each.name].astype(exact), self.statistics[each.name])
+                if self.live is not None:
+                    alive = tuple(
+                        s if n > 1 else slice(None)
+                        for s, n in zip(inside.slices, self.live.shape, strict=True)
+                    )
+                    part = part * self.live[alive]
+            channel[target.index] = torch.from_numpy(np.array(part, exact))
         return x
 
     def write(self, box: Box, value: Tensor) -> None:
@@ -118,29 +136,54 @@ class PredictionStore:
 
     Parameters
     ----------
-    paths : sequence of path-like
-        One array per output channel.
-    turn : tuple of int
-        Position of each survey dimension among the network's axes.
-    before : tuple of int
-        Padding to leave out before the first sample of each of the network's axes.
+    paths : sequence of path-like or None
+        One array per output channel; None for one that is not kept.
+    framed : Framed
+    masks : sequence of path-like or None
+        Arrays of 1 where the channel reaches the threshold, 0 elsewhere.
+    threshold : float
+    activation : str
+        "softmax" across the channels, or "none".
+    section : int, optional
+        Of a network of two axes: which section.
     """
 
     slow = True
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], turn: Shape, before: Shape) -> None:
-        self.paths, self.turn, self.before = [str(p) for p in paths], turn, before
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str] | None],
+        framed: Framed,
+        masks: Sequence[str | os.PathLike[str] | None],
+        threshold: float = 0.5,
+        activation: str = "none",
+        section: int | None = None,
+    ) -> None:
+        self.paths, self.masks = list(paths), list(masks)
+        self.threshold, self.activation = threshold, activation
+        dims = [str(d) for d in framed.volume.dims]
+        self.turn = tuple(framed.axes.index(d) for d in dims if d in framed.axes)
+        self.fixed = [(i, section or 0) for i, d in enumerate(dims) if d not in framed.axes]
+        self.before = framed.before
 
     def read(self, box: Box) -> Tensor:
         raise NotImplementedError("a prediction is only written")
 
     def write(self, box: Box, value: Tensor) -> None:
         slices = box.shifted(tuple(-b for b in self.before)).slices
-        for path, channel in zip(self.paths, value[0], strict=True):
-            array = zarr.open_array(path, mode="r+")
-            array[tuple(slices[i] for i in self.turn)] = (
-                channel.detach().float().cpu().permute(self.turn).contiguous().numpy()
-            )
+        index: list[slice | int] = [slices[i] for i in self.turn]
+        for i, section in self.fixed:
+            index.insert(i, section)
+        channels = value.detach().float()[0]
+        if self.activation == "softmax":
+            channels = torch.softmax(channels, dim=0)
+        for path, mask, channel in zip(self.paths, self.masks, channels, strict=True):
+            turned = channel.cpu().permute(self.turn).contiguous().numpy()
+            if path is not None:
+                zarr.open_array(path, mode="r+")[tuple(index)] = turned
+            if mask is not None:
+                reached = (turned >= self.threshold).astype(np.uint8)
+                zarr.open_array(mask, mode="r+")[tuple(index)] = reached
 
     def remove(self) -> None:
         """Do nothing: the prediction stays."""

@@ -20,6 +20,7 @@ from .layout import Layout
 from .lower import LOWER, Call
 from .polyphase import polyphase
 from .propagate import ancestors
+from .rules import RULES
 
 
 def capture(
@@ -101,12 +102,16 @@ def _export(
     module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
 ) -> torch.export.ExportedProgram:
     try:
-        # Functionalised, so that in-place operators cannot change what was already read; beyond
-        # that, operators stay as large as they were written.
+        # Operators stay as large as they were written. Tracing anew, which takes longer than the
+        # export, is for what needs it.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, args, kwargs, strict=False)
-            return program.run_decompositions(_decompositions())
+            table = _decompositions()
+            calls = [fx for fx in program.graph.nodes if fx.op == "call_function"]
+            if all(fx.target not in table and _is_known(fx) and _can_replace(fx) for fx in calls):
+                return program
+            return program.run_decompositions(table)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UnsupportedOperatorError(
@@ -121,6 +126,44 @@ def _decompositions() -> dict[Any, Any]:
     return torch._decomp.get_decompositions(
         [aten.pixel_shuffle, aten.pixel_unshuffle, aten.addmm, aten.baddbmm, aten.channel_shuffle]
     )
+
+
+def _is_known(fx: torch.fx.Node) -> bool:
+    """Whether there is a rule for a call as it was written."""
+    if not isinstance(fx.target, torch._ops.OpOverload):
+        return True  # an element of several results
+    op = fx.target._schema.name.removeprefix("aten::")
+    op = op.removesuffix("_") if fx.target._schema.is_mutable else op
+    return op in RULES or op in LOWER or op in _SAME or op in _CHECKS or "dropout" in op
+
+
+def _can_replace(fx: torch.fx.Node) -> bool:
+    """Whether a call changes nothing in place, or what nobody else can see.
+
+    Then it is as good as the operator that makes a new tensor, if what comes after reads that.
+    """
+    target = fx.target
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+        return True
+    changed = fx.args[0] if fx.args else None
+    own = target._schema.arguments[0].alias_info
+    others = [a.alias_info for a in target._schema.arguments[1:]]
+    if own is None or not own.is_write or any(a is not None and a.is_write for a in others):
+        return False
+    if not isinstance(changed, torch.fx.Node) or changed.op != "call_function":
+        return False
+    readers = [user for user in changed.users if user is not fx]
+    return not _is_view(changed) and not any(map(_is_view, readers))
+
+
+def _is_view(fx: torch.fx.Node) -> bool:
+    """Whether what a call returns may share memory with what it takes."""
+    if not isinstance(fx.target, torch._ops.OpOverload):
+        return fx.op == "call_function"  # an element of several results
+    schema = fx.target._schema
+    # Composite operators may return their argument without saying so in the schema.
+    maybe = schema.name in _MAYBE_VIEWS
+    return maybe or (not schema.is_mutable and any(r.alias_info for r in schema.returns))
 
 
 def _build(
@@ -159,6 +202,8 @@ def _build(
             )
         space, _, op = target._schema.name.partition("::")
         op = op if space == "aten" else target._schema.name
+        changed = fx.args[0] if target._schema.is_mutable else None
+        op = op.removesuffix("_") if changed is not None else op
         bound = {a.name: a.default_value for a in target._schema.arguments}
         bound.update(zip(bound, source.args, strict=False))
         bound.update(source.kwargs)
@@ -189,11 +234,35 @@ def _build(
             made.dtype,
         )
         refs[fx.name] = LOWER.get(op, Call.plain)(call)
+        if changed is not None:
+            refs[changed.name] = refs[fx.name]  # what reads it from here on sees the change
     return refs
 
 
 # Operators that return their first argument unchanged, and those that only check.
 _SAME = {"clone", "alias", "detach", "contiguous", "lift_fresh_copy", "lift_fresh"}
+_MAYBE_VIEWS = {
+    f"aten::{op}"
+    for op in (
+        "contiguous",
+        "dropout",
+        "feature_dropout",
+        "alpha_dropout",
+        "flatten",
+        "reshape",
+        "reshape_as",
+        "to",
+        "type_as",
+        "expand_as",
+        "view_as",
+        "ravel",
+        "chunk",
+        "tensor_split",
+        "atleast_3d",
+        "pad",
+        "clone",
+    )
+}
 _CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}
 
 

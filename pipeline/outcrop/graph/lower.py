@@ -113,19 +113,18 @@ def _channel_norm(call: Call, groups: int, x: Ref) -> Ref:
     return call.add("normalize", {**args, "eps": call.args["eps"]}, shape)
 
 
+def _stored_norm(call: Call) -> Ref:
+    """A norm by statistics that lie with the weights."""
+    keys = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
+    args = {k: call.args[k] for k in keys}
+    op = "_native_batch_norm_legit_no_training"
+    return call.builder.add(call.name, op, args, call.shape, call.module, result=0)
+
+
 def _instance_norm(call: Call) -> Ref:
     x = call.args["input"]
     if not call.args["use_input_stats"]:
-        keys = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
-        args = {k: call.args[k] for k in keys}
-        return call.builder.add(
-            call.name,
-            "_native_batch_norm_legit_no_training",
-            args,
-            call.shape,
-            call.module,
-            result=0,
-        )
+        return _stored_norm(call)
     return _channel_norm(call, call.builder.shape(x.name)[1], x)
 
 
@@ -136,7 +135,10 @@ def _group_norm(call: Call) -> Ref:
 def _batch_norm(call: Call) -> Ref:
     x = call.args["input"]
     shape = call.builder.shape(x.name)
-    batch_of_one = shape[0] == 1 and call.overload == "no_stats" and not call.result
+    if call.op == "batch_norm" and not call.args["training"]:
+        return _stored_norm(call)
+    own = call.overload == "no_stats" or call.args.get("running_mean") is None
+    batch_of_one = shape[0] == 1 and own and not call.result
     return _channel_norm(call, shape[1], x) if batch_of_one else call.plain()
 
 
@@ -183,6 +185,8 @@ def _split(call: Call) -> Ref:
     x, dim = call.args["self"], call.args["dim"]
     own, i = call.builder.shape(x.name), call.result or 0
     size = call.args.get("split_size", call.args.get("split_sizes"))
+    if "chunks" in call.args:
+        size = -(-own[dim % len(own)] // call.args["chunks"])
     start = i * size if isinstance(size, int) else sum(size[:i])
     stop = start + call.shape[dim % len(own)]
     args = {"self": x, "dim": dim, "start": start, "end": stop, "step": 1}
@@ -238,7 +242,7 @@ def _convert(call: Call) -> Ref:
 LOWER: dict[str, Callable[[Call], Ref]] = {
     "instance_norm": _instance_norm,
     "group_norm": _group_norm,
-    "_native_batch_norm_legit": _batch_norm,
+    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit"), _batch_norm),
     "layer_norm": _layer_norm,
     **dict.fromkeys(("softmax", "log_softmax"), _softmax),
     "mean": _reduction("global_mean"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,23 +13,46 @@ from torch import nn
 
 from ..errors import WeightsError
 from . import weights as _weights
-from .card import Card, OutputCard
-from .faultseg3d import CARD as _FAULTSEG3D
-from .faultseg3d import FaultSeg3d
+from .card import Card, InputCard, OutputCard
+from .cards import CARDS, card_of
 
-__all__ = ["Card", "OutputCard", "card", "load", "names"]
+__all__ = ["Card", "InputCard", "OutputCard", "card", "convert", "load", "names"]
 
 SEED = 20190501
 
 
 class _Entry(NamedTuple):
-    make: Callable[..., nn.Module]
-    card: Card
+    """Where a network lives, what is fixed by its name, and what its users choose."""
+
+    module: str
+    network: str
+    fixed: dict[str, Any]
     variants: tuple[dict[str, Any], ...]
+
+    def make(self, **options: Any) -> nn.Module:
+        module = importlib.import_module(f".{self.module}", __package__)
+        network: Callable[..., nn.Module] = getattr(module, self.network)
+        return network(**self.fixed, **options)
 
 
 _ZOO = {
-    "faultseg3d": _Entry(FaultSeg3d, _FAULTSEG3D, ({"version": "2020"}, {"version": "2018"})),
+    "faultseg3d": _Entry(
+        "faultseg3d", "FaultSeg3d", {}, ({"version": "2020"}, {"version": "2018"})
+    ),
+    "faultseg3dplus": _Entry("faultseg3dplus", "FaultSeg3dPlus", {}, ({},)),
+    "karstseg3d": _Entry("karstseg3d", "KarstSeg3d", {}, ({},)),
+    "faultssl": _Entry("faultssl", "FaultSSL", {}, ({"mode": "iou"}, {"mode": "precision"})),
+    "bi21rgt3d": _Entry("bi21rgt3d", "Bi21RGT3d", {}, ({},)),
+    "deepismnet": _Entry("deepismnet", "DeepISMNet", {}, ({"use_norm": False}, {"use_norm": True})),
+    "channelseg3d": _Entry("channelseg3d", "ChannelSeg3d", {}, ({},)),
+    "wang25channel": _Entry("wang25channel", "Wang25Channel", {}, ({},)),
+    "gem": _Entry("gem", "GEM", {}, ({"base": 64}, {"base": 32})),
+    "segformer3d": _Entry("segformer3d", "SegFormer3D", {}, ({"in_channels": 1},)),
+    "mtl-infer-2d": _Entry("mtl", "MTLInfer", {"dims": 2}, ({},)),
+    "mtl-infer-3d": _Entry("mtl", "MTLInfer", {"dims": 3}, ({},)),
+    "mtl-refine-2d": _Entry("mtl", "MTLRefine", {"dims": 2}, ({},)),
+    "mtl-refine-3d": _Entry("mtl", "MTLRefine", {"dims": 3}, ({},)),
+    "unet25d": _Entry("unet25d", "UNet25D", {}, ({},)),
 }
 
 
@@ -38,17 +62,24 @@ def names() -> list[str]:
 
 
 def card(name: str) -> Card:
-    """Card of the network called `name`.
+    """Card of the network called `name`, as it is without options.
 
     Raises
     ------
     WeightsError
         If the zoo has no such network.
     """
-    return _entry(name).card
+    _entry(name)
+    return CARDS[name]
 
 
-def load(name: str, *, weights: str | os.PathLike[str], **options: Any) -> nn.Module:
+def load(
+    name: str,
+    *,
+    weights: str | os.PathLike[str],
+    tasks: Sequence[str] | None = None,
+    **options: Any,
+) -> nn.Module:
     """Build a network of the zoo and fill it.
 
     Parameters
@@ -56,9 +87,12 @@ def load(name: str, *, weights: str | os.PathLike[str], **options: Any) -> nn.Mo
     name : str
         One of `names()`.
     weights : path-like or "seeded"
-        A ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file; or "seeded": random weights
-        from a fixed seed, the same on every machine, which predict nothing but let the whole
-        path run.
+        A ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file, or a Keras ``.hdf5`` or ``.h5`` of
+        the original FaultSeg3D; or "seeded": random weights from a fixed seed, the same on every
+        machine, which predict nothing but let the whole path run.
+    tasks : sequence of str, optional
+        Of the multi-task networks, the decoders to build and to fill, of "rgt", "dhr" and "fault";
+        what the file has for others is left out. All unless given.
     **options
         The constructor's, such as ``version="2018"`` for faultseg3d.
 
@@ -73,6 +107,8 @@ def load(name: str, *, weights: str | os.PathLike[str], **options: Any) -> nn.Mo
         If the zoo has no such network, the options do not suit it, or the weights do not fit.
     """
     entry = _entry(name)
+    if tasks is not None:
+        options["tasks"] = tuple(tasks)
     try:
         # On the meta device: the caller's random state stays as it was, nothing is drawn twice.
         with torch.device("meta"):
@@ -83,6 +119,9 @@ def load(name: str, *, weights: str | os.PathLike[str], **options: Any) -> nn.Mo
     if weights == "seeded":
         _seed(model)
     else:
+        state = _weights.read(weights)
+        if tasks is not None:
+            state = _weights.only(state, model)
         others = {
             f"{other}({', '.join(f'{k}={v!r}' for k, v in variant.items())})": partial(
                 item.make, **variant
@@ -90,9 +129,30 @@ def load(name: str, *, weights: str | os.PathLike[str], **options: Any) -> nn.Mo
             for other, item in _ZOO.items()
             for variant in item.variants
         }
-        _weights.fill(model, _weights.read(weights), str(weights), others)
-    model.card = entry.card  # type: ignore[assignment]
+        _weights.fill(model, state, str(weights), others)
+    model.card = card_of(name, **options)  # type: ignore[assignment]
     return model.eval().requires_grad_(False)
+
+
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:
+    """Write the weights of any file that `load` reads as ``.safetensors``.
+
+    Parameters
+    ----------
+    source, target : path-like
+        `target` ends in ``.safetensors`` and is replaced whole, or not at all.
+
+    Returns
+    -------
+    int
+        Number of tensors written.
+
+    Raises
+    ------
+    WeightsError
+        If `source` cannot be read, or `target` has another ending.
+    """
+    return _weights.write(_weights.read(source), target)
 
 
 def _entry(name: str) -> _Entry:

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class InputCard:
+    """One channel that goes into a network.
+
+    Attributes
+    ----------
+    name : str
+        Variable of the survey's dataset; for "position" empty.
+    long_name : str
+        What it is.
+    normalization : str
+        One of `outcrop.models.normalization.NORMALIZATIONS`, by statistics of the whole survey.
+    axis : int
+        For "position": the network's axis along which it runs from 0 to 1.
+    """
+
+    name: str
+    long_name: str
+    normalization: str
+    axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -18,13 +40,22 @@ class OutputCard:
     units : str
         UDUNITS; "1" for probabilities.
     valid_range : tuple of float
-        Smallest and largest possible value.
+        Smallest and largest possible value, in these units.
+    scale : float
+        What the network returns, times this, is in these units.
+    own_range : bool
+        Brought to 0…1 by its smallest and largest value in the whole volume.
+    suffix : str
+        Of files of raw samples.
     """
 
     name: str
     long_name: str
     units: str
     valid_range: tuple[float, float]
+    scale: float = 1.0
+    own_range: bool = False
+    suffix: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,23 +70,60 @@ class Card:
         What it predicts, in a few words.
     paper, doi : str
         Where it was published.
+    published : str
+        Where its authors publish weights.
+    inputs : tuple of InputCard
+        One for each input channel, in order.
+    outputs : tuple of OutputCard or None
+        One for each output channel, in order; None for one that is not kept.
     axes : tuple of str
-        Survey dimensions in the order of the network's last three axes; "z" stands for
-        two-way time or depth.
-    normalization : str
-        "zscore": zero mean and unit standard deviation of all live traces.
-    multiple : int
-        The extents are padded with zeros to multiples of this, split between both sides,
-        and the output is cropped.
-    outputs : tuple of OutputCard
-        One for each output channel, in order.
+        Survey dimensions in the order of the network's last axes; "z" stands for two-way time or
+        depth. A network of two axes takes sections: (z, trace).
+    multiple : tuple of int
+        The extents are padded with zeros to multiples of these, split between both sides, and the
+        output is cropped.
+    smallest : int
+        Extents that the network needs at least; padded likewise.
+    separate : bool
+        The inputs go to `forward` one by one, by their names' last parts, not as channels of one
+        tensor.
+    activation : str
+        Applied across the output channels after the network: "none" or "softmax".
+    sections : bool
+        Works on sections, along inlines or crosslines.
     """
 
     name: str
     task: str
     paper: str
     doi: str
-    axes: tuple[str, str, str]
-    normalization: str
-    multiple: int
-    outputs: tuple[OutputCard, ...]
+    published: str
+    inputs: tuple[InputCard, ...]
+    outputs: tuple[OutputCard | None, ...]
+    axes: tuple[str, ...] = ("z", "crossline", "inline")
+    multiple: tuple[int, ...] = (1, 1, 1)
+    smallest: int = 1
+    separate: bool = False
+    activation: str = "none"
+    sections: bool = False
+
+    def along(self, direction: str) -> Card:
+        """Return the card of a network of sections for sections along another direction.
+
+        Parameters
+        ----------
+        direction : {"inline", "crossline"}
+            "inline": each section is an inline.
+        """
+        other = {"inline": "crossline", "crossline": "inline"}[direction]
+        axes = ("z", other) if len(self.axes) == 2 else (direction, "z", other)
+        return replace(self, axes=axes)
+
+
+AMPLITUDE = InputCard("amplitude", "seismic amplitude", "zscore")
+
+
+def probability(of: str) -> OutputCard:
+    """Card of the probability that a voxel belongs to `of`."""
+    name = f"{of.replace(' ', '_')}_probability"
+    return OutputCard(name, f"{of} probability", "1", (0.0, 1.0))

@@ -12,19 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .card import Card, OutputCard
-
-CARD = Card(
-    name="faultseg3d",
-    task="fault probability",
-    paper="Wu, Liang, Shi & Fomel (2019), Geophysics 84(3), IM35-IM45",
-    doi="10.1190/geo2018-0646.1",
-    axes=("z", "crossline", "inline"),
-    normalization="zscore",
-    multiple=8,
-    outputs=(OutputCard("fault_probability", "fault probability", "1", (0.0, 1.0)),),
-)
-
 
 class ConvBlock(nn.Module):
     """Two 3×3×3 convolutions, each followed by a rectifier."""

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 
-_PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
+_PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.")
+# Under which checkpoints keep their state dict, beside epochs and optimisers.
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "network")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a state dict from a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file.
+    """Read a state dict from a ``.pth``, ``.pt``, ``.ckpt``, ``.safetensors`` or Keras file.
 
     Nothing in the file is executed: pickles are opened with ``weights_only=True``.
 
@@ -49,10 +51,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             raise WeightsError(
                 f"{file}: not a whole safetensors file ({error}); copy it again"
             ) from error
+    if file.suffix in (".hdf5", ".h5"):
+        from .keras import read_keras
+
+        return read_keras(file)
     if file.suffix not in (".pth", ".pt", ".ckpt"):
         raise WeightsError(
             f"{file}: unknown kind of weights {file.suffix!r}; "
-            "outcrop reads .pth, .pt, .ckpt and .safetensors"
+            "outcrop reads .pth, .pt, .ckpt, .safetensors, .hdf5 and .h5"
         )
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -62,8 +68,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{file}: cannot be read as tensors alone ({reason}); save it again with "
             "torch.save(model.state_dict(), path) or as .safetensors"
         ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    if isinstance(content, Mapping):
+        nested = (content[key] for key in _NESTED if isinstance(content.get(key), Mapping))
+        content = next(nested, content)
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise WeightsError(
             f"{file}: holds no state dict; save it again with torch.save(model.state_dict(), path)"
@@ -76,6 +83,30 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if state and all(key.startswith(prefix) for key in state):
             return _unwrapped({key.removeprefix(prefix): value for key, value in state.items()})
     return state
+
+
+def write(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> int:
+    """Write a state dict as ``.safetensors``, whole or not at all; return how many tensors."""
+    from safetensors.torch import save_file
+
+    file = Path(path)
+    if file.suffix != ".safetensors":
+        raise WeightsError(f"{file}: weights are written as .safetensors; choose such a name")
+    aside = file.with_name(f".{file.name}.unfinished")
+    try:
+        # Copies: tensors that share memory are refused.
+        save_file({key: value.clone().contiguous() for key, value in state.items()}, aside)
+        os.replace(aside, file)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise WeightsError(f"{file}: cannot be written ({error.strerror})") from error
+    return len(state)
+
+
+def only(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Leave out what belongs to submodules at the top level that `model` was built without."""
+    own = {name for name, _ in model.named_children()}
+    return {key: value for key, value in state.items() if key.split(".")[0] in own}
 
 
 def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
@@ -129,8 +160,7 @@ def fill(
         advice = f"the closest network is {best}, with {count[best]} differences"
     else:
         advice = "no network of the zoo is closer"
-    shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-    raise WeightsError(f"{source}: {len(wrong)} keys do not fit: {shown}; {advice}")
+    raise WeightsError(f"{source}: {advice}; {len(wrong)} keys do not fit: {'; '.join(wrong)}")
 
 
 def digest(model: nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..graph import RULES, Box, Graph
 from ..graph.boxes import Shape, central_tile, count_tiles
@@ -65,6 +66,18 @@ class Cost:
     tile_bytes: int
 
 
+class _Work(NamedTuple):
+    """What the tiles of a part take, but for moving what they read and write."""
+
+    seconds: float
+    operations: float
+    overhead: float
+    inputs: tuple[int, ...]  # bytes of one tile, for each input
+    written: int
+    tiles: int
+    tile_bytes: int
+
+
 def part(graph: Graph, outputs: tuple[str, ...], reduces: tuple[str, ...], given: set[str]) -> Part:
     """Operators and inputs of a stage, when the tensors `given` are stored."""
     reduced = tuple(dict.fromkeys(graph.nodes[name].operands[0] for name in reduces))
@@ -92,6 +105,7 @@ class Costs:
         self.graph, self.rates, self.itemsize = graph, rates, itemsize
         self.weight_bytes = itemsize * sum(map(math.prod, graph.weights.values()))
         self._point: dict[str, tuple[float, float]] = {}
+        self._works: dict[tuple[object, ...], _Work] = {}
 
     def bytes(self, name: str, points: int | None = None) -> int:
         """Size of a tensor, or of `points` of its grid."""
@@ -118,13 +132,45 @@ class Costs:
         self, part: Part, domain: Box, tile: Shape, places: Mapping[str, str] | None = None
     ) -> Cost:
         """Predict what `part` takes in tiles of the shape `tile` over `domain`."""
-        graph, places = self.graph, places or {}
+        places = places or {}
+        work = self._work(part, domain, tile)
+        seconds, read, written = work.seconds, 0.0, 0.0
+        for name, size in zip(part.inputs, work.inputs, strict=True):
+            read += size * work.tiles
+            seconds += size * work.tiles / self.rates.read(places.get(name, "device"))
+        for name in part.outputs:
+            moved = self.bytes(name, domain.size)
+            written += moved
+            seconds += moved / self.rates.write(places.get(name, "device"))
+        if work.tile_bytes > self.rates.cache:
+            seconds *= self.rates.beyond_cache
+        return Cost(
+            tile,
+            seconds,
+            work.operations,
+            work.overhead,
+            read,
+            written,
+            sum(work.inputs),
+            work.written,
+            work.tile_bytes,
+        )
+
+    def _work(self, part: Part, domain: Box, tile: Shape) -> _Work:
+        """What is the same wherever the stored tensors lie; kept, as it takes long."""
+        key = (part.outputs, part.reduces, part.inputs, domain, tile)
+        if key not in self._works:
+            self._works[key] = self._measure(part, domain, tile)
+        return self._works[key]
+
+    def _measure(self, part: Part, domain: Box, tile: Shape) -> _Work:
+        graph = self.graph
         kept = part.kept(graph)
         middle = central_tile(domain, tile)
         boxes = needed(graph, part.nodes, dict.fromkeys(kept, middle))
         # Every tile is evaluated on boxes of the same shape.
         tiles = count_tiles(domain, tile)
-        operations = seconds = read = written = once = 0.0
+        operations = seconds = once = 0.0
         for name in part.nodes:
             per_point, time = self.point(name)
             points = boxes[name].size * tiles
@@ -134,31 +180,19 @@ class Costs:
         for name in part.reduces:
             size = self.bytes(graph.nodes[name].operands[0], middle.size)
             seconds += 2 * size * tiles / self.rates.bandwidth
-        for name in part.inputs:
-            moved = self.bytes(name, boxes[name].size) * tiles
-            read += moved
-            seconds += moved / self.rates.read(places.get(name, "device"))
-        for name in part.outputs:
-            moved = self.bytes(name, domain.size)
-            written += moved
-            seconds += moved / self.rates.write(places.get(name, "device"))
         seconds += tiles * (self.rates.tile + self.rates.call * len(part.nodes))
         held_back = _HELD_BACK if tiles > 1 else _ONE_TILE
         if self.itemsize > 4:
             held_back *= _DOUBLE
         tile_bytes = int(held_back * self._tile_bytes(part, kept, boxes))
         seconds += tile_bytes / self.rates.fresh
-        if tile_bytes > self.rates.cache:
-            seconds *= self.rates.beyond_cache
-        return Cost(
-            tile,
+        return _Work(
             seconds,
             operations,
             operations / max(once, 1.0),
-            read,
-            written,
-            sum(self.bytes(name, boxes[name].size) for name in part.inputs),
+            tuple(self.bytes(name, boxes[name].size) for name in part.inputs),
             sum(self.bytes(name, middle.size) for name in part.outputs),
+            tiles,
             tile_bytes,
         )
 

@@ -21,8 +21,9 @@ StorageMode = Literal["auto", "device", "cpu", "disk", "none"]
 # Edges of the tiles that the search for cuts looks at; those where memory is scarce.
 _SEARCHED = (32, 64, 128)
 _SMALL = (16,)
-# Tensors of a stage that does not fit that are looked at, the largest first.
-_TRIED = 8
+# Tensors of a stage that does not fit that are looked at, the largest first: so many, but fewer
+# in networks of many operators, where each look takes longer.
+_TRIED, _LOOKED_AT = 8, 2000
 
 
 def make_plan(
@@ -96,7 +97,7 @@ def make_plan(
     planner = _Planner(task, storage_mode)
     draft = planner.search()
     if draft.excess and host_memory is not None:
-        free = _Planner(replace(task, host_memory=None), storage_mode).search()
+        free = _Planner(replace(task, host_memory=None), storage_mode, planner.costs).search()
         if not free.excess:
             raise MemoryBudgetError(
                 f"host_memory {format_bytes(host_memory)} is too small for "
@@ -114,11 +115,11 @@ def make_plan(
 class _Planner:
     """The search for stored tensors and their places."""
 
-    def __init__(self, task: Task, mode: StorageMode) -> None:
+    def __init__(self, task: Task, mode: StorageMode, costs: Costs | None = None) -> None:
         self.task, self.graph, self.mode = task, task.graph, mode
         there = mode == "cpu" and task.device == "cpu"  # host and device are one
         self.first = mode if mode in ("cpu", "disk") and not there else "device"
-        self.costs = Costs(task.graph, rates(task.device, task.dtype), task.itemsize)
+        self.costs = costs or Costs(task.graph, rates(task.device, task.dtype), task.itemsize)
         self.fixed = forced(task.graph)
         self.reductions = {
             n for n in self.fixed if isinstance(RULES[task.graph.nodes[n].op], Reduce)
@@ -168,7 +169,7 @@ class _Planner:
             # Halving finds one end; as there may be gaps, what is just below is tried too.
             below = least * 9 // 10
             middle = (low + least) // 2 if least > 1.03 * low else below
-            found = _Planner(replace(self.task, memory=middle), self.mode).search()
+            found = _Planner(replace(self.task, memory=middle), self.mode, self.costs).search()
             if not found.excess:
                 draft, (least, at) = found, min(found.least, (middle, found.tightest))
             elif middle == below:
@@ -191,8 +192,9 @@ class _Planner:
         away = [n for n, place in draft.places.items() if place != "device"]
         held = [n for n in draft.live(draft.tightest) if n not in away]
         order = ("device", "disk") if self.task.device == "cpu" else ("device", "cpu", "disk")
+        tried = min(_TRIED, max(2, _LOOKED_AT // len(self.graph.nodes)))
         for names in (held, away):
-            for name in sorted(names, key=draft.bytes, reverse=True)[:_TRIED]:
+            for name in sorted(names, key=draft.bytes, reverse=True)[:tried]:
                 if self.mode == "auto":
                     for place in order[order.index(draft.places[name]) + 1 :]:
                         yield {**draft.places, name: place}

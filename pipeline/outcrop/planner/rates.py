@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ..graph.rules.kernels import convolve
+
 # Bytes of a tensor that no cache holds; and of one that no memory freed before can serve.
 _LARGE, _NEW = 2**26, 2**29
 
@@ -179,8 +181,8 @@ def _measure(device: str, dtype: str) -> Rates:
 
 def _convolve(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], torch.Tensor]:
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
-        one = [1, 1, 1]
-        return lambda: torch.mkldnn_convolution(x, weight, None, one, one, one, 1)
+        one = (1, 1, 1)
+        return lambda: convolve(x, weight, None, one, one, one, 1)
     return lambda: F.conv3d(x, weight, padding=1)
 
 

@@ -2,5 +2,6 @@
 
 from .plans import draw_plan
 from .sections import sections
+from .surfaces import surfaces
 
-__all__ = ["draw_plan", "sections"]
+__all__ = ["draw_plan", "sections", "surfaces"]

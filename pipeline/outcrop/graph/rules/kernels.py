@@ -18,6 +18,8 @@ COLUMNS = 2**23
 # Channels up to which oneDNN is slower in half precision than in single.
 FEW = 4
 _ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+# Whether oneDNN convolves bfloat16 on this processor: AVX512 or AMX.
+HALVES = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def convolve(
@@ -43,6 +45,8 @@ def convolve(
         return made.relu_() if relu else made
     # F.conv3d has a kernel of its own, up to four times slower, where channels are few.
     kind = x.dtype
+    if kind == torch.bfloat16 and not HALVES:
+        return _in_single(x, weight, bias, how, onto, onto if in_place else None, relu)
     if x.shape[1] < FEW:
         x, weight = x.float(), weight.float()
         bias = None if bias is None else bias.float()
@@ -63,6 +67,60 @@ def convolve(
     return made.to(kind)
 
 
+def _in_single(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    how: tuple[Shape, Shape, Shape, int],
+    onto: Tensor | None,
+    made: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """Convolve in single precision, slab by slab, so that little is held twice."""
+    padding, stride, dilation, groups = how
+    n, (pad, step) = len(stride), (padding[0], stride[0])
+    extents = _extents(x, weight, stride, padding, dilation)
+    if made is None:
+        layout = {2: torch.channels_last, 3: torch.channels_last_3d}[n]
+        shape = (x.shape[0], weight.shape[0], *extents)
+        made = torch.empty(shape, dtype=x.dtype, memory_format=layout)
+    weight, bias = weight.float(), None if bias is None else bias.float()
+    row = step * math.prod(x.shape[1:]) // x.shape[2] + math.prod(made.shape[1:]) // extents[0]
+    rows = max(1, COLUMNS // (4 * row))
+    reach = dilation[0] * (weight.shape[2] - 1) + 1
+    for a in range(0, extents[0], rows):
+        b = min(extents[0], a + rows)
+        low, high = a * step - pad, (b - 1) * step - pad + reach
+        first, last = max(low, 0), min(high, x.shape[2])
+        slab = x.narrow(2, first, max(last - first, 0)).float()
+        if low < first or high > last:
+            none = [0] * (n - 1)
+            slab = padded(slab, [first - low, *none], [high - max(last, first), *none], 0.0)
+        part = convolve(
+            slab,
+            weight,
+            bias,
+            stride,
+            (0, *padding[1:]),
+            dilation,
+            groups,
+            onto=None if onto is None else onto.narrow(2, a, b - a).float(),
+            in_place=True,
+            relu=relu,
+        )
+        made.narrow(2, a, b - a).copy_(part)
+    return made
+
+
+def _extents(
+    x: Tensor, weight: Tensor, stride: Shape, padding: Shape, dilation: Shape
+) -> list[int]:
+    """Extents of a convolution's result."""
+    n = len(stride)
+    sizes = zip(x.shape[-n:], weight.shape[2:], stride, padding, dilation, strict=True)
+    return [(e + 2 * p - d * (k - 1) - 1) // s + 1 for e, k, s, p, d in sizes]
+
+
 def _in_slabs(
     x: Tensor,
     weight: Tensor,
@@ -75,12 +133,7 @@ def _in_slabs(
     """Convolve; in double precision on a CPU by slabs, as ATen lays all windows side by side."""
     n = len(stride)
     convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
-    extents = [
-        (e + 2 * p - d * (k - 1) - 1) // s + 1
-        for e, k, s, p, d in zip(
-            x.shape[-n:], weight.shape[2:], stride, padding, dilation, strict=True
-        )
-    ]
+    extents = _extents(x, weight, stride, padding, dilation)
     row = x.element_size() * math.prod(weight.shape[1:]) * math.prod(extents[1:])
     rows = max(1, COLUMNS // max(1, row))
     if x.element_size() < 8 or x.device.type != "cpu" or rows >= extents[0]:

@@ -1,0 +1,315 @@
+"""Predictions of one survey seen in several ways, merged; and refined again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import dask
+import dask.array
+import numpy as np
+import xarray as xr
+from torch import nn
+
+from .. import __version__
+from ..errors import ArgumentError, ResumeError
+from ..models.weights import digest
+from ..output import Output, check_free, naming_full_disk
+from .labelled import Volume, all_statistics, frame, mask_of
+from .prediction import predict
+
+Turn = Callable[[xr.Dataset], xr.Dataset]
+
+_EDGE = 128  # of the objects of a merged prediction
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to see a survey.
+
+    Attributes
+    ----------
+    name : str
+    turn : callable
+        From the survey to what the network sees.
+    back : callable
+        From its prediction to one on the survey's own grid.
+    options : dict
+        For `predict`.
+    """
+
+    name: str
+    turn: Turn
+    back: Turn
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def predict_views(
+    model: nn.Module,
+    data: Volume,
+    path: str | os.PathLike[str],
+    *,
+    angles: bool = False,
+    resolutions: bool = False,
+    directions: bool = False,
+    merge: Literal["max", "mean"] = "max",
+    threshold: float | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> xr.Dataset:
+    """Evaluate a network over several views of a survey, and merge what it predicts.
+
+    One view after the other is predicted, each exactly and within the budget, beside the output;
+    the merge goes block by block. An interrupted call goes on where it stopped.
+
+    Parameters
+    ----------
+    model, data, path
+        As for `predict`.
+    angles : bool
+        The survey turned by 90, 180 and 270 degrees about the time axis, beside as it is.
+    resolutions : bool
+        Every second inline, every second crossline and every second sample, beside all of them;
+        linear interpolation brings each back to the survey's own grid.
+    directions : bool
+        Of a network of sections: inlines and crosslines.
+    merge : {"max", "mean"}
+        Of all views, at every voxel.
+    threshold : float, optional
+        As for `predict`, of what is merged.
+    overwrite : bool
+        Replace what lies at `path`.
+    **options
+        For `predict`.
+
+    Returns
+    -------
+    xarray.Dataset
+        As `predict` returns it.
+
+    Raises
+    ------
+    ArgumentError
+        If no view beside the survey as it is was asked for, `merge` is unknown, or the network
+        predicts angles, which another view sees differently.
+    OutcropError
+        As `predict` does.
+    """
+    card = getattr(model, "card", None)
+    if merge not in ("max", "mean"):
+        raise ArgumentError(f"merge {merge!r}: choose 'max' or 'mean'")
+    if card is None or any(o is not None and o.units == "degree" for o in card.outputs):
+        raise ArgumentError(
+            "views: only of networks with a card whose outputs are the same seen from any side"
+        )
+    views = _views(angles, resolutions, directions and card.sections)
+    if len(views) == 1:
+        raise ArgumentError("views: choose angles, resolutions or (of sections) directions")
+    check_free(path, overwrite)
+    survey = _dataset(data)
+    record = {
+        "weights": digest(model),
+        "survey": all_statistics(frame(model, survey))[1],
+        "views": [v.name for v in views],
+        "merge": merge,
+        "threshold": threshold,
+        "precision": options.get("precision", "float32"),
+    }
+    with _steps(path, record, overwrite) as folder:
+        seen = []
+        for view in views:
+            part = folder / f"{view.name}.zarr"
+            if not (part / "zarr.json").exists():
+                predict(model, view.turn(survey), part, **{**options, **view.options})
+            seen.append(view.back(xr.open_zarr(part)))
+        _merge(seen, survey, path, merge, threshold, record, overwrite)
+    return xr.open_zarr(path)
+
+
+def refine(
+    infer: nn.Module,
+    refiner: nn.Module,
+    data: Volume,
+    path: str | os.PathLike[str],
+    *,
+    iterations: int = 1,
+    overwrite: bool = False,
+    **options: Any,
+) -> xr.Dataset:
+    """Infer several attributes from a survey, then refine them again and again.
+
+    Parameters
+    ----------
+    infer, refiner : torch.nn.Module
+        From `outcrop.models.load`: mtl-infer-3d and mtl-refine-3d, or the two of 2-D.
+    data, path
+        As for `predict`.
+    iterations : int
+        How often what was predicted goes through `refiner`.
+    overwrite : bool
+        Replace what lies at `path`.
+    **options
+        For `predict`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Of the last iteration.
+
+    Raises
+    ------
+    ArgumentError
+        If `iterations` is negative.
+    OutcropError
+        As `predict` does.
+    """
+    if iterations < 0:
+        raise ArgumentError(f"iterations {iterations}: choose 0 or more")
+    check_free(path, overwrite)
+    if not iterations:
+        return predict(infer, data, path, overwrite=overwrite, **options)
+    record = {
+        "weights": [digest(infer), digest(refiner)],
+        "survey": all_statistics(frame(infer, data, options.get("direction")))[1],
+        "precision": options.get("precision", "float32"),
+    }
+    with _steps(path, record, overwrite) as folder:
+        before: Volume = data
+        for i in range(iterations):
+            part = folder / f"{i}.zarr"
+            if not (part / "zarr.json").exists():
+                predict(refiner if i else infer, before, part, **options)
+            before = xr.open_zarr(part, chunks={})
+        predict(refiner, before, path, overwrite=overwrite, **options)
+    return xr.open_zarr(path)
+
+
+@contextlib.contextmanager
+def _steps(
+    path: str | os.PathLike[str], record: Mapping[str, Any], overwrite: bool
+) -> Iterator[Path]:
+    """Give a folder beside the output for what comes before it; gone once that is whole."""
+    folder = Path(f"{path}.steps")
+    facts = json.loads(json.dumps({**record, "outcrop_version": __version__}))
+    note = folder / "record.json"
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    if note.exists():
+        begun = json.loads(note.read_text())
+        differing = sorted(k for k in {*begun, *facts} if begun.get(k) != facts.get(k))
+        if differing:
+            raise ResumeError(
+                f"{folder}: begun with another {', '.join(differing)}; run it again as before, or "
+                "pass overwrite=True (--overwrite)"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(facts, indent=1))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def _dataset(data: Volume) -> xr.Dataset:
+    if isinstance(data, (str, os.PathLike)):
+        from ..survey import open as open_survey
+
+        return open_survey(data)
+    return data.to_dataset(name="amplitude") if isinstance(data, xr.DataArray) else data
+
+
+def _views(angles: bool, resolutions: bool, directions: bool) -> list[View]:
+    views = [View("inline" if directions else "plain", _same, _same)]
+    if directions:
+        views.append(View("crossline", _same, _same, {"direction": "crossline"}))
+    if angles:
+        views += [
+            View("turned-90", *_turned(("crossline",), swap=True)),
+            View("turned-180", *_turned(("inline", "crossline"), swap=False)),
+            View("turned-270", *_turned(("inline",), swap=True)),
+        ]
+    if resolutions:
+        views += [View(f"half-{dim}", *_halved(dim)) for dim in ("inline", "crossline", "z")]
+    return views
+
+
+def _same(dataset: xr.Dataset) -> xr.Dataset:
+    return dataset
+
+
+def _turned(flipped: tuple[str, ...], swap: bool) -> tuple[Turn, Turn]:
+    """Return what turns a survey about the time axis, and what turns it back."""
+    names = {"inline": "crossline", "crossline": "inline"} if swap else {}
+    flip = dict.fromkeys(flipped, slice(None, None, -1))
+
+    def turn(dataset: xr.Dataset) -> xr.Dataset:
+        return dataset.isel(flip).rename(names)
+
+    def back(dataset: xr.Dataset) -> xr.Dataset:
+        return dataset.rename(names).isel(flip)
+
+    return turn, back
+
+
+def _halved(dim: str) -> tuple[Turn, Turn]:
+    """Return what takes every second sample, and what interpolates between them."""
+    extents: list[xr.DataArray] = []
+
+    def along(dataset: xr.Dataset) -> str:
+        return dim if dim != "z" else ("twt" if "twt" in dataset.dims else "depth")
+
+    def turn(dataset: xr.Dataset) -> xr.Dataset:
+        extents[:] = [dataset[along(dataset)]]
+        return dataset.isel({along(dataset): slice(None, None, 2)})
+
+    def back(dataset: xr.Dataset) -> xr.Dataset:
+        axis, last = along(dataset), dataset.sizes[along(dataset)] - 1
+        every = np.arange(extents[0].size)
+        left = dataset.isel({axis: every // 2}).assign_coords({axis: extents[0]})
+        right = dataset.isel({axis: np.minimum((every + 1) // 2, last)})
+        right = right.assign_coords({axis: extents[0]})
+        return ((left + right) / 2.0).astype(np.float32)
+
+    return turn, back
+
+
+def _merge(
+    seen: list[xr.Dataset],
+    survey: xr.Dataset,
+    path: str | os.PathLike[str],
+    merge: str,
+    threshold: float | None,
+    record: Mapping[str, Any],
+    overwrite: bool,
+) -> None:
+    """Write the largest or the mean of all views, block by block."""
+    first = seen[0]
+    variables, encoding, merged = {}, {}, {}
+    for name, array in first.data_vars.items():
+        dims = array.dims
+        each = [dataset[name].transpose(*dims).data for dataset in seen]
+        chunks = tuple(min(_EDGE, n) for n in array.shape)
+        each = [dask.array.asarray(values).rechunk(chunks) for values in each]
+        stacked = dask.array.stack(each)
+        value = stacked.max(axis=0) if merge == "max" else stacked.mean(axis=0)
+        merged[str(name)] = value.astype(np.float32)
+        zeros = dask.array.zeros(array.shape, dtype=np.float32, chunks=chunks)
+        variables[str(name)] = (dims, zeros, array.attrs)
+        encoding[str(name)] = {"chunks": chunks}
+        if threshold is not None and str(name).endswith("_probability"):
+            mask, attrs = mask_of(str(name), array.attrs["long_name"], threshold)
+            merged[mask] = (value >= threshold).astype(np.uint8)
+            variables[mask] = (dims, zeros.astype(np.uint8), attrs)
+            encoding[mask] = {"chunks": chunks}
+    coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in first.coords.items()}
+    attrs = {**first.attrs, "views": ", ".join(record["views"]), "merged_by": merge}
+    template = xr.Dataset(variables, coords=coords, attrs=attrs)
+    with naming_full_disk(path, "free some, and the same command goes on where it stopped"):
+        output = Output.begin(path, template, encoding, record, overwrite)
+        targets = [output.array(name) for name in merged]
+        dask.array.store(list(merged.values()), targets, lock=False, scheduler="threads")
+        output.commit()

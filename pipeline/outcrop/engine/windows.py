@@ -1,0 +1,142 @@
+"""Sliding windows over sections, as published for networks of sections: for comparison."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+import xarray as xr
+from torch import nn
+
+from .. import __version__
+from ..errors import ArgumentError
+from ..graph import Box
+from ..graph.boxes import Shape, tiles
+from ..models.weights import digest
+from ..output import Output, check_free, naming_full_disk
+from ..progress import track
+from .labelled import Volume, all_statistics, frame, template
+from .zarr_stores import PredictionStore, SurveyStore
+
+# Sections that are evaluated side by side.
+_SECTIONS = 8
+
+
+def predict_windows(
+    model: nn.Module,
+    data: Volume,
+    path: str | os.PathLike[str],
+    *,
+    window: int,
+    overlap: int,
+    direction: str | None = None,
+    threshold: float | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Evaluate a network of sections window by window, and keep the middle of each.
+
+    Not exact: where windows meet, half of `overlap` is all that is seen beyond. It is here to be
+    compared with `predict`, which evaluates whole sections. The windows' normalization is that of
+    the whole survey.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        From `outcrop.models.load("unet25d", ...)`, or another with a card of sections of three
+        axes.
+    data, path, direction, threshold, overwrite, progress
+        As for `predict`.
+    window : int
+        Extent of a window in samples and in traces, a multiple of the network's stride.
+    overlap : int
+        Samples and traces that neighbouring windows share, even and less than `window`.
+
+    Returns
+    -------
+    xarray.Dataset
+        As `predict` returns it.
+
+    Raises
+    ------
+    ArgumentError
+        If the network is none of sections, or `window` and `overlap` do not suit.
+    OutcropError
+        As `predict` does.
+    """
+    framed = frame(model, data, direction)
+    card = framed.card
+    if not card.sections or len(card.axes) != 3:
+        raise ArgumentError("window: only of networks of sections, such as unet25d")
+    stride = max(card.multiple)
+    if window < 1 or window % stride or not 0 <= overlap < window or overlap % 2:
+        raise ArgumentError(
+            f"window {window}, overlap {overlap}: choose a multiple of {stride}, and an even "
+            "overlap that is less"
+        )
+    check_free(path, overwrite)
+    found, fingerprint = all_statistics(framed)
+    record = {
+        "model": card.name,
+        "weights_sha256": digest(model),
+        "input_sha256": fingerprint,
+        "direction": direction or "inline",
+        "threshold": threshold,
+        "sliding_window": f"{window}, overlap {overlap}: not exact",
+        "outcrop_version": __version__,
+    }
+    tile = (_SECTIONS, *framed.grid[1:])
+    empty, encoding = template(framed, [(tile, card.outputs)], threshold)
+    empty.attrs.update({k: v for k, v in record.items() if v is not None})
+    names = [o.name if o else None for o in card.outputs]
+    masks = [n.removesuffix("_probability") if n and threshold is not None else None for n in names]
+    halo = int(getattr(model, "neighbours", 0))
+    then = "free some, and run the same command again"
+    size = framed.volume.size
+    with naming_full_disk(path, then), track("predict", size, "voxels", progress) as advance:
+        output = Output.begin(path, empty, encoding, record, overwrite)
+        source = SurveyStore(framed, card.inputs, found, torch.float32)
+        sink = PredictionStore(
+            [output.path / n if n else None for n in names],
+            framed,
+            [output.path / n if n else None for n in masks],
+            threshold or 0.0,
+            card.activation,
+        )
+        with torch.inference_mode():
+            for seen, kept in _windows(framed.grid, framed.domain, window, overlap, halo):
+                y = model(source.read(seen))
+                sink.write(kept, y[kept.within(seen).index])
+                advance(kept.size)
+        output.commit()
+    return xr.open_zarr(path)
+
+
+def _windows(
+    grid: Shape, domain: Box, window: int, overlap: int, halo: int
+) -> Iterator[tuple[Box, Box]]:
+    """Yield what each window sees, and what is kept of it: its middle, and the volume's edge."""
+    across = [list(_along(extent, window, overlap)) for extent in grid[1:]]
+    for block in tiles(Box.whole((domain.shape[0],)), (_SECTIONS,)):
+        (first,), (last,) = block.start, block.stop
+        for top in across[0]:
+            for left in across[1]:
+                seen = Box(
+                    (max(0, first - halo), top[0], left[0]),
+                    (min(grid[0], last + halo), top[1], left[1]),
+                )
+                kept = Box((first, top[2], left[2]), (last, top[3], left[3])) & domain
+                if min(kept.shape) > 0:
+                    yield seen, kept
+
+
+def _along(extent: int, window: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield start and stop of windows along one axis, and of what is kept of each."""
+    done, start = 0, 0
+    while done < extent:
+        start = min(start, max(0, extent - window))
+        stop = min(start + window, extent)
+        until = extent if stop == extent else stop - overlap // 2
+        yield start, stop, done, until
+        done, start = until, start + window - overlap

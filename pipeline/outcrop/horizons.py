@@ -1,0 +1,112 @@
+"""Horizons as surfaces of equal relative geological time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from .errors import ArgumentError, SurveyError
+
+
+def horizons(rgt: xr.DataArray, levels: Sequence[float]) -> xr.Dataset:
+    """Where each trace first reaches given relative geological times.
+
+    Between samples the time is interpolated linearly. The volume is read by blocks of traces.
+
+    Parameters
+    ----------
+    rgt : xarray.DataArray
+        Over inline, crossline and twt (ms) or depth (m), larger downwards.
+    levels : sequence of float
+        Relative geological times, in the units of `rgt`.
+
+    Returns
+    -------
+    xarray.Dataset
+        `twt` or `depth` over (horizon, inline, crossline), float32, in the units of that
+        coordinate; NaN where a trace is missing or never reaches the level. The coordinate
+        `horizon` holds the levels.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no level.
+    SurveyError
+        If the dimensions are others.
+    """
+    if not len(levels):
+        raise ArgumentError("levels: give at least one relative geological time")
+    vertical = "depth" if "depth" in rgt.dims else "twt"
+    if set(rgt.dims) != {"inline", "crossline", vertical}:
+        raise SurveyError(
+            f"rgt: has dimensions {tuple(map(str, rgt.dims))} instead of inline, crossline and "
+            "twt or depth"
+        )
+    at = rgt[vertical].to_numpy().astype(np.float64)
+    found = xr.apply_ufunc(
+        _crossings,
+        rgt.chunk({vertical: -1}) if rgt.chunks else rgt,
+        kwargs={"at": at, "levels": np.asarray(levels, np.float64)},
+        input_core_dims=[[vertical]],
+        output_core_dims=[["horizon"]],
+        dask="parallelized",
+        output_dtypes=[np.float32],
+        dask_gufunc_kwargs={"output_sizes": {"horizon": len(levels)}},
+    )
+    found = found.assign_coords(horizon=np.asarray(levels, float))
+    found = found.transpose("horizon", "inline", "crossline").compute()
+    if "live" in rgt.coords:
+        found = found.where(rgt["live"].compute())
+    found.attrs = {
+        "long_name": f"{rgt[vertical].attrs.get('long_name', vertical)} of the horizon",
+        "units": rgt[vertical].attrs.get("units", {"twt": "ms", "depth": "m"}[vertical]),
+    }
+    return found.to_dataset(name=f"horizon_{vertical}")
+
+
+def _crossings(values: np.ndarray, at: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """First crossing of each level along the last axis."""
+    found = np.full((*values.shape[:-1], len(levels)), np.nan, np.float32)
+    for i, level in enumerate(levels):
+        reached = values >= level
+        first = reached.argmax(axis=-1)
+        there = np.take_along_axis(reached, first[..., None], -1)[..., 0] & (first > 0)
+        before = np.maximum(first - 1, 0)
+        low, high = (
+            np.take_along_axis(values, k[..., None], -1)[..., 0].astype(np.float64)
+            for k in (before, first)
+        )
+        share = np.divide(level - low, high - low, out=np.zeros_like(low), where=high > low)
+        found[..., i] = np.where(there, at[before] + share * (at[first] - at[before]), np.nan)
+    return found
+
+
+def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
+    """Write horizons as a table that interpretation systems import: one line a point.
+
+    Parameters
+    ----------
+    surfaces : xarray.Dataset
+        From `horizons`.
+    path : path-like
+        CSV with the columns horizon, inline, crossline, cdp_x and cdp_y (where there are any), and
+        the horizon's time or depth.
+
+    Returns
+    -------
+    int
+        Number of points.
+    """
+    (name,) = surfaces.data_vars
+    positions = [c for c in ("cdp_x", "cdp_y") if c in surfaces.coords]
+    table = surfaces[[name]].reset_coords(positions).to_dataframe().dropna(subset=[str(name)])
+    table = table.reset_index()[["horizon", "inline", "crossline", *positions, str(name)]]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(f"{path}.unfinished")
+    table.to_csv(aside, index=False, float_format="%.6g")
+    os.replace(aside, path)
+    return len(table)

@@ -1,0 +1,67 @@
+"""Positions of the voxels that a prediction picks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from .errors import ArgumentError
+
+
+def write_picks(
+    probability: xr.DataArray,
+    path: str | os.PathLike[str],
+    *,
+    threshold: float = 0.5,
+    minimum: int = 0,
+) -> int:
+    """Write the indices of all voxels at or above a threshold.
+
+    The volume is read inline block by inline block.
+
+    Parameters
+    ----------
+    probability : xarray.DataArray
+        Over inline, crossline and twt or depth.
+    path : path-like
+        ``.npz`` with `positions`, uint16, (voxels, 3): index along each dimension, in the order
+        that `dims` names.
+    threshold : float
+        Smallest value that counts.
+    minimum : int
+        With fewer voxels than this, none is written.
+
+    Returns
+    -------
+    int
+        Number of voxels written.
+
+    Raises
+    ------
+    ArgumentError
+        If an extent does not fit into uint16, or the path does not end in ``.npz``.
+    """
+    if Path(path).suffix != ".npz":
+        raise ArgumentError(f"{path}: picks are written as .npz; choose such a name")
+    if max(probability.shape) > 2**16:
+        raise ArgumentError(f"picks: extents {probability.shape} do not fit into uint16")
+    first = probability.dims[0]
+    step = max(1, (64 << 20) // max(probability[0].size * 4, 1))
+    found = []
+    for start in range(0, probability.sizes[first], step):
+        part = probability.isel({first: slice(start, start + step)}).to_numpy()
+        positions = np.argwhere(part >= threshold)
+        positions[:, 0] += start
+        found.append(positions.astype(np.uint16))
+    positions = np.concatenate(found)
+    if len(positions) < minimum:
+        positions = positions[:0]
+    aside = Path(f"{path}.unfinished.npz")
+    np.savez_compressed(
+        aside, positions=positions, dims=np.array([str(d) for d in probability.dims])
+    )
+    os.replace(aside, path)
+    return len(positions)

@@ -1,0 +1,48 @@
+"""Files of raw samples, as simulators and research codes read and write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import xarray as xr
+
+from ..models.card import Card
+
+_BLOCK = 64 << 20  # bytes that are held at a time
+
+
+def write_raw(prediction: xr.Dataset, card: Card, stem: str | os.PathLike[str]) -> list[Path]:
+    """Write each variable of a prediction as float32, the samples of a trace side by side.
+
+    Values are in the network's own units, angles in half turns: what another code of the same
+    network would have written. A file appears whole or not at all.
+
+    Parameters
+    ----------
+    prediction : xarray.Dataset
+        Over inline, crossline and twt or depth.
+    card : Card
+        Of the network: names each file's suffix.
+    stem : path-like
+        To which ".rgt", ".dhr", ... are appended.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files, in the card's order.
+    """
+    paths = []
+    for output in filter(None, card.outputs):
+        path = Path(f"{stem}.{output.suffix or output.name}")
+        vertical = "twt" if "twt" in prediction.dims else "depth"
+        values = prediction[output.name].transpose("inline", "crossline", vertical)
+        aside = path.with_name(f".{path.name}.unfinished")
+        step = max(1, _BLOCK // max(4 * values[0].size, 1))
+        with open(aside, "wb") as file:
+            for first in range(0, values.sizes["inline"], step):
+                part = values.isel(inline=slice(first, first + step)).to_numpy()
+                (part / output.scale).astype("<f4", order="C").tofile(file)
+        os.replace(aside, path)
+        paths.append(path)
+    return paths

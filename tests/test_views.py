@@ -1,0 +1,317 @@
+"""Several views merged, refinement, raw files, horizons, picks, and the workflows on them."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+import outcrop
+from outcrop import models
+from outcrop.errors import ArgumentError, OutcropError, ResumeError
+from outcrop.horizons import horizons, write_table
+from outcrop.models.card import AMPLITUDE, Card, probability
+from outcrop.picks import write_picks
+from test_zoo import make_survey
+
+ROOT = Path(__file__).parents[1]
+
+
+class Lopsided(nn.Module):
+    """A network that sees a difference between every two directions."""
+
+    card = Card("lopsided", "", "", "", "", (AMPLITUDE,), (probability("fault"),))
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 1, 3, padding=1)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.linspace(-1, 1, 27).reshape(1, 1, 3, 3, 3))
+
+    def forward(self, x):
+        return torch.sigmoid(self.conv(x))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Lopsided().eval()
+
+
+@pytest.fixture
+def survey():
+    return make_survey({"amplitude"}, shape=(8, 9, 11)).assign_coords(
+        live=(("inline", "crossline"), np.ones((8, 9), bool))
+    )
+
+
+def plainly(model, values):
+    """Normalise and evaluate (inline, crossline, time) samples in one piece."""
+    z = (values - values.mean()) / values.std()
+    with torch.no_grad():
+        y = model.double()(torch.from_numpy(z.transpose(2, 1, 0).copy())[None, None])
+    model.float()
+    return y[0, 0].numpy().transpose(2, 1, 0)
+
+
+def interpolated(values, axis, extent):
+    at = np.arange(extent) / 2
+    return np.apply_along_axis(lambda v: np.interp(at, np.arange(len(v)), v), axis, values)
+
+
+@pytest.mark.parametrize("merge", ["max", "mean"])
+@pytest.mark.parametrize(("angles", "resolutions"), [(True, False), (False, True), (True, True)])
+def test_views(merge, angles, resolutions, model, survey, tmp_path):
+    path = tmp_path / "o.zarr"
+    found = outcrop.predict_views(
+        model,
+        survey,
+        path,
+        angles=angles,
+        resolutions=resolutions,
+        merge=merge,
+        threshold=0.6,
+        precision="float64",
+        tile=(4, 4, 4),
+    )
+    values = survey.amplitude.values.astype(np.float64)
+    expected = [plainly(model, values)]
+    if angles:
+        expected += [
+            np.rot90(plainly(model, np.rot90(values, k, (0, 1))), -k, (0, 1)) for k in (1, 2, 3)
+        ]
+    if resolutions:
+        for axis in range(3):
+            every = [slice(None)] * 3
+            every[axis] = slice(None, None, 2)
+            small = plainly(model, values[tuple(every)])
+            expected.append(interpolated(small, axis, values.shape[axis]))
+    together = np.max(expected, 0) if merge == "max" else np.mean(expected, 0)
+    assert np.abs(found.fault_probability.values - together).max() < 1e-6
+    assert (found.fault.values == (found.fault_probability.values >= np.float32(0.6))).all()
+    for name in ("inline", "crossline", "twt"):
+        xr.testing.assert_equal(found[name], survey[name])
+    assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
+
+
+def test_views_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
+    from outcrop.engine import views
+
+    done = []
+    real = views.predict
+
+    def stops(network, data, part, **options):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(Path(part).name)
+        return real(network, data, part, **options)
+
+    monkeypatch.setattr(views, "predict", stops)
+    path = tmp_path / "o.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        outcrop.predict_views(model, survey, path, angles=True)
+    assert not path.exists()
+    monkeypatch.setattr(views, "predict", lambda *a, **k: done.append("again") or real(*a, **k))
+    with pytest.raises(ResumeError, match="merge"):
+        outcrop.predict_views(model, survey, path, angles=True, merge="mean")
+    with pytest.raises(ResumeError, match="survey"):
+        outcrop.predict_views(model, survey * 2, path, angles=True)
+    outcrop.predict_views(model, survey, path, angles=True)
+    assert done.count("again") == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
+
+
+def test_views_that_make_no_sense(model, survey, tmp_path):
+    path = tmp_path / "o.zarr"
+    with pytest.raises(ArgumentError, match="choose angles"):
+        outcrop.predict_views(model, survey, path)
+    with pytest.raises(ArgumentError, match="merge 'median'"):
+        outcrop.predict_views(model, survey, path, angles=True, merge="median")
+    attributes = models.load("mtl-infer-3d", weights="seeded")
+    with pytest.raises(ArgumentError, match="seen from any side"):
+        outcrop.predict_views(attributes, survey, path, angles=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sections_in_both_directions(survey, tmp_path):
+    network = models.load("unet25d", weights="seeded", base=4)
+    each = [
+        outcrop.predict(network, survey, tmp_path / f"{d}.zarr", direction=d)
+        for d in ("inline", "crossline")
+    ]
+    both = outcrop.predict_views(
+        network, survey, tmp_path / "o.zarr", directions=True, merge="mean"
+    )
+    expected = sum(e.fault_probability.values for e in each) / 2
+    assert np.abs(each[0].fault_probability - each[1].fault_probability).max() > 1e-3
+    assert np.abs(both.fault_probability.values - expected).max() < 1e-6
+
+
+def test_sliding_windows_are_what_they_are(survey, tmp_path):
+    """One window over everything is exact; several are the network on each, and say so."""
+    survey = make_survey({"amplitude"}, shape=(11, 22, 30))
+    network = models.load("unet25d", weights="seeded", base=4)
+    whole = outcrop.predict(network, survey, tmp_path / "o.zarr").fault_probability.values
+    one = outcrop.predict_windows(network, survey, tmp_path / "1.zarr", window=32, overlap=0)
+    assert np.abs(one.fault_probability.values - whole).max() < 1e-5
+    some = outcrop.predict_windows(
+        network, survey, tmp_path / "2.zarr", window=16, overlap=8, direction="inline"
+    )
+    assert "not exact" in some.attrs["sliding_window"]
+    difference = np.abs(some.fault_probability.values - whole)
+    assert 1e-4 < difference.max() < 1
+    with pytest.raises(ArgumentError, match="multiple of 8"):
+        outcrop.predict_windows(network, survey, tmp_path / "3.zarr", window=12, overlap=0)
+    with pytest.raises(ArgumentError, match="networks of sections"):
+        outcrop.predict_windows(
+            models.load("faultseg3d", weights="seeded"),
+            survey, tmp_path / "3.zarr", window=16, overlap=0,
+        )  # fmt: skip
+    assert not (tmp_path / "3.zarr").exists()
+
+
+def test_refinement_is_inference_then_refinements(tmp_path):
+    survey = make_survey({"amplitude"}, shape=(1, 40, 33))
+    infer = models.load("mtl-infer-2d", weights="seeded")
+    refiner = models.load("mtl-refine-2d", weights="seeded")
+    found = outcrop.refine(infer, refiner, survey, tmp_path / "o.zarr", iterations=2)
+    step = outcrop.predict(infer, survey, tmp_path / "0.zarr")
+    for i in (1, 2):
+        step = outcrop.predict(refiner, step, tmp_path / f"{i}.zarr")
+    for name in ("rgt", "dhr", "fault_probability", "fault_dip"):
+        assert np.array_equal(found[name], step[name]), name
+    assert found.rgt.where(survey.live).max() == pytest.approx(1, abs=1e-6)
+    assert found.fault_dip.attrs["units"] == "degree"
+    networks = [step.split()[0] for step in found.attrs["lineage"].split(" > ")]
+    assert networks == ["mtl-infer-2d", "mtl-refine-2d", "mtl-refine-2d"]
+
+
+def test_raw_files_in_and_out(tmp_path):
+    """As the multi-task networks' own code reads and writes them: the fastest axis first."""
+    shape = (20, 18)  # samples, traces
+    values = np.random.default_rng(3).standard_normal(shape).astype("<f4")
+    values.tofile(tmp_path / "image.bin") if values.flags.f_contiguous else values.T.tofile(
+        tmp_path / "image.bin"
+    )
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "outcrop.cli.main", "predict", "image.bin", "out",
+            "--model", "mtl-infer-2d", "--weights", "seeded", "--shape", "20,18",
+            "--tasks", "rgt,fault",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in tmp_path.glob("out.*")) == [
+        "out.fdip", "out.fsem", "out.rgt", "out.zarr"
+    ]  # fmt: skip
+    model = models.load("mtl-infer-2d", weights="seeded", tasks=("rgt", "fault"))
+    rms = np.sqrt((values.astype(np.float64) ** 2).mean())
+    with torch.no_grad():
+        y = model(torch.from_numpy(values / np.float32(rms))[None, None])
+    for name in ("fsem", "fdip", "rgt"):
+        expected = y[name][0, 0].numpy()
+        if name == "rgt":
+            expected = (expected - expected.min()) / np.ptp(expected)
+        found = np.fromfile(tmp_path / f"out.{name}", "<f4").reshape(shape, order="F")
+        assert np.abs(found - expected).max() < 1e-4, name
+
+
+def test_horizons_of_a_plane(tmp_path):
+    inline, crossline, twt = np.arange(5), np.arange(10, 16), np.arange(40) * 4.0
+    dip = 0.3 * inline[:, None, None] + 0.7 * crossline[None, :, None]
+    values = (twt + dip) / 200
+    live = np.ones((5, 6), bool)
+    live[2, 3] = False
+    rgt = xr.DataArray(
+        values,
+        dims=("inline", "crossline", "twt"),
+        coords={
+            "inline": inline, "crossline": crossline, "twt": twt,
+            "live": (("inline", "crossline"), live),
+            "cdp_x": (("inline", "crossline"), inline[:, None] * 25.0 + crossline),
+        },
+    ).chunk({"inline": 2, "twt": 7})  # fmt: skip
+    found = horizons(rgt, [0.2, 0.5, 5.0])
+    expected = np.array([0.2, 0.5])[:, None, None] * 200 - dip[..., 0]
+    times = found.horizon_twt
+    assert np.abs(times[:2].values - expected)[:, live].max() < 1e-3
+    assert np.isnan(times[:2].values[:, ~live]).all()
+    assert np.isnan(times[2]).all()
+    assert times.attrs["units"] == "ms"
+    assert write_table(found, tmp_path / "h.csv") == 2 * 29
+    table = pd.read_csv(tmp_path / "h.csv")
+    assert list(table) == ["horizon", "inline", "crossline", "cdp_x", "horizon_twt"]
+    assert len(table) == 58
+    with pytest.raises(ArgumentError, match="at least one"):
+        horizons(rgt, [])
+
+
+def test_picks(tmp_path):
+    values = np.zeros((4, 5, 6), np.float32)
+    values[1, 2, 3], values[3, 4, 5], values[0, 0, 0] = 0.9, 0.5, 0.49
+    array = xr.DataArray(values, dims=("inline", "crossline", "twt"))
+    assert write_picks(array, tmp_path / "p.npz") == 2
+    with np.load(tmp_path / "p.npz") as found:
+        assert found["positions"].dtype == np.uint16
+        assert found["positions"].tolist() == [[1, 2, 3], [3, 4, 5]]
+        assert found["dims"].tolist() == ["inline", "crossline", "twt"]
+    assert write_picks(array, tmp_path / "q.npz", minimum=3) == 0
+    with pytest.raises(OutcropError, match="npz"):
+        write_picks(array, tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize(
+    ("workflow", "options", "written"),
+    [
+        ("karst", {}, ["karst.png", "karst.sgy", "karst.zarr"]),
+        ("channels", {}, ["channels.png", "channels.sgy", "channels.zarr"]),
+        ("rgt", {"count": 3}, ["horizons.csv", "horizons.png", "rgt.sgy", "rgt.zarr"]),
+        (
+            "multitask",
+            {"refine_weights": "seeded", "iterations": 1},
+            ["attributes.zarr", "dhr.sgy", "fault_dip.sgy", "faults.png", "rgt.sgy"],
+        ),
+        ("sections", {"threshold": 0.5}, ["faults.npz", "faults.png", "faults.sgy"]),
+    ],
+)
+def test_workflow(workflow, options, written, tmp_path):
+    main = runpy.run_path(str(ROOT / "workflows" / f"{workflow}.py"))["main"]
+    segy = ROOT / "tests" / "data" / "segy" / "small.sgy"
+    main(segy, tmp_path, weights="seeded", memory="2GB", **options)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"survey.zarr", *written} <= names
+    assert not any("unfinished" in name or name.endswith(".steps") for name in names)
+    main(segy, tmp_path, weights="seeded", memory="2GB", **options)  # goes on: nothing is redone
+
+
+def test_views_picks_and_conversion_by_command(survey, tmp_path):
+    survey.to_zarr(tmp_path / "s.zarr")
+    torch.save(models.load("faultseg3d", weights="seeded").state_dict(), tmp_path / "w.pth")
+
+    def outcrop_cli(*command):
+        return subprocess.run(
+            [sys.executable, "-m", "outcrop.cli.main", *command],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    done = outcrop_cli("models", "convert", "w.pth", "w.safetensors")
+    assert done.returncode == 0, done.stderr
+    done = outcrop_cli(
+        "predict", "s.zarr", "o.zarr", "--model", "faultseg3d", "--weights", "w.safetensors",
+        "-o", "version=2020", "--angles", "--merge", "mean", "--threshold", "0.5",
+        "--picks", "p.npz",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = xr.open_zarr(tmp_path / "o.zarr")
+    with np.load(tmp_path / "p.npz") as picks:
+        assert len(picks["positions"]) == int(found.fault.sum())
+    done = outcrop_cli("models", "faultseg3d", "-o", "version")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --option version: give it as name=value")

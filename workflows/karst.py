@@ -1,0 +1,41 @@
+"""Karst probability of a survey: SEG-Y in, labelled Zarr, SEG-Y and a picture out.
+
+    python karst.py survey.sgy results --weights karstseg3d.pth --memory 4GB
+
+Copy it and change what you like. Interrupted, the same command goes on where it stopped.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import outcrop
+from outcrop.output import is_complete
+
+
+def main(
+    segy: Annotated[Path, typer.Argument(help="Post-stack 3-D survey, SEG-Y.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the results.")],
+    weights: Annotated[str, typer.Option(help="File of weights, or 'seeded' for random ones.")],
+    memory: Annotated[str, typer.Option(help="Memory for one process, such as 4GB.")] = "2GB",
+) -> None:
+    """Karst probability of a survey: SEG-Y in, labelled Zarr, SEG-Y and a picture out."""
+    store, predicted = out / "survey.zarr", out / "karst.zarr"
+    network = outcrop.models.load("karstseg3d", weights=weights)
+    if not is_complete(store):
+        outcrop.ingest(segy, store, progress=True)
+    survey = outcrop.open(store)
+    if not is_complete(predicted):
+        outcrop.predict(network, survey, predicted, memory=memory, progress=True)
+    found = outcrop.open(predicted).karst_probability
+    outcrop.export(found, out / "karst.sgy", like=segy, overwrite=True)
+    outcrop.view.sections(survey.amplitude, found, path=out / "karst.png", title=segy.name)
+    print(f"written: {store}, {predicted}, {out / 'karst.sgy'}, {out / 'karst.png'}")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except outcrop.OutcropError as error:
+        raise SystemExit(f"error: {error}") from None
