@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import OutcropError
+from .errors import MemoryBudgetError, OutcropError
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from .planner import Plan
 
 
 @contextlib.contextmanager
@@ -70,3 +73,62 @@ def connect(cluster: str | None, workers: int | None = None) -> Iterator[Client 
         ) from error
     with client:
         yield client
+
+
+def versions() -> dict[str, str]:
+    """Versions that must be the same wherever tiles are evaluated; builds of one may differ."""
+    return {p: importlib.metadata.version(p).split("+")[0] for p in ("outcrop", "torch")}
+
+
+def check_workers(client: Client, plan: Plan) -> None:
+    """Raise before the start if a worker could not run its share of a plan.
+
+    Raises
+    ------
+    OutcropError
+        If a worker has another version of outcrop or torch, or none.
+    MemoryBudgetError
+        If the plan takes more memory than a worker may.
+    """
+    from .planner import format_bytes
+
+    ours = versions()
+    for worker, found in client.run(_facts, plan.device, on_error="return").items():
+        if isinstance(found, OutcropError):
+            raise OutcropError(f"worker {worker}: {found}")
+        if not isinstance(found, dict):
+            raise OutcropError(
+                f"worker {worker}: cannot load outcrop {ours['outcrop']} "
+                f"({type(found).__name__}: {found}); install the same version there"
+            )
+        for package, version in ours.items():
+            if found[package] != version:
+                raise OutcropError(
+                    f"worker {worker}: has {package} {found[package]}, here it is {version}; "
+                    "install the same version there"
+                )
+        room = found["memory"]
+        if room is not None and room < plan.peak_memory:
+            raise MemoryBudgetError(
+                f"worker {worker}: has {format_bytes(room)} of memory to give, the plan takes "
+                f"{format_bytes(plan.peak_memory)}; pass a smaller memory (--memory), or start "
+                "workers with more"
+            )
+
+
+def _facts(device: str) -> dict[str, Any]:
+    """What the client wants to know of this worker."""
+    import psutil
+    import torch
+    from distributed import get_worker
+
+    if device != "cpu":
+        if not torch.cuda.is_available():
+            raise OutcropError("no GPU is visible")
+        return {**versions(), "memory": torch.cuda.mem_get_info()[0]}
+    manager = get_worker().memory_manager
+    if not manager.memory_limit:
+        return {**versions(), "memory": None}
+    # Above that a worker takes no more tasks, and there is nothing that it could free.
+    limit = manager.memory_limit * (manager.memory_pause_fraction or 1.0)
+    return {**versions(), "memory": max(0.0, limit - psutil.Process().memory_info().rss)}

@@ -21,6 +21,7 @@ from typing import Any
 
 import xarray as xr
 import zarr
+from filelock import FileLock, Timeout
 
 from .errors import OutcropError, OutputExistsError, ResumeError
 
@@ -87,7 +88,7 @@ def naming_full_disk(path: str | os.PathLike[str], then: str) -> Iterator[None]:
 
 
 class Output:
-    """A Zarr dataset being written.
+    """A Zarr dataset being written, by one process at a time; a context that ends with the writing.
 
     Attributes
     ----------
@@ -99,10 +100,17 @@ class Output:
         Whether an earlier call had begun this output.
     """
 
-    def __init__(self, path: Path, finished: set[str], resumed: bool) -> None:
+    def __init__(self, path: Path, finished: set[str], resumed: bool, lock: FileLock) -> None:
         self.path = path
         self.finished = finished
         self.resumed = resumed
+        self._lock = lock
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _unlock(self._lock)
 
     @classmethod
     def begin(
@@ -131,12 +139,29 @@ class Output:
         Raises
         ------
         OutputExistsError
-            If `path` holds something else.
+            If `path` holds something else, or another process is writing it.
         ResumeError
             If an unfinished output at `path` was begun with another record.
         """
         target = Path(path)
         check_free(target, overwrite)
+        lock = _locked(target)
+        try:
+            return cls(target, *cls._begin(target, template, encoding, record, overwrite), lock)
+        except BaseException:
+            _unlock(lock)
+            raise
+
+    @classmethod
+    def _begin(
+        cls,
+        target: Path,
+        template: xr.Dataset,
+        encoding: Mapping[str, Mapping[str, Any]],
+        record: Mapping[str, Any],
+        overwrite: bool,
+    ) -> tuple[set[str], bool]:
+        """Return what is finished, and whether an earlier call began."""
         aside = aside_of(target)
         # A round trip through JSON, so that tuples and NumPy scalars compare as they are read.
         facts = json.loads(json.dumps(dict(record)))
@@ -158,11 +183,10 @@ class Output:
             if whole != text:
                 os.truncate(journal, len(whole.encode()))
             lines = whole.split("\n")[:-1]
-            return cls(target, set(lines), resumed=True)
+            return set(lines), True
 
         # Made beside the target and moved there without its root: a call that dies anywhere in
         # here leaves nothing at `path` that opens.
-        target.parent.mkdir(parents=True, exist_ok=True)
         made = target.parent / f".{target.name}.begin"
         shutil.rmtree(made, ignore_errors=True)
         try:
@@ -180,7 +204,7 @@ class Output:
         elif target.exists():
             target.unlink()
         os.replace(made, target)
-        return cls(target, set(), resumed=False)
+        return set(), False
 
     @property
     def aside(self) -> Path:
@@ -217,3 +241,24 @@ class Output:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             zarr.consolidate_metadata(self.path)
+
+
+def _locked(target: Path) -> FileLock:
+    """Take the right to write `target`; it ends with this process at the latest."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.parent / f".{target.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputExistsError(
+            f"{target}: another process is writing it; wait until it is done, or choose another "
+            "path"
+        ) from None
+    return lock
+
+
+def _unlock(lock: FileLock) -> None:
+    # Removed while it is held: whoever opened it meanwhile finds out and opens another.
+    with contextlib.suppress(OSError):
+        os.unlink(lock.lock_file)
+    lock.release()

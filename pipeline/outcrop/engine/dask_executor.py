@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from distributed import WorkerPlugin, as_completed, get_worker
 from torch import Tensor
 
+from ..cluster import check_workers, versions
 from ..errors import OutcropError
-from ..graph import Box, Graph
-from ..planner import Plan
-from .local import OnTile, finish_globals, unused_after
+from ..graph import Box
+from .globals import GlobalStore
 from .memory import ALL, USUAL, keep_freed_memory, return_freed_memory
+from .places import Places
+from .schedule import Schedule
 from .stores import Store
 from .tile import StageRunner
 
 if TYPE_CHECKING:
     from distributed import Client
+
+# Of a network of sections: which one; None for one that takes the whole volume.
+Section = int | None
+# Called with a section and the index of a stage and of a tile in it, when that tile is written.
+OnTile = Callable[[Section, int, int], None]
+# Tasks that a worker is given before the first of them is done.
+_AHEAD = 2
+# Seconds between looks at which workers there are.
+_LOOK = 2.0
 
 
 @dataclass
@@ -33,119 +45,274 @@ class Job(WorkerPlugin):
     """
 
     name: str
-    graph: Graph
-    plan: Plan
+    places: Places
     weights: Mapping[str, Tensor]
-    stores: Mapping[str, Store]
-    device: str = "cpu"
     compile: bool = False
+    versions: Mapping[str, str] = field(default_factory=versions)
 
     def setup(self, worker: Any) -> None:
         """Prepare a worker: its share of the cores, one tile at a time."""
         keep_freed_memory(ALL)
         torch.set_num_threads(max(1, worker.state.nthreads))
         self.turn = threading.Lock()
-        self.runner: tuple[int, StageRunner] | None = None
+        self.stores: dict[Section, dict[str, Store]] = {}
+        self.runners: dict[int, StageRunner] = {}
+        self.latest: int | None = None
 
     def teardown(self, worker: Any) -> None:
         """Leave the worker as it was."""
         keep_freed_memory(USUAL)
 
-    def run(self, stage: int, number: int, tile: Box) -> None:
+    def run(self, section: Section, stage: int, number: int, tile: Box) -> None:
         """Evaluate one tile on this worker."""
+        if self.versions != versions():
+            raise OutcropError(f"this worker has {versions()}, the client {dict(self.versions)}")
         with self.turn, torch.inference_mode():
-            if self.runner is None or self.runner[0] != stage:
+            if stage != self.latest:
                 return_freed_memory()
-                part = self.plan.stages[stage]
-                weights = {k: v.to(self.device) for k, v in self.weights.items()}
-                self.runner = (
-                    stage,
-                    StageRunner(self.graph, part, weights, self.stores, self.device, self.compile),
+                self.latest = stage
+            if stage not in self.runners:
+                places, device = self.places, self.places.device
+                if not self.runners:
+                    self.weights = {k: v.to(device) for k, v in self.weights.items()}
+                self.runners[stage] = StageRunner(
+                    places.graph,
+                    places.plan.stages[stage],
+                    self.weights,
+                    {},
+                    device,
+                    self.compile,
                 )
-            self.runner[1].run(number, tile)
+            runner = self.runners[stage]
+            runner.stores = self._stores(section)
+            runner.run(number, tile)
+
+    def merge(self, section: Section, name: str, level: int, group: int) -> None:
+        """Merge a group of the states of a global value."""
+        store = self._stores(section)[name]
+        assert isinstance(store, GlobalStore)
+        store.merge(level, group)
+
+    def _stores(self, section: Section) -> dict[str, Store]:
+        if section not in self.stores:
+            while len(self.stores) >= 4:
+                del self.stores[next(iter(self.stores))]
+            self.stores[section] = all_stores(self.places, section)
+        return self.stores[section]
 
 
-def _tile(job: str, stage: int, n: int, start: tuple[int, ...], stop: tuple[int, ...]) -> None:
-    get_worker().plugins[job].run(stage, n, Box(start, stop))
+def all_stores(places: Places, section: Section) -> dict[str, Store]:
+    """Stores of all that the tiles of a plan read and write."""
+    written = (name for s in places.plan.stages for name in (*s.outputs, *s.reduces))
+    return {**places.inputs(section), **{name: places.make(name, section) for name in written}}
+
+
+def _call(job: str, method: str, *arguments: Any) -> None:
+    worker = get_worker()
+    try:
+        plugin = worker.plugins[job]
+    except KeyError:
+        raise OutcropError(
+            f"worker {worker.address} could not load what it needs; does it have another version "
+            "of outcrop?"
+        ) from None
+    getattr(plugin, method)(*arguments)
 
 
 def run_dask(
     client: Client,
-    graph: Graph,
-    plan: Plan,
+    places: Places,
     weights: Mapping[str, Tensor],
-    inputs: Mapping[str, Store],
-    make: Callable[[str], Store],
-    finished: Collection[tuple[int, int]] = (),
+    todo: Mapping[Section, Collection[tuple[int, int]]],
     on_tile: OnTile | None = None,
-    device: torch.device | str = "cpu",
     compile: bool = False,
 ) -> None:
-    """Run a plan on the workers of `client`; parameters as for `run_local`.
+    """Run a plan on the workers of `client`.
 
-    The stores must be reachable from every worker. A few tasks per worker are submitted at a
-    time, so that neither the client nor the scheduler grows with the number of tiles. A worker
-    that dies loses its running tile alone: Dask runs it again elsewhere.
+    A tile starts as soon as the tiles that it reads are written. A few tasks per worker are
+    submitted at a time, so that neither the client nor the scheduler grows with the number of
+    tiles. A worker that dies loses its running tile alone: Dask runs it again elsewhere.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    places : Places
+        Reachable from every worker.
+    weights : mapping of str to torch.Tensor
+    todo : mapping of section to collection of (stage, tile)
+        For each section, or None for the whole volume, the tiles that an earlier run has written.
+    on_tile : callable, optional
+        Told of every tile that is written.
+    compile : bool
+        Compile what many tiles have in common.
 
     Raises
     ------
     OutcropError
-        If the same tile has killed several workers, or no worker is left.
+        If a worker does not suit, if the same tile has killed several workers, or if the
+        scheduler is lost.
     """
-    stores = dict(inputs)
-    for stage in plan.stages:
-        stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
-    name = f"outcrop-{plan.digest()[:16]}-{id(plan):x}"
+    check_workers(client, places.plan)
     # How outputs are nested concerns the caller alone.
-    job = Job(
-        name, replace(graph, structure=None), plan, dict(weights), stores, str(device), compile
-    )
+    places = replace(places, graph=replace(places.graph, structure=None))
+    name = f"outcrop-{places.plan.digest()[:16]}-{id(places):x}"
+    job = Job(name, places, dict(weights), compile)
     client.register_plugin(job, name=name)
     try:
-        for i, stage in enumerate(plan.stages):
-            todo = ((n, t) for n, t in enumerate(stage.tiles()) if (i, n) not in finished)
-            for n in _windowed(client, name, i, todo):
-                if on_tile is not None:
-                    on_tile(i, n)
-            finish_globals(stores, stage.reduces)
-            for gone in unused_after(plan, i) & plan.places.keys() & stores.keys():
-                stores.pop(gone).remove()
+        run = _Run(client, job, todo, on_tile)
+        run.all()
     finally:
-        client.unregister_worker_plugin(name)
+        if client.status == "running":
+            client.unregister_worker_plugin(name)
 
 
-def _windowed(
-    client: Client, job: str, stage: int, todo: Iterator[tuple[int, Box]]
-) -> Iterator[int]:
-    """Keep two tasks per worker submitted; yield the number of each tile as it is finished."""
+class _Work:
+    """The tiles of one section."""
 
-    def submit(n: int, tile: Box) -> Any:
-        key = f"{job}-{stage}-{n}"
-        return client.submit(_tile, job, stage, n, tile.start, tile.stop, key=key, pure=False)
+    def __init__(self, job: Job, section: Section, finished: Collection[tuple[int, int]]) -> None:
+        self.job, self.section, self.plan = job, section, job.places.plan
+        self.stores = all_stores(job.places, section)
+        self.runners: dict[int, StageRunner] = {}
+        self.schedule = Schedule(self.plan, self._reads, finished)
 
-    workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    numbers = {}
-    running = as_completed()
-    try:
-        for n, tile in itertools.islice(todo, 2 * workers):
-            future = submit(n, tile)
-            numbers[future.key] = n
-            running.add(future)
-        for future in running:
-            if future.status != "finished":
-                error = future.exception()
-                if isinstance(error, (OutcropError, OSError)):
-                    raise error
-                raise OutcropError(
-                    f"stage {stage + 1}, tile {numbers[future.key]}: "
-                    f"{type(error).__name__}: {error}; "
-                    "if workers were killed for lack of memory, pass a smaller memory (--memory)"
-                ) from error
-            yield numbers.pop(future.key)
-            future.release()
-            for n, tile in itertools.islice(todo, 1):
-                again = submit(n, tile)
-                numbers[again.key] = n
-                running.add(again)
-    finally:
-        client.cancel(list(running.futures))
+    def _reads(self, i: int, tile: Box) -> Mapping[str, Box]:
+        stage, places = self.plan.stages[i], self.job.places
+        if not any(name in self.plan.places for name in stage.inputs):
+            return {}
+        if i not in self.runners:
+            self.runners[i] = StageRunner(places.graph, stage, self.job.weights, {})
+        return self.runners[i].reads(tile)
+
+    def complete(self, i: int) -> None:
+        """Free what stage `i` was the last to need."""
+        self.runners.pop(i, None)
+        for name in self.schedule.spent(i) & self.plan.places.keys() & self.stores.keys():
+            self.stores.pop(name).remove()
+
+
+class _Run:
+    """A job under way."""
+
+    def __init__(
+        self,
+        client: Client,
+        job: Job,
+        todo: Mapping[Section, Collection[tuple[int, int]]],
+        on_tile: OnTile | None,
+    ) -> None:
+        self.client, self.job, self.on_tile = client, job, on_tile
+        self.stages = job.places.plan.stages
+        self.waiting = iter(todo.items())
+        self.open: dict[Section, _Work] = {}
+        self.given: dict[str, tuple[Section, int, int, str]] = {}
+        self.load: Counter[str] = Counter()
+        self.workers: dict[str, Any] = {}
+        self.looked = 0.0
+
+    def all(self) -> None:
+        """Run every tile."""
+        running = as_completed()
+        try:
+            while True:
+                for future in self._submitted():
+                    running.add(future)
+                if running.is_empty():
+                    if not self.open:
+                        return
+                    time.sleep(0.1)  # no worker is there, for the moment
+                    continue
+                self._take_in(next(running))
+        finally:
+            if self.client.status == "running":
+                self.client.cancel(list(running.futures))
+
+    def _submitted(self) -> Iterator[Any]:
+        """Submit tiles while a worker has room and a tile can run."""
+        while (worker := self._free_worker()) and (found := self._take()):
+            section, i, n, tile = found
+            key = f"{self.job.name}-{section or 0}-{i}-{n}"
+            self.given[key] = section, i, n, worker
+            self.load[worker] += 1
+            yield self.client.submit(
+                _call, self.job.name, "run", section, i, n, tile,
+                key=key, pure=False, workers=[worker], allow_other_workers=True,
+                resources=self._resources(worker),
+            )  # fmt: skip
+
+    def _take(self) -> tuple[Section, int, int, Box] | None:
+        for section, work in self.open.items():
+            found = work.schedule.take()
+            if found is not None:
+                return section, *found
+        for section, finished in self.waiting:
+            work = self.open[section] = _Work(self.job, section, finished)
+            for i in range(len(self.stages)):
+                if work.schedule.is_written(i):
+                    self._complete(work, i)
+            found = work.schedule.take()
+            if found is not None:
+                return section, *found
+        return None
+
+    def _free_worker(self) -> str | None:
+        if time.monotonic() > self.looked + _LOOK or not self.workers:
+            self.workers = self.client.scheduler_info(n_workers=-1)["workers"]
+            self.looked = time.monotonic()
+            on_gpu = [w for w, facts in self.workers.items() if "GPU" in facts["resources"]]
+            self.crew = on_gpu or list(self.workers)
+        worker = min(self.crew, key=self.load.__getitem__, default=None)
+        return worker if worker is not None and self.load[worker] < _AHEAD else None
+
+    def _resources(self, worker: str) -> dict[str, int] | None:
+        return {"GPU": 1} if "GPU" in self.workers[worker]["resources"] else None
+
+    def _take_in(self, future: Any) -> None:
+        """Note a tile that is written."""
+        section, i, n, worker = self.given.pop(future.key)
+        self.load[worker] -= 1
+        if future.status != "finished":
+            _raise(future, i, n)
+        future.release()
+        if self.on_tile is not None:
+            self.on_tile(section, i, n)
+        work = self.open[section]
+        work.schedule.write(i, n)
+        if work.schedule.is_written(i):
+            self._complete(work, i)
+
+    def _complete(self, work: _Work, i: int) -> None:
+        """Merge the global values of a stage that is written, and free what is not read again."""
+        for name in self.stages[i].reduces:
+            store = work.stores[name]
+            assert isinstance(store, GlobalStore)
+            for level, groups in store.levels(self.stages[i].count):
+                self.client.gather(
+                    [
+                        self.client.submit(
+                            _call, self.job.name, "merge", work.section, name, level, group,
+                            pure=False,
+                        )
+                        for group in groups
+                    ]
+                )  # fmt: skip
+            store.finish()
+        work.schedule.merge(i)
+        work.complete(i)
+        if all(work.schedule.is_written(k) for k in range(len(self.stages))):
+            del self.open[work.section]
+
+
+def _raise(future: Any, i: int, n: int) -> None:
+    """Say what went wrong with a tile."""
+    if future.status != "error":
+        raise OutcropError(
+            f"stage {i + 1}, tile {n}: {future.status}; the scheduler was lost, and the same "
+            "command goes on where it stopped"
+        )
+    error = future.exception()
+    if isinstance(error, (OutcropError, OSError)):
+        raise error
+    raise OutcropError(
+        f"stage {i + 1}, tile {n}: {type(error).__name__}: {error}; "
+        "if workers were killed for lack of memory, pass a smaller memory (--memory)"
+    ) from error

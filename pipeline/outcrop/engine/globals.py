@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..graph import RULES, Box, Node, Reduce
+
+# States that are merged at once. A power of two: merging two by two, in the order of the tiles,
+# then gives the same bits whether groups are merged apart or not.
+GROUP = 64
 
 
 class GlobalStore:
@@ -47,19 +52,36 @@ class GlobalStore:
         if self.folder is None:
             self.states[number] = state.cpu()
             return
-        self._save(self.folder / f"{number}.state", state)
+        self._save(self._state(0, number), state)
+
+    def levels(self, count: int) -> Iterator[tuple[int, range]]:
+        """Yield the groups that `merge` can make of `count` states, level by level.
+
+        Those of one level do not depend on each other; what is left is for `finish`.
+        """
+        level = 0
+        while count > GROUP and not self._is_finished():
+            count = -(-count // GROUP)
+            yield level, range(count)
+            level += 1
+
+    def merge(self, level: int, group: int) -> None:
+        """Merge a group of states into one of the next level."""
+        target = self._state(level + 1, group)
+        if not target.exists():
+            members = range(group * GROUP, (group + 1) * GROUP)
+            paths = (self._state(level, n) for n in members)
+            states = [torch.load(p, weights_only=True) for p in paths if p.exists()]
+            self._save(target, self._merged(states))
 
     def finish(self) -> None:
         """Merge the states, two by two in the order of the tiles, into the value."""
         rule = RULES[self.node.op]
         assert isinstance(rule, Reduce)
-        if self.value is not None or (self.folder is not None and self._final.exists()):
+        if self.value is not None or self._is_finished():
             return
         states = [state for _, state in sorted(self._states().items())]
-        while len(states) > 1:
-            pairs = [rule.merge(a, b) for a, b in zip(states[::2], states[1::2], strict=False)]
-            states = pairs + states[len(pairs) * 2 :]
-        value = rule.result(self.node, states[0], self.dtype)
+        value = rule.result(self.node, self._merged(states), self.dtype)
         self.states.clear()
         if self.folder is None:
             self.value = value.to(self.device)
@@ -95,13 +117,31 @@ class GlobalStore:
         assert self.folder is not None
         return self.folder / "value"
 
+    def _is_finished(self) -> bool:
+        return self.folder is not None and self._final.exists()
+
+    def _state(self, level: int, number: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{level}-{number}.state"
+
+    def _merged(self, states: list[Tensor]) -> Tensor:
+        rule = RULES[self.node.op]
+        assert isinstance(rule, Reduce)
+        while len(states) > 1:
+            pairs = [rule.merge(a, b) for a, b in zip(states[::2], states[1::2], strict=False)]
+            states = pairs + states[len(pairs) * 2 :]
+        return states[0]
+
     def _states(self) -> dict[int, Tensor]:
+        """States of the highest level that there is."""
         if self.folder is None:
             return self.states
-        return {
-            int(path.stem): torch.load(path, weights_only=True)
-            for path in self.folder.glob("*.state")
-        }
+        found: dict[int, dict[int, Path]] = {}
+        for path in self.folder.glob("*.state"):
+            level, number = map(int, path.stem.split("-"))
+            found.setdefault(level, {})[number] = path
+        highest = found[max(found)]
+        return {n: torch.load(path, weights_only=True) for n, path in highest.items()}
 
     def _save(self, path: Path, tensor: Tensor) -> None:
         # Under another name first: a process may die while it writes.

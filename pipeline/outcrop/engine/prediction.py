@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from ..planner.planner import StorageMode
 from ..progress import track
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, all_statistics, frame, output_cards, template
+from .places import Places
 from .whole import example, find_device, to_dtype
 
 if TYPE_CHECKING:
@@ -221,32 +223,27 @@ def predict(
         empty.attrs[f"{name}_mean"] = values.mean
         empty.attrs[f"{name}_standard_deviation"] = values.deviation
     goes_on = "free some, and the same command goes on where it stopped"
-    with naming_full_disk(path, goes_on):
-        output = Output.begin(path, empty, encoding, provenance, overwrite)
+    size = framed.volume.size
+    with (
+        naming_full_disk(path, goes_on),
+        Output.begin(path, empty, encoding, provenance, overwrite) as output,
+        track("predict", size, "voxels", progress) as advance,
+    ):
         if made and not output.resumed:
             record = json.dumps({"wanted": wanted, "plan": plan.to_dict()})
             (output.aside / _PLAN).write_text(record)
-
-    folder = Path(storage_path) / provenance["plan_sha256"][:16] if storage_path else None
-    evaluation = Evaluation(
-        graph,
-        plan,
-        state,
-        framed,
-        found,
-        cards,
-        output,
-        folder or output.aside / "stored",
-        where,
-        compile,
-        threshold,
-        client,
-    )
-    size = framed.volume.size
-    with naming_full_disk(path, goes_on), track("predict", size, "voxels", progress) as advance:
+        folder = output.aside / "stored"
+        if storage_path is not None:  # which several predictions may share
+            alone = repr((sorted(provenance.items()), os.path.abspath(path)))
+            folder = Path(storage_path) / hashlib.sha256(alone.encode()).hexdigest()[:16]
+        shared = client is not None
+        places = Places(
+            graph, plan, framed, found, cards, output.path, folder, where, threshold, shared
+        )
+        evaluation = Evaluation(places, state, output, compile, client)
         evaluation.run(lambda share: advance(size * share))
         evaluation.bring_to_own_range()
-    output.commit()
+        output.commit()
     return xr.open_zarr(path)
 
 

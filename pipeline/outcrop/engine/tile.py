@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..graph.propagate import last_uses, needed, overwritten
 from ..planner import Stage
 from .compiled import Compiled
 from .globals import GlobalStore
+from .patience import patiently
 from .stores import Store, to_device
 
 
@@ -90,6 +91,7 @@ class StageRunner:
         self.extents = {name: box.shape for name, box in self._needed(middle).items()}
         self.open = open_axes(graph, stage.nodes, self.kept, stage.domain, stage.tile)
         self.endless: dict[Box, Endless | None] = {}
+        self._frames = lru_cache(maxsize=4)(self._framed)
         spare = overwritten(graph, stage.nodes, stage.inputs, self.kept)
         self.steps = [
             _Step(name, RULES[graph.nodes[name].op], tuple(last[name]), name in spare)
@@ -100,14 +102,18 @@ class StageRunner:
         self.compiled = Compiled((*stage.inputs, *own)) if compile else None
 
     def _frame(self, tile: Box) -> _Frame:
-        """How to evaluate a tile: where possible as any other is, far from the edges."""
-        anywhere = None if self.halvings else self._endless(tile)
+        """How to evaluate a tile; kept while one is read, another computed."""
+        return self._frames(tile, self.halvings > 0)
+
+    def _framed(self, tile: Box, halved: bool) -> _Frame:
+        """Where possible a tile is evaluated as any other is, far from the edges."""
+        anywhere = None if halved else self._endless(tile)
         if anywhere is not None:
             start = anywhere.tile.start
             stop = tuple(a + n for a, n in zip(start, tile.shape, strict=True))
             return _Frame(anywhere.graph, Box(start, stop), anywhere.boxes, anywhere)
         # Grown to one shape, so that kernels and memory are used again.
-        extents = None if self.halvings else self.extents
+        extents = None if halved else self.extents
         return _Frame(self.graph, tile, self._needed(tile, extents))
 
     def _endless(self, tile: Box) -> Endless | None:
@@ -130,18 +136,24 @@ class StageRunner:
         outputs = dict.fromkeys(self.kept, tile)
         return needed(self.graph, self.stage.nodes, outputs, extents)
 
+    def reads(self, tile: Box) -> dict[str, Box]:
+        """Return the box of each of the stage's inputs that `read` fetches."""
+        frame, inputs = self._frame(tile), self.stage.inputs
+        if frame.anywhere is None:
+            return {name: frame.boxes[name] for name in inputs}
+        return {name: frame.anywhere.place(name, tile) & self.graph.whole(name) for name in inputs}
+
     def read(self, tile: Box) -> dict[str, Tensor]:
         """Fetch the stage's inputs on the boxes that the tile needs."""
-        frame = self._frame(tile)
-        held = {}
-        for name in self.stage.inputs:
-            layout, box = self.graph.layouts[name], frame.boxes[name]
-            if frame.anywhere is not None:
-                box = frame.anywhere.place(name, tile) & layout.whole
-            value = to_device(self.stores[name].read(box), self.device)
-            held[name] = layout.from_store(value, box)
-            if frame.anywhere is not None:
-                held[name] = frame.anywhere.extended(name, held[name], tile)
+        anywhere, held = self._frame(tile).anywhere, {}
+        for name, box in self.reads(tile).items():
+            store = self.stores[name]
+            part = patiently(partial(store.read, box)) if store.slow else store.read(box)
+            value = to_device(part, self.device)
+            del part
+            held[name] = self.graph.layouts[name].from_store(value, box)
+            if anywhere is not None:
+                held[name] = anywhere.extended(name, held[name], tile)
         return held
 
     def compute(self, tile: Box, inputs: dict[str, Tensor] | None = None) -> Results:
@@ -251,11 +263,15 @@ class StageRunner:
     def write(self, number: int, results: Results) -> None:
         """Put what a tile gave where it belongs."""
         for name, box, part in results.parts:
-            self.stores[name].write(box, part)
-        for name, state in results.states.items():
             store = self.stores[name]
-            assert isinstance(store, GlobalStore)
-            store.put(number, state)
+            if store.slow:
+                patiently(partial(store.write, box, part))
+            else:
+                store.write(box, part)
+        for name, state in results.states.items():
+            target = self.stores[name]
+            assert isinstance(target, GlobalStore)
+            patiently(partial(target.put, number, state))
 
     def run(self, number: int, tile: Box) -> None:
         """Read, compute and write one tile."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,53 +11,13 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..graph.boxes import Box, Shape, count_tiles, tiles
+from ..graph.boxes import Box, Lattice, Shape, count_tiles, tiles
 from .compress import EDGE, blocks, compressed_bytes, decode, encode, scale_type
 from .disk import ScratchFile
 from .stores import MemoryStore, Store, channels_last, channels_last_order, to_device
 
 # Every tile begins at a multiple of this, so that its bytes can be seen as any dtype.
 _ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """Tiles of one shape over a domain, in C order; those at its end may be smaller."""
-
-    domain: Box
-    tile: Shape
-
-    def number(self, box: Box) -> int:
-        """Place of a tile in the order; ValueError if `box` is none of them."""
-        index = [
-            (a - d) // t for a, d, t in zip(box.start, self.domain.start, self.tile, strict=True)
-        ]
-        if box not in self.domain or self._tile(index) != box:
-            raise ValueError(f"{box} is not a tile of {self}")
-        return self._number(index)
-
-    def touching(self, box: Box) -> Iterator[tuple[int, Box]]:
-        """Yield number and box of every tile that overlaps `box`."""
-        if box not in self.domain:
-            raise ValueError(f"{box} is not within {self.domain}, where the tensor was computed")
-        inside = box.within(self.domain)
-        spans = zip(inside.start, inside.stop, self.tile, strict=True)
-        for index in itertools.product(*(range(a // t, -(-b // t)) for a, b, t in spans)):
-            yield self._number(index), self._tile(index)
-
-    def _number(self, index: Sequence[int]) -> int:
-        counts = (-(-n // t) for n, t in zip(self.domain.shape, self.tile, strict=True))
-        number = 0
-        for i, count in zip(index, counts, strict=True):
-            number = number * count + i
-        return number
-
-    def _tile(self, index: Sequence[int]) -> Box:
-        start = tuple(
-            d + i * t for d, i, t in zip(self.domain.start, index, self.tile, strict=True)
-        )
-        stop = tuple(a + t for a, t in zip(start, self.tile, strict=True))
-        return Box(start, stop) & self.domain
 
 
 class TileFormat:

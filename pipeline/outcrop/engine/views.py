@@ -308,8 +308,11 @@ def _merge(
     coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in first.coords.items()}
     attrs = {**first.attrs, "views": ", ".join(record["views"]), "merged_by": merge}
     template = xr.Dataset(variables, coords=coords, attrs=attrs)
-    with naming_full_disk(path, "free some, and the same command goes on where it stopped"):
-        output = Output.begin(path, template, encoding, record, overwrite)
+    goes_on = "free some, and the same command goes on where it stopped"
+    with (
+        naming_full_disk(path, goes_on),
+        Output.begin(path, template, encoding, record, overwrite) as output,
+    ):
         targets = [output.array(name) for name in merged]
         dask.array.store(list(merged.values()), targets, lock=False, scheduler="threads")
         output.commit()

@@ -94,8 +94,11 @@ def predict_windows(
     halo = int(getattr(model, "neighbours", 0))
     then = "free some, and run the same command again"
     size = framed.volume.size
-    with naming_full_disk(path, then), track("predict", size, "voxels", progress) as advance:
-        output = Output.begin(path, empty, encoding, record, overwrite)
+    with (
+        naming_full_disk(path, then),
+        track("predict", size, "voxels", progress) as advance,
+        Output.begin(path, empty, encoding, record, overwrite) as output,
+    ):
         source = SurveyStore(framed, card.inputs, found, torch.float32)
         sink = PredictionStore(
             [output.path / n if n else None for n in names],

@@ -23,7 +23,20 @@ from .stores import ArrayStore
 
 
 class ZarrStore(ArrayStore):
-    """A tensor between stages, one chunk per tile, so that no two tiles share a chunk."""
+    """A tensor between stages, one chunk per tile, so that no two tiles share a chunk.
+
+    Parameters
+    ----------
+    path : path-like
+    shape : tuple of int
+        Full shape of the tensor; the grid axes last.
+    rank : int
+        Number of grid axes.
+    dtype : torch.dtype
+    domain : Box
+        The part of the grid that is written and read.
+    tile : tuple of int
+    """
 
     def __init__(
         self,
@@ -31,10 +44,11 @@ class ZarrStore(ArrayStore):
         shape: Shape,
         rank: int,
         dtype: torch.dtype,
+        domain: Box,
         tile: Shape,
     ) -> None:
-        super().__init__(shape, rank, dtype)
-        self.path = str(path)
+        super().__init__((*shape[: len(shape) - rank], *domain.shape), rank, dtype)
+        self.path, self.domain = str(path), domain
         if not (Path(self.path) / "zarr.json").exists():
             zarr.create_array(
                 self.path,
@@ -47,6 +61,12 @@ class ZarrStore(ArrayStore):
 
     def open(self, mode: Any) -> zarr.Array:
         return zarr.open_array(self.path, mode=mode)
+
+    def read(self, box: Box) -> Tensor:
+        return super().read(box.within(self.domain))
+
+    def write(self, box: Box, value: Tensor) -> None:
+        super().write(box.within(self.domain), value)
 
     def remove(self) -> None:
         shutil.rmtree(self.path)

@@ -181,6 +181,9 @@ class Costs:
             size = self.bytes(graph.nodes[name].operands[0], middle.size)
             seconds += 2 * size * tiles / self.rates.bandwidth
         seconds += tiles * (self.rates.tile + self.rates.call * len(part.nodes))
+        # oneDNN and cuDNN bring the kernels into layouts of their own, for every tile again.
+        weights = (graph.weights[w] for name in part.nodes for w in graph.nodes[name].weights)
+        seconds += tiles * self.itemsize * sum(map(math.prod, weights)) / self.rates.fresh
         held_back = _HELD_BACK if tiles > 1 else _ONE_TILE
         if self.itemsize > 4:
             held_back *= _DOUBLE

@@ -107,7 +107,7 @@ def make_plan(
         least, where = planner.smallest(draft)
         raise MemoryBudgetError(
             f"memory {format_bytes(memory)} is too small for storage_mode={storage_mode!r}: "
-            f"this network on this volume needs at least {math.ceil(least / 1e6)}MB{where}"
+            f"this network on this volume needs at least {least // 10**6}MB{where}"
         )
     return _finished(draft)
 
@@ -162,21 +162,29 @@ class _Planner:
 
     def smallest(self, tried: Draft) -> tuple[int, str]:
         """Smallest budget found for which there is a plan, in bytes, and what asks for it."""
-        draft = min([tried] if self.mode == "none" else self.lean, key=lambda d: d.least)
-        least, at = draft.least
+
+        def planned(memory: int) -> Draft:
+            return _Planner(replace(self.task, memory=memory), self.mode, self.costs).search()
+
+        # As it is printed, so that what is named is what was tried.
+        least = _megabytes(min(d.least for d in [tried, *self.lean][self.mode != "none" :])[0])
+        while (draft := planned(least)).excess:
+            least = _megabytes(1.02 * least)
         low = least // 2
         while self.mode != "none":
             # Halving finds one end; as there may be gaps, what is just below is tried too.
-            below = least * 9 // 10
-            middle = (low + least) // 2 if least > 1.03 * low else below
-            found = _Planner(replace(self.task, memory=middle), self.mode, self.costs).search()
+            below = _megabytes(0.9 * least)
+            middle = _megabytes((low + least) / 2) if least > 1.03 * low else below
+            if middle >= least:
+                break
+            found = planned(middle)
             if not found.excess:
-                draft, (least, at) = found, min(found.least, (middle, found.tightest))
+                draft, least = found, middle
             elif middle == below:
                 break
             else:
                 low = middle
-        for name in draft.parts[at].nodes:
+        for name in draft.parts[draft.tightest].nodes:
             node = self.graph.nodes[name]
             if node.op == "whole" or node.op not in RULES:
                 return least, f"; {node} is evaluated in one piece"
@@ -200,6 +208,11 @@ class _Planner:
                         yield {**draft.places, name: place}
                 if name not in self.fixed:
                     yield {n: place for n, place in draft.places.items() if n != name}
+
+
+def _megabytes(amount: float) -> int:
+    """Round up to a whole number of megabytes."""
+    return math.ceil(amount / 1e6) * 10**6
 
 
 def _finished(draft: Draft) -> Plan:

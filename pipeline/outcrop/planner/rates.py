@@ -75,8 +75,8 @@ class Rates:
 
 
 # What is not measured: of the order of what CPUs and data-centre GPUs reach.
-_CPU = Rates(3e10, 2e11, 4e11, 8e9, 5e9, 3e9, 2e-5, 2e-4, 1e9, 1e10, 3e8, 1.25)
-_GPU = Rates(3e12, 3e13, 1e14, 1.5e12, 1.5e12, 1.5e12, 8e-6, 1e-4, 2e9, 2.5e10, 1e12, 1.0)
+_CPU = Rates(3e10, 2e11, 4e11, 8e9, 5e9, 3e9, 1e-4, 1e-3, 1e9, 1e10, 3e8, 1.25)
+_GPU = Rates(3e12, 3e13, 1e14, 1.5e12, 1.5e12, 1.5e12, 3e-5, 3e-4, 2e9, 2.5e10, 1e12, 1.0)
 
 
 def rates(device: str = "cpu", dtype: str = "float32") -> Rates:

@@ -176,17 +176,19 @@ def ingest(
     }
     try:
         _check_space(path, dtype.itemsize * file.samples * file.traces, sample, chunk, codec)
-        output = Output.begin(path, template, encoding, record, overwrite)
         shard_bytes = math.prod(shard) * dtype.itemsize
         window = shard[-1] * max(1, schema.SHARD // shard_bytes)
         part_bytes = shard_bytes * min(window, file.samples) // shard[-1]
         fields = tuple(headers.varying())
         job = Job(file, path.absolute(), at, fields, "cdp_x" in template, window, nonfinite)
         parts = cut(grid, shard[:-1], file.trace_bytes, duplicates == "mean")
-        del grid, template
-        with track(f"ingest {file.path.name}", size, "B", progress) as advance:
+        del grid
+        with (
+            Output.begin(path, template, encoding, record, overwrite) as output,
+            track(f"ingest {file.path.name}", size, "B", progress) as advance,
+        ):
             replaced = _write(job, output, parts, part_bytes, client, advance)
-        output.commit()
+            output.commit()
     except NonFiniteError:
         raise _nonfinite_error(file, headers, vertical, client) from None
     except OSError as error:

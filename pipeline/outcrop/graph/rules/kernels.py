@@ -47,6 +47,8 @@ def convolve(
     kind = x.dtype
     if kind == torch.bfloat16 and not HALVES:
         return _in_single(x, weight, bias, how, onto, onto if in_place else None, relu)
+    if x.shape[1] == 1:  # any order of axes describes it: have the result's channels last
+        x = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
     if x.shape[1] < FEW:
         x, weight = x.float(), weight.float()
         bias = None if bias is None else bias.float()

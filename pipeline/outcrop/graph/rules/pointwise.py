@@ -124,6 +124,24 @@ def channels_last(x: Tensor) -> bool:
     return x.ndim in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1
 
 
+def _scaled(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """F.batch_norm, but what is cut out of a larger tensor is not copied first."""
+    if x.is_cuda or x.element_size() < 4 or _is_dense(x):
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+    scale = (var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    ones = (1,) * (x.ndim - 2)
+    return torch.addcmul(shift.view(1, -1, *ones), x, scale.view(1, -1, *ones))
+
+
+def _is_dense(x: Tensor) -> bool:
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    return x.is_contiguous() or (layout is not None and x.is_contiguous(memory_format=layout))
+
+
 class BatchNorm(Pointwise):
     """Normalisation by stored statistics."""
 
@@ -131,8 +149,8 @@ class BatchNorm(Pointwise):
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         a = {key: resolve(value, values) for key, value in node.args.items()}
-        return F.batch_norm(
-            a["input"], a["running_mean"], a["running_var"], a["weight"], a["bias"], eps=a["eps"]
+        return _scaled(
+            a["input"], a["running_mean"], a["running_var"], a["weight"], a["bias"], a["eps"]
         )
 
 
@@ -152,7 +170,7 @@ class Normalize(Pointwise):
         if batch == 1 and (x.ndim > 2):  # one fast kernel, also channels last
             like = mean.dtype
             weight, bias = (None if w is None else w.to(like) for w in (a["weight"], a["bias"]))
-            return F.batch_norm(x, mean[0], var[0], weight, bias, eps=a["eps"])
+            return _scaled(x, mean[0], var[0], weight, bias, a["eps"])
         scale = (var + a["eps"]).rsqrt()
         scale = scale if a["weight"] is None else scale * a["weight"]
         shift = -mean * scale if a["bias"] is None else a["bias"] - mean * scale

@@ -13,6 +13,10 @@ from ..layout import Layout
 from .base import Rule, Values, call, normalized
 
 
+# Values of which deviations from a mean are held at once.
+_SLAB = 2**19
+
+
 class Reduction(Rule):
     """Reduction over channels, or over some axes of the grid, which are then taken whole."""
 
@@ -135,10 +139,19 @@ class Moments(Reduce):
             x = x.unflatten(1, (groups, -1))
         dims = tuple(range(2, x.ndim)) if groups is not None else node.args["dims"]
         keep = groups is None and node.args["keepdim"]
-        var, mean = torch.var_mean(x, dims, correction=0, keepdim=keep)
+        mean = x.mean(dims, keepdim=True)
+        # Sum by sum, slab by slab: several times faster than torch.var_mean on a CPU.
+        axis = next((d for d in dims if x.shape[d] > 1), dims[0])
+        rows = max(1, _SLAB * x.shape[axis] // max(1, x.numel()))
+        slabs = x.split(rows, axis) if x.device.type == "cpu" else (x,)
+        squares = [(slab - mean).square_().sum(dims, keep).double() for slab in slabs]
+        mean = (mean if keep else mean.squeeze(dims)).double()
         count = x.numel() // max(1, mean.numel())
-        mean, var = mean.double(), var.double()
-        return torch.stack((torch.full_like(mean, count), mean, var * count))
+        return torch.stack((torch.full_like(mean, count), mean, torch.stack(squares).sum(0)))
+
+    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+        size = graph.width(node.operands[0]) * box.size
+        return super().workspace(node, box, graph, itemsize) + 2 * itemsize * min(size, _SLAB)
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
         (n, mean, m2), (k, other, more) = a, b

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable
 from fractions import Fraction
@@ -250,12 +251,13 @@ class Separable(Rule):
     Parameters
     ----------
     taps : callable
-        From a node, a dimension, its extent before, and positions of results: their `Taps`.
+        From a dimension's extents before and after, the first and last of some results,
+        `align_corners`, and the factor that was given, if any: the `Taps` of the results.
     """
 
     of_images = True
 
-    def __init__(self, taps: Callable[[Node, int, int, np.ndarray], Taps]) -> None:
+    def __init__(self, taps: Callable[[int, int, int, int, bool, float | None], Taps]) -> None:
         self.taps = taps
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
@@ -278,7 +280,10 @@ class Separable(Rule):
         for i in range(len(node.shape) - self._count(node), len(node.shape)):
             axes = layout.dims[i]
             a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i])
-            found[i] = self.taps(node, i, own.shape[i], np.arange(a, b))
+            factors: Any = node.args.get("scale_factors")
+            factor = factors[i - 2] if factors else None
+            aligned = bool(node.args.get("align_corners"))
+            found[i] = self.taps(own.shape[i], node.shape[i], a, b, aligned, factor)
         return found
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
@@ -324,12 +329,13 @@ class Separable(Rule):
         return 3 * itemsize * graph.width(node.name) * box.size
 
 
-def linear_taps(node: Node, dim: int, n: int, i: np.ndarray) -> Taps:
+@functools.lru_cache(maxsize=4096)
+def linear_taps(
+    n: int, m: int, first: int, last: int, align_corners: bool, factor: float | None
+) -> Taps:
     """Linear resampling: the two neighbours, in coordinates of the whole dimension."""
-    m = node.shape[dim]
-    factors: Any = node.args.get("scale_factors")
-    factor = factors[dim - 2] if factors else None
-    if node.args["align_corners"]:
+    i = np.arange(first, last)
+    if align_corners:
         at = i * ((n - 1) / (m - 1) if m > 1 else 0.0)
     else:
         scale = n / m if factor is None else 1.0 / factor
@@ -340,9 +346,12 @@ def linear_taps(node: Node, dim: int, n: int, i: np.ndarray) -> Taps:
     return np.stack((low, high), 1), np.stack((1 - share, share), 1)
 
 
-def adaptive_taps(node: Node, dim: int, n: int, i: np.ndarray) -> Taps:
+@functools.lru_cache(maxsize=4096)
+def adaptive_taps(
+    n: int, m: int, first: int, last: int, align_corners: bool, factor: float | None
+) -> Taps:
     """Adaptive mean: points floor(i·n/m) to ceil((i+1)·n/m), in equal shares."""
-    m = node.shape[dim]
+    i = np.arange(first, last)
     low, high = i * n // m, -(-(i + 1) * n // m)
     where = low[:, None] + np.arange(int((high - low).max()))
     inside = where < high[:, None]

@@ -222,6 +222,7 @@ class Convolution(Window):
             super().workspace(node, box, graph, itemsize)
             + again
             + self._columns(node, box, graph, itemsize)
+            + itemsize * math.prod(graph.weights[node.args["weight"].name])  # in another layout
         )
 
     def _columns(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:

@@ -1,0 +1,130 @@
+"""Where the tiles of a prediction read and write: the survey, tensors in between, the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ..graph import RULES, Graph, Reduce
+from ..models.card import OutputCard
+from ..models.normalization import Statistics
+from ..planner import Plan, Stage
+from .globals import GlobalStore
+from .labelled import Framed
+from .stores import Store
+from .tiled_stores import make_store
+from .whole import to_dtype
+from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
+
+
+@dataclass
+class Places:
+    """Makes the stores of a plan, in any process.
+
+    Attributes
+    ----------
+    graph, plan
+        Of the network.
+    framed : Framed
+        The survey on the network's grid.
+    statistics : mapping
+        Of the variables that go in.
+    cards : mapping
+        Of each output's channels.
+    output : pathlib.Path
+        Of the Zarr that is written.
+    folder : pathlib.Path
+        For what is stored between stages on disk.
+    device : torch.device
+        What computes.
+    threshold : float, optional
+        Of the masks that are written beside probabilities.
+    shared : bool
+        Whether several processes read and write.
+    """
+
+    graph: Graph
+    plan: Plan
+    framed: Framed
+    statistics: Mapping[str, Statistics]
+    cards: Mapping[str, tuple[OutputCard | None, ...]]
+    output: Path
+    folder: Path
+    device: torch.device
+    threshold: float | None = None
+    shared: bool = False
+
+    @property
+    def kept(self) -> bool:
+        """Whether what lies between stages outlasts the process."""
+        return set(self.plan.places.values()) <= {"disk", "global"}
+
+    @property
+    def sections(self) -> int | None:
+        """Number of sections, one after the other; None where the network takes the volume."""
+        across = self.framed.across
+        return None if across is None else self.framed.volume.sizes[across]
+
+    @cached_property
+    def _writers(self) -> dict[str, Stage]:
+        return {name: stage for stage in self.plan.stages for name in stage.outputs}
+
+    def path(self, name: str, section: int | None = None) -> Path:
+        """Where a tensor between stages lies on disk."""
+        return self.folder / name if section is None else self.folder / str(section) / name
+
+    def inputs(self, section: int | None = None) -> dict[str, Store]:
+        """Return the stores of what goes into the network."""
+        cards, dtype = self.framed.card.inputs, to_dtype(self.plan.dtype)
+        groups = [(card,) for card in cards] if self.framed.card.separate else [cards]
+        return {
+            name: SurveyStore(self.framed, group, self.statistics, dtype, section)
+            for name, group in zip(self.graph.inputs, groups, strict=True)
+        }
+
+    def make(self, name: str, section: int | None = None) -> Store:
+        """Return the store of a tensor that a stage writes; make it if it is not there."""
+        if name in self.cards:
+            kept = [c.name if c else None for c in self.cards[name]]
+            masks = [n and n.removesuffix("_probability") for n in kept]
+            if self.threshold is None:
+                masks = kept
+            return PredictionStore(
+                [self.output / n if n else None for n in kept],
+                self.framed,
+                [
+                    self.output / m if m and m != n else None
+                    for n, m in zip(kept, masks, strict=True)
+                ],
+                self.threshold or 0.0,
+                self.framed.card.activation,
+                section,
+            )
+        node, layout, rank = self.graph.nodes[name], self.graph.layouts[name], self.graph.rank
+        dtype = to_dtype(self.plan.dtype)
+        path = self.path(name, section)
+        if isinstance(RULES[node.op], Reduce):
+            on_disk = self.shared or self.kept
+            return GlobalStore(node, dtype, self.device, path if on_disk else None)
+        writer, place = self._writers[name], self.plan.places[name]
+        kind = getattr(torch, node.dtype) if node.dtype else dtype
+        if place == "disk":
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if self.shared:
+            return ZarrStore(path, layout.stored, rank, kind, writer.domain, writer.tile)
+        return make_store(
+            place,
+            layout.stored,
+            rank,
+            kind,
+            writer.tile,
+            domain=writer.domain,
+            device=self.device,
+            compression=self.plan.compressed,
+            path=path,
+            keep=self.kept,
+        )
