@@ -46,7 +46,7 @@ def calls(monkeypatch):
 
 def test_all_tiles_make_the_same_calls(calls):
     network = FaultSeg3d().double().eval()
-    x = torch.randn(1, 1, 160, 8, 8, dtype=torch.float64)
+    x = torch.randn(1, 1, 272, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         expected = network(x)
     found = whole_volume(network, x, tile=(16, 8, 8), storage_mode="device")

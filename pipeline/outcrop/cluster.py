@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import MemoryBudgetError, OutcropError
 
@@ -16,18 +16,31 @@ if TYPE_CHECKING:
     from .planner import Plan
 
 
+class Tls(NamedTuple):
+    """Files, in PEM, that scheduler, workers and client show each other."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
 @contextlib.contextmanager
-def connect(cluster: str | None, workers: int | None = None) -> Iterator[Client | None]:
+def connect(
+    cluster: str | None, workers: int | None = None, tls: Tls | None = None
+) -> Iterator[Client | None]:
     """Yield a Dask client, or None for work in this process.
 
     Parameters
     ----------
     cluster : str or None
         None: this process. "local": worker processes on this machine, one thread each,
-        bound to the loopback address. Otherwise a scheduler's address (``tcp://...``) or the
-        path of a scheduler file.
+        bound to the loopback address. "cuda": one for each GPU of this machine, likewise.
+        Otherwise a scheduler's address (``tcp://...``, ``tls://...``) or the path of a scheduler
+        file.
     workers : int, optional
-        Number of local workers; the number of cores unless given.
+        Number of local workers; that of the cores, or of the GPUs, unless given.
+    tls : Tls, optional
+        Encrypt what goes over the network, and talk to nobody who shows no certificate.
 
     Yields
     ------
@@ -36,7 +49,7 @@ def connect(cluster: str | None, workers: int | None = None) -> Iterator[Client 
     Raises
     ------
     OutcropError
-        If the cluster cannot be reached.
+        If the cluster cannot be reached, or "cuda" is asked for and dask-cuda is not there.
     """
     if cluster is None:
         yield None
@@ -44,16 +57,19 @@ def connect(cluster: str | None, workers: int | None = None) -> Iterator[Client 
 
     from distributed import Client, LocalCluster
 
-    if cluster == "local":
+    secure = _security(tls)
+    if cluster in ("local", "cuda"):
+        how: dict[str, Any] = {
+            "n_workers": workers,
+            "threads_per_worker": 1,
+            "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",
+            "security": secure,
+            "protocol": None if secure is None else "tls://",
+        }
         with (
-            LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-            ) as local,
-            Client(local) as client,
+            _on_gpus(how) if cluster == "cuda" else LocalCluster(processes=True, **how) as local,
+            Client(local, security=secure) as client,
         ):
             yield client
         return
@@ -61,18 +77,47 @@ def connect(cluster: str | None, workers: int | None = None) -> Iterator[Client 
     as_file = "://" not in cluster
     if as_file and not Path(cluster).is_file():
         raise OutcropError(
-            f"--cluster {cluster}: neither 'local', nor an address such as tcp://host:8786, "
-            "nor an existing scheduler file"
+            f"--cluster {cluster}: neither 'local' nor 'cuda', nor an address such as "
+            "tcp://host:8786, nor an existing scheduler file"
         )
+    where = {"scheduler_file": cluster} if as_file else {"address": cluster}
     try:
-        client = Client(scheduler_file=cluster) if as_file else Client(cluster, timeout="10s")
-    except (OSError, ValueError) as error:
+        client = Client(**where, security=secure, timeout="10s")
+    except (OSError, ValueError, TypeError) as error:
         raise OutcropError(
             f"--cluster {cluster}: no scheduler answers there ({error}); start one with "
             "`dask scheduler`, or use --cluster local"
         ) from error
     with client:
         yield client
+
+
+def _security(tls: Tls | None) -> Any:
+    """What Dask wants to know, for every role the same."""
+    if tls is None:
+        return None
+    for file in tls:
+        if not file.is_file():
+            raise OutcropError(f"{file}: not found; --tls-ca, --tls-cert and --tls-key are files")
+    from distributed.security import Security
+
+    shown = {
+        f"tls_{role}_{what}": str(file)
+        for role in ("client", "scheduler", "worker")
+        for what, file in (("cert", tls.cert), ("key", tls.key))
+    }
+    return Security(tls_ca_file=str(tls.ca), require_encryption=True, **shown)
+
+
+def _on_gpus(how: dict[str, Any]) -> Any:
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError as error:
+        raise OutcropError(
+            f"--cluster cuda: needs dask-cuda ({error}); install it with "
+            'pip install "outcrop[gpu]", or start workers by hand and name their scheduler'
+        ) from None
+    return LocalCUDACluster(resources={"GPU": 1}, **how)
 
 
 def versions() -> dict[str, str]:
@@ -116,17 +161,16 @@ def check_workers(client: Client, plan: Plan) -> None:
             )
 
 
-def _facts(device: str) -> dict[str, Any]:
-    """What the client wants to know of this worker."""
+def _facts(device: str, dask_worker: Any) -> dict[str, Any]:
+    """What the client wants to know of a worker, which Dask hands over by this name."""
     import psutil
     import torch
-    from distributed import get_worker
 
     if device != "cpu":
         if not torch.cuda.is_available():
             raise OutcropError("no GPU is visible")
         return {**versions(), "memory": torch.cuda.mem_get_info()[0]}
-    manager = get_worker().memory_manager
+    manager = dask_worker.memory_manager
     if not manager.memory_limit:
         return {**versions(), "memory": None}
     # Above that a worker takes no more tasks, and there is nothing that it could free.

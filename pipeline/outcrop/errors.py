@@ -23,6 +23,10 @@ class SurveyError(OutcropError):
     """A survey that lacks what is asked of it, or samples that are not finite."""
 
 
+class NonFiniteError(OutcropError):
+    """A prediction that is NaN or infinite somewhere."""
+
+
 class OutputExistsError(OutcropError):
     """The output path is taken."""
 

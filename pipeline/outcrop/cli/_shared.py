@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..cluster import Tls
 from ..errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -67,14 +68,31 @@ StoragePath = Annotated[
 Cluster = Annotated[
     str | None,
     typer.Option(
-        help="Where to run: nothing for this process, 'local' for worker processes here, "
-        "a Dask scheduler's address, or a scheduler file."
+        help="Where to run: nothing for this process, 'local' for worker processes here, 'cuda' "
+        "for one on each GPU here, a Dask scheduler's address, or a scheduler file."
     ),
 ]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(help="With a cluster over TLS: certificate of the authority, in PEM."),
+]
+TlsCert = Annotated[
+    Path | None, typer.Option(help="With a cluster over TLS: certificate to show, in PEM.")
+]
+TlsKey = Annotated[Path | None, typer.Option(help="With a cluster over TLS: its key, in PEM.")]
 Workers = Annotated[
     int | None, typer.Option(help="Number of local workers; one per core unless given.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at the output.")]
+
+
+def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:
+    """All three files, or none."""
+    if ca is None and cert is None and key is None:
+        return None
+    if ca is None or cert is None or key is None:
+        raise ArgumentError("--tls-ca, --tls-cert and --tls-key: give all three, or none")
+    return Tls(ca, cert, key)
 
 
 def options_of(given: list[str] | None, tasks: str | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ._segy import CdpXByte, CdpYByte, IlineByte, OffsetByte, Truncate, XlineByte
-from ._shared import Cluster, Overwrite, Workers
+from ._shared import Cluster, Overwrite, TlsCa, TlsCert, TlsKey, Workers, tls_of
 
 
 def command(
@@ -50,6 +50,9 @@ def command(
     overwrite: Overwrite = False,
     cluster: Cluster = None,
     workers: Workers = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Turn a SEG-Y file into a survey: a labelled Zarr that xarray reads.
 
@@ -63,7 +66,7 @@ def command(
     from ..survey import ingest
 
     check_free(zarr, overwrite)
-    with connect(cluster, workers) as client:
+    with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
         if client is not None:
             typer.echo(f"Dask dashboard: {client.dashboard_link}", err=True)
         survey = ingest(

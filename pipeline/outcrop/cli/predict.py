@@ -22,9 +22,13 @@ from ._shared import (
     StorageMode,
     StoragePath,
     Tasks,
+    TlsCa,
+    TlsCert,
+    TlsKey,
     Workers,
     options_of,
     survey_of,
+    tls_of,
 )
 
 
@@ -89,9 +93,15 @@ def command(
         str | None, typer.Option(help="Weights of the refinement network, for mtl-infer.")
     ] = None,
     iterations: Annotated[int, typer.Option(help="How often to refine.")] = 1,
+    nonfinite: Annotated[
+        str, typer.Option(help="Where the prediction is NaN or infinite: error, or warn.")
+    ] = "error",
     shape: Shape = None,
     cluster: Cluster = None,
     workers: Workers = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Evaluate a network over a whole survey: exact, seamless, within --memory.
@@ -117,7 +127,7 @@ def command(
             raise ArgumentError(f"--refine-weights: not with {model}; take mtl-infer-3d or -2d")
         refiner = models.load(model.replace("infer", "refine"), weights=refine_weights, **options)
     data = survey_of(survey, shape)
-    with connect(cluster, workers) as client:
+    with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
         if client is not None:
             typer.echo(f"Dask dashboard: {client.dashboard_link}", err=True)
         how: dict[str, Any] = {
@@ -129,6 +139,7 @@ def command(
             "precision": precision,
             "device": device,
             "compile": compile,
+            "nonfinite": nonfinite,
             "client": client,
             "overwrite": overwrite,
             "progress": True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Section = int | None
 # Called with a section and the index of a stage and of a tile in it, when that tile is written.
 OnTile = Callable[[Section, int, int], None]
+# What a tile warned of: message and category.
+Warned = tuple[str, type[Warning]]
 # Tasks that a worker is given before the first of them is done.
 _AHEAD = 2
 # Seconds between looks at which workers there are.
@@ -63,11 +65,12 @@ class Job(WorkerPlugin):
         """Leave the worker as it was."""
         keep_freed_memory(USUAL)
 
-    def run(self, section: Section, stage: int, number: int, tile: Box) -> None:
-        """Evaluate one tile on this worker."""
+    def run(self, section: Section, stage: int, number: int, tile: Box) -> list[Warned]:
+        """Evaluate one tile on this worker; return what it warned of."""
         if self.versions != versions():
             raise OutcropError(f"this worker has {versions()}, the client {dict(self.versions)}")
-        with self.turn, torch.inference_mode():
+        with self.turn, torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
             if stage != self.latest:
                 return_freed_memory()
                 self.latest = stage
@@ -86,6 +89,8 @@ class Job(WorkerPlugin):
             runner = self.runners[stage]
             runner.stores = self._stores(section)
             runner.run(number, tile)
+        ours = [w for w in caught if issubclass(w.category, UserWarning)]
+        return [(str(w.message), w.category) for w in ours]
 
     def merge(self, section: Section, name: str, level: int, group: int) -> None:
         """Merge a group of the states of a global value."""
@@ -107,7 +112,7 @@ def all_stores(places: Places, section: Section) -> dict[str, Store]:
     return {**places.inputs(section), **{name: places.make(name, section) for name in written}}
 
 
-def _call(job: str, method: str, *arguments: Any) -> None:
+def _call(job: str, method: str, *arguments: Any) -> Any:
     worker = get_worker()
     try:
         plugin = worker.plugins[job]
@@ -116,7 +121,7 @@ def _call(job: str, method: str, *arguments: Any) -> None:
             f"worker {worker.address} could not load what it needs; does it have another version "
             "of outcrop?"
         ) from None
-    getattr(plugin, method)(*arguments)
+    return getattr(plugin, method)(*arguments)
 
 
 def run_dask(
@@ -204,10 +209,9 @@ class _Run:
         self.stages = job.places.plan.stages
         self.waiting = iter(todo.items())
         self.open: dict[Section, _Work] = {}
-        self.given: dict[str, tuple[Section, int, int, str]] = {}
-        self.load: Counter[str] = Counter()
-        self.workers: dict[str, Any] = {}
-        self.looked = 0.0
+        self.given: dict[str, tuple[Section, int, int]] = {}
+        self.resources: dict[str, int] | None = None
+        self.count, self.looked = 0, 0.0
 
     def all(self) -> None:
         """Run every tile."""
@@ -227,16 +231,14 @@ class _Run:
                 self.client.cancel(list(running.futures))
 
     def _submitted(self) -> Iterator[Any]:
-        """Submit tiles while a worker has room and a tile can run."""
-        while (worker := self._free_worker()) and (found := self._take()):
+        """Submit tiles while workers have room and a tile can run."""
+        while len(self.given) < _AHEAD * self._workers() and (found := self._take()):
             section, i, n, tile = found
             key = f"{self.job.name}-{section or 0}-{i}-{n}"
-            self.given[key] = section, i, n, worker
-            self.load[worker] += 1
+            self.given[key] = section, i, n
             yield self.client.submit(
                 _call, self.job.name, "run", section, i, n, tile,
-                key=key, pure=False, workers=[worker], allow_other_workers=True,
-                resources=self._resources(worker),
+                key=key, pure=False, resources=self.resources,
             )  # fmt: skip
 
     def _take(self) -> tuple[Section, int, int, Box] | None:
@@ -254,24 +256,22 @@ class _Run:
                 return section, *found
         return None
 
-    def _free_worker(self) -> str | None:
-        if time.monotonic() > self.looked + _LOOK or not self.workers:
-            self.workers = self.client.scheduler_info(n_workers=-1)["workers"]
-            self.looked = time.monotonic()
-            on_gpu = [w for w, facts in self.workers.items() if "GPU" in facts["resources"]]
-            self.crew = on_gpu or list(self.workers)
-        worker = min(self.crew, key=self.load.__getitem__, default=None)
-        return worker if worker is not None and self.load[worker] < _AHEAD else None
-
-    def _resources(self, worker: str) -> dict[str, int] | None:
-        return {"GPU": 1} if "GPU" in self.workers[worker]["resources"] else None
+    def _workers(self) -> int:
+        """Number of workers there are: those with a GPU, where any has one."""
+        if time.monotonic() > self.looked + _LOOK or not self.count:
+            workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+            on_gpu = sum("GPU" in facts["resources"] for facts in workers)
+            self.count, self.looked = on_gpu or len(workers), time.monotonic()
+            self.resources = {"GPU": 1} if on_gpu else None
+        return self.count
 
     def _take_in(self, future: Any) -> None:
         """Note a tile that is written."""
-        section, i, n, worker = self.given.pop(future.key)
-        self.load[worker] -= 1
+        section, i, n = self.given.pop(future.key)
         if future.status != "finished":
             _raise(future, i, n)
+        for message, category in future.result():
+            warnings.warn(f"stage {i + 1}, tile {n}: {message}", category, stacklevel=2)
         future.release()
         if self.on_tile is not None:
             self.on_tile(section, i, n)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import dask
 import dask.array
+import torch
 from torch import Tensor
 
 from ..errors import ResumeError
@@ -57,7 +58,9 @@ class Evaluation:
         """
         places = self.places
         graph, plan, device = places.graph, places.plan, places.device
-        weights = to_compute(self.weights, to_dtype(plan.dtype), device)
+        # The client of a cluster may have no GPU.
+        here = torch.device("cpu") if self.client is not None else device
+        weights = to_compute(self.weights, to_dtype(plan.dtype), here)
         sections = [None] if places.sections is None else list(range(places.sections))
         total = sum(stage.count for stage in plan.stages)
 

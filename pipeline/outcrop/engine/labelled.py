@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from ..errors import ArgumentError, SurveyError
+from ..errors import ArgumentError, OutcropError, SurveyError
 from ..graph import Box, Graph
-from ..graph.boxes import Shape
+from ..graph.boxes import Lattice, Shape
 from ..models.card import Card, InputCard, OutputCard
 from ..models.normalization import Statistics
 
@@ -168,6 +169,53 @@ def _variables(
     return volumes
 
 
+@contextlib.contextmanager
+def naming_bad_chunk(volume: xr.DataArray, part: Box | None = None) -> Iterator[None]:
+    """Turn what a damaged chunk raises into one line that says which it is.
+
+    Parameters
+    ----------
+    volume : xarray.DataArray
+    part : Box, optional
+        What is read in the block, along the volume's dimensions; all of it unless given.
+
+    Raises
+    ------
+    SurveyError
+        If a chunk cannot be decoded. Other errors pass.
+    """
+    try:
+        yield
+    except (OutcropError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        whole = Box.whole(volume.shape)
+        blocks = volume.encoding.get("shards") or volume.encoding.get("chunks") or volume.shape
+        lattice = Lattice(whole, tuple(blocks))
+        for _, block in lattice.touching(part or whole):
+            try:
+                with dask.config.set(scheduler="synchronous"):
+                    volume[block.slices].to_numpy()
+            except Exception as found:
+                index = "/".join(str(a // n) for a, n in zip(block.start, blocks, strict=True))
+                place = place_of([volume[d] for d in volume.dims], block)
+                raise SurveyError(
+                    f"{volume.name}: chunk c/{index} cannot be decoded, of {place} ({found}); "
+                    "ingest the survey again, or restore that file"
+                ) from error
+        raise
+
+
+def place_of(axes: Sequence[xr.DataArray], box: Box) -> str:
+    """Say in the coordinates of a volume's axes where a box lies: "inline 100 to 163, …"."""
+    words = []
+    for axis, a, b in zip(axes, box.start, box.stop, strict=True):
+        unit = f" {axis.attrs['units']}" if axis.attrs.get("units") else ""
+        first, last = (f"{axis.values[i]:g}" for i in (a, b - 1))
+        words.append(f"{axis.name} {first}{'' if a == b - 1 else f' to {last}'}{unit}")
+    return ", ".join(words)
+
+
 def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Statistics, str]:
     """Return statistics of the live traces, and a fingerprint of the volume.
 
@@ -189,7 +237,7 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
     Raises
     ------
     SurveyError
-        If a sample is NaN or infinite.
+        If a sample is NaN or infinite, or a chunk cannot be decoded.
     """
     lazy = volume.chunk({}).data if volume.chunks is None else volume.data
     live = volume.coords.get("live")
@@ -198,9 +246,10 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
     missing = volume.size - samples
 
     def compute(*values: Any) -> list[float]:
-        if client is not None:
-            return [float(v) for v in client.gather(client.compute(list(values)))]
-        return [float(v) for v in dask.compute(*values, scheduler="threads")]
+        with naming_bad_chunk(volume):
+            if client is not None:
+                return [float(v) for v in client.gather(client.compute(list(values)))]
+            return [float(v) for v in dask.compute(*values, scheduler="threads")]
 
     seen = lazy
     if live is not None and missing and samples:

@@ -57,6 +57,7 @@ class Places:
     device: torch.device
     threshold: float | None = None
     shared: bool = False
+    nonfinite: str = "error"
 
     @property
     def kept(self) -> bool:
@@ -103,6 +104,7 @@ class Places:
                 self.threshold or 0.0,
                 self.framed.card.activation,
                 section,
+                self.nonfinite,
             )
         node, layout, rank = self.graph.nodes[name], self.graph.layouts[name], self.graph.rank
         dtype = to_dtype(self.plan.dtype)

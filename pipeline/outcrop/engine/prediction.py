@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import xarray as xr
@@ -90,6 +90,7 @@ def predict(
     compile: bool = False,
     direction: str | None = None,
     threshold: float | None = None,
+    nonfinite: Literal["error", "warn"] = "error",
     client: Client | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -139,6 +140,9 @@ def predict(
         Of a network of sections: which way they run; "inline" unless given.
     threshold : float, optional
         Write, beside each probability, where it reaches this: 1 there, 0 elsewhere, as uint8.
+    nonfinite : {"error", "warn"}
+        What to do where the prediction is NaN or infinite: raise, naming the place, or write it as
+        it is and warn.
     client : distributed.Client, optional
         Evaluate on its workers; in this process unless given.
     overwrite : bool
@@ -156,8 +160,10 @@ def predict(
     ------
     SurveyError
         If `data` is not a 3-D survey, or has samples that are not finite.
+    NonFiniteError
+        If the prediction is NaN or infinite somewhere.
     OutputExistsError
-        If `path` is taken.
+        If `path` is taken, or another process is writing it.
     ResumeError
         If `path` holds an unfinished prediction of another model, survey or plan.
     UnsupportedOperatorError
@@ -167,6 +173,8 @@ def predict(
     ArgumentError
         If storage_mode, precision, tile or plan does not suit.
     """
+    if nonfinite not in ("error", "warn"):
+        raise ArgumentError(f"nonfinite={nonfinite!r}: take 'error' or 'warn'")
     check_free(path, overwrite)
     framed = frame(model, data, direction)
     graph, state = _capture(model, framed)
@@ -187,7 +195,7 @@ def predict(
         )
     if client is not None and plan.compressed:
         raise ArgumentError("storage_compression: not with a client; leave it out")
-    where = find_device(plan.device)
+    where = torch.device(plan.device) if client is not None else find_device(plan.device)
 
     found, fingerprint = all_statistics(framed, client)
     cards = output_cards(graph, framed.card)
@@ -236,9 +244,18 @@ def predict(
         if storage_path is not None:  # which several predictions may share
             alone = repr((sorted(provenance.items()), os.path.abspath(path)))
             folder = Path(storage_path) / hashlib.sha256(alone.encode()).hexdigest()[:16]
-        shared = client is not None
         places = Places(
-            graph, plan, framed, found, cards, output.path, folder, where, threshold, shared
+            graph,
+            plan,
+            framed,
+            found,
+            cards,
+            output.path,
+            folder,
+            where,
+            threshold,
+            shared=client is not None,
+            nonfinite=nonfinite,
         )
         evaluation = Evaluation(places, state, output, compile, client)
         evaluation.run(lambda share: advance(size * share))

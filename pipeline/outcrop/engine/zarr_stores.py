@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 import zarr
 from torch import Tensor
 
+from ..errors import NonFiniteError
 from ..graph import Box
 from ..graph.boxes import Shape
 from ..models.card import InputCard
 from ..models.normalization import NORMALIZATIONS, Statistics
-from .labelled import Framed
+from .labelled import Framed, naming_bad_chunk, place_of
 from .stores import ArrayStore
 
 
@@ -98,6 +100,7 @@ class SurveyStore:
         section: int | None = None,
     ) -> None:
         here = {} if framed.across is None else {framed.across: section}
+        self.framed, self.section = framed, slice(section or 0, (section or 0) + 1)
         wanted = {each.name for each in inputs if each.name}
         self.volumes = {
             name: volume.isel(here).transpose(*framed.axes).drop_vars(volume.coords)
@@ -120,10 +123,15 @@ class SurveyStore:
         x = torch.zeros((1, len(self.inputs), *box.shape), dtype=self.dtype)
         if min(inside.shape) <= 0:
             return x
-        with dask.config.set(scheduler="synchronous"):
-            samples = {
-                name: volume[inside.slices].to_numpy() for name, volume in self.volumes.items()
-            }
+        samples, placed = {}, dict(zip(self.framed.axes, inside.slices, strict=True))
+        ends = [placed.get(d, self.section) for d in map(str, self.framed.volume.dims)]
+        whole = Box(tuple(s.start for s in ends), tuple(s.stop for s in ends))
+        for name, volume in self.volumes.items():
+            with (
+                naming_bad_chunk(self.framed.volumes[name], whole),
+                dask.config.set(scheduler="synchronous"),
+            ):
+                samples[name] = volume[inside.slices].to_numpy()
         exact = np.dtype("float64" if self.dtype == torch.float64 else "float32")
         target = inside.shifted(self.before).within(box)
         for channel, each in zip(x[0], self.inputs, strict=True):
@@ -166,6 +174,8 @@ class PredictionStore:
         "softmax" across the channels, or "none".
     section : int, optional
         Of a network of two axes: which section.
+    nonfinite : {"error", "warn"}
+        What to do with NaN and infinite values.
     """
 
     slow = True
@@ -178,9 +188,12 @@ class PredictionStore:
         threshold: float = 0.5,
         activation: str = "none",
         section: int | None = None,
+        nonfinite: str = "error",
     ) -> None:
         self.paths, self.masks = list(paths), list(masks)
         self.threshold, self.activation = threshold, activation
+        self.nonfinite = nonfinite
+        self.labels = [framed.volume[d].reset_coords(drop=True) for d in framed.volume.dims]
         dims = [str(d) for d in framed.volume.dims]
         self.turn = tuple(framed.axes.index(d) for d in dims if d in framed.axes)
         self.fixed = [(i, section or 0) for i, d in enumerate(dims) if d not in framed.axes]
@@ -199,11 +212,27 @@ class PredictionStore:
             channels = torch.softmax(channels, dim=0)
         for path, mask, channel in zip(self.paths, self.masks, channels, strict=True):
             turned = channel.cpu().permute(self.turn).contiguous().numpy()
+            if path is not None and not np.isfinite(turned).all():
+                self._nonfinite(Path(path).name, turned, index)
             if path is not None:
                 zarr.open_array(path, mode="r+")[tuple(index)] = turned
             if mask is not None:
                 reached = (turned >= self.threshold).astype(np.uint8)
                 zarr.open_array(mask, mode="r+")[tuple(index)] = reached
+
+    def _nonfinite(self, name: str, values: np.ndarray, index: Sequence[slice | int]) -> None:
+        """Say where values are not finite."""
+        bad = np.argwhere(~np.isfinite(values))
+        within = iter(bad[0].tolist())
+        first = tuple(i if isinstance(i, int) else i.start + next(within) for i in index)
+        place = place_of(self.labels, Box(first, tuple(i + 1 for i in first)))
+        what = f"{name}: NaN or infinite at {place}, and at {len(bad) - 1} more voxels of that tile"
+        if self.nonfinite == "error":
+            raise NonFiniteError(
+                f"{what}; look at the samples and weights there, take another precision, or write "
+                "them as they are with nonfinite='warn' (--nonfinite warn)"
+            )
+        warnings.warn(what, stacklevel=2)
 
     def remove(self) -> None:
         """Do nothing: the prediction stays."""

@@ -25,7 +25,17 @@ from ..progress import track
 from . import schema
 from .decode import decode
 from .geometry import HeaderBytes, Headers, check_choice, make_grid, read_headers, vertical_axis
-from .parts import Job, NonFiniteError, Part, count_nonfinite, counted, cut, run, threads, write
+from .parts import (
+    Job,
+    NonFiniteSampleError,
+    Part,
+    count_nonfinite,
+    counted,
+    cut,
+    run,
+    threads,
+    write,
+)
 from .reading import open as open_survey
 from .segy import SegyFile
 
@@ -189,7 +199,7 @@ def ingest(
         ):
             replaced = _write(job, output, parts, part_bytes, client, advance)
             output.commit()
-    except NonFiniteError:
+    except NonFiniteSampleError:
         raise _nonfinite_error(file, headers, vertical, client) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -30,7 +30,7 @@ _COPIES = 4  # of a part's samples, compressed ones included, while it is writte
 _COUNTED = 64 << 20  # bytes of the file in a part that only counts
 
 
-class NonFiniteError(Exception):
+class NonFiniteSampleError(Exception):
     """A part has NaN or infinite samples."""
 
 
@@ -51,7 +51,7 @@ class Job:
     window : int
         Samples that are written at a time.
     nonfinite : str
-        "zero" writes 0 for NaN and infinite samples, "error" raises `NonFiniteError`.
+        "zero" writes 0 for NaN and infinite samples, "error" raises `NonFiniteSampleError`.
     """
 
     file: SegyFile
@@ -216,7 +216,7 @@ def _make_finite(values: np.ndarray, nonfinite: str) -> int:
     if finite.all():
         return 0
     if nonfinite == "error":
-        raise NonFiniteError
+        raise NonFiniteSampleError
     values[~finite] = 0
     return values.size - int(np.count_nonzero(finite))
 

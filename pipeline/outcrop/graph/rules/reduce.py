@@ -12,7 +12,6 @@ from ..graph import Graph, Node
 from ..layout import Layout
 from .base import Rule, Values, call, normalized
 
-
 # Values of which deviations from a mean are held at once.
 _SLAB = 2**19
 

@@ -1,0 +1,347 @@
+"""What breaks while a prediction is made, on one machine and on a cluster of real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from distributed import Client, LocalCluster
+from torch import nn
+
+import outcrop
+from outcrop.cluster import Tls, check_workers, connect
+from outcrop.engine import patience
+from outcrop.engine.zarr_stores import PredictionStore, SurveyStore
+from outcrop.errors import (
+    MemoryBudgetError,
+    NonFiniteError,
+    OutcropError,
+    OutputExistsError,
+    SurveyError,
+)
+from test_predict import make_survey
+
+# Several stages, global values among them, over enough tiles that faults hit in the middle.
+HOW = {"tile": (8, 8, 8), "storage_mode": "disk"}
+
+
+class Normed(nn.Module):
+    """Two instance norms, three resolutions: four stages, and more states than merge at once."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.a, self.b = nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 4, 3, padding=1)
+        self.first, self.second = nn.InstanceNorm3d(4), nn.InstanceNorm3d(4)
+        self.last = nn.Conv3d(4, 1, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.first(self.a(x)))
+        down = torch.relu(self.second(self.b(torch.max_pool3d(x, 2))))
+        up = nn.functional.interpolate(down, size=x.shape[2:], mode="nearest")
+        return torch.sigmoid(self.last(x + up))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Normed().eval()
+
+
+@pytest.fixture(scope="module")
+def survey():
+    return make_survey((32, 40, 48))
+
+
+@pytest.fixture(scope="module")
+def calm(model, survey, tmp_path_factory):
+    """What an undisturbed cluster gives."""
+    with connect("local", workers=2) as client:
+        path = tmp_path_factory.mktemp("calm") / "o.zarr"
+        return outcrop.predict(model, survey, path, client=client, **HOW).load()
+
+
+def lines(path):
+    journal = path / "unfinished" / "finished.txt"
+    return len(journal.read_text().split()) if journal.exists() else 0
+
+
+def same(found, calm):
+    xr.testing.assert_identical(found.load().drop_attrs(), calm.drop_attrs())
+
+
+# On a cluster
+
+
+def test_cluster_gives_what_one_process_gives(model, survey, calm, tmp_path):
+    with torch.no_grad():
+        alone = outcrop.predict(model, survey, tmp_path / "o.zarr", **HOW)
+    np.testing.assert_allclose(alone.prediction, calm.prediction, atol=1e-6)
+    assert alone.attrs["plan_sha256"] == calm.attrs["plan_sha256"]
+
+
+@pytest.mark.parametrize("after", [5, 150, 260])
+def test_all_workers_killed_and_new_ones_join(after, model, survey, calm, tmp_path):
+    """At the beginning, in the middle and near the end, reductions among it: the same bits."""
+    path = tmp_path / "o.zarr"
+    with connect("local", workers=2) as client:
+        before = set(client.run(os.getpid).values())
+
+        def kill():
+            while lines(path) < after:
+                time.sleep(0.002)
+            for pid in before:
+                os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        found = outcrop.predict(model, survey, path, client=client, **HOW)
+        killer.join()
+        assert not before & set(client.run(os.getpid).values())
+    same(found, calm)
+
+
+RUN = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch, outcrop
+from outcrop.cluster import connect
+from test_faults import HOW, Normed, make_survey
+if __name__ == "__main__":
+    try:
+        with connect({cluster!r}) as client:
+            outcrop.predict(Normed().eval(), make_survey((32, 40, 48)), {path!r}, client=client,
+                            **HOW)
+    except outcrop.OutcropError as error:
+        sys.exit(str(error))
+"""
+
+
+def start(path, cluster):
+    code = RUN.format(tests=str(Path(__file__).parent), path=str(path), cluster=cluster)
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+
+def scheduler(folder):
+    """Start a scheduler and two workers as a batch system would."""
+    file = folder / "scheduler.json"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    base = [sys.executable, "-m", "dask"]
+    processes = [
+        subprocess.Popen(
+            [*base, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+             "--scheduler-file", str(file)], **quiet,
+        )
+    ]  # fmt: skip
+    while not file.exists():
+        time.sleep(0.05)
+    processes += [
+        subprocess.Popen(
+            [*base, "worker", "--scheduler-file", str(file), "--nthreads", "1",
+             "--no-dashboard", "--host", "127.0.0.1"], **quiet,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    with Client(scheduler_file=str(file)) as client:
+        client.wait_for_workers(2)
+    return str(file), processes
+
+
+def stop(processes):
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()
+
+
+def test_scheduler_lost_and_client_killed(model, survey, calm, tmp_path):
+    """Both end the command; the same command again computes what is left alone."""
+    path = tmp_path / "o.zarr"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    file, processes = scheduler(tmp_path / "one")
+    try:
+        run = start(path, file)
+        while lines(path) < 40:
+            assert run.poll() is None
+            time.sleep(0.01)
+        processes[0].kill()
+        message = run.communicate(timeout=120)[1].strip().splitlines()[-1]
+        assert run.returncode == 1
+        assert "the same command goes on" in message
+    finally:
+        stop(processes)
+    done = lines(path)
+    assert done >= 40
+    file, processes = scheduler(tmp_path / "two")
+    try:
+        run = start(path, file)
+        while lines(path) < done + 40:
+            assert run.poll() is None
+            time.sleep(0.01)
+        run.kill()
+        run.wait()
+        done = (path / "unfinished" / "finished.txt").read_text().split("\n")[:-1]
+        with connect(file) as client:
+            found = outcrop.predict(model, survey, path, client=client, **HOW)
+    finally:
+        stop(processes)
+    same(found, calm)
+    assert len(done) == len(set(done)) >= 80
+
+
+def test_tls(model, survey, calm, tmp_path):
+    """Scheduler, workers and client talk encrypted; who shows nothing gets nowhere."""
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=outcrop", "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with connect("local", 1, Tls(cert, cert, key)) as client:
+        address = client.scheduler_info()["address"]
+        assert address.startswith("tls://127.0.0.1:")
+        assert all(w.startswith("tls://127.0.0.1:") for w in client.scheduler_info()["workers"])
+        found = outcrop.predict(model, survey, tmp_path / "o.zarr", client=client, **HOW)
+        with pytest.raises(OutcropError, match="no scheduler answers"), connect(address):
+            pass
+    same(found, calm)
+    with pytest.raises(OutcropError, match=r"none\.pem: not found"):
+        connect("local", 1, Tls(tmp_path / "none.pem", cert, key)).__enter__()
+
+
+def pretend(name, value):
+    import outcrop.cluster
+
+    setattr(outcrop.cluster, name, lambda *_: value)
+
+
+def test_workers_that_do_not_suit_are_named(model, survey, tmp_path):
+    plan = outcrop.plan(model, survey, **HOW)
+    small = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": "400MB"}
+    with (
+        LocalCluster(host="127.0.0.1", dashboard_address=None, **small) as cluster,
+        Client(cluster) as client,
+        pytest.raises(MemoryBudgetError, match=r"worker tcp://127.*the plan takes .*MB"),
+    ):
+        outcrop.predict(model, survey, tmp_path / "o.zarr", client=client, memory="2GB", **HOW)
+    with connect("local", workers=1) as client:
+        check_workers(client, plan)
+        client.run(pretend, "versions", {"outcrop": outcrop.__version__, "torch": "1.0"})
+        with pytest.raises(OutcropError, match=r"worker tcp://127.*has torch 1\.0, here it is 2"):
+            outcrop.predict(model, survey, tmp_path / "o.zarr", client=client, **HOW)
+
+
+# Anywhere
+
+
+def test_two_runs_into_one_output(model, survey, tmp_path, monkeypatch):
+    path, began, go_on = tmp_path / "o.zarr", threading.Event(), threading.Event()
+    write = PredictionStore.write
+
+    def slowly(*arguments):
+        began.set()
+        go_on.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(PredictionStore, "write", slowly)
+    first = threading.Thread(target=outcrop.predict, args=(model, survey, path), kwargs=HOW)
+    first.start()
+    began.wait(60)
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError, match="another process is writing it"):
+            outcrop.predict(model, survey, path, overwrite=overwrite, **HOW)
+    go_on.set()
+    first.join()
+    assert xr.open_zarr(path).prediction.shape == (32, 40, 48)
+    assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
+
+
+def test_a_store_that_refuses_for_a_moment_is_asked_again(model, survey, tmp_path, monkeypatch):
+    calm = outcrop.predict(model, survey, tmp_path / "calm.zarr", **HOW)
+    monkeypatch.setattr(patience, "WAITS", (0.01, 0.01, 0.01))
+    refused = []
+
+    def refusing(function):
+        def call(*arguments):
+            refused.append(function)
+            if len(refused) % 7 == 3:
+                raise OSError(28, "No space left on device")
+            return function(*arguments)
+
+        return call
+
+    for kind, name in ((PredictionStore, "write"), (SurveyStore, "read")):
+        monkeypatch.setattr(kind, name, refusing(getattr(kind, name)))
+    with pytest.warns(patience.StorageRefused, match="No space left on device; trying again"):
+        found = outcrop.predict(model, survey, tmp_path / "o.zarr", **HOW)
+    same(found, calm.load())
+
+
+def test_a_store_that_refuses_for_good(model, survey, tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "WAITS", (0.01, 0.01, 0.01))
+    path, write, count = tmp_path / "o.zarr", PredictionStore.write, []
+
+    def full(*arguments):
+        count.append(1)
+        if len(count) > 20:
+            raise OSError(28, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(PredictionStore, "write", full)
+    with (
+        pytest.warns(patience.StorageRefused),
+        pytest.raises(OutcropError, match=r"no space left .* goes on where it stopped"),
+    ):
+        outcrop.predict(model, survey, path, **HOW)
+    done = lines(path)
+    assert done >= 19
+    monkeypatch.setattr(PredictionStore, "write", write)
+    found = outcrop.predict(model, survey, path, **HOW)
+    assert np.isfinite(found.prediction.values).all()
+
+
+class Holed(nn.Module):
+    """NaN where the sample is the largest of all."""
+
+    def forward(self, x):
+        return torch.where(x > 4.4, torch.full_like(x, torch.nan), x)
+
+
+@pytest.mark.parametrize("cluster", [None, "local"])
+def test_values_that_are_not_finite(cluster, tmp_path):
+    survey = make_survey((9, 10, 11), missing=0)
+    survey.amplitude[:] = 1.0
+    survey.amplitude[3, 4, 5] = 5.0
+    place = "prediction: NaN or infinite at inline 106, crossline 304, twt 20 ms, and at 0 more"
+    with connect(cluster, workers=1) as client:
+        how = {"tile": (4, 4, 4), "client": client}
+        with pytest.raises(NonFiniteError, match=place):
+            outcrop.predict(Holed().eval(), survey, tmp_path / "a.zarr", **how)
+        with pytest.warns(UserWarning, match=place):
+            found = outcrop.predict(
+                Holed().eval(), survey, tmp_path / "b.zarr", nonfinite="warn", **how
+            )
+    assert np.isnan(found.prediction.values[3, 4, 5])
+    assert np.isnan(found.prediction.values).sum() == 1
+
+
+def test_a_damaged_chunk_is_named(model, tmp_path):
+    survey = make_survey((16, 16, 16))
+    survey.chunk(8).to_zarr(tmp_path / "s.zarr")
+    chunk = tmp_path / "s.zarr" / "amplitude" / "c" / "1" / "0" / "1"
+    data = bytearray(chunk.read_bytes())
+    data[: len(data) // 2] = bytes(len(data) // 2)
+    chunk.write_bytes(data)
+    where = (
+        r"amplitude: chunk c/1/0/1 cannot be decoded, of inline 116 to 130, crossline 300 to 307"
+    )
+    with pytest.raises(SurveyError, match=where):
+        outcrop.predict(model, tmp_path / "s.zarr", tmp_path / "o.zarr")
+    assert not (tmp_path / "o.zarr").exists()
