@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -209,8 +211,17 @@ def test_tls(model, survey, calm, tmp_path):
         assert address.startswith("tls://127.0.0.1:")
         assert all(w.startswith("tls://127.0.0.1:") for w in client.scheduler_info()["workers"])
         found = outcrop.predict(model, survey, tmp_path / "o.zarr", client=client, **HOW)
-        with pytest.raises(OutcropError, match="no scheduler answers"), connect(address):
+        with pytest.raises(OutcropError, match="--tls-ca"), connect(address):
             pass
+        host, port = address.removeprefix("tls://").split(":")
+        stranger = ssl.create_default_context(cafile=cert)
+        stranger.check_hostname = False
+        with (
+            socket.create_connection((host, int(port)), timeout=20) as plain,
+            pytest.raises(ssl.SSLError, match="certificate required"),
+            stranger.wrap_socket(plain) as wrapped,
+        ):
+            wrapped.recv(1)
     same(found, calm)
     with pytest.raises(OutcropError, match=r"none\.pem: not found"):
         connect("local", 1, Tls(tmp_path / "none.pem", cert, key)).__enter__()

@@ -44,32 +44,35 @@ def test_opens_only_once_it_is_committed(tmp_path, template):
 
 def test_goes_on_where_it_stopped(tmp_path, template):
     path = tmp_path / "a.zarr"
-    first = Output.begin(path, template, ENCODING, {"shape": (2, 3)})
-    assert not first.resumed
-    first.array("amplitude")[:2] = 1
-    first.finish("one")
-    with (first.aside / "finished.txt").open("a") as journal:
-        journal.write("tw")  # cut off while it was written
-    again = Output.begin(path, template, ENCODING, {"shape": [2, 3]})
-    assert again.resumed
-    assert again.finished == {"one"}
-    assert (again.array("amplitude")[:2] == 1).all()
-    again.finish("two")
-    third = Output.begin(path, template, ENCODING, {"shape": (2, 3)})
-    assert "two" in third.finished
+    with Output.begin(path, template, ENCODING, {"shape": (2, 3)}) as first:
+        assert not first.resumed
+        first.array("amplitude")[:2] = 1
+        first.finish("one")
+        with (first.aside / "finished.txt").open("a") as journal:
+            journal.write("tw")  # cut off while it was written
+    with Output.begin(path, template, ENCODING, {"shape": [2, 3]}) as again:
+        assert again.resumed
+        assert again.finished == {"one"}
+        assert (again.array("amplitude")[:2] == 1).all()
+        again.finish("two")
+    with Output.begin(path, template, ENCODING, {"shape": (2, 3)}) as third:
+        assert "two" in third.finished
 
 
 def test_another_record_does_not_resume(tmp_path, template):
     path = tmp_path / "a.zarr"
-    Output.begin(path, template, ENCODING, {"chunks": 2}).finish("one")
+    with Output.begin(path, template, ENCODING, {"chunks": 2}) as output:
+        output.finish("one")
     with pytest.raises(ResumeError, match=r"chunks: 2, now 3.*--overwrite"):
         Output.begin(path, template, ENCODING, {"chunks": 3})
-    assert Output.begin(path, template, ENCODING, {"chunks": 3}, overwrite=True).finished == set()
+    with Output.begin(path, template, ENCODING, {"chunks": 3}, overwrite=True) as output:
+        assert output.finished == set()
 
 
 def test_what_may_be_written_over(tmp_path, template):
     path = tmp_path / "a.zarr"
-    Output.begin(path, template, ENCODING, {}).commit()
+    with Output.begin(path, template, ENCODING, {}) as output:
+        output.commit()
     with pytest.raises(OutputExistsError, match="already exists"):
         check_free(path)
     check_free(path, overwrite=True)

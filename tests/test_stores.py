@@ -88,8 +88,7 @@ def test_any_box_of_what_was_written_tile_by_tile(tmp_path_factory, data):
     x = torch.randn(shape, dtype=torch.float64).mul_(9).to(dtype)
     kind = data.draw(st.sampled_from(KINDS))
     if kind == "zarr":
-        domain = Box.whole(grid)
-        store = ZarrStore(folder / "x", shape, rank, dtype, tile)
+        store = ZarrStore(folder / "x", shape, rank, dtype, domain, tile)
     else:
         place, compression = kind.split()[-1], kind.startswith("compressed")
         place = "device" if place == "compressed" else place

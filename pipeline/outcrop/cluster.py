@@ -80,10 +80,12 @@ def connect(
             f"--cluster {cluster}: neither 'local' nor 'cuda', nor an address such as "
             "tcp://host:8786, nor an existing scheduler file"
         )
+    if cluster.startswith("tls://") and tls is None:
+        raise OutcropError(f"--cluster {cluster}: pass --tls-ca, --tls-cert and --tls-key too")
     where = {"scheduler_file": cluster} if as_file else {"address": cluster}
     try:
         client = Client(**where, security=secure, timeout="10s")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise OutcropError(
             f"--cluster {cluster}: no scheduler answers there ({error}); start one with "
             "`dask scheduler`, or use --cluster local"
