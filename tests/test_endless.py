@@ -31,14 +31,15 @@ class Recorder(TorchDispatchMode):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What each tile calls, by stage."""
+    """What each tile calls, by stage, of those that can be put on a grid without edges."""
     found = {}
     evaluate = StageRunner._evaluate
 
     def recorded(self, tile, inputs, results):
         with Recorder() as record:
             evaluate(self, tile, inputs, results)
-        found.setdefault(self.stage, []).append(tuple(record.calls))
+        if self._frame(tile).anywhere is not None:
+            found.setdefault(self.stage, []).append(tuple(record.calls))
 
     monkeypatch.setattr(StageRunner, "_evaluate", recorded)
     return found
@@ -46,13 +47,13 @@ def calls(monkeypatch):
 
 def test_all_tiles_make_the_same_calls(calls):
     network = FaultSeg3d().double().eval()
-    x = torch.randn(1, 1, 272, 8, 8, dtype=torch.float64)
+    x = torch.randn(1, 1, 160, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         expected = network(x)
     found = whole_volume(network, x, tile=(16, 8, 8), storage_mode="device")
     assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()
     several = [tiles for tiles in calls.values() if len(tiles) >= 9]
-    assert several
+    assert len(several) >= 2
     for tiles in several:
         assert tiles[0]
         assert len(set(tiles)) == 1
