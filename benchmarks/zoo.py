@@ -27,8 +27,6 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "faultseg3d": ("faultseg3d", {}, 128),
     "faultseg3dplus": ("faultseg3dplus", {}, 128),
     "karstseg3d": ("karstseg3d", {}, 128),
-    "faultssl iou": ("faultssl", {"mode": "iou"}, 64),
-    "faultssl precision": ("faultssl", {"mode": "precision"}, 64),
     "bi21rgt3d": ("bi21rgt3d", {}, 64),
     "deepismnet": ("deepismnet", {}, 64),
     "channelseg3d": ("channelseg3d", {}, 128),
@@ -38,6 +36,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "mtl-infer-3d": ("mtl-infer-3d", {}, 64),
     "mtl-refine-3d": ("mtl-refine-3d", {}, 64),
     "unet25d": ("unet25d", {}, 128),
+    "faultssl iou": ("faultssl", {"mode": "iou"}, 64),
+    "faultssl precision": ("faultssl", {"mode": "precision"}, 64),
 }
 
 
@@ -64,18 +64,18 @@ def evaluate(case: dict[str, Any]) -> dict[str, Any]:
         x = torch.randn((1, len(card.inputs), size, size, size), generator=generator).to(dtype)
         return tuple(x.split(1, dim=1)) if card.separate else (x,)
 
-    def run(x: tuple[Any, ...]) -> Any:
+    def run(x: tuple[Any, ...], memory: int | str) -> Any:
         if case["plain"]:
             layout = torch.channels_last_3d
             y = model.to(case["device"], dtype)(
                 *(v.to(case["device"]).contiguous(memory_format=layout) for v in x)
             )
         else:
-            y = whole_volume(model, x, memory=case["memory"], device=case["device"])
+            y = whole_volume(model, x, memory=memory, device=case["device"])
         return torch.cat(tuple(y.values()), dim=1) if isinstance(y, dict) else y
 
     with torch.inference_mode():
-        run(inputs(max(32, card.smallest)))
+        run(inputs(max(32, card.smallest)), "4GB")
         x = inputs(case["size"])
         if on_gpu:
             torch.cuda.synchronize()
@@ -85,7 +85,7 @@ def evaluate(case: dict[str, Any]) -> dict[str, Any]:
             Path("/proc/self/clear_refs").write_text("5")
             before = resident()
         start = time.perf_counter()
-        y = run(x)
+        y = run(x, case.get("memory", 0))
         if on_gpu:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
@@ -175,19 +175,25 @@ def main() -> None:
                     cells.append("|")
                 cells.append(f"{row['difference']:.1e}" if "difference" in row else "")
                 print(" ".join(cells), flush=True)
+                if options.json:  # as far as it went, if it is interrupted
+                    found = {**machine(options.device), "rows": rows}
+                    options.json.write_text(json.dumps(found, indent=1) + "\n")
     print("* half is too small for any plan: the smallest budget that is enough")
-    if options.json:
-        import torch
 
-        device = (
-            torch.cuda.get_device_name()
-            if options.device == "cuda"
-            else f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-        )
-        facts = {"machine": f"{platform.processor() or platform.machine()}, {device}"}
-        facts["torch"] = torch.__version__
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+
+def machine(device: str) -> dict[str, str]:
+    """Name of what computes."""
+    import torch
+
+    name = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    return {
+        "machine": f"{platform.processor() or platform.machine()}, {name}",
+        "torch": torch.__version__,
+    }
 
 
 if __name__ == "__main__":
