@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import contextlib
 import threading
 import time
 import warnings
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 Section = int | None
 # Called with a section and the index of a stage and of a tile in it, when that tile is written.
 OnTile = Callable[[Section, int, int], None]
+# What calls to a scheduler end with that is not there any more.
+_GONE = (OSError, asyncio.CancelledError, concurrent.futures.CancelledError)
+_LOST = "the scheduler was lost, and the same command goes on where it stopped"
 # What a tile warned of: message and category.
 Warned = tuple[str, type[Warning]]
 # Tasks that a worker is given before the first of them is done.
@@ -164,10 +170,13 @@ def run_dask(
     job = Job(name, places, dict(weights), compile)
     client.register_plugin(job, name=name)
     try:
-        run = _Run(client, job, todo, on_tile)
-        run.all()
+        _Run(client, job, todo, on_tile).all()
+    except _GONE as error:
+        if getattr(error, "errno", None) is not None:  # of a disk
+            raise
+        raise OutcropError(f"{type(error).__name__}: {_LOST}") from error
     finally:
-        if client.status == "running":
+        with contextlib.suppress(*_GONE):
             client.unregister_worker_plugin(name)
 
 
@@ -227,7 +236,7 @@ class _Run:
                     continue
                 self._take_in(next(running))
         finally:
-            if self.client.status == "running":
+            with contextlib.suppress(*_GONE):
                 self.client.cancel(list(running.futures))
 
     def _submitted(self) -> Iterator[Any]:
@@ -305,12 +314,9 @@ class _Run:
 def _raise(future: Any, i: int, n: int) -> None:
     """Say what went wrong with a tile."""
     if future.status != "error":
-        raise OutcropError(
-            f"stage {i + 1}, tile {n}: {future.status}; the scheduler was lost, and the same "
-            "command goes on where it stopped"
-        )
+        raise OutcropError(f"stage {i + 1}, tile {n}: {future.status}; {_LOST}")
     error = future.exception()
-    if isinstance(error, (OutcropError, OSError)):
+    if isinstance(error, OutcropError) or getattr(error, "errno", None) is not None:
         raise error
     raise OutcropError(
         f"stage {i + 1}, tile {n}: {type(error).__name__}: {error}; "

@@ -171,13 +171,19 @@ class _Planner:
         while (draft := planned(least)).excess:
             least = _megabytes(1.02 * least)
         low = least // 2
-        for _ in range(4 if self.mode != "none" else 0):
-            middle = _megabytes((low + least) / 2)
+        while self.mode != "none":
+            # Halving finds one end; as there may be gaps, what is just below is tried too.
+            below = _megabytes(0.9 * least) - 10**6
+            middle = _megabytes((low + least) / 2) if least > 1.06 * low else below
+            if middle >= least:
+                break
             found = planned(middle)
-            if found.excess:
-                low = middle
-            else:
+            if not found.excess:
                 draft, least = found, middle
+            elif middle == below:
+                break
+            else:
+                low = middle
         for name in draft.parts[draft.tightest].nodes:
             node = self.graph.nodes[name]
             if node.op == "whole" or node.op not in RULES:

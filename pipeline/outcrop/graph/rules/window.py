@@ -222,8 +222,12 @@ class Convolution(Window):
             super().workspace(node, box, graph, itemsize)
             + again
             + self._columns(node, box, graph, itemsize)
-            + itemsize * math.prod(graph.weights[node.args["weight"].name])  # in another layout
+            + self._rearranged(node, graph, itemsize)
         )
+
+    def _rearranged(self, node: Node, graph: Graph, itemsize: int) -> int:
+        """Bytes of the kernel in a layout of oneDNN's, which has none in double precision."""
+        return itemsize * math.prod(graph.weights[node.args["weight"].name]) * (itemsize < 8)
 
     def _columns(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
         """Bytes of the windows side by side, as ATen holds them where oneDNN has no kernel."""
