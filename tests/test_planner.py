@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,23 @@ from outcrop.errors import ArgumentError, MemoryBudgetError
 from outcrop.graph import capture
 from outcrop.models.faultseg3d import FaultSeg3d
 from outcrop.planner import format_bytes, make_plan, parse_bytes
+from outcrop.planner.rates import rates
 
 
 @pytest.fixture(scope="module")
 def graph():
     return capture(FaultSeg3d().eval(), [torch.zeros(1).expand(1, 1, 256, 192, 320)])[0]
+
+
+def test_rates_are_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUTCROP_CACHE", str(tmp_path))
+    measured = rates("cpu", "float32")
+    assert all(value > 0 for value in asdict(measured).values())
+    assert 1e8 < measured.few < 1e14
+    (key,) = json.loads((tmp_path / "rates.json").read_text())
+    assert "float32" in key
+    (tmp_path / "rates.json").write_text(json.dumps({key: {**asdict(measured), "few": 1.5}}))
+    assert rates("cpu", "float32") == replace(measured, few=1.5)
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,12 @@ def run_local(
     keep_freed_memory(ALL)
     with contextlib.ExitStack() as stack, torch.inference_mode():
         stack.callback(keep_freed_memory, USUAL)
-        watch = Watch(plan.peak_memory)
+        watch = Watch(plan.peak_memory) if torch.device(device).type == "cpu" else None
         for i, stage in enumerate(plan.stages):
             stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
-            runner = StageRunner(graph, stage, weights, stores, device, compile)
+            runner = StageRunner(graph, stage, weights, stores, device, compile, watch)
             todo = ((n, t) for n, t in enumerate(stage.tiles()) if (i, n) not in finished)
             for n in _overlapped(runner, todo):
-                watch.check(stage.tile_bytes)
                 if on_tile is not None:
                     on_tile(i, n)
             finish_globals(stores, stage.reduces)

@@ -47,9 +47,9 @@ def return_freed_memory() -> None:
 
 
 class Watch:
-    """Gives freed memory back whenever this process has grown to near what a plan promises.
+    """Gives freed memory back before this process grows beyond what a plan promises.
 
-    Freed blocks that fit no later request add up over the tiles, how much is a matter of chance.
+    Freed blocks that fit no later request add up, how much is a matter of chance.
 
     Parameters
     ----------
@@ -59,14 +59,11 @@ class Watch:
 
     def __init__(self, promised: int) -> None:
         self.limit = _resident() + promised
-        self.floor = 0
 
-    def check(self, tile: int) -> None:
-        """Look, between two tiles that take `tile` bytes each."""
-        now = _resident()
-        if now > self.limit - tile // 4 and now > self.floor + tile // 8:
+    def make_room(self, need: int) -> None:
+        """Look, before `need` bytes are taken."""
+        if _resident() + need > self.limit:
             return_freed_memory()
-            self.floor = _resident()
 
 
 def _resident() -> int:

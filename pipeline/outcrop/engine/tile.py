@@ -18,6 +18,7 @@ from ..graph.propagate import last_uses, needed, overwritten
 from ..planner import Stage
 from .compiled import Compiled
 from .globals import GlobalStore
+from .memory import Watch
 from .patience import patiently
 from .stores import Store, to_device
 
@@ -30,6 +31,7 @@ class _Step:
     rule: Rule
     spent: tuple[str, ...]  # tensors that nothing after it uses
     spare: bool  # an operand may be overwritten
+    takes: int  # bytes, on a tile far from the edges
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class StageRunner:
         What computes.
     compile : bool
         Compile what many tiles have in common.
+    watch : Watch, optional
+        Asked for room before each operator.
     """
 
     def __init__(
@@ -79,22 +83,30 @@ class StageRunner:
         stores: Mapping[str, Store],
         device: torch.device | str = "cpu",
         compile: bool = False,
+        watch: Watch | None = None,
     ) -> None:
-        self.graph, self.stage, self.stores = graph, stage, stores
+        self.graph, self.stage, self.stores, self.watch = graph, stage, stores, watch
         self.device = torch.device(device)
         # The tensors that a global value reduces, each on the tile.
         self.reducing = {name: graph.nodes[name].operands[0] for name in stage.reduces}
         self.kept = tuple(dict.fromkeys((*stage.outputs, *self.reducing.values())))
         last = last_uses(graph, stage.nodes, self.kept)
         self.halvings = 0  # of every tile, since memory ran out
-        middle = central_tile(stage.domain, stage.tile)
-        self.extents = {name: box.shape for name, box in self._needed(middle).items()}
+        boxes = self._needed(central_tile(stage.domain, stage.tile))
+        self.extents = {name: box.shape for name, box in boxes.items()}
         self.open = open_axes(graph, stage.nodes, self.kept, stage.domain, stage.tile)
         self.endless: dict[Box, Endless | None] = {}
         self._frames = lru_cache(maxsize=4)(self._framed)
         spare = overwritten(graph, stage.nodes, stage.inputs, self.kept)
+        size = max((w.element_size() for w in weights.values() if w.is_floating_point()), default=4)
         self.steps = [
-            _Step(name, RULES[graph.nodes[name].op], tuple(last[name]), name in spare)
+            _Step(
+                name,
+                RULES[graph.nodes[name].op],
+                tuple(last[name]),
+                name in spare,
+                0 if watch is None else _taken(graph, name, boxes[name], size, name in spare),
+            )
             for name in stage.nodes
         ]
         own = {w: weights[w] for name in stage.nodes for w in graph.nodes[name].weights}
@@ -207,6 +219,8 @@ class StageRunner:
         if self.compiled is None:
             found = self._kept(tile, frame, values)
         else:
+            if self.watch is not None:
+                self.watch.make_room(max((step.takes for step in self.steps), default=0))
             key = self._signature(tile, frame)
             found = self.compiled.call(key, partial(self._kept, tile, frame), values)
         kept = dict(zip(self.kept, found, strict=True))
@@ -238,6 +252,8 @@ class StageRunner:
                 operands[operand] = layouts[operand].cut(held[operand], boxes[operand], need)
             for gone in step.spent:
                 del held[gone]
+            if self.watch is not None:
+                self.watch.make_room(step.takes)
             evaluate = step.rule.overwrite if step.spare else step.rule.evaluate
             held[name] = evaluate(node, box, operands, frame.graph)
             if name in self.kept:
@@ -276,6 +292,14 @@ class StageRunner:
     def run(self, number: int, tile: Box) -> None:
         """Read, compute and write one tile."""
         self.write(number, self.compute(tile, self.read(tile)))
+
+
+def _taken(graph: Graph, name: str, box: Box, itemsize: int, spare: bool) -> int:
+    """Bytes that are asked for while a node is evaluated on a box."""
+    node = graph.nodes[name]
+    rule = RULES[node.op]
+    own = 0 if spare or rule.is_view(node, graph) else graph.layouts[name].width * box.size
+    return itemsize * own + rule.workspace(node, box, graph, itemsize)
 
 
 def _halves(box: Box) -> list[Box]:

@@ -96,12 +96,9 @@ def rates(device: str = "cpu", dtype: str = "float32") -> Rates:
     -------
     Rates
     """
-    kind = torch.device(device).type
-    if kind == "cuda" and not torch.cuda.is_available():
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         return _GPU
-    name = torch.cuda.get_device_name(device) if kind == "cuda" else f"{os.cpu_count()} CPUs"
-    key = f"{name}, {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}"
-    path = _cache() / "rates.json"
+    key, path = described(device, dtype, torch.get_num_threads()), _cache() / "rates.json"
     known = _load(path)
     if key not in known:
         known[key] = asdict(_measure(device, dtype))
@@ -113,6 +110,13 @@ def rates(device: str = "cpu", dtype: str = "float32") -> Rates:
         except OSError:
             pass  # measured again next time
     return Rates(**known[key])
+
+
+def described(device: str, dtype: str, threads: int) -> str:
+    """Say what rates hold for: the key under which they are kept."""
+    on_gpu = torch.device(device).type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"{os.cpu_count()} CPUs"
+    return f"{name}, {threads} threads, {dtype}, torch {torch.__version__}"
 
 
 def _cache() -> Path:
