@@ -128,6 +128,10 @@ class Costs:
                 self._point[name] = operations, max(arithmetic, moved / self.rates.bandwidth)
         return self._point[name]
 
+    def seconds(self, name: str) -> float:
+        """Seconds for all of a node's grid, alone."""
+        return self.point(name)[1] * math.prod(self.graph.grid(name))
+
     def cost(
         self, part: Part, domain: Box, tile: Shape, places: Mapping[str, str] | None = None
     ) -> Cost:

@@ -154,7 +154,7 @@ class Cuts:
         stored = fixed | changes(graph) | start
         stored |= self._shared(stored)
         stored -= {n for n in stored if graph.nodes[n].dtype is not None and n not in fixed}
-        candidates = [n for n in graph.nodes if n not in fixed and self._worth(n, stored)]
+        candidates = [n for n in graph.nodes if n not in fixed and self.worth(n, stored)]
         for _ in range(_ROUNDS):
             changed = False
             for name in candidates:
@@ -171,7 +171,7 @@ class Cuts:
         times = Counter(name for p in parts for name in p.nodes)
         return {n for n, k in times.items() if k > 2 and len(self.users.get(n, ())) > 1}
 
-    def _worth(self, name: str, stored: set[str]) -> bool:
+    def worth(self, name: str, stored: set[str]) -> bool:
         """Whether a tensor is looked at: results of heavy operators, and what is stored now."""
         graph, node = self.graph, self.graph.nodes[name]
         if name in stored:

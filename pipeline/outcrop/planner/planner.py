@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -145,6 +146,7 @@ class _Planner:
                 of = draft  # seconds that it costs for each byte that it frees
                 draft = min(tried, key=lambda d: (d.seconds - of.seconds) / (of.excess - d.excess))
             else:
+                tried += [self._promoted(self.draft(places)) for places in self._restored(draft)]
                 best = min(tried, key=lambda d: (d.excess > 0, d.seconds), default=draft)
                 if best.excess or best.seconds >= draft.seconds:
                     break
@@ -156,7 +158,7 @@ class _Planner:
     @cached_property
     def lean(self) -> list[Draft]:
         """Drafts that need little memory, the same for every budget."""
-        place = "disk" if self.mode == "auto" else self.first
+        place = self.order[-1]
         small = self.cuts.choose(math.inf, partial(self.task.shapes, edges=_SMALL))
         return [self.draft(dict.fromkeys(self._kept(s), place)) for s in (small, self.fixed)]
 
@@ -195,19 +197,49 @@ class _Planner:
         kept = stored - self.reductions - set(self.task.outputs)
         return sorted(kept, key=self.graph.order.__getitem__)
 
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Places of stored tensors, the fastest first."""
+        if self.mode != "auto":
+            return (self.first,)
+        return ("device", "disk") if self.task.device == "cpu" else ("device", "cpu", "disk")
+
+    @cached_property
+    def tried(self) -> int:
+        """Number of tensors that are looked at in each round."""
+        return min(_TRIED, max(2, _LOOKED_AT // len(self.graph.nodes)))
+
     def _relieved(self, draft: Draft) -> Iterator[dict[str, str]]:
         """Choices that keep one tensor less, or in a larger place."""
         away = [n for n, place in draft.places.items() if place != "device"]
         held = [n for n in draft.live(draft.tightest) if n not in away]
-        order = ("device", "disk") if self.task.device == "cpu" else ("device", "cpu", "disk")
-        tried = min(_TRIED, max(2, _LOOKED_AT // len(self.graph.nodes)))
         for names in (held, away):
-            for name in sorted(names, key=draft.bytes, reverse=True)[:tried]:
-                if self.mode == "auto":
-                    for place in order[order.index(draft.places[name]) + 1 :]:
-                        yield {**draft.places, name: place}
+            for name in sorted(names, key=draft.bytes, reverse=True)[: self.tried]:
+                for place in self.order[self.order.index(draft.places[name]) + 1 :]:
+                    yield {**draft.places, name: place}
                 if name not in self.fixed:
                     yield {n: place for n, place in draft.places.items() if n != name}
+
+    def _restored(self, draft: Draft) -> Iterator[dict[str, str]]:
+        """Choices that keep one tensor more, of those that several stages compute."""
+        stages = Counter(name for p in draft.parts for name in p.nodes)
+        stored = {*draft.places, *self.task.outputs}
+        again = [n for n, k in stages.items() if k > 1 and self.cuts.worth(n, stored)]
+        for name in sorted(set(again) - stored, key=self.costs.seconds, reverse=True)[: self.tried]:
+            places = {**draft.places, name: self.first}
+            kept = self._kept({*places})
+            for place in self.order:
+                yield {n: place if n == name else places[n] for n in kept}
+
+    def _promoted(self, draft: Draft) -> Draft:
+        """The same tensors, each in a faster place where there is room for it."""
+        for name in sorted(draft.places, key=draft.bytes, reverse=True):
+            for place in self.order[: self.order.index(draft.places[name])]:
+                other = self.draft({**draft.places, name: place})
+                if not other.excess and other.seconds < draft.seconds:
+                    draft = other
+                    break
+        return draft
 
 
 def _megabytes(amount: float) -> int:
