@@ -242,12 +242,13 @@ def test_measured_peak_and_promise_and_budget(megabytes, mode, precision, extent
     # Dask leaves its workers' settings in the environment.
     env = {key: value for key, value in os.environ.items() if not key.endswith("NUM_THREADS")}
     command = [sys.executable, "-c", code, *given]
-    # What the allocator keeps is a matter of chance: the promise is for the worst.
-    measured = promised = 0
+    # What is read and written beside the computation meets its highest moment by chance: a run
+    # that stays far below the promise is given two more to come near.
     for _ in range(3):
         done = subprocess.run(command, capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr
-        peak, promised = map(int, done.stdout.split())
-        measured = max(measured, peak)
-    assert measured <= promised <= megabytes * 10**6
-    assert promised <= 1.5 * measured
+        measured, promised = map(int, done.stdout.split())
+        assert measured <= promised <= megabytes * 10**6
+        if promised <= 1.5 * measured:
+            return
+    pytest.fail(f"promised {promised}, measured {measured}")
