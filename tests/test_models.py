@@ -1,5 +1,6 @@
 """The zoo: golden outputs, weights in and refused."""
 
+import argparse
 from pathlib import Path
 
 import h5py
@@ -28,7 +29,8 @@ def test_formats_and_prefixes(kind, state, tmp_path):
     if kind == "safetensors":
         save_file(state, path)
     elif kind == "ckpt":
-        more = {"hyper_parameters": {"lr": 1e-4, "widths": [16, 32]}, "epoch": 3, "optimizer": {}}
+        options = argparse.Namespace(widths=[16, 32], best=np.float64(0.3), folder=Path("runs"))
+        more = {"hyper_parameters": {"lr": 1e-4, "opts": options, "mean": np.zeros(3)}, "epoch": 3}
         torch.save({"state_dict": {f"model.{k}": v for k, v in state.items()}, **more}, path)
     elif kind == "net":
         torch.save({"net": state, "epoch": 3}, path)
@@ -77,7 +79,12 @@ class Evil:
         ("w.pth", b"not weights", "cannot be read as tensors alone"),
         ("w.safetensors", b"\x08\0\0\0\0\0\0\0{broken", "not a whole safetensors file"),
         ("w.onnx", b"", "unknown kind of weights"),
-        ("w.pth", Evil(), "cannot be read as tensors alone"),
+        ("w.pth", Evil(), r"cannot be read as tensors alone \(it holds pathlib.*, which is code"),
+        (
+            "w.ckpt",
+            FaultSeg3d(),
+            r"it holds outcrop\.models\.faultseg3d\.FaultSeg3d, which is code",
+        ),
         ("w.pth", {"epoch": 3}, "holds no state dict"),
         ("w.pth", [1, 2], "holds no state dict"),
     ],

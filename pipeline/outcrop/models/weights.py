@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePosixPath
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +20,16 @@ from ..errors import WeightsError
 _PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.")
 # Under which checkpoints keep their state dict, beside epochs and optimisers.
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "network")
+# Plain values that they keep there too, such as the options of a training run.
+_PLAIN: list[Any] = [
+    argparse.Namespace,
+    PosixPath,
+    PurePosixPath,
+    np.dtype,
+    np.ndarray,
+    *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")},
+    *(value.__reduce__()[0] for value in (np.float64(0), np.zeros(1))),
+]
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -61,11 +75,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             "outcrop reads .pth, .pt, .ckpt, .safetensors, .hdf5 and .h5"
         )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_PLAIN):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise WeightsError(
-            f"{file}: cannot be read as tensors alone ({reason}); save it again with "
+            f"{file}: cannot be read as tensors alone ({_reason(error)}); save it again with "
             "torch.save(model.state_dict(), path) or as .safetensors"
         ) from error
     if isinstance(content, Mapping):
@@ -76,6 +90,16 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{file}: holds no state dict; save it again with torch.save(model.state_dict(), path)"
         )
     return _unwrapped(dict(content))
+
+
+def _reason(error: Exception) -> str:
+    """What PyTorch says of a file that it does not read, without its advice to read it anyway."""
+    text = str(error).strip()
+    needs = re.search(r"GLOBAL (\S+)", text)
+    if needs:
+        return f"it holds {needs[1]}, which is code"
+    first = re.split(r"\n|\. ", text.split("WeightsUnpickler error: ")[-1])[0]
+    return first.strip() or "no whole file of torch.save"
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
