@@ -16,11 +16,12 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from ..errors import ArgumentError, OutcropError, SurveyError
+from ..errors import ArgumentError, MissingChunkError, OutcropError, SurveyError
 from ..graph import Box, Graph
 from ..graph.boxes import Lattice, Shape
 from ..models.card import Card, InputCard, OutputCard
 from ..models.normalization import Statistics
+from ..storage import Options
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -84,7 +85,12 @@ class Framed:
         return Box.whole([self.volume.sizes[a] for a in self.axes]).shifted(self.before)
 
 
-def frame(model: nn.Module, data: Volume, direction: str | None = None) -> Framed:
+def frame(
+    model: nn.Module,
+    data: Volume,
+    direction: str | None = None,
+    storage_options: Options | None = None,
+) -> Framed:
     """Set a survey into the grid of a network, as its card says.
 
     Parameters
@@ -96,6 +102,8 @@ def frame(model: nn.Module, data: Volume, direction: str | None = None) -> Frame
         where it names one alone.
     direction : {"inline", "crossline"}, optional
         Of the sections, for a network of sections; "inline" unless given.
+    storage_options : mapping, optional
+        For the survey, if `data` is where it lies in an object store.
 
     Raises
     ------
@@ -114,7 +122,7 @@ def frame(model: nn.Module, data: Volume, direction: str | None = None) -> Frame
     if isinstance(data, (str, os.PathLike)):
         from ..survey import open as open_survey
 
-        where, data = str(data), open_survey(data)
+        where, data = str(data), open_survey(data, storage_options=storage_options)
     else:
         where = "the survey"
     volumes = _variables(card, data, where)
@@ -182,13 +190,14 @@ def naming_bad_chunk(volume: xr.DataArray, part: Box | None = None) -> Iterator[
     Raises
     ------
     SurveyError
-        If a chunk cannot be decoded. Other errors pass.
+        If a chunk cannot be decoded, or is gone. Other errors pass.
     """
     try:
         yield
-    except (OutcropError, OSError, MemoryError):
-        raise
     except Exception as error:
+        ours = isinstance(error, OutcropError) and not isinstance(error, MissingChunkError)
+        if ours or isinstance(error, (OSError, MemoryError)):
+            raise
         whole = Box.whole(volume.shape)
         blocks = volume.encoding.get("shards") or volume.encoding.get("chunks") or volume.shape
         lattice = Lattice(whole, tuple(blocks))
@@ -198,9 +207,12 @@ def naming_bad_chunk(volume: xr.DataArray, part: Box | None = None) -> Iterator[
                     volume[block.slices].to_numpy()
             except Exception as found:
                 index = "/".join(str(a // n) for a, n in zip(block.start, blocks, strict=True))
+                what = "cannot be decoded"
+                if isinstance(found, MissingChunkError):
+                    what, found = "is missing", MissingChunkError("written, and gone")
                 place = place_of([volume[d] for d in volume.dims], block)
                 raise SurveyError(
-                    f"{volume.name}: chunk c/{index} cannot be decoded, of {place} ({found}); "
+                    f"{volume.name}: chunk c/{index} {what}, of {place} ({found}); "
                     "ingest the survey again, or restore that file"
                 ) from error
         raise
