@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import xarray as xr
 import zarr
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore, WrapperStore
 
 from .errors import MissingChunkError
@@ -31,6 +34,29 @@ def store_of(where: Place) -> Store:
 
         return FsspecStore(where.system(asynchronous=True), path=where.key)
     return LocalStore(where)
+
+
+def encoding(dtype: Any, *compressors: BytesBytesCodec) -> dict[str, Any]:
+    """Return how chunks are stored: each with a checksum, so that damage is an error when read.
+
+    A chunk that is gone reads as NaN, or the largest unsigned integer, where it reads at all.
+    """
+    stored: dict[str, Any] = {"compressors": (*compressors, Crc32cCodec())}
+    kind = np.dtype(dtype)
+    if kind.kind in "biuf":
+        missing = {"f": np.nan, "u": -1}.get(kind.kind, 0)
+        stored["fill_value"] = np.array(missing).astype(kind)[()]
+    return stored
+
+
+def located(axes: Sequence[xr.DataArray], start: Sequence[int], stop: Sequence[int]) -> str:
+    """Say in the coordinates of axes where a part lies: "inline 100 to 163, …"."""
+    words = []
+    for axis, a, b in zip(axes, start, stop, strict=True):
+        unit = f" {axis.attrs['units']}" if axis.attrs.get("units") else ""
+        first, last = (f"{axis.values[i]:g}" for i in (a, b - 1))
+        words.append(f"{axis.name} {first}{'' if a == b - 1 else f' to {last}'}{unit}")
+    return ", ".join(words)
 
 
 def checksum(data: bytes) -> str:

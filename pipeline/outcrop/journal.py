@@ -29,7 +29,7 @@ class Journal:
 
     def __init__(self, folder: Place, name: str) -> None:
         self.folder, self.name = folder, name
-        self.number, self.text, self.latest = 0, "", 0.0
+        self.number, self.text, self.latest, self.put = 0, "", 0.0, True
         self.lock = threading.Lock()
         self.timer: threading.Timer | None = None
 
@@ -55,7 +55,7 @@ class Journal:
                 file.write(line + "\n")
             return
         with self.lock:
-            self.text += line + "\n"
+            self.text, self.put = self.text + line + "\n", False
             wait = self.latest + _EVERY - time.monotonic()
             if wait <= 0:
                 self._put()
@@ -67,7 +67,7 @@ class Journal:
     def flush(self) -> None:
         """See to it that all lines are there."""
         with self.lock:
-            if self.text:
+            if not self.put:
                 self._put()
 
     def _put(self) -> None:
@@ -75,6 +75,6 @@ class Journal:
             self.timer.cancel()
             self.timer = None
         (self.folder / f"{self.name}-{self.number:06}.txt").write_text(self.text)
-        self.latest = time.monotonic()
+        self.latest, self.put = time.monotonic(), True
         if len(self.text) > _ENOUGH:
             self.number, self.text = self.number + 1, ""

@@ -224,6 +224,7 @@ class Output:
             Attributes to add to the dataset, known only now.
         """
         self._lock.check()
+        self._journal.flush()
         self._keep_checksums()
         root = json.loads((self.aside / _ROOT).read_text())
         root["attributes"] = {**root.get("attributes", {}), **(attributes or {})}

@@ -238,7 +238,7 @@ def naming_refusal(where: object, then: str) -> Iterator[None]:
         remote = "://" in str(where)
         if not remote or not refuses(error) or isinstance(error, FileExistsError):
             raise
-        if isinstance(error, FileNotFoundError) and "bucket" not in str(error):
+        if isinstance(error, FileNotFoundError) and "bucket does not exist" not in str(error):
             raise
         what = str(error).strip().partition("\n")[0]
         raise OutcropError(f"{where}: {kind(error)}: {what}; {then}") from error

@@ -15,7 +15,10 @@ import dask.array
 import numpy as np
 import xarray as xr
 from torch import nn
+from zarr.codecs import ZstdCodec
 
+from ..arrays import encoding as encoded
+from ..arrays import located
 from ..errors import ArgumentError, MissingChunkError, OutcropError, SurveyError
 from ..graph import Box, Graph
 from ..graph.boxes import Lattice, Shape
@@ -210,22 +213,12 @@ def naming_bad_chunk(volume: xr.DataArray, part: Box | None = None) -> Iterator[
                 what = "cannot be decoded"
                 if isinstance(found, MissingChunkError):
                     what, found = "is missing", MissingChunkError("written, and gone")
-                place = place_of([volume[d] for d in volume.dims], block)
+                place = located([volume[d] for d in volume.dims], block.start, block.stop)
                 raise SurveyError(
                     f"{volume.name}: chunk c/{index} {what}, of {place} ({found}); "
                     "ingest the survey again, or restore that file"
                 ) from error
         raise
-
-
-def place_of(axes: Sequence[xr.DataArray], box: Box) -> str:
-    """Say in the coordinates of a volume's axes where a box lies: "inline 100 to 163, …"."""
-    words = []
-    for axis, a, b in zip(axes, box.start, box.stop, strict=True):
-        unit = f" {axis.attrs['units']}" if axis.attrs.get("units") else ""
-        first, last = (f"{axis.values[i]:g}" for i in (a, b - 1))
-        words.append(f"{axis.name} {first}{'' if a == b - 1 else f' to {last}'}{unit}")
-    return ", ".join(words)
 
 
 def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Statistics, str]:
@@ -350,7 +343,7 @@ def template(
     outputs: Iterable[tuple[Shape, Sequence[OutputCard | None]]],
     threshold: float | None = None,
 ) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
-    """Return the empty prediction, labelled, and its Zarr encoding: one object per tile.
+    """Return the empty prediction, labelled, and its Zarr encoding: one object for each tile.
 
     Parameters
     ----------
@@ -378,12 +371,13 @@ def template(
             if card.scale != 1.0:
                 attrs["scale_factor"] = card.scale
             variables[card.name] = (volume.dims, data, attrs)
-            encoding[card.name] = dict(layout)
+            encoding[card.name] = layout | encoded(np.float32, ZstdCodec())
             if threshold is not None and card.name.endswith("_probability"):
                 mask, attrs = mask_of(card.name, card.long_name, threshold)
                 variables[mask] = (volume.dims, data.astype(np.uint8), attrs)
-                encoding[mask] = dict(layout)
+                encoding[mask] = layout | encoded(np.uint8, ZstdCodec())
     coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in volume.coords.items()}
+    encoding |= {str(k): encoded(v.dtype, ZstdCodec()) for k, v in volume.coords.items()}
     return xr.Dataset(variables, coords=coords), encoding
 
 

@@ -14,8 +14,10 @@ import dask.array
 import numpy as np
 import xarray as xr
 from torch import nn
+from zarr.codecs import ZstdCodec
 
 from .. import __version__
+from ..arrays import encoding as encoded
 from ..arrays import open_dataset
 from ..errors import ArgumentError, ResumeError
 from ..models.weights import digest
@@ -298,13 +300,14 @@ def _merge(
         merged[str(name)] = value.astype(np.float32)
         zeros = dask.array.zeros(array.shape, dtype=np.float32, chunks=chunks)
         variables[str(name)] = (dims, zeros, array.attrs)
-        encoding[str(name)] = {"chunks": chunks}
+        encoding[str(name)] = {"chunks": chunks, **encoded(np.float32, ZstdCodec())}
         if threshold is not None and str(name).endswith("_probability"):
             mask, attrs = mask_of(str(name), array.attrs["long_name"], threshold)
             merged[mask] = (value >= threshold).astype(np.uint8)
             variables[mask] = (dims, zeros.astype(np.uint8), attrs)
-            encoding[mask] = {"chunks": chunks}
+            encoding[mask] = {"chunks": chunks, **encoded(np.uint8, ZstdCodec())}
     coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in first.coords.items()}
+    encoding |= {str(k): encoded(v.dtype, ZstdCodec()) for k, v in first.coords.items()}
     attrs = {**first.attrs, "views": ", ".join(record["views"]), "merged_by": merge}
     template = xr.Dataset(variables, coords=coords, attrs=attrs)
     goes_on = "once that is mended, the same command goes on where it stopped"

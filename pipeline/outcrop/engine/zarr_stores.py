@@ -12,14 +12,14 @@ import torch
 import zarr
 from torch import Tensor
 
-from ..arrays import open_for_writing, open_whole, store_of
+from ..arrays import located, open_for_writing, open_whole, store_of
 from ..errors import NonFiniteError
 from ..graph import Box
 from ..graph.boxes import Shape
 from ..models.card import InputCard
 from ..models.normalization import NORMALIZATIONS, Statistics
 from ..storage import Place, place, remove
-from .labelled import Framed, naming_bad_chunk, place_of
+from .labelled import Framed, naming_bad_chunk
 from .stores import ArrayStore
 
 
@@ -233,7 +233,7 @@ class PredictionStore:
         bad = np.argwhere(~np.isfinite(values))
         within = iter(bad[0].tolist())
         first = tuple(i if isinstance(i, int) else i.start + next(within) for i in index)
-        place = place_of(self.labels, Box(first, tuple(i + 1 for i in first)))
+        place = located(self.labels, first, [i + 1 for i in first])
         what = f"{name}: NaN or infinite at {place}, and at {len(bad) - 1} more voxels of that tile"
         if self.nonfinite == "error":
             raise NonFiniteError(
