@@ -18,8 +18,8 @@ from distributed import Client, LocalCluster
 from torch import nn
 
 import outcrop
+from outcrop import patience
 from outcrop.cluster import Tls, check_workers, connect
-from outcrop.engine import patience
 from outcrop.engine.zarr_stores import PredictionStore, SurveyStore
 from outcrop.errors import (
     MemoryBudgetError,

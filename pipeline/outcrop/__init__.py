@@ -22,6 +22,7 @@ _LAZY = {
     "predict_windows": "outcrop.engine",
     "refine": "outcrop.engine",
     "whole_volume": "outcrop.engine",
+    "verify": "outcrop.verification",
     "demo": "outcrop.demo",
     "errors": "outcrop.errors",
     "models": "outcrop.models",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from .survey.info import info as info
     from .survey.ingest import ingest as ingest
     from .survey.reading import open as open
+    from .verification import verify as verify
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,10 @@ class SurveyError(OutcropError):
     """A survey that lacks what is asked of it, or samples that are not finite."""
 
 
+class MissingChunkError(SurveyError):
+    """A chunk that was written and is not there any more."""
+
+
 class NonFiniteError(OutcropError):
     """A prediction that is NaN or infinite somewhere."""
 

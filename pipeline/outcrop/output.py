@@ -10,81 +10,61 @@ goes on where it stopped.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
 import zarr
-from filelock import FileLock, Timeout
+from zarr.storage import MemoryStore
 
-from .errors import OutcropError, OutputExistsError, ResumeError
+from .arrays import ASIDE, CHECKSUMS, Noting, open_for_writing, store_of
+from .errors import OutputExistsError, ResumeError
+from .journal import Journal
+from .locks import Lock, take
+from .storage import Options, Place, Remote, place, read_all, remove, write_whole
 
-_ASIDE = "unfinished"
+PathLike = str | os.PathLike[str] | Remote
+
 _ROOT = "zarr.json"
+_RECORD = "record.json"
 
 
-def aside_of(path: str | os.PathLike[str]) -> Path:
+def aside_of(path: PathLike) -> Place:
     """Folder for what belongs to the unfinished output at `path` alone."""
-    return Path(path) / _ASIDE
+    return place(path) / ASIDE
 
 
-def is_complete(path: str | os.PathLike[str]) -> bool:
+def is_complete(path: PathLike) -> bool:
     """Whether `path` holds a committed Zarr group."""
-    return (Path(path) / _ROOT).is_file()
+    return (place(path) / _ROOT).is_file()
 
 
-def is_unfinished(path: str | os.PathLike[str]) -> bool:
+def is_unfinished(path: PathLike) -> bool:
     """Whether `path` holds an output that was begun and not committed."""
-    return aside_of(path).is_dir() and not is_complete(path)
+    return (aside_of(path) / _RECORD).is_file() and not is_complete(path)
 
 
-def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+def check_free(path: PathLike, overwrite: bool = False, options: Options | None = None) -> Place:
     """Raise `OutputExistsError` if writing to `path` would lose something finished.
 
     An unfinished output of ours is not in the way: the call that writes it resumes it.
     """
-    target = Path(path)
-    if not target.exists() or is_unfinished(target):
-        return
-    if target.is_dir() and not any(target.iterdir()):
-        return
+    target = place(path, options)
+    if not target.exists():
+        return target
     if target.is_dir() and not is_complete(target):
+        begun = (target / ASIDE / _ROOT).is_file()  # though the record may be missing yet
+        if begun or not any(target.iterdir()):
+            return target
         raise OutputExistsError(f"{target}: is a folder of other things; choose another path")
     if overwrite:
-        return
+        return target
     raise OutputExistsError(
         f"{target}: already exists; choose another path or pass overwrite=True (--overwrite)"
     )
-
-
-@contextlib.contextmanager
-def naming_full_disk(path: str | os.PathLike[str], then: str) -> Iterator[None]:
-    """Turn the system's error for a full disk into one line about `path`.
-
-    Parameters
-    ----------
-    path : path-like
-        What is being written in the block.
-    then : str
-        What becomes of it.
-
-    Raises
-    ------
-    OutcropError
-        If the disk, the quota or the largest size of a file is used up.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OutcropError(f"{path}: no space left ({error.strerror}); {then}") from error
 
 
 class Output:
@@ -92,7 +72,7 @@ class Output:
 
     Attributes
     ----------
-    path : pathlib.Path
+    path : pathlib.Path or Remote
         Where the dataset will be.
     finished : set of str
         Keys of the parts that are done, those of an earlier, interrupted call included.
@@ -100,22 +80,25 @@ class Output:
         Whether an earlier call had begun this output.
     """
 
-    def __init__(self, path: Path, finished: set[str], resumed: bool, lock: FileLock) -> None:
+    def __init__(self, path: Place, resumed: bool, lock: Lock) -> None:
         self.path = path
-        self.finished = finished
         self.resumed = resumed
         self._lock = lock
+        self._journal = Journal(self.aside, "finished")
+        self.finished = set(self._journal.read()) if resumed else set()
 
     def __enter__(self) -> Output:
         return self
 
     def __exit__(self, *error: object) -> None:
-        _unlock(self._lock)
+        with contextlib.suppress(Exception):  # what went wrong before is what is told
+            self._journal.flush()
+        self._lock.release()
 
     @classmethod
     def begin(
         cls,
-        path: str | os.PathLike[str],
+        path: PathLike,
         template: xr.Dataset,
         encoding: Mapping[str, Mapping[str, Any]],
         record: Mapping[str, Any],
@@ -125,8 +108,8 @@ class Output:
 
         Parameters
         ----------
-        path : path-like
-            Directory to write.
+        path : path-like or Remote
+            Folder to write.
         template : xarray.Dataset
             Its NumPy variables are written now; its Dask variables are created empty.
         encoding : mapping
@@ -143,30 +126,29 @@ class Output:
         ResumeError
             If an unfinished output at `path` was begun with another record.
         """
-        target = Path(path)
-        check_free(target, overwrite)
-        lock = _locked(target)
+        target = check_free(path, overwrite)
+        lock = take(target)
         try:
-            return cls(target, *cls._begin(target, template, encoding, record, overwrite), lock)
+            resumed = cls._begin(target, template, encoding, record, overwrite)
+            return cls(target, resumed, lock)
         except BaseException:
-            _unlock(lock)
+            lock.release()
             raise
 
     @classmethod
     def _begin(
         cls,
-        target: Path,
+        target: Place,
         template: xr.Dataset,
         encoding: Mapping[str, Mapping[str, Any]],
         record: Mapping[str, Any],
         overwrite: bool,
-    ) -> tuple[set[str], bool]:
-        """Return what is finished, and whether an earlier call began."""
-        aside = aside_of(target)
+    ) -> bool:
+        """Return whether an earlier call began."""
         # A round trip through JSON, so that tuples and NumPy scalars compare as they are read.
         facts = json.loads(json.dumps(dict(record)))
         if is_unfinished(target) and not overwrite:
-            begun = json.loads((aside / "record.json").read_text())
+            begun = json.loads((target / ASIDE / _RECORD).read_text())
             differing = sorted(
                 k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k)
             )
@@ -176,50 +158,62 @@ class Output:
                     f"{target}: holds an unfinished output begun with another {what}; "
                     "run it again as before, or pass overwrite=True (--overwrite)"
                 )
-            journal = aside / "finished.txt"
-            text = journal.read_text() if journal.exists() else ""
-            # The interruption may have cut off the last line; nothing may be appended to it.
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:
-                os.truncate(journal, len(whole.encode()))
-            lines = whole.split("\n")[:-1]
-            return set(lines), True
+            return True
+
+        def create(store: Any) -> None:
+            with _no_members():
+                template.to_zarr(
+                    Noting(store),
+                    mode="w",
+                    compute=False,
+                    consolidated=False,
+                    zarr_format=3,
+                    encoding=encoding,
+                    write_empty_chunks=True,
+                )
+
+        text = json.dumps(facts, indent=1)
+        if isinstance(target, Remote):
+            # Nothing can be moved there: the root goes aside first, the record comes last.
+            held: dict[str, Any] = {}
+            create(MemoryStore(held))
+            made = {key: value.to_bytes() for key, value in held.items()}
+            remove(target)
+            (target / ASIDE / _ROOT).write_bytes(made.pop(_ROOT))
+            target.ask("pipe", {f"{target.key}/{key}": data for key, data in made.items()})
+            (target / ASIDE / _RECORD).write_text(text)
+            return False
 
         # Made beside the target and moved there without its root: a call that dies anywhere in
         # here leaves nothing at `path` that opens.
-        made = target.parent / f".{target.name}.begin"
-        shutil.rmtree(made, ignore_errors=True)
+        beside = target.parent / f".{target.name}.begin"
+        remove(beside)
         try:
-            template.to_zarr(
-                made, mode="w", compute=False, consolidated=False, zarr_format=3, encoding=encoding
-            )
-            (made / _ASIDE).mkdir()
-            os.replace(made / _ROOT, made / _ASIDE / _ROOT)
-            (made / _ASIDE / "record.json").write_text(json.dumps(facts, indent=1))
+            create(store_of(beside))
+            os.replace(beside / _ROOT, beside / ASIDE / _ROOT)
+            (beside / ASIDE / _RECORD).write_text(text)
         except BaseException:  # such as no space left
-            shutil.rmtree(made, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove(beside)
             raise
-        if target.is_dir():
-            shutil.rmtree(target)
-        elif target.exists():
-            target.unlink()
-        os.replace(made, target)
-        return set(), False
+        remove(target)
+        os.replace(beside, target)
+        return False
 
     @property
-    def aside(self) -> Path:
+    def aside(self) -> Place:
         """Folder for what belongs to the unfinished output alone; gone once it is committed."""
         return aside_of(self.path)
 
     def array(self, name: str) -> zarr.Array:
         """Open one variable for writing."""
-        return zarr.open_array(self.path / name, mode="r+")
+        return open_for_writing(self.path / name)
 
     def finish(self, key: str) -> None:
         """Note in the journal that the part called `key` is written."""
+        self._lock.check()
         self.finished.add(key)
-        with open(self.aside / "finished.txt", "a") as journal:
-            journal.write(key + "\n")
+        self._journal.add(key)
 
     def commit(self, attributes: Mapping[str, Any] | None = None) -> None:
         """Make the dataset whole: from here on it opens.
@@ -229,36 +223,32 @@ class Output:
         attributes : mapping, optional
             Attributes to add to the dataset, known only now.
         """
-        aside = self.aside
-        root = json.loads((aside / _ROOT).read_text())
+        self._lock.check()
+        self._journal.flush()
+        self._keep_checksums()
+        root = json.loads((self.aside / _ROOT).read_text())
         root["attributes"] = {**root.get("attributes", {}), **(attributes or {})}
-        whole = self.path / (_ROOT + ".new")
-        whole.write_text(json.dumps(root, indent=1))
-        os.replace(whole, self.path / _ROOT)
+        write_whole(self.path / _ROOT, json.dumps(root, indent=1).encode())
         # Losing the consolidated metadata or leaving the journal would cost time, not data.
         with contextlib.suppress(OSError):
-            shutil.rmtree(aside)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-            zarr.consolidate_metadata(self.path)
+            remove(self.aside)
+        with _no_members():
+            zarr.consolidate_metadata(store_of(self.path))
+
+    def _keep_checksums(self) -> None:
+        """Gather the notes of all that was written, one file for each array."""
+        arrays: dict[str, dict[str, str]] = {}
+        for key, note in sorted(read_all(self.aside / "checksums").items()):
+            array, slash, name = key.partition("/")
+            if slash:  # the root's own metadata is not final yet
+                arrays.setdefault(array, {})[name] = note.decode()
+        for array, notes in arrays.items():
+            write_whole(self.path / array / CHECKSUMS, json.dumps(notes, indent=0).encode())
 
 
-def _locked(target: Path) -> FileLock:
-    """Take the right to write `target`; it ends with this process at the latest."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target.parent / f".{target.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputExistsError(
-            f"{target}: another process is writing it; wait until it is done, or choose another "
-            "path"
-        ) from None
-    return lock
-
-
-def _unlock(lock: FileLock) -> None:
-    # Removed while it is held: whoever opened it meanwhile finds out and opens another.
-    with contextlib.suppress(OSError):
-        os.unlink(lock.lock_file)
-    lock.release()
+@contextlib.contextmanager
+def _no_members() -> Iterator[None]:
+    """Let Zarr be silent about what lies beside the arrays."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        yield

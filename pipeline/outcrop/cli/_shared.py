@@ -63,7 +63,10 @@ Precision = Annotated[
     str, typer.Option(help="float32, bfloat16, float16 or float64: of the arithmetic.")
 ]
 StoragePath = Annotated[
-    Path | None, typer.Option(help="Folder for 'disk'; inside the output unless given.")
+    str | None,
+    typer.Option(
+        help="Folder for 'disk', or place in an object store; inside the output unless given."
+    ),
 ]
 Cluster = Annotated[
     str | None,
@@ -112,7 +115,7 @@ def options_of(given: list[str] | None, tasks: str | None = None) -> dict[str, A
     return options
 
 
-def survey_of(path: Path, shape: str | None) -> xr.Dataset:
+def survey_of(path: str, shape: str | None) -> xr.Dataset:
     """Open a survey in Zarr, or raw samples of a shape with the fastest axis first."""
     from ..survey import open as open_survey
 

@@ -11,7 +11,9 @@ from ._shared import Overwrite
 
 
 def command(
-    source: Annotated[Path, typer.Argument(help="Zarr: a survey or a prediction.")],
+    source: Annotated[
+        str, typer.Argument(help="Zarr: a survey or a prediction; s3://bucket/key too.")
+    ],
     out: Annotated[
         Path,
         typer.Argument(
@@ -23,7 +25,7 @@ def command(
         str | None, typer.Option(help="Which variable; the only volume unless given.")
     ] = None,
     like: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="For SEG-Y: the SEG-Y or survey whose headers and trace order to keep; the "
             "source's own unless given."
@@ -65,6 +67,6 @@ def command(
         overwrite=overwrite,
         progress=True,
     )
-    volume = select_volume(open(source), variable, str(source))
+    volume = select_volume(open(source), variable, source)
     sizes = " × ".join(f"{n} {d}" for d, n in volume.sizes.items())
     typer.echo(f"{out}: {volume.name}, {sizes}, {out.stat().st_size / 1e6:,.1f} MB")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="SEG-Y file, or Zarr.")],
+    path: Annotated[str, typer.Argument(help="SEG-Y file, or Zarr; s3://bucket/key too.")],
     iline_byte: IlineByte = 189,
     xline_byte: XlineByte = 193,
     offset_byte: OffsetByte = 37,

@@ -13,7 +13,7 @@ from ._shared import Cluster, Overwrite, TlsCa, TlsCert, TlsKey, Workers, tls_of
 
 def command(
     segy: Annotated[Path, typer.Argument(help="SEG-Y file.")],
-    zarr: Annotated[Path, typer.Argument(help="Zarr to write.")],
+    zarr: Annotated[str, typer.Argument(help="Zarr to write; s3://bucket/key too.")],
     iline_byte: IlineByte = 189,
     xline_byte: XlineByte = 193,
     offset_byte: OffsetByte = 37,

@@ -25,7 +25,9 @@ from ._shared import (
 
 
 def command(
-    survey: Annotated[Path, typer.Argument(help="Survey: a Zarr written by `outcrop ingest`.")],
+    survey: Annotated[
+        str, typer.Argument(help="Survey: a Zarr written by `outcrop ingest`; s3://bucket/key too.")
+    ],
     model: Annotated[str, typer.Option(help="Network of the zoo.")],
     option: Option = None,
     tasks: Tasks = None,

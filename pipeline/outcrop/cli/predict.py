@@ -34,11 +34,16 @@ from ._shared import (
 
 def command(
     survey: Annotated[
-        Path, typer.Argument(help="Survey: a Zarr written by `outcrop ingest`, or raw samples.")
+        str,
+        typer.Argument(
+            help="Survey: a Zarr written by `outcrop ingest`, or raw samples; s3://bucket/key too."
+        ),
     ],
     out: Annotated[
-        Path,
-        typer.Argument(help="Zarr to write; with --shape the stem of files of raw samples."),
+        str,
+        typer.Argument(
+            help="Zarr to write, s3://bucket/key too; with --shape the stem of raw files."
+        ),
     ],
     model: Annotated[str, typer.Option(help="Network of the zoo.")],
     weights: Annotated[
@@ -117,7 +122,7 @@ def command(
     from ..picks import write_picks
     from ..survey.raw import write_raw
 
-    store = out if shape is None else Path(f"{out}.zarr")
+    store = out if shape is None else f"{out}.zarr"
     check_free(store, overwrite)
     options = options_of(option, tasks)
     network = models.load(model, weights=weights, **options)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..cluster import check_workers, versions
 from ..errors import OutcropError
 from ..graph import Box
+from ..patience import refuses
 from .globals import GlobalStore
 from .memory import ALL, USUAL, keep_freed_memory, return_freed_memory
 from .places import Places
@@ -316,7 +317,8 @@ def _raise(future: Any, i: int, n: int) -> None:
     if future.status != "error":
         raise OutcropError(f"stage {i + 1}, tile {n}: {future.status}; {_LOST}")
     error = future.exception()
-    if isinstance(error, OutcropError) or getattr(error, "errno", None) is not None:
+    of_store = refuses(error) and not isinstance(error, OSError)
+    if isinstance(error, OutcropError) or getattr(error, "errno", None) is not None or of_store:
         raise error
     raise OutcropError(
         f"stage {i + 1}, tile {n}: {type(error).__name__}: {error}; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..errors import ResumeError
 from ..output import Output
+from ..storage import remove
 from .local import run_local
 from .places import Places
 from .whole import to_compute, to_dtype
@@ -99,8 +99,7 @@ class Evaluation:
                     device,
                     self.compile,
                 )
-        if places.folder.exists():
-            shutil.rmtree(places.folder)
+        remove(places.folder)
 
     def _check_stored(self, section: int | None, finished: set[tuple[int, int]]) -> None:
         """Refuse to go on if what finished tiles stored, and others will read, is gone."""

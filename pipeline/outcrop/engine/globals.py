@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..graph import RULES, Box, Node, Reduce
+from ..storage import place, remove, write_whole
+
+if TYPE_CHECKING:
+    from ..storage import Place
 
 # States that are merged at once. A power of two: merging two by two, in the order of the tiles,
 # then gives the same bits whether groups are merged apart or not.
@@ -27,7 +31,7 @@ class GlobalStore:
         Precision of the computation.
     device : torch.device or str
         Where the value is read.
-    folder : path-like, optional
+    folder : path-like or Remote, optional
         Keep states and value there, where other processes find them; in memory unless given.
     """
 
@@ -38,10 +42,10 @@ class GlobalStore:
         node: Node,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
-        folder: str | os.PathLike[str] | None = None,
+        folder: Place | None = None,
     ) -> None:
         self.node, self.dtype, self.device = node, dtype, str(device)
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else place(folder)
         self.states: dict[int, Tensor] = {}
         self.value: Tensor | None = None
         if self.folder is not None:
@@ -71,7 +75,7 @@ class GlobalStore:
         if not target.exists():
             members = range(group * GROUP, (group + 1) * GROUP)
             paths = (self._state(level, n) for n in members)
-            states = [torch.load(p, weights_only=True) for p in paths if p.exists()]
+            states = [_load(p) for p in paths if p.exists()]
             self._save(target, self._merged(states))
 
     def finish(self) -> None:
@@ -93,7 +97,7 @@ class GlobalStore:
     def get(self) -> Tensor:
         """Return the value."""
         if self.value is None:
-            self.value = torch.load(self._final, weights_only=True).to(self.device)
+            self.value = _load(self._final).to(self.device)
         return self.value
 
     def read(self, box: Box) -> Tensor:
@@ -108,19 +112,17 @@ class GlobalStore:
         """Forget it."""
         self.value = None
         if self.folder is not None:
-            for path in self.folder.glob("*"):
-                path.unlink()
-            self.folder.rmdir()
+            remove(self.folder)
 
     @property
-    def _final(self) -> Path:
+    def _final(self) -> Place:
         assert self.folder is not None
         return self.folder / "value"
 
     def _is_finished(self) -> bool:
         return self.folder is not None and self._final.exists()
 
-    def _state(self, level: int, number: int) -> Path:
+    def _state(self, level: int, number: int) -> Place:
         assert self.folder is not None
         return self.folder / f"{level}-{number}.state"
 
@@ -136,15 +138,18 @@ class GlobalStore:
         """States of the highest level that there is."""
         if self.folder is None:
             return self.states
-        found: dict[int, dict[int, Path]] = {}
+        found: dict[int, dict[int, Place]] = {}
         for path in self.folder.glob("*.state"):
-            level, number = map(int, path.stem.split("-"))
+            level, number = map(int, path.name.removesuffix(".state").split("-"))
             found.setdefault(level, {})[number] = path
         highest = found[max(found)]
-        return {n: torch.load(path, weights_only=True) for n, path in highest.items()}
+        return {n: _load(path) for n, path in highest.items()}
 
-    def _save(self, path: Path, tensor: Tensor) -> None:
-        # Under another name first: a process may die while it writes.
-        aside = path.with_name(f"{path.name}.{os.getpid()}")
-        torch.save(tensor.cpu(), aside)
-        aside.replace(path)
+    def _save(self, path: Place, tensor: Tensor) -> None:
+        held = io.BytesIO()
+        torch.save(tensor.cpu(), held)
+        write_whole(path, held.getvalue())
+
+
+def _load(path: Place) -> Tensor:
+    return torch.load(io.BytesIO(path.read_bytes()), weights_only=True)

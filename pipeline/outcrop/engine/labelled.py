@@ -15,12 +15,16 @@ import dask.array
 import numpy as np
 import xarray as xr
 from torch import nn
+from zarr.codecs import ZstdCodec
 
-from ..errors import ArgumentError, OutcropError, SurveyError
+from ..arrays import encoding as encoded
+from ..arrays import located
+from ..errors import ArgumentError, MissingChunkError, OutcropError, SurveyError
 from ..graph import Box, Graph
 from ..graph.boxes import Lattice, Shape
 from ..models.card import Card, InputCard, OutputCard
 from ..models.normalization import Statistics
+from ..storage import Options
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -84,7 +88,12 @@ class Framed:
         return Box.whole([self.volume.sizes[a] for a in self.axes]).shifted(self.before)
 
 
-def frame(model: nn.Module, data: Volume, direction: str | None = None) -> Framed:
+def frame(
+    model: nn.Module,
+    data: Volume,
+    direction: str | None = None,
+    storage_options: Options | None = None,
+) -> Framed:
     """Set a survey into the grid of a network, as its card says.
 
     Parameters
@@ -96,6 +105,8 @@ def frame(model: nn.Module, data: Volume, direction: str | None = None) -> Frame
         where it names one alone.
     direction : {"inline", "crossline"}, optional
         Of the sections, for a network of sections; "inline" unless given.
+    storage_options : mapping, optional
+        For the survey, if `data` is where it lies in an object store.
 
     Raises
     ------
@@ -114,7 +125,7 @@ def frame(model: nn.Module, data: Volume, direction: str | None = None) -> Frame
     if isinstance(data, (str, os.PathLike)):
         from ..survey import open as open_survey
 
-        where, data = str(data), open_survey(data)
+        where, data = str(data), open_survey(data, storage_options=storage_options)
     else:
         where = "the survey"
     volumes = _variables(card, data, where)
@@ -182,13 +193,14 @@ def naming_bad_chunk(volume: xr.DataArray, part: Box | None = None) -> Iterator[
     Raises
     ------
     SurveyError
-        If a chunk cannot be decoded. Other errors pass.
+        If a chunk cannot be decoded, or is gone. Other errors pass.
     """
     try:
         yield
-    except (OutcropError, OSError, MemoryError):
-        raise
     except Exception as error:
+        ours = isinstance(error, OutcropError) and not isinstance(error, MissingChunkError)
+        if ours or isinstance(error, (OSError, MemoryError)):
+            raise
         whole = Box.whole(volume.shape)
         blocks = volume.encoding.get("shards") or volume.encoding.get("chunks") or volume.shape
         lattice = Lattice(whole, tuple(blocks))
@@ -198,22 +210,15 @@ def naming_bad_chunk(volume: xr.DataArray, part: Box | None = None) -> Iterator[
                     volume[block.slices].to_numpy()
             except Exception as found:
                 index = "/".join(str(a // n) for a, n in zip(block.start, blocks, strict=True))
-                place = place_of([volume[d] for d in volume.dims], block)
+                what = "cannot be decoded"
+                if isinstance(found, MissingChunkError):
+                    what, found = "is missing", MissingChunkError("written, and gone")
+                place = located([volume[d] for d in volume.dims], block.start, block.stop)
                 raise SurveyError(
-                    f"{volume.name}: chunk c/{index} cannot be decoded, of {place} ({found}); "
+                    f"{volume.name}: chunk c/{index} {what}, of {place} ({found}); "
                     "ingest the survey again, or restore that file"
                 ) from error
         raise
-
-
-def place_of(axes: Sequence[xr.DataArray], box: Box) -> str:
-    """Say in the coordinates of a volume's axes where a box lies: "inline 100 to 163, …"."""
-    words = []
-    for axis, a, b in zip(axes, box.start, box.stop, strict=True):
-        unit = f" {axis.attrs['units']}" if axis.attrs.get("units") else ""
-        first, last = (f"{axis.values[i]:g}" for i in (a, b - 1))
-        words.append(f"{axis.name} {first}{'' if a == b - 1 else f' to {last}'}{unit}")
-    return ", ".join(words)
 
 
 def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Statistics, str]:
@@ -338,7 +343,7 @@ def template(
     outputs: Iterable[tuple[Shape, Sequence[OutputCard | None]]],
     threshold: float | None = None,
 ) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
-    """Return the empty prediction, labelled, and its Zarr encoding: one object per tile.
+    """Return the empty prediction, labelled, and its Zarr encoding: one object for each tile.
 
     Parameters
     ----------
@@ -366,12 +371,13 @@ def template(
             if card.scale != 1.0:
                 attrs["scale_factor"] = card.scale
             variables[card.name] = (volume.dims, data, attrs)
-            encoding[card.name] = dict(layout)
+            encoding[card.name] = layout | encoded(np.float32, ZstdCodec())
             if threshold is not None and card.name.endswith("_probability"):
                 mask, attrs = mask_of(card.name, card.long_name, threshold)
                 variables[mask] = (volume.dims, data.astype(np.uint8), attrs)
-                encoding[mask] = dict(layout)
+                encoding[mask] = layout | encoded(np.uint8, ZstdCodec())
     coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in volume.coords.items()}
+    encoding |= {str(k): encoded(v.dtype, ZstdCodec()) for k, v in volume.coords.items()}
     return xr.Dataset(variables, coords=coords), encoding
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
@@ -13,6 +12,7 @@ from ..graph import RULES, Graph, Reduce
 from ..models.card import OutputCard
 from ..models.normalization import Statistics
 from ..planner import Plan, Stage
+from ..storage import Place, Remote
 from .globals import GlobalStore
 from .labelled import Framed
 from .stores import Store
@@ -35,10 +35,10 @@ class Places:
         Of the variables that go in.
     cards : mapping
         Of each output's channels.
-    output : pathlib.Path
+    output : pathlib.Path or Remote
         Of the Zarr that is written.
-    folder : pathlib.Path
-        For what is stored between stages on disk.
+    folder : pathlib.Path or Remote
+        For what is stored between stages on disk, or in an object store.
     device : torch.device
         What computes.
     threshold : float, optional
@@ -52,8 +52,8 @@ class Places:
     framed: Framed
     statistics: Mapping[str, Statistics]
     cards: Mapping[str, tuple[OutputCard | None, ...]]
-    output: Path
-    folder: Path
+    output: Place
+    folder: Place
     device: torch.device
     threshold: float | None = None
     shared: bool = False
@@ -74,7 +74,7 @@ class Places:
     def _writers(self) -> dict[str, Stage]:
         return {name: stage for stage in self.plan.stages for name in stage.outputs}
 
-    def path(self, name: str, section: int | None = None) -> Path:
+    def path(self, name: str, section: int | None = None) -> Place:
         """Where a tensor between stages lies on disk."""
         return self.folder / name if section is None else self.folder / str(section) / name
 
@@ -116,8 +116,9 @@ class Places:
         kind = getattr(torch, node.dtype) if node.dtype else dtype
         if place == "disk":
             path.parent.mkdir(parents=True, exist_ok=True)
-        if self.shared:
+        if self.shared or (place == "disk" and isinstance(path, Remote)):
             return ZarrStore(path, layout.stored, rank, kind, writer.domain, writer.tile)
+        assert not isinstance(path, Remote)
         return make_store(
             place,
             layout.stored,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,13 +12,15 @@ import xarray as xr
 from torch import Tensor, nn
 
 from .. import __version__
+from ..arrays import open_dataset
 from ..errors import ArgumentError
 from ..graph import Graph, capture
 from ..models.weights import digest
-from ..output import Output, aside_of, check_free, naming_full_disk
+from ..output import Output, PathLike, aside_of, check_free
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from ..progress import track
+from ..storage import Options, Place, Remote, naming_refusal, place
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, all_statistics, frame, output_cards, template
 from .places import Places
@@ -46,13 +46,14 @@ def plan(
     device: str = "cpu",
     tile: Sequence[int] | None = None,
     direction: str | None = None,
+    storage_options: Options | None = None,
 ) -> Plan:
     """Plan `predict` without running it: no sample is read.
 
     Parameters
     ----------
     model, data, memory, host_memory, storage_mode, storage_compression, precision, device, tile, \
-direction
+direction, storage_options
         As for `predict`. A GPU need not be there.
 
     Returns
@@ -65,7 +66,7 @@ direction
     SurveyError, UnsupportedOperatorError, MemoryBudgetError
         As `predict` does.
     """
-    framed = frame(model, data, direction)
+    framed = frame(model, data, direction, storage_options)
     graph, _ = _capture(model, framed)
     wanted = _wanted(
         memory, host_memory, storage_mode, storage_compression, precision, device, tile
@@ -76,12 +77,12 @@ direction
 def predict(
     model: nn.Module,
     data: Volume,
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     memory: str | int = "2GB",
     host_memory: str | int | None = None,
     storage_mode: StorageMode = "auto",
-    storage_path: str | os.PathLike[str] | None = None,
+    storage_path: PathLike | None = None,
     storage_compression: bool = False,
     precision: str = "float32",
     device: str = "cpu",
@@ -92,6 +93,7 @@ def predict(
     threshold: float | None = None,
     nonfinite: Literal["error", "warn"] = "error",
     client: Client | None = None,
+    storage_options: Options | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -111,7 +113,7 @@ def predict(
         Volumes over inline, crossline and twt (ms) or depth (m): of a dataset the variables that
         the card names, which is `amplitude` for most networks.
     path : path-like
-        Zarr to write.
+        Zarr to write, here or in an object store ("s3://bucket/key").
     memory : str or int
         What one process (each worker, with a client) may take on the device to evaluate tiles.
     host_memory : str or int, optional
@@ -119,11 +121,11 @@ def predict(
     storage_mode : {"auto", "device", "cpu", "disk", "none"}
         Where tensors between stages live. With a client: "disk" (also for "auto") or "none".
     storage_path : path-like, optional
-        Folder for "disk", reachable from every worker; inside `path` unless given. Emptied of
-        what was put there when the run is complete.
+        Folder for "disk", or place in an object store, reachable from every worker; inside `path`
+        unless given. Emptied of what was put there when the run is complete.
     storage_compression : bool
         Keep tensors between stages in 8 bits a value: lossy, and recorded in the result. Not with a
-        client.
+        client, nor in an object store.
     precision : {"float32", "bfloat16", "float16", "float64"}
         Of the arithmetic; the result is float32.
     device : str
@@ -145,6 +147,9 @@ def predict(
         it is and warn.
     client : distributed.Client, optional
         Evaluate on its workers; in this process unless given.
+    storage_options : mapping, optional
+        For fsspec, where `data`, `path` or `storage_path` is in an object store: endpoint,
+        credentials, ... What the environment says unless given. Written nowhere.
     overwrite : bool
         Replace what lies at `path`.
     progress : bool
@@ -175,8 +180,8 @@ def predict(
     """
     if nonfinite not in ("error", "warn"):
         raise ArgumentError(f"nonfinite={nonfinite!r}: take 'error' or 'warn'")
-    check_free(path, overwrite)
-    framed = frame(model, data, direction)
+    target = check_free(path, overwrite, storage_options)
+    framed = frame(model, data, direction, storage_options)
     graph, state = _capture(model, framed)
     if client is not None and storage_mode == "auto":
         storage_mode = "disk"
@@ -185,7 +190,7 @@ def predict(
     )
     made = plan is None
     if plan is None:
-        begun = None if overwrite else _begun(path, graph, wanted)
+        begun = None if overwrite else _begun(target, graph, wanted)
         plan = begun or _plan(graph, framed, wanted)
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
@@ -195,6 +200,11 @@ def predict(
         )
     if client is not None and plan.compressed:
         raise ArgumentError("storage_compression: not with a client; leave it out")
+    scratch = target if storage_path is None else place(storage_path, storage_options)
+    if plan.compressed and isinstance(scratch, Remote):
+        raise ArgumentError(
+            "storage_compression: not in an object store; pass a storage_path on a disk"
+        )
     where = torch.device(plan.device) if client is not None else find_device(plan.device)
 
     found, fingerprint = all_statistics(framed, client)
@@ -230,11 +240,11 @@ def predict(
     for name, values in found.items():
         empty.attrs[f"{name}_mean"] = values.mean
         empty.attrs[f"{name}_standard_deviation"] = values.deviation
-    goes_on = "free some, and the same command goes on where it stopped"
+    goes_on = "once that is mended, the same command goes on where it stopped"
     size = framed.volume.size
     with (
-        naming_full_disk(path, goes_on),
-        Output.begin(path, empty, encoding, provenance, overwrite) as output,
+        naming_refusal(target, goes_on),
+        Output.begin(target, empty, encoding, provenance, overwrite) as output,
         track("predict", size, "voxels", progress) as advance,
     ):
         if made and not output.resumed:
@@ -242,8 +252,8 @@ def predict(
             (output.aside / _PLAN).write_text(record)
         folder = output.aside / "stored"
         if storage_path is not None:  # which several predictions may share
-            alone = repr((sorted(provenance.items()), os.path.abspath(path)))
-            folder = Path(storage_path) / hashlib.sha256(alone.encode()).hexdigest()[:16]
+            alone = repr((sorted(provenance.items()), str(target.absolute())))
+            folder = scratch / hashlib.sha256(alone.encode()).hexdigest()[:16]
         places = Places(
             graph,
             plan,
@@ -261,7 +271,7 @@ def predict(
         evaluation.run(lambda share: advance(size * share))
         evaluation.bring_to_own_range()
         output.commit()
-    return xr.open_zarr(path)
+    return open_dataset(target)
 
 
 def _capture(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:
@@ -297,7 +307,7 @@ def _plan(graph: Graph, framed: Framed, wanted: dict[str, Any]) -> Plan:
     return make_plan(graph, domain=framed.domain, holds_output=False, **wanted)
 
 
-def _begun(path: str | os.PathLike[str], graph: Graph, wanted: dict[str, Any]) -> Plan | None:
+def _begun(path: Place, graph: Graph, wanted: dict[str, Any]) -> Plan | None:
     """The plan of an unfinished prediction of which the same was wanted.
 
     Made now it might be another: it depends on how fast the machine is found to be.

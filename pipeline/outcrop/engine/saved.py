@@ -276,7 +276,7 @@ class _Saver:
                 self.weights.add(StorageWeakRef(own.untyped_storage()))
 
     def pack(self, tensor: Tensor) -> _Watched | _View | _Compressed:
-        with self.lock, self._naming_full_disk():
+        with self.lock, self._naming_refusal():
             self._settle(_PENDING)
             if self._stays(tensor):
                 return _Watched(tensor)
@@ -295,13 +295,13 @@ class _Saver:
             return _View(piece, tensor.dtype, tensor.shape, tensor.stride(), offset)
 
     def unpack(self, saved: _Watched | _View | _Compressed) -> Tensor:
-        with self.lock, self._naming_full_disk():
+        with self.lock, self._naming_refusal():
             self._settle(_PENDING)
             return saved.check() if isinstance(saved, _Watched) else saved.load()
 
     def finish(self, wait: bool) -> None:
         """No more is saved; what is saved stays readable."""
-        with self.lock, self._naming_full_disk():
+        with self.lock, self._naming_refusal():
             try:
                 if wait:
                     self._settle(-1)
@@ -368,12 +368,12 @@ class _Saver:
             piece.settle()
 
     @contextlib.contextmanager
-    def _naming_full_disk(self) -> Iterator[None]:
+    def _naming_refusal(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            from ..output import naming_full_disk  # with xarray and zarr: not needed before
+            from ..storage import naming_refusal
 
             assert self.arena is not None
-            with naming_full_disk(self.arena.file.path.parent, "choose another path for offload"):
+            with naming_refusal(self.arena.file.path.parent, "choose another path for offload"):
                 raise error

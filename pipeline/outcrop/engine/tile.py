@@ -15,11 +15,11 @@ from ..graph import RULES, Box, Graph, Reduce, Rule, tiles
 from ..graph.boxes import Shape, central_tile
 from ..graph.endless import Endless, endless, open_axes
 from ..graph.propagate import last_uses, needed, overwritten
+from ..patience import patiently
 from ..planner import Stage
 from .compiled import Compiled
 from .globals import GlobalStore
 from .memory import Watch
-from .patience import patiently
 from .stores import Store, to_device
 
 

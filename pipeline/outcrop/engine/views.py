@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import dask
@@ -16,11 +14,15 @@ import dask.array
 import numpy as np
 import xarray as xr
 from torch import nn
+from zarr.codecs import ZstdCodec
 
 from .. import __version__
+from ..arrays import encoding as encoded
+from ..arrays import open_dataset
 from ..errors import ArgumentError, ResumeError
 from ..models.weights import digest
-from ..output import Output, check_free, naming_full_disk
+from ..output import Output, PathLike, check_free, is_complete
+from ..storage import Options, Place, naming_refusal, remove
 from .labelled import Volume, all_statistics, frame, mask_of
 from .prediction import predict
 
@@ -53,7 +55,7 @@ class View:
 def predict_views(
     model: nn.Module,
     data: Volume,
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     angles: bool = False,
     resolutions: bool = False,
@@ -111,8 +113,8 @@ def predict_views(
     views = _views(angles, resolutions, directions and card.sections)
     if len(views) == 1:
         raise ArgumentError("views: choose angles, resolutions or (of sections) directions")
-    check_free(path, overwrite)
-    survey = _dataset(data)
+    target = check_free(path, overwrite, options.get("storage_options"))
+    survey = _dataset(data, options.get("storage_options"))
     record = {
         "weights": digest(model),
         "survey": all_statistics(frame(model, survey))[1],
@@ -121,22 +123,22 @@ def predict_views(
         "threshold": threshold,
         "precision": options.get("precision", "float32"),
     }
-    with _steps(path, record, overwrite) as folder:
+    with _steps(target, record, overwrite) as folder:
         seen = []
         for view in views:
             part = folder / f"{view.name}.zarr"
-            if not (part / "zarr.json").exists():
+            if not is_complete(part):
                 predict(model, view.turn(survey), part, **{**options, **view.options})
-            seen.append(view.back(xr.open_zarr(part)))
-        _merge(seen, survey, path, merge, threshold, record, overwrite)
-    return xr.open_zarr(path)
+            seen.append(view.back(open_dataset(part)))
+        _merge(seen, survey, target, merge, threshold, record, overwrite)
+    return open_dataset(target)
 
 
 def refine(
     infer: nn.Module,
     refiner: nn.Module,
     data: Volume,
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     iterations: int = 1,
     overwrite: bool = False,
@@ -171,35 +173,34 @@ def refine(
     """
     if iterations < 0:
         raise ArgumentError(f"iterations {iterations}: choose 0 or more")
-    check_free(path, overwrite)
+    target = check_free(path, overwrite, options.get("storage_options"))
     if not iterations:
-        return predict(infer, data, path, overwrite=overwrite, **options)
+        return predict(infer, data, target, overwrite=overwrite, **options)
+    framed = frame(infer, data, options.get("direction"), options.get("storage_options"))
     record = {
         "weights": [digest(infer), digest(refiner)],
-        "survey": all_statistics(frame(infer, data, options.get("direction")))[1],
+        "survey": all_statistics(framed)[1],
         "precision": options.get("precision", "float32"),
     }
-    with _steps(path, record, overwrite) as folder:
+    with _steps(target, record, overwrite) as folder:
         before: Volume = data
         for i in range(iterations):
             part = folder / f"{i}.zarr"
-            if not (part / "zarr.json").exists():
+            if not is_complete(part):
                 predict(refiner if i else infer, before, part, **options)
-            before = xr.open_zarr(part, chunks={})
-        predict(refiner, before, path, overwrite=overwrite, **options)
-    return xr.open_zarr(path)
+            before = open_dataset(part, chunks={})
+        predict(refiner, before, target, overwrite=overwrite, **options)
+    return open_dataset(target)
 
 
 @contextlib.contextmanager
-def _steps(
-    path: str | os.PathLike[str], record: Mapping[str, Any], overwrite: bool
-) -> Iterator[Path]:
+def _steps(target: Place, record: Mapping[str, Any], overwrite: bool) -> Iterator[Place]:
     """Give a folder beside the output for what comes before it; gone once that is whole."""
-    folder = Path(f"{path}.steps")
+    folder = target.parent / f"{target.name}.steps"
     facts = json.loads(json.dumps({**record, "outcrop_version": __version__}))
     note = folder / "record.json"
     if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
     if note.exists():
         begun = json.loads(note.read_text())
         differing = sorted(k for k in {*begun, *facts} if begun.get(k) != facts.get(k))
@@ -211,14 +212,14 @@ def _steps(
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(facts, indent=1))
     yield folder
-    shutil.rmtree(folder)
+    remove(folder)
 
 
-def _dataset(data: Volume) -> xr.Dataset:
+def _dataset(data: Volume, storage_options: Options | None) -> xr.Dataset:
     if isinstance(data, (str, os.PathLike)):
         from ..survey import open as open_survey
 
-        return open_survey(data)
+        return open_survey(data, storage_options=storage_options)
     return data.to_dataset(name="amplitude") if isinstance(data, xr.DataArray) else data
 
 
@@ -280,7 +281,7 @@ def _halved(dim: str) -> tuple[Turn, Turn]:
 def _merge(
     seen: list[xr.Dataset],
     survey: xr.Dataset,
-    path: str | os.PathLike[str],
+    path: Place,
     merge: str,
     threshold: float | None,
     record: Mapping[str, Any],
@@ -299,18 +300,19 @@ def _merge(
         merged[str(name)] = value.astype(np.float32)
         zeros = dask.array.zeros(array.shape, dtype=np.float32, chunks=chunks)
         variables[str(name)] = (dims, zeros, array.attrs)
-        encoding[str(name)] = {"chunks": chunks}
+        encoding[str(name)] = {"chunks": chunks, **encoded(np.float32, ZstdCodec())}
         if threshold is not None and str(name).endswith("_probability"):
             mask, attrs = mask_of(str(name), array.attrs["long_name"], threshold)
             merged[mask] = (value >= threshold).astype(np.uint8)
             variables[mask] = (dims, zeros.astype(np.uint8), attrs)
-            encoding[mask] = {"chunks": chunks}
+            encoding[mask] = {"chunks": chunks, **encoded(np.uint8, ZstdCodec())}
     coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in first.coords.items()}
+    encoding |= {str(k): encoded(v.dtype, ZstdCodec()) for k, v in first.coords.items()}
     attrs = {**first.attrs, "views": ", ".join(record["views"]), "merged_by": merge}
     template = xr.Dataset(variables, coords=coords, attrs=attrs)
-    goes_on = "free some, and the same command goes on where it stopped"
+    goes_on = "once that is mended, the same command goes on where it stopped"
     with (
-        naming_full_disk(path, goes_on),
+        naming_refusal(path, goes_on),
         Output.begin(path, template, encoding, record, overwrite) as output,
     ):
         targets = [output.array(name) for name in merged]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..graph import RULES, Reduce, capture
 from ..graph.boxes import Shape
-from ..output import naming_full_disk
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
+from ..storage import naming_refusal
 from .disk import scratch_folder
 from .globals import GlobalStore
 from .local import run_local
@@ -200,7 +200,7 @@ def whole_volume(
     for name, value in results.items():
         layout = graph.layouts[name]
         inputs[name] = MemoryStore(layout.to_store(value, layout.whole), dtype, apart)
-    with naming_full_disk(folder, "choose another storage_path, or storage_mode='none'"):
+    with naming_refusal(folder, "choose another storage_path, or storage_mode='none'"):
         run_local(graph, plan, weights, inputs, make, device=where, compile=compile)
     results.update({n: reduced[n].get().to(home) for n in graph.outputs if n in reduced})
     return graph.nest(results)

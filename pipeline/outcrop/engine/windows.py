@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import torch
@@ -10,12 +9,14 @@ import xarray as xr
 from torch import nn
 
 from .. import __version__
+from ..arrays import open_dataset
 from ..errors import ArgumentError
 from ..graph import Box
 from ..graph.boxes import Shape, tiles
 from ..models.weights import digest
-from ..output import Output, check_free, naming_full_disk
+from ..output import Output, PathLike, check_free
 from ..progress import track
+from ..storage import Options, naming_refusal
 from .labelled import Volume, all_statistics, frame, template
 from .zarr_stores import PredictionStore, SurveyStore
 
@@ -26,12 +27,13 @@ _SECTIONS = 8
 def predict_windows(
     model: nn.Module,
     data: Volume,
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     window: int,
     overlap: int,
     direction: str | None = None,
     threshold: float | None = None,
+    storage_options: Options | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -46,7 +48,7 @@ def predict_windows(
     model : torch.nn.Module
         From `outcrop.models.load("unet25d", ...)`, or another with a card of sections of three
         axes.
-    data, path, direction, threshold, overwrite, progress
+    data, path, direction, threshold, storage_options, overwrite, progress
         As for `predict`.
     window : int
         Extent of a window in samples and in traces, a multiple of the network's stride.
@@ -65,7 +67,7 @@ def predict_windows(
     OutcropError
         As `predict` does.
     """
-    framed = frame(model, data, direction)
+    framed = frame(model, data, direction, storage_options)
     card = framed.card
     if not card.sections or len(card.axes) != 3:
         raise ArgumentError("window: only of networks of sections, such as unet25d")
@@ -75,7 +77,7 @@ def predict_windows(
             f"window {window}, overlap {overlap}: choose a multiple of {stride}, and an even "
             "overlap that is less"
         )
-    check_free(path, overwrite)
+    target = check_free(path, overwrite, storage_options)
     found, fingerprint = all_statistics(framed)
     record = {
         "model": card.name,
@@ -92,12 +94,12 @@ def predict_windows(
     names = [o.name if o else None for o in card.outputs]
     masks = [n.removesuffix("_probability") if n and threshold is not None else None for n in names]
     halo = int(getattr(model, "neighbours", 0))
-    then = "free some, and run the same command again"
+    then = "once that is mended, run the same command again"
     size = framed.volume.size
     with (
-        naming_full_disk(path, then),
+        naming_refusal(target, then),
         track("predict", size, "voxels", progress) as advance,
-        Output.begin(path, empty, encoding, record, overwrite) as output,
+        Output.begin(target, empty, encoding, record, overwrite) as output,
     ):
         source = SurveyStore(framed, card.inputs, found, torch.float32)
         sink = PredictionStore(
@@ -113,7 +115,7 @@ def predict_windows(
                 sink.write(kept, y[kept.within(seen).index])
                 advance(kept.size)
         output.commit()
-    return xr.open_zarr(path)
+    return open_dataset(target)
 
 
 def _windows(

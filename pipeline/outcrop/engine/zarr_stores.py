@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import dask
@@ -15,12 +12,14 @@ import torch
 import zarr
 from torch import Tensor
 
+from ..arrays import located, open_for_writing, open_whole, store_of
 from ..errors import NonFiniteError
 from ..graph import Box
 from ..graph.boxes import Shape
 from ..models.card import InputCard
 from ..models.normalization import NORMALIZATIONS, Statistics
-from .labelled import Framed, naming_bad_chunk, place_of
+from ..storage import Place, place, remove
+from .labelled import Framed, naming_bad_chunk
 from .stores import ArrayStore
 
 
@@ -29,7 +28,7 @@ class ZarrStore(ArrayStore):
 
     Parameters
     ----------
-    path : path-like
+    path : path-like or Remote
     shape : tuple of int
         Full shape of the tensor; the grid axes last.
     rank : int
@@ -42,7 +41,7 @@ class ZarrStore(ArrayStore):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: Place,
         shape: Shape,
         rank: int,
         dtype: torch.dtype,
@@ -50,10 +49,11 @@ class ZarrStore(ArrayStore):
         tile: Shape,
     ) -> None:
         super().__init__((*shape[: len(shape) - rank], *domain.shape), rank, dtype)
-        self.path, self.domain = str(path), domain
-        if not (Path(self.path) / "zarr.json").exists():
+        self.path, self.domain = place(path), domain
+        self.arrays: dict[str, zarr.Array] = {}
+        if not (self.path / "zarr.json").exists():
             zarr.create_array(
-                self.path,
+                store_of(self.path),
                 shape=self.stored,
                 chunks=(*self.stored[: self.batch], *tile, *self.stored[self.batch + rank :]),
                 dtype=self.raw,
@@ -62,7 +62,9 @@ class ZarrStore(ArrayStore):
             )
 
     def open(self, mode: Any) -> zarr.Array:
-        return zarr.open_array(self.path, mode=mode)
+        if mode not in self.arrays:
+            self.arrays[mode] = open_whole(self.path, mode)
+        return self.arrays[mode]
 
     def read(self, box: Box) -> Tensor:
         return super().read(box.within(self.domain))
@@ -71,7 +73,7 @@ class ZarrStore(ArrayStore):
         super().write(box.within(self.domain), value)
 
     def remove(self) -> None:
-        shutil.rmtree(self.path)
+        remove(self.path)
 
 
 class SurveyStore:
@@ -164,10 +166,10 @@ class PredictionStore:
 
     Parameters
     ----------
-    paths : sequence of path-like or None
+    paths : sequence of pathlib.Path, Remote or None
         One array per output channel; None for one that is not kept.
     framed : Framed
-    masks : sequence of path-like or None
+    masks : sequence of pathlib.Path, Remote or None
         Arrays of 1 where the channel reaches the threshold, 0 elsewhere.
     threshold : float
     activation : str
@@ -182,9 +184,9 @@ class PredictionStore:
 
     def __init__(
         self,
-        paths: Sequence[str | os.PathLike[str] | None],
+        paths: Sequence[Place | None],
         framed: Framed,
-        masks: Sequence[str | os.PathLike[str] | None],
+        masks: Sequence[Place | None],
         threshold: float = 0.5,
         activation: str = "none",
         section: int | None = None,
@@ -193,6 +195,7 @@ class PredictionStore:
         self.paths, self.masks = list(paths), list(masks)
         self.threshold, self.activation = threshold, activation
         self.nonfinite = nonfinite
+        self.arrays: dict[Place, zarr.Array] = {}
         self.labels = [framed.volume[d].reset_coords(drop=True) for d in framed.volume.dims]
         dims = [str(d) for d in framed.volume.dims]
         self.turn = tuple(framed.axes.index(d) for d in dims if d in framed.axes)
@@ -213,19 +216,24 @@ class PredictionStore:
         for path, mask, channel in zip(self.paths, self.masks, channels, strict=True):
             turned = channel.cpu().permute(self.turn).contiguous().numpy()
             if path is not None and not np.isfinite(turned).all():
-                self._nonfinite(Path(path).name, turned, index)
+                self._nonfinite(path.name, turned, index)
             if path is not None:
-                zarr.open_array(path, mode="r+")[tuple(index)] = turned
+                self._array(path)[tuple(index)] = turned
             if mask is not None:
                 reached = (turned >= self.threshold).astype(np.uint8)
-                zarr.open_array(mask, mode="r+")[tuple(index)] = reached
+                self._array(mask)[tuple(index)] = reached
+
+    def _array(self, path: Place) -> zarr.Array:
+        if path not in self.arrays:
+            self.arrays[path] = open_for_writing(path)
+        return self.arrays[path]
 
     def _nonfinite(self, name: str, values: np.ndarray, index: Sequence[slice | int]) -> None:
         """Say where values are not finite."""
         bad = np.argwhere(~np.isfinite(values))
         within = iter(bad[0].tolist())
         first = tuple(i if isinstance(i, int) else i.start + next(within) for i in index)
-        place = place_of(self.labels, Box(first, tuple(i + 1 for i in first)))
+        place = located(self.labels, first, [i + 1 for i in first])
         what = f"{name}: NaN or infinite at {place}, and at {len(bad) - 1} more voxels of that tile"
         if self.nonfinite == "error":
             raise NonFiniteError(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from ..errors import OutcropError, SurveyError
+from ..output import PathLike
+from ..storage import Options, Remote, naming_refusal, place
 from .blocks import check_path
 from .formats import LAYOUTS, write_array
 from .geometry import HeaderBytes
@@ -19,14 +21,12 @@ from .template import Template, of_file, of_survey
 if TYPE_CHECKING:
     from distributed import Client
 
-PathLike = str | os.PathLike[str]
-
 SEGY = (".sgy", ".segy")
 
 
 def export(
     source: xr.DataArray | xr.Dataset | PathLike,
-    path: PathLike,
+    path: str | os.PathLike[str],
     *,
     like: xr.Dataset | PathLike | None = None,
     variable: str | None = None,
@@ -34,6 +34,7 @@ def export(
     scale: float | None = None,
     overwrite: bool = False,
     client: Client | None = None,
+    storage_options: Options | None = None,
     progress: bool = False,
 ) -> Path:
     """Write one volume to one file, whose suffix says in which format.
@@ -46,7 +47,7 @@ def export(
 
     Parameters
     ----------
-    source : xarray.DataArray, xarray.Dataset, or path of a Zarr
+    source : xarray.DataArray, xarray.Dataset, or path of a Zarr, here or in an object store
         Dimensions inline, crossline, twt (ms) or depth (m), prestack with offset; in memory or
         lazy.
     path : path-like
@@ -69,6 +70,8 @@ def export(
         Replace a file at `path`.
     client : distributed.Client, optional
         Computes a lazy source's blocks on its workers; the file is written by this process.
+    storage_options : mapping, optional
+        As for `outcrop.open`.
     progress : bool
         Show a progress bar.
 
@@ -87,6 +90,8 @@ def export(
     OutcropError
         If the suffix is unknown, an option does not go with it, or there is no space left.
     """
+    if isinstance(place(path), Remote):
+        raise OutcropError(f"{path}: a file is written to a file system; take a path there")
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in (*SEGY, *LAYOUTS):
@@ -97,26 +102,32 @@ def export(
         raise OutcropError(f"{target}: like, format and scale are for SEG-Y; leave them out")
     check_path(target, overwrite)
     name = "the source"
-    if isinstance(source, (str, os.PathLike)):
-        name, source = str(source), open_survey(source)
+    if isinstance(source, (str, os.PathLike, Remote)):
+        name, source = str(source), open_survey(source, storage_options=storage_options)
     volume = select_volume(source, variable, name)
-    if suffix in SEGY:
-        template = _template(like if like is not None else source, source, name)
-        write_segy(volume, target, template, format, scale, client, progress)
-    else:
-        write_array(volume, target, client, progress)
+    with naming_refusal(name, "see to it, and run the same command again"):
+        if suffix in SEGY:
+            kept = like if like is not None else source
+            template = _template(kept, source, name, storage_options)
+            write_segy(volume, target, template, format, scale, client, progress)
+        else:
+            write_array(volume, target, client, progress)
     return target
 
 
 def _template(
-    like: xr.DataArray | xr.Dataset | PathLike, source: xr.DataArray | xr.Dataset, name: str
+    like: xr.DataArray | xr.Dataset | PathLike,
+    source: xr.DataArray | xr.Dataset,
+    name: str,
+    storage_options: Options | None,
 ) -> Template:
     """What to keep: of a SEG-Y file, a survey, or a survey's path."""
-    if isinstance(like, (str, os.PathLike)):
-        if Path(like).is_file():
+    if isinstance(like, (str, os.PathLike, Remote)):
+        where = place(like, storage_options)
+        if not isinstance(where, Remote) and where.is_file():
             # A survey knows where its inline and crossline numbers came from.
-            return of_file(Path(like), HeaderBytes(**source.attrs.get("segy", {}).get("bytes", {})))
-        return of_survey(open_survey(like), str(like))
+            return of_file(where, HeaderBytes(**source.attrs.get("segy", {}).get("bytes", {})))
+        return of_survey(open_survey(where), str(where))
     if isinstance(like, xr.DataArray):  # brings coordinates, and no headers
         like = like.to_dataset(name="volume")
     if not isinstance(like, xr.Dataset):

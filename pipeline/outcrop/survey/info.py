@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from ..errors import GeometryError
 from ..progress import track
+from ..storage import Options, Place, Remote, place, size
 from . import geometry
 from .candidates import Candidate, candidates
 from .decode import FORMATS, decode
 from .reading import open as open_survey
 from .segy import FIELDS, SegyFile
 from .segy import field as header_field
+
+if TYPE_CHECKING:
+    from ..output import PathLike
 
 _TRACES = 1024  # that the statistics are made of, at most
 
@@ -103,7 +106,7 @@ class SurveyInfo:
 
 
 def info(
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     iline_byte: int = 189,
     xline_byte: int = 193,
@@ -112,6 +115,7 @@ def info(
     cdp_y_byte: int = 185,
     domain: str = "time",
     truncate: bool = False,
+    storage_options: Options | None = None,
     progress: bool = False,
 ) -> SurveyInfo:
     """Tell what is in a SEG-Y file or a survey.
@@ -121,9 +125,11 @@ def info(
     Parameters
     ----------
     path : path-like
-        SEG-Y file, or Zarr.
+        SEG-Y file, or Zarr, here or in an object store.
     iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte, domain, truncate
         As for `outcrop.ingest`.
+    storage_options : mapping, optional
+        As for `outcrop.open`.
     progress : bool
         Show a progress bar.
 
@@ -140,11 +146,11 @@ def info(
         If it is something else.
     """
     geometry.check_choice("domain", domain, ("time", "depth"))
-    path = Path(path)
-    if path.is_dir() or not path.exists():
-        return _of_zarr(path)
+    where = place(path, storage_options)
+    if isinstance(where, Remote) or where.is_dir() or not where.exists():
+        return _of_zarr(where)
     at = geometry.HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
-    return _of_segy(path, at, domain, truncate, progress)
+    return _of_segy(where, at, domain, truncate, progress)
 
 
 def _of_segy(
@@ -200,7 +206,7 @@ def _extent_of(
     return found if any(low < high for low, high in found.values()) else {}
 
 
-def _of_zarr(path: Path) -> SurveyInfo:
+def _of_zarr(path: Place) -> SurveyInfo:
     survey = open_survey(path)
     kept = survey.attrs.get("segy", {})
     vertical = next((d for d in ("twt", "depth") if d in survey.dims), None)
@@ -214,7 +220,7 @@ def _of_zarr(path: Path) -> SurveyInfo:
     return SurveyInfo(
         path=str(path),
         kind="Zarr",
-        size=sum(f.stat().st_size for f in path.rglob("*") if f.is_file()),
+        size=size(path),
         axes={d: _axis(survey[d].to_numpy()) for d in (*lateral, vertical) if d},
         units=survey[vertical].attrs.get("units", "") if vertical else "",
         traces=int(live.sum()),

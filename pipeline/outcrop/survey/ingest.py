@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import math
@@ -20,8 +19,9 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.storage import MemoryStore
 
 from ..errors import OutcropError, OutputExistsError, SurveyError
-from ..output import Output, check_free
+from ..output import Output, PathLike, check_free
 from ..progress import track
+from ..storage import Options, Place, Remote, naming_refusal, place, size
 from . import schema
 from .decode import decode
 from .geometry import HeaderBytes, Headers, check_choice, make_grid, read_headers, vertical_axis
@@ -44,11 +44,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PathLike = str | os.PathLike[str]
-
 
 def ingest(
-    segy: PathLike,
+    segy: str | os.PathLike[str],
     zarr: PathLike,
     *,
     iline_byte: int = 189,
@@ -67,6 +65,7 @@ def ingest(
     nonfinite: Literal["error", "zero"] = "error",
     overwrite: bool = False,
     client: Client | None = None,
+    storage_options: Options | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Turn a SEG-Y file into a survey: a labelled Zarr that plain `xarray.open_zarr` reads.
@@ -91,7 +90,7 @@ def ingest(
     segy : path-like
         SEG-Y file. With a client, its workers must see it, and the output, under the same path.
     zarr : path-like
-        Zarr group to write.
+        Zarr group to write, here or in an object store ("s3://bucket/key").
     iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte : int
         First bytes, from 1, of the trace header fields that hold the inline, the crossline, the
         offset and the coordinates; `outcrop.info` shows which would make sense.
@@ -116,6 +115,8 @@ def ingest(
         Replace what lies at `zarr`.
     client : distributed.Client, optional
         Its workers do the work; threads of this process unless given.
+    storage_options : mapping, optional
+        As for `outcrop.open`.
     progress : bool
         Show progress bars.
 
@@ -137,21 +138,21 @@ def ingest(
     ArgumentError
         If an option has no such value.
     OutcropError
-        If there is no space left.
+        If there is no space left, or an object store refuses.
     """
     check_choice("domain", domain, ("time", "depth"))
     check_choice("duplicates", duplicates, ("error", "first", "last", "mean"))
     check_choice("nonfinite", nonfinite, ("error", "zero"))
-    path = Path(zarr)
-    if path.resolve() == Path(segy).resolve():
+    path = place(zarr, storage_options)
+    if not isinstance(path, Remote) and path.resolve() == Path(segy).resolve():
         raise OutputExistsError(f"{path}: is the SEG-Y itself; choose another path to write")
     check_free(path, overwrite)
     codec = schema.codec(compressor)
     at = HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
 
     file = SegyFile.open(segy, truncate)
-    size = file.traces * file.trace_bytes
-    with track(f"scan {file.path.name}", size, "B", progress) as advance:
+    length = file.traces * file.trace_bytes
+    with track(f"scan {file.path.name}", length, "B", progress) as advance:
         headers = read_headers(file, at, advance)
     grid = make_grid(file, headers, at, duplicates, sparse)
     vertical = vertical_axis(file, interval)
@@ -194,19 +195,15 @@ def ingest(
         parts = cut(grid, shard[:-1], file.trace_bytes, duplicates == "mean")
         del grid
         with (
+            naming_refusal(path, "once that is mended, the same command goes on where it stopped"),
             Output.begin(path, template, encoding, record, overwrite) as output,
-            track(f"ingest {file.path.name}", size, "B", progress) as advance,
+            track(f"ingest {file.path.name}", length, "B", progress) as advance,
         ):
             replaced = _write(job, output, parts, part_bytes, client, advance)
             output.commit()
     except NonFiniteSampleError:
         raise _nonfinite_error(file, headers, vertical, client) from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutcropError(
-                f"{path}: no space left ({error.strerror}); free some, and the same command goes "
-                "on where it stopped"
-            ) from error
         what = f"{error.strerror}: {error.filename or segy}"
         raise OutcropError(
             f"{path}: cannot be written ({what}); choose another path, or see to that one"
@@ -249,13 +246,15 @@ def _sample(file: SegyFile) -> np.ndarray:
 
 
 def _check_space(
-    path: Path,
+    path: Place,
     samples: int,
     sample: np.ndarray,
     chunk: Sequence[int],
     codec: BytesBytesCodec | None,
 ) -> None:
     """Raise `OutcropError` if the output will hardly fit the disk, by how the sample compresses."""
+    if isinstance(path, Remote):
+        return
     store = MemoryStore()
     array = zarr.create_array(
         store,
@@ -269,7 +268,7 @@ def _check_space(
     there = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(there).free
     if path.exists():  # an unfinished output goes on, another is replaced
-        free += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        free += size(path)
     if 0.8 * need > free:
         raise OutcropError(
             f"{path}: no space left: the survey takes about {need / 1e9:,.3g} GB and "

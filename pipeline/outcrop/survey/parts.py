@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import dask.threaded
@@ -14,6 +14,9 @@ import zarr
 from dask.callbacks import Callback
 from dask.system import CPU_COUNT
 
+from ..arrays import open_for_writing
+from ..patience import patiently
+from ..storage import Place
 from .decode import decode
 from .geometry import Grid, HeaderBytes, scaled
 from .schema import Shape, header_chunks
@@ -41,7 +44,7 @@ class Job:
     Attributes
     ----------
     file : SegyFile
-    path : pathlib.Path
+    path : pathlib.Path or Remote
         Zarr group, with `trace_index` in it.
     at : HeaderBytes
     fields : tuple of str
@@ -55,7 +58,7 @@ class Job:
     """
 
     file: SegyFile
-    path: Path
+    path: Place
     at: HeaderBytes
     fields: tuple[str, ...]
     coordinates: bool
@@ -64,7 +67,7 @@ class Job:
 
     def array(self, name: str) -> zarr.Array:
         """Open one variable."""
-        return zarr.open_array(self.path / name, mode="r+")
+        return open_for_writing(self.path / name)
 
     def traces(self, region: tuple[slice, ...]) -> tuple[Shape, np.ndarray, np.ndarray]:
         """Return a region's shape, its traces in the order of the file, and their flat places."""
@@ -155,9 +158,9 @@ def _regions(shape: Shape, extents: Shape) -> Iterator[tuple[slice, ...]]:
 def write(job: Job, part: Part) -> int:
     """Write one part and return how many samples were not finite. Twice does no harm."""
     if part.headers:
-        _write_headers(job, part.region)
+        patiently(functools.partial(_write_headers, job, part.region))
         return 0
-    return _write_samples(job, part)
+    return patiently(functools.partial(_write_samples, job, part))
 
 
 def _write_headers(job: Job, region: tuple[slice, ...]) -> None:

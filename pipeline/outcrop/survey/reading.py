@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.array
 import numpy as np
 import xarray as xr
 
+from ..arrays import open_dataset
 from ..errors import SurveyError
 from ..output import is_complete, is_unfinished
+from ..storage import Options, Remote, place
+
+if TYPE_CHECKING:
+    from ..output import PathLike
 
 _BLOCK = 64 << 20  # bytes of raw samples that are read at a time
 
 
-def open(path: str | os.PathLike[str], shape: Sequence[int] | None = None) -> xr.Dataset:
+def open(
+    path: PathLike, shape: Sequence[int] | None = None, storage_options: Options | None = None
+) -> xr.Dataset:
     """Open a survey, lazily.
 
     Parameters
     ----------
     path : path-like
-        Zarr that outcrop wrote, or a file of raw samples: float32, little-endian, without a header.
+        Zarr that outcrop wrote, here or in an object store ("s3://bucket/key"), or a file of raw
+        samples: float32, little-endian, without a header.
     shape : sequence of int, optional
         Of raw samples: (inlines, crosslines, samples), the samples of a trace side by side. Their
         coordinates then count from 0.
+    storage_options : mapping, optional
+        For fsspec, with an object store: endpoint, credentials, ... What the environment says
+        unless given.
 
     Returns
     -------
@@ -38,11 +47,15 @@ def open(path: str | os.PathLike[str], shape: Sequence[int] | None = None) -> xr
     ------
     SurveyError
         If it is something else, unfinished, or not of that shape.
+    MissingChunkError
+        When a chunk that outcrop wrote is read and is gone.
     """
-    path = Path(path)
+    path = place(path, storage_options)
     if not path.exists():
         raise SurveyError(f"{path}: does not exist; check the path")
     if shape is not None:
+        if isinstance(path, Remote):
+            raise SurveyError(f"{path}: raw samples are read from a file system; copy them to one")
         return _open_raw(path, tuple(shape))
     if is_unfinished(path):
         raise SurveyError(
@@ -57,8 +70,7 @@ def open(path: str | os.PathLike[str], shape: Sequence[int] | None = None) -> xr
     if not is_complete(path):
         raise SurveyError(f"{path}: is no Zarr group; pass one that outcrop ingest wrote")
     # Blocks are objects in the store: shards where there are any.
-    consolidated = "consolidated_metadata" in json.loads((path / "zarr.json").read_text())
-    dataset = xr.open_zarr(path, chunks=None, consolidated=consolidated)
+    dataset = open_dataset(path, chunks=None)
     if not {"inline", "crossline"} <= set(dataset.dims):
         has = ", ".join(map(str, dataset.dims)) or "none"
         raise SurveyError(

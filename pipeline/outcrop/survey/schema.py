@@ -16,6 +16,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec
 
 from .. import __version__
+from ..arrays import encoding as encoded
 from ..errors import ArgumentError
 from .decode import DTYPES
 from .geometry import Grid, HeaderBytes, Headers
@@ -160,17 +161,15 @@ def template(
         for name, axis in (("cdp_x", "x"), ("cdp_y", "y")):
             coords[name] = (lateral, later("f8", shape), _coordinate(file, headers, axis))
 
-    # Chunks of zeros alone are not stored; zero is a sample like others all the same.
-    storage = {"compressors": compressor, "_FillValue": None}
-    encoding: dict[str, dict[str, Any]] = {
-        "amplitude": {"chunks": chunks, "fill_value": dtype.type(0), **storage}
-    }
+    encoding: dict[str, dict[str, Any]] = {}
+    codecs = () if compressor is None else (compressor,)
+    for name, (_, values, _) in (variables | coords).items():
+        encoding[name] = {"_FillValue": None, **encoded(values.dtype, *codecs)}
+        if name not in (*lateral, dim, "amplitude"):
+            encoding[name]["chunks"] = header_chunks(shape)
+    encoding["amplitude"]["chunks"] = chunks
     if shards != chunks:
         encoding["amplitude"]["shards"] = shards
-    block = header_chunks(shape)
-    for name in (*variables, *coords):
-        if name not in (*lateral, dim, "amplitude"):
-            encoding[name] = {"chunks": block, **storage}
     kept = {
         "format": file.format,
         "byte_order": "big" if file.order == ">" else "little",

@@ -12,7 +12,13 @@ T = TypeVar("T")
 # Seconds before each further attempt.
 WAITS = (0.25, 0.75, 2.0)
 # Nothing that waiting would change.
-_FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
 # Libraries whose errors, of the network all of them, are no OSError.
 _REMOTE = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs")
 
@@ -42,15 +48,19 @@ def patiently(do: Callable[[], T]) -> T:
         try:
             return do()
         except Exception as error:
-            if not _may_pass(error):
+            if not refuses(error) or isinstance(error, _FINAL) or "Credentials" in kind(error):
                 raise
-            message = f"{type(error).__name__}: {error}; trying again in {wait} s"
+            message = f"{kind(error)}: {error}; trying again in {wait} s"
             warnings.warn(message, StorageRefused, stacklevel=2)
         time.sleep(wait)
     return do()
 
 
-def _may_pass(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return not isinstance(error, _FINAL)
-    return type(error).__module__.split(".")[0] in _REMOTE
+def refuses(error: BaseException) -> bool:
+    """Whether it is a disk, a network or an object store that raised this."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _REMOTE
+
+
+def kind(error: BaseException) -> str:
+    """Name of the class of an error."""
+    return type(error).__name__

@@ -1,0 +1,126 @@
+"""Zarr at a place: what is written leaves a checksum, and a chunk that is gone is an error."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import Crc32cCodec
+from zarr.storage import LocalStore, WrapperStore
+
+from .errors import MissingChunkError
+from .storage import Place, Remote
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest, Store
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+# Where an output that is being written keeps what belongs to it alone.
+ASIDE = "unfinished"
+# In the folder of each array: size and CRC-32 of each of its objects.
+CHECKSUMS = "checksums.json"
+
+
+def store_of(where: Place) -> Store:
+    """Return Zarr's store of what lies at a place."""
+    if isinstance(where, Remote):
+        from zarr.storage import FsspecStore
+
+        return FsspecStore(where.system(asynchronous=True), path=where.key)
+    return LocalStore(where)
+
+
+def encoding(dtype: Any, *compressors: BytesBytesCodec) -> dict[str, Any]:
+    """Return how chunks are stored: each with a checksum, so that damage is an error when read.
+
+    A chunk that is gone reads as NaN, or the largest unsigned integer, where it reads at all.
+    """
+    stored: dict[str, Any] = {"compressors": (*compressors, Crc32cCodec())}
+    kind = np.dtype(dtype)
+    if kind.kind in "biuf":
+        missing = {"f": np.nan, "u": -1}.get(kind.kind, 0)
+        stored["fill_value"] = np.array(missing).astype(kind)[()]
+    return stored
+
+
+def located(axes: Sequence[xr.DataArray], start: Sequence[int], stop: Sequence[int]) -> str:
+    """Say in the coordinates of axes where a part lies: "inline 100 to 163, …"."""
+    words = []
+    for axis, a, b in zip(axes, start, stop, strict=True):
+        unit = f" {axis.attrs['units']}" if axis.attrs.get("units") else ""
+        first, last = (f"{axis.values[i]:g}" for i in (a, b - 1))
+        words.append(f"{axis.name} {first}{'' if a == b - 1 else f' to {last}'}{unit}")
+    return ", ".join(words)
+
+
+def checksum(data: bytes) -> str:
+    """Return size and CRC-32 of an object."""
+    return f"{len(data)} {zlib.crc32(data):08x}"
+
+
+class Noting(WrapperStore[Any]):
+    """A store of a group that notes the checksum of each object, once that is written."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write an object, and its note."""
+        await self._store.set(key, value)
+        note = checksum(value.to_bytes()).encode()
+        await self._store.set(f"{ASIDE}/checksums/{key}", type(value).from_bytes(note))
+
+    async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
+        for key, value in values:
+            await self.set(key, value)
+
+
+class Whole(WrapperStore[Any]):
+    """A store of which every chunk was written: one that is not there reads as an error.
+
+    Parameters
+    ----------
+    store : zarr.abc.store.Store
+    told : bool
+        Whether that is so of those arrays alone that have checksums; of all otherwise.
+    """
+
+    def __init__(self, store: Store, told: bool = True) -> None:
+        super().__init__(store)
+        self.told = told
+
+    def _with_store(self, store: Store) -> Self:
+        return type(self)(store, self.told)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read an object, or a part of it."""
+        found = await self._store.get(key, prototype, byte_range)
+        if found is None and (cut := f"/{key}".find("/c/")) >= 0:
+            array, chunk = key[: max(0, cut - 1)], key[cut:]
+            if not self.told or await self._store.exists(f"{array}/{CHECKSUMS}"):
+                raise MissingChunkError(f"{self._store}: {array} chunk {chunk} is missing")
+        return found
+
+
+def open_dataset(where: Place, chunks: Any = "auto") -> xr.Dataset:
+    """Open a group, lazily: `chunks` as for `xarray.open_zarr`."""
+    consolidated = "consolidated_metadata" in json.loads((where / "zarr.json").read_text())
+    return xr.open_zarr(Whole(store_of(where)), chunks=chunks, consolidated=consolidated)
+
+
+def open_whole(where: Place, mode: Any) -> zarr.Array:
+    """Open an array of which every chunk is written before it is read."""
+    store = store_of(where)
+    array = zarr.open_array(Whole(store, told=False) if mode == "r" else store, mode=mode)
+    return array.with_config({"write_empty_chunks": True})
+
+
+def open_for_writing(where: Place) -> zarr.Array:
+    """Open an array of a group; chunks are stored whatever is in them, each with a note."""
+    array = zarr.open_array(Noting(store_of(where.parent)), path=where.name, mode="r+")
+    return array.with_config({"write_empty_chunks": True})

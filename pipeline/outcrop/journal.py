@@ -1,0 +1,80 @@
+"""Which parts of an output are written, noted so that whoever goes on finds it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from .storage import Place, Remote
+
+# In an object store nothing can be appended to: seconds between rewrites of the last object, and
+# bytes from which on another is begun.
+_EVERY = 1.0
+_ENOUGH = 1 << 16
+
+
+class Journal:
+    """Lines in a file; in an object store, in a row of small objects.
+
+    On a file system a line is there once `add` returns; in an object store within a second, so
+    that a process that dies loses the notes of that second, and the parts are written again.
+
+    Parameters
+    ----------
+    folder : path or Remote
+    name : str
+        Of the file, without suffix.
+    """
+
+    def __init__(self, folder: Place, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.number, self.text, self.latest, self.put = 0, "", 0.0, True
+        self.lock = threading.Lock()
+        self.timer: threading.Timer | None = None
+
+    def read(self) -> list[str]:
+        """Return the lines that earlier processes added."""
+        if isinstance(self.folder, Remote):
+            found = sorted(self.folder.glob(f"{self.name}-*.txt"), key=lambda place: place.name)
+            if found:
+                self.number = 1 + int(found[-1].name.removesuffix(".txt").rpartition("-")[2])
+            return "".join(place.read_text() for place in found).split("\n")[:-1]
+        file = self.folder / f"{self.name}.txt"
+        text = file.read_text() if file.exists() else ""
+        # The interruption may have cut off the last line; nothing may be appended to it.
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            os.truncate(file, len(whole.encode()))
+        return whole.split("\n")[:-1]
+
+    def add(self, line: str) -> None:
+        """Note one line."""
+        if not isinstance(self.folder, Remote):
+            with open(self.folder / f"{self.name}.txt", "a") as file:
+                file.write(line + "\n")
+            return
+        with self.lock:
+            self.text, self.put = self.text + line + "\n", False
+            wait = self.latest + _EVERY - time.monotonic()
+            if wait <= 0:
+                self._put()
+            elif self.timer is None:
+                self.timer = threading.Timer(wait, self.flush)
+                self.timer.daemon = True
+                self.timer.start()
+
+    def flush(self) -> None:
+        """See to it that all lines are there."""
+        with self.lock:
+            if not self.put:
+                self._put()
+
+    def _put(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        (self.folder / f"{self.name}-{self.number:06}.txt").write_text(self.text)
+        self.latest, self.put = time.monotonic(), True
+        if len(self.text) > _ENOUGH:
+            self.number, self.text = self.number + 1, ""

@@ -1,0 +1,153 @@
+"""The right to write an output: of one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+
+from .errors import OutputExistsError
+from .storage import Place, Remote
+
+log = logging.getLogger(__name__)
+
+# Seconds: between two signs of life, after which without one a process is taken for dead, and in
+# which whoever takes over finds out that another did, too.
+BEAT, DEAD, SETTLE = 5.0, 20.0, 1.0
+
+
+class Lock(Protocol):
+    """The right to write something, until `release`."""
+
+    def check(self) -> None:
+        """Raise `OutputExistsError` if another process has taken it over."""
+
+    def release(self) -> None:
+        """Give it up."""
+
+
+def take(target: Place) -> Lock:
+    """Take the right to write `target`.
+
+    Raises
+    ------
+    OutputExistsError
+        If another process has it.
+    """
+    if isinstance(target, Remote):
+        return _ObjectLock(target)
+    return _SystemLock(target)
+
+
+def _taken(target: Place) -> OutputExistsError:
+    return OutputExistsError(
+        f"{target}: another process is writing it; wait until it is done, or choose another path"
+    )
+
+
+class _SystemLock:
+    """A lock of the file system: it ends with this process at the latest."""
+
+    def __init__(self, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.file = FileLock(target.parent / f".{target.name}.lock")
+        try:
+            self.file.acquire(timeout=0)
+        except Timeout:
+            raise _taken(target) from None
+
+    def check(self) -> None:
+        """Do nothing: nobody can take it over."""
+
+    def release(self) -> None:
+        # Removed while it is held: whoever opened it meanwhile finds out and opens another.
+        with contextlib.suppress(OSError):
+            os.unlink(self.file.lock_file)
+        self.file.release()
+
+
+class _ObjectLock:
+    """An object beside the target that its owner rewrites every few seconds.
+
+    It is created on the condition that there is none. One that is not rewritten for `DEAD` seconds
+    belongs to a process that died, and is taken over. No clocks are compared.
+    """
+
+    def __init__(self, target: Remote) -> None:
+        self.target = target
+        self.object = target.parent / f".{target.name}.lock"
+        self.owner, self.beats = uuid.uuid4().hex, 0
+        self.lost, self.over = False, threading.Event()
+        while not self.object.create(self._sign()):
+            # A connection that was lost may have put it all the same.
+            if self._is_ours() or self._outlive():
+                break
+        self.thread = threading.Thread(target=self._beat, daemon=True)
+        self.thread.start()
+
+    def _sign(self) -> bytes:
+        self.beats += 1
+        return json.dumps(
+            {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(),
+             "beats": self.beats}
+        ).encode()  # fmt: skip
+
+    def _read(self) -> bytes | None:
+        try:
+            return self.object.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _outlive(self) -> bool:
+        """Watch a lock, and take it over if its owner is dead; False if it was given up."""
+        seen, since = self._read(), time.monotonic()
+        if seen is not None:
+            log.warning(
+                "%s: another process was writing it; waiting up to %g s to see whether it still is",
+                self.target,
+                DEAD,
+            )
+        while time.monotonic() < since + DEAD:
+            time.sleep(min(1.0, BEAT / 5))
+            found = self._read()
+            if found is None:
+                return False
+            if found != seen:
+                raise _taken(self.target)
+        self.object.write_bytes(self._sign())
+        time.sleep(SETTLE)
+        if not self._is_ours():
+            raise _taken(self.target)
+        return True
+
+    def _is_ours(self) -> bool:
+        found = self._read()
+        return found is not None and json.loads(found)["owner"] == self.owner
+
+    def _beat(self) -> None:
+        while not self.over.wait(BEAT):
+            with contextlib.suppress(Exception):  # the store may answer again in a moment
+                if not self._is_ours():
+                    self.lost = True
+                    return
+                self.object.write_bytes(self._sign())
+
+    def check(self) -> None:
+        if self.lost:
+            raise _taken(self.target)
+
+    def release(self) -> None:
+        self.over.set()
+        self.thread.join()
+        with contextlib.suppress(Exception):
+            if not self.lost and self._is_ours():
+                self.object.unlink(missing_ok=True)

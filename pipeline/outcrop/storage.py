@@ -1,0 +1,293 @@
+"""Where data lies: paths of a file system, and places in an object store that fsspec reaches.
+
+`place` turns what a user names into one or the other. Both answer to the same few names of
+`pathlib.Path`, so that what reads and writes need not ask which it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .errors import ArgumentError, OutcropError
+from .patience import kind, patiently, refuses
+
+# For fsspec: endpoint, credentials, ... Never shown, never written.
+Options = Mapping[str, Any]
+# Connections, made once for each process; what is keyed by holds the options.
+_systems: dict[tuple[str, str, bool, int], Any] = {}
+
+
+class Remote:
+    """A file or folder of an object store, with those methods of `pathlib.Path` that it can have.
+
+    What is written is there whole or not at all; a folder is there while something lies in it.
+
+    Parameters
+    ----------
+    url : str
+        Such as "s3://bucket/key".
+    options : mapping, optional
+        For fsspec; without them the environment says how to reach it.
+    """
+
+    def __init__(self, url: str, options: Options | None = None) -> None:
+        self.scheme, _, key = url.partition("://")
+        self.key = key.strip("/")
+        self.options = dict(options or {})
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.key}"
+
+    def __repr__(self) -> str:
+        return f"Remote({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Remote) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __truediv__(self, name: str) -> Remote:
+        return Remote(f"{self}/{name}", self.options)
+
+    @property
+    def name(self) -> str:
+        """Last part of the key."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Remote:
+        """What it lies in."""
+        return Remote(f"{self.scheme}://{self.key.rpartition('/')[0]}", self.options)
+
+    def absolute(self) -> Remote:
+        """Return itself."""
+        return self
+
+    def system(self, asynchronous: bool = False) -> Any:
+        """Return fsspec's file system.
+
+        Raises
+        ------
+        OutcropError
+            If a package for it is missing, or it is unknown.
+        """
+        known = repr(sorted(self.options.items()))
+        key = self.scheme, known, asynchronous, os.getpid()
+        if key not in _systems:
+            import fsspec
+
+            # Others write here too: no listing is remembered.
+            how = {"use_listings_cache": False, "asynchronous": asynchronous, **self.options}
+            try:
+                _systems[key] = fsspec.filesystem(self.scheme, **how)
+            except ImportError as error:
+                package = {"s3": 'pip install "outcrop[s3]"'}.get(self.scheme)
+                raise OutcropError(f"{self}: {error}; {package or 'install it'}") from None
+            except ValueError as error:
+                raise OutcropError(f"{self}: {error}; take a path, or s3://bucket/key") from None
+        return _systems[key]
+
+    def ask(self, what: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the file system; again, where the store refuses for a moment.
+
+        Raises
+        ------
+        FileNotFoundError, FileExistsError
+        OutcropError
+            If the store refuses for good.
+        """
+        call = getattr(self.system(), what)
+        with naming_refusal(self, "see to it, and run the same command again"):
+            return patiently(partial(call, *arguments, **options))
+
+    def exists(self) -> bool:
+        """Whether there is an object here, or one below."""
+        return self.ask("exists", self.key)
+
+    def is_file(self) -> bool:
+        """Whether there is an object here."""
+        return self.ask("isfile", self.key)
+
+    def is_dir(self) -> bool:
+        """Whether there is an object below."""
+        return self.ask("isdir", self.key)
+
+    def iterdir(self) -> Iterator[Remote]:
+        """Yield what lies directly below."""
+        for key in self.ask("ls", self.key, detail=False):
+            if key.strip("/") != self.key:
+                yield Remote(f"{self.scheme}://{key}", self.options)
+
+    def glob(self, pattern: str) -> Iterator[Remote]:
+        """Yield what lies directly below and has a name like this."""
+        with contextlib.suppress(FileNotFoundError):
+            yield from (p for p in self.iterdir() if fnmatch.fnmatchcase(p.name, pattern))
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: folders come with what lies in them."""
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete an object."""
+        with contextlib.suppress(*([FileNotFoundError] if missing_ok else [])):
+            self.ask("rm_file", self.key)
+
+    def read_bytes(self) -> bytes:
+        """Return what an object holds."""
+        return self.ask("cat_file", self.key)
+
+    def read_text(self) -> str:
+        """Return what an object holds, as text."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Put an object here."""
+        self.ask("pipe_file", self.key, data)
+
+    def write_text(self, text: str) -> None:
+        """Put an object here."""
+        self.write_bytes(text.encode())
+
+    def create(self, data: bytes) -> bool:
+        """Put an object here unless there is one; return whether it was put.
+
+        Of two callers in the same moment, a store that knows no such condition may tell both that
+        it was.
+        """
+        if self.is_file():
+            return False
+        try:
+            self.system().pipe_file(self.key, data, mode="create")
+        except Exception as error:
+            if isinstance(error, FileExistsError) or "precondition" in str(error).lower():
+                return False
+            self.write_bytes(data)  # unknown there, or refused, which then is said
+        return True
+
+
+Place = Path | Remote
+
+
+def place(path: str | os.PathLike[str] | Remote, options: Options | None = None) -> Place:
+    """Say where `path` is.
+
+    Parameters
+    ----------
+    path : path-like or str
+        Of a file system, or a URL that fsspec knows, such as "s3://bucket/key".
+    options : mapping, optional
+        For fsspec, with a URL.
+
+    Raises
+    ------
+    ArgumentError
+        If there are credentials in the URL, or `pathlib` has spoiled it.
+    """
+    if isinstance(path, Remote):
+        return path if options is None else Remote(str(path), options)
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    scheme, found, rest = text.partition("://")
+    if not found:
+        if re.match(r"(s3|gs|gcs|abfs|az):/", text):
+            raise ArgumentError(f"{text}: a pathlib.Path holds no URL; pass it as a string")
+        return Path(path)
+    if "@" in rest.partition("/")[0]:
+        raise ArgumentError(
+            f"{scheme}://…: has credentials in it; put them into the environment or storage_options"
+        )
+    if not rest.strip("/"):
+        raise ArgumentError(f"{text}: names no bucket; take {scheme}://bucket/key")
+    return Remote(text, options)
+
+
+@contextlib.contextmanager
+def naming_refusal(where: object, then: str) -> Iterator[None]:
+    """Turn what a full disk or an object store raises into one line.
+
+    Parameters
+    ----------
+    where : place or path-like
+        What is read or written in the block.
+    then : str
+        What becomes of it.
+
+    Raises
+    ------
+    OutcropError
+        If the disk, the quota or the largest size of a file is used up, or an object store
+        refuses. Other errors pass.
+    """
+    try:
+        yield
+    except OutcropError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutcropError(f"{where}: no space left ({error.strerror}); {then}") from error
+        remote = "://" in str(where)
+        if not remote or not refuses(error) or isinstance(error, FileExistsError):
+            raise
+        if isinstance(error, FileNotFoundError) and "bucket does not exist" not in str(error):
+            raise
+        what = str(error).strip().partition("\n")[0]
+        raise OutcropError(f"{where}: {kind(error)}: {what}; {then}") from error
+
+
+def remove(where: Place) -> None:
+    """Delete a file, or a folder and all below; nothing there is fine."""
+    if isinstance(where, Remote):
+        with contextlib.suppress(FileNotFoundError):
+            where.ask("rm", where.key, recursive=True)
+    elif where.is_dir():
+        shutil.rmtree(where)
+    else:
+        where.unlink(missing_ok=True)
+
+
+def write_whole(where: Place, data: bytes) -> None:
+    """Write a file that is there whole or not at all, whenever this process dies."""
+    if isinstance(where, Remote):
+        where.write_bytes(data)
+        return
+    aside = where.with_name(f"{where.name}.{os.getpid()}.new")
+    aside.write_bytes(data)
+    os.replace(aside, where)
+
+
+def size(where: Place) -> int:
+    """Bytes of all files below a folder."""
+    if isinstance(where, Remote):
+        return int(where.ask("du", where.key))
+    return sum(f.stat().st_size for f in where.rglob("*") if f.is_file())
+
+
+def files(where: Place) -> dict[str, int]:
+    """Bytes of every file below a folder, by its path from there."""
+    if isinstance(where, Remote):
+        found = where.ask("find", where.key, detail=True)
+        return {k[len(where.key) + 1 :]: int(facts["size"]) for k, facts in found.items()}
+    return {
+        f.relative_to(where).as_posix(): f.stat().st_size for f in where.rglob("*") if f.is_file()
+    }
+
+
+def read_all(where: Place) -> dict[str, bytes]:
+    """Return every file below a folder, by its path from there; small ones are meant."""
+    if isinstance(where, Remote):
+        keys = [f"{where.key}/{name}" for name in files(where)]
+        found = where.ask("cat", keys, on_error="raise") if keys else {}
+        if isinstance(found, bytes):  # of a single one
+            found = {keys[0]: found}
+        return {k[len(where.key) + 1 :]: data for k, data in found.items()}
+    return {name: (where / name).read_bytes() for name in files(where)}
