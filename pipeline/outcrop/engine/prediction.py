@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..errors import ArgumentError
+from ..events import Listener
 from ..graph import Graph, capture
 from ..models.weights import digest
 from ..output import Output, aside_of, check_free, naming_full_disk
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
-from ..progress import track
+from ..progress import ProgressBar
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, all_statistics, frame, output_cards, template
 from .places import Places
@@ -65,7 +67,7 @@ direction
     SurveyError, UnsupportedOperatorError, MemoryBudgetError
         As `predict` does.
     """
-    framed = frame(model, data, direction)
+    framed = frame(model, data, direction, stacked=True)
     graph, _ = _capture(model, framed)
     wanted = _wanted(
         memory, host_memory, storage_mode, storage_compression, precision, device, tile
@@ -94,6 +96,7 @@ def predict(
     client: Client | None = None,
     overwrite: bool = False,
     progress: bool = False,
+    listeners: Sequence[Listener] = (),
 ) -> xr.Dataset:
     """Evaluate a network over a whole survey, exactly, into a labelled Zarr.
 
@@ -109,7 +112,9 @@ def predict(
         amplitudes as they are, axes in the order (time, crossline, inline).
     data : xarray.DataArray, xarray.Dataset or path
         Volumes over inline, crossline and twt (ms) or depth (m): of a dataset the variables that
-        the card names, which is `amplitude` for most networks.
+        the card names, which is `amplitude` for most networks. Where there are further
+        dimensions (offset, angle, vintage), each volume along them is predicted by itself, with
+        statistics of its own.
     path : path-like
         Zarr to write.
     memory : str or int
@@ -149,6 +154,8 @@ def predict(
         Replace what lies at `path`.
     progress : bool
         Show a progress bar.
+    listeners : sequence of callable
+        Told of what happens: see `outcrop.events`.
 
     Returns
     -------
@@ -173,10 +180,64 @@ def predict(
     ArgumentError
         If storage_mode, precision, tile or plan does not suit.
     """
+    with prepared(
+        model,
+        data,
+        path,
+        memory=memory,
+        host_memory=host_memory,
+        storage_mode=storage_mode,
+        storage_path=storage_path,
+        storage_compression=storage_compression,
+        precision=precision,
+        device=device,
+        tile=tile,
+        plan=plan,
+        compile=compile,
+        direction=direction,
+        threshold=threshold,
+        nonfinite=nonfinite,
+        client=client,
+        overwrite=overwrite,
+        listeners=[*listeners, ProgressBar()] if progress else listeners,
+    ) as evaluation:
+        if client is None:
+            evaluation.run()
+        else:
+            from .dask_executor import run_dask
+
+            run_dask(client, [evaluation])
+    return xr.open_zarr(path)
+
+
+@contextlib.contextmanager
+def prepared(
+    model: nn.Module,
+    data: Volume,
+    path: str | os.PathLike[str],
+    *,
+    memory: str | int,
+    host_memory: str | int | None,
+    storage_mode: StorageMode,
+    storage_path: str | os.PathLike[str] | None,
+    storage_compression: bool,
+    precision: str,
+    device: str,
+    tile: Sequence[int] | None,
+    plan: Plan | None,
+    compile: bool,
+    direction: str | None,
+    threshold: float | None,
+    nonfinite: Literal["error", "warn"],
+    client: Client | None,
+    overwrite: bool,
+    listeners: Sequence[Listener],
+) -> Iterator[Evaluation]:
+    """Check everything, plan, and begin the output, or go on with it."""
     if nonfinite not in ("error", "warn"):
         raise ArgumentError(f"nonfinite={nonfinite!r}: take 'error' or 'warn'")
     check_free(path, overwrite)
-    framed = frame(model, data, direction)
+    framed = frame(model, data, direction, stacked=True)
     graph, state = _capture(model, framed)
     if client is not None and storage_mode == "auto":
         storage_mode = "disk"
@@ -199,24 +260,11 @@ def predict(
 
     found, fingerprint = all_statistics(framed, client)
     cards = output_cards(graph, framed.card)
-    normalization = {i.name: i.normalization for i in framed.card.inputs if i.name}
     provenance = {
-        "model": framed.card.name or type(model).__name__,
-        "weights_sha256": digest(model),
-        "precision": plan.dtype,
+        **identity(model, framed, fingerprint, plan.dtype, direction, threshold),
         "storage_compression": "8 bits a value" if plan.compressed else "none",
         "plan_sha256": plan.digest(),
-        "input_sha256": fingerprint,
-        "normalization": "; ".join(f"{name}: {kind}" for name, kind in normalization.items()),
-        "outcrop_version": __version__,
-        "torch_version": torch.__version__,
     }
-    itself = f"{provenance['model']} {provenance['weights_sha256'][:12]}"
-    provenance["lineage"] = f"{framed.lineage} > {itself}" if framed.lineage else itself
-    if framed.card.sections:
-        provenance["direction"] = direction or "inline"
-    if threshold is not None:
-        provenance["threshold"] = f"{threshold:g}"
     written = (
         (stage.tile, cards[name])
         for stage in plan.stages
@@ -227,15 +275,16 @@ def predict(
     empty.attrs.update(
         provenance, title=f"{framed.card.task or 'prediction'} by {provenance['model']}"
     )
-    for name, values in found.items():
-        empty.attrs[f"{name}_mean"] = values.mean
-        empty.attrs[f"{name}_standard_deviation"] = values.deviation
+    for name in found[0]:
+        for attribute, values in (
+            ("mean", [each[name].mean for each in found]),
+            ("standard_deviation", [each[name].deviation for each in found]),
+        ):
+            empty.attrs[f"{name}_{attribute}"] = values if framed.stacked else values[0]
     goes_on = "free some, and the same command goes on where it stopped"
-    size = framed.volume.size
     with (
         naming_full_disk(path, goes_on),
         Output.begin(path, empty, encoding, provenance, overwrite) as output,
-        track("predict", size, "voxels", progress) as advance,
     ):
         if made and not output.resumed:
             record = json.dumps({"wanted": wanted, "plan": plan.to_dict()})
@@ -257,11 +306,41 @@ def predict(
             shared=client is not None,
             nonfinite=nonfinite,
         )
-        evaluation = Evaluation(places, state, output, compile, client)
-        evaluation.run(lambda share: advance(size * share))
-        evaluation.bring_to_own_range()
-        output.commit()
-    return xr.open_zarr(path)
+        evaluation = Evaluation(places, state, output, listeners, empty.attrs, compile)
+        try:
+            yield evaluation
+        except BaseException as error:
+            if not evaluation.is_whole:
+                evaluation.fail(error)
+            raise
+
+
+def identity(
+    model: nn.Module,
+    framed: Framed,
+    fingerprint: str,
+    precision: str,
+    direction: str | None,
+    threshold: float | None,
+) -> dict[str, str]:
+    """Return what makes a prediction another one: network, input, precision, what is written."""
+    normalization = {i.name: i.normalization for i in framed.card.inputs if i.name}
+    facts = {
+        "model": framed.card.name or type(model).__name__,
+        "weights_sha256": digest(model),
+        "precision": precision,
+        "input_sha256": fingerprint,
+        "normalization": "; ".join(f"{name}: {kind}" for name, kind in normalization.items()),
+        "outcrop_version": __version__,
+        "torch_version": torch.__version__,
+    }
+    itself = f"{facts['model']} {facts['weights_sha256'][:12]}"
+    facts["lineage"] = f"{framed.lineage} > {itself}" if framed.lineage else itself
+    if framed.card.sections:
+        facts["direction"] = direction or "inline"
+    if threshold is not None:
+        facts["threshold"] = f"{threshold:g}"
+    return facts
 
 
 def _capture(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:
