@@ -169,7 +169,7 @@ def change(survey, value):
     [
         (lambda s: s.rename(amplitude="amp"), SurveyError, "no variable 'amplitude'"),
         (lambda s: s.isel(inline=0), SurveyError, "has dimensions"),
-        (lambda s: s.expand_dims(offset=[100]), SurveyError, r"sel\(offset"),
+        (lambda s: s.isel(inline=0).expand_dims(shot=[100]), SurveyError, r"sel\(offset"),
         (lambda s: s * 0, SurveyError, "all equal"),
         (lambda s: change(s, np.nan), SurveyError, "NaN or infinite"),
         (lambda s: change(s, np.inf), SurveyError, "NaN or infinite"),

@@ -18,6 +18,7 @@ _LAZY = {
     "offload": "outcrop.engine",
     "plan": "outcrop.engine",
     "predict": "outcrop.engine",
+    "predict_all": "outcrop.engine",
     "predict_views": "outcrop.engine",
     "predict_windows": "outcrop.engine",
     "refine": "outcrop.engine",
@@ -25,6 +26,7 @@ _LAZY = {
     "verify": "outcrop.verification",
     "demo": "outcrop.demo",
     "errors": "outcrop.errors",
+    "events": "outcrop.events",
     "models": "outcrop.models",
     "training": "outcrop.training",
     "view": "outcrop.view",
@@ -35,12 +37,14 @@ __all__ = ["OutcropError", "__version__", *_LAZY]
 if TYPE_CHECKING:
     from . import demo as demo
     from . import errors as errors
+    from . import events as events
     from . import models as models
     from . import training as training
     from . import view as view
     from .engine import offload as offload
     from .engine import plan as plan
     from .engine import predict as predict
+    from .engine import predict_all as predict_all
     from .engine import predict_views as predict_views
     from .engine import predict_windows as predict_windows
     from .engine import refine as refine

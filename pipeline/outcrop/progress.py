@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -11,11 +13,14 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from .events import Begin, End, Event, Retry, Tile, Workers
 
 
 class _Rate(ProgressColumn):
@@ -50,16 +55,87 @@ def track(
     advance : callable
         Call it with the amount that was just finished.
     """
-    bar = Progress(
+    with _bar(unit, enabled) as bar:
+        task = bar.add_task(what, total=total, note="")
+        yield lambda amount: bar.update(task, advance=amount)
+
+
+def _bar(unit: str, enabled: bool = True) -> Progress:
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         _Rate(unit),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
         disable=not enabled,
         speed_estimate_period=60.0,
     )
-    with bar:
-        task = bar.add_task(what, total=total)
-        yield lambda amount: bar.update(task, advance=amount)
+
+
+@dataclass
+class _State:
+    """What is shown of a prediction."""
+
+    task: TaskID
+    voxels: int
+    tiles: int
+    stages: int
+    done: int = 0
+    workers: int = 0
+    retries: int = 0
+    stage: int = 1
+
+    @property
+    def note(self) -> str:
+        """Stage, tiles, workers and retries."""
+        words = [f"stage {self.stage} of {self.stages}", f"{self.done:,} of {self.tiles:,} tiles"]
+        if self.workers > 1:
+            words.append(f"{self.workers} workers")
+        if self.retries:
+            words.append(f"{self.retries} retries")
+        return ", ".join(words)
+
+
+class ProgressBar:
+    """A listener that shows a bar for each prediction: rate, time left, stage, workers, retries."""
+
+    def __init__(self) -> None:
+        self.bar = _bar("voxels")
+        self.states: dict[str, _State] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Show what an event changes."""
+        if isinstance(event, Begin):
+            self._begin(event)
+            return
+        state = self.states.get(event.output)
+        if state is None:  # it was refused before it began
+            return
+        if isinstance(event, Tile):
+            state.done, state.stage = state.done + 1, event.stage
+            self.bar.update(state.task, advance=event.share * state.voxels, note=state.note)
+        elif isinstance(event, Workers):
+            state.workers = event.workers
+        elif isinstance(event, Retry):
+            state.retries += 1
+            self.bar.update(state.task, note=state.note)
+        elif isinstance(event, End):
+            del self.states[event.output]
+            if not self.states:
+                self.bar.stop()
+
+    def _begin(self, event: Begin) -> None:
+        what = f"predict {Path(event.output).name}"
+        task = self.bar.add_task(what, total=event.voxels, note="")
+        state = _State(task, event.voxels, event.tiles, len(event.stages), event.finished)
+        self.states[event.output] = state
+        if event.finished:
+            self.bar.console.print(
+                f"resuming: {event.finished:,} of {event.tiles:,} tiles are done", highlight=False
+            )
+            # Set, not advanced: what an earlier run did says nothing about the rate of this one.
+            self.bar.update(task, completed=event.share * event.voxels)
+        self.bar.update(task, note=state.note)
+        self.bar.start()

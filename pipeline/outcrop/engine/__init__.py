@@ -2,6 +2,7 @@
 
 from .prediction import plan, predict
 from .saved import offload
+from .several import predict_all
 from .views import predict_views, refine
 from .whole import whole_volume
 from .windows import predict_windows
@@ -10,6 +11,7 @@ __all__ = [
     "offload",
     "plan",
     "predict",
+    "predict_all",
     "predict_views",
     "predict_windows",
     "refine",

@@ -5,158 +5,57 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import threading
+import hashlib
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from distributed import WorkerPlugin, as_completed, get_worker
+from distributed import as_completed
 from torch import Tensor
 
-from ..cluster import check_workers, versions
+from ..cluster import check_workers
 from ..errors import OutcropError
 from ..graph import Box
 from ..patience import refuses
 from .globals import GlobalStore
-from .memory import ALL, USUAL, keep_freed_memory, return_freed_memory
-from .places import Places
+from .places import Places, Section
 from .schedule import Schedule
-from .stores import Store
 from .tile import StageRunner
+from .worker import Job, Network, all_stores, call
 
 if TYPE_CHECKING:
     from distributed import Client
 
-# Of a network of sections: which one; None for one that takes the whole volume.
-Section = int | None
-# Called with a section and the index of a stage and of a tile in it, when that tile is written.
-OnTile = Callable[[Section, int, int], None]
+    from .evaluation import Evaluation
+
 # What calls to a scheduler end with that is not there any more.
 _GONE = (OSError, asyncio.CancelledError, concurrent.futures.CancelledError)
 _LOST = "the scheduler was lost, and the same command goes on where it stopped"
-# What a tile warned of: message and category.
-Warned = tuple[str, type[Warning]]
 # Tasks that a worker is given before the first of them is done.
 _AHEAD = 2
 # Seconds between looks at which workers there are.
 _LOOK = 2.0
+# Seconds of short tiles, and how many of them, that go as one task.
+_TASK, _MOST = 0.1, 64
 
 
-@dataclass
-class Job(WorkerPlugin):
-    """What every worker needs once: the graph, the plan, the weights, and where data lies.
-
-    Registered with the scheduler, so that a worker that joins later has it too; a task then
-    carries just the name of its job and a box.
-    """
-
-    name: str
-    places: Places
-    weights: Mapping[str, Tensor]
-    compile: bool = False
-    versions: Mapping[str, str] = field(default_factory=versions)
-
-    def setup(self, worker: Any) -> None:
-        """Prepare a worker: its share of the cores, one tile at a time."""
-        keep_freed_memory(ALL)
-        torch.set_num_threads(max(1, worker.state.nthreads))
-        self.turn = threading.Lock()
-        self.stores: dict[Section, dict[str, Store]] = {}
-        self.runners: dict[int, StageRunner] = {}
-        self.latest: int | None = None
-
-    def teardown(self, worker: Any) -> None:
-        """Leave the worker as it was."""
-        keep_freed_memory(USUAL)
-
-    def run(self, section: Section, stage: int, number: int, tile: Box) -> list[Warned]:
-        """Evaluate one tile on this worker; return what it warned of."""
-        if self.versions != versions():
-            raise OutcropError(f"this worker has {versions()}, the client {dict(self.versions)}")
-        with self.turn, torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            if stage != self.latest:
-                return_freed_memory()
-                self.latest = stage
-            if stage not in self.runners:
-                places, device = self.places, self.places.device
-                if not self.runners:
-                    self.weights = {k: v.to(device) for k, v in self.weights.items()}
-                self.runners[stage] = StageRunner(
-                    places.graph,
-                    places.plan.stages[stage],
-                    self.weights,
-                    {},
-                    device,
-                    self.compile,
-                )
-            runner = self.runners[stage]
-            runner.stores = self._stores(section)
-            runner.run(number, tile)
-        ours = [w for w in caught if issubclass(w.category, UserWarning)]
-        return [(str(w.message), w.category) for w in ours]
-
-    def merge(self, section: Section, name: str, level: int, group: int) -> None:
-        """Merge a group of the states of a global value."""
-        store = self._stores(section)[name]
-        assert isinstance(store, GlobalStore)
-        store.merge(level, group)
-
-    def _stores(self, section: Section) -> dict[str, Store]:
-        if section not in self.stores:
-            while len(self.stores) >= 4:
-                del self.stores[next(iter(self.stores))]
-            self.stores[section] = all_stores(self.places, section)
-        return self.stores[section]
-
-
-def all_stores(places: Places, section: Section) -> dict[str, Store]:
-    """Stores of all that the tiles of a plan read and write."""
-    written = (name for s in places.plan.stages for name in (*s.outputs, *s.reduces))
-    return {**places.inputs(section), **{name: places.make(name, section) for name in written}}
-
-
-def _call(job: str, method: str, *arguments: Any) -> Any:
-    worker = get_worker()
-    try:
-        plugin = worker.plugins[job]
-    except KeyError:
-        raise OutcropError(
-            f"worker {worker.address} could not load what it needs; does it have another version "
-            "of outcrop?"
-        ) from None
-    return getattr(plugin, method)(*arguments)
-
-
-def run_dask(
-    client: Client,
-    places: Places,
-    weights: Mapping[str, Tensor],
-    todo: Mapping[Section, Collection[tuple[int, int]]],
-    on_tile: OnTile | None = None,
-    compile: bool = False,
-) -> None:
-    """Run a plan on the workers of `client`.
+def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:
+    """Evaluate what is left of some predictions on the workers of `client`.
 
     A tile starts as soon as the tiles that it reads are written. A few tasks per worker are
     submitted at a time, so that neither the client nor the scheduler grows with the number of
-    tiles. A worker that dies loses its running tile alone: Dask runs it again elsewhere.
+    tiles. A worker that dies loses its running task alone: Dask runs it again elsewhere.
 
     Parameters
     ----------
     client : distributed.Client
-    places : Places
-        Reachable from every worker.
-    weights : mapping of str to torch.Tensor
-    todo : mapping of section to collection of (stage, tile)
-        For each section, or None for the whole volume, the tiles that an earlier run has written.
-    on_tile : callable, optional
-        Told of every tile that is written.
-    compile : bool
-        Compile what many tiles have in common.
+    evaluations : iterable of Evaluation
+        Whose places are reachable from every worker. The next one is asked for when the tiles
+        of those before do not keep the workers busy.
 
     Raises
     ------
@@ -164,38 +63,37 @@ def run_dask(
         If a worker does not suit, if the same tile has killed several workers, or if the
         scheduler is lost.
     """
-    check_workers(client, places.plan)
-    # How outputs are nested concerns the caller alone.
-    places = replace(places, graph=replace(places.graph, structure=None))
-    name = f"outcrop-{places.plan.digest()[:16]}-{id(places):x}"
-    job = Job(name, places, dict(weights), compile)
-    client.register_plugin(job, name=name)
+    run = _Run(client, evaluations)
     try:
-        _Run(client, job, todo, on_tile).all()
+        run.all()
     except _GONE as error:
         if getattr(error, "errno", None) is not None:  # of a disk
             raise
         raise OutcropError(f"{type(error).__name__}: {_LOST}") from error
     finally:
-        with contextlib.suppress(*_GONE):
-            client.unregister_worker_plugin(name)
+        for name in run.registered:
+            with contextlib.suppress(*_GONE):
+                client.unregister_worker_plugin(name)
 
 
 class _Work:
-    """The tiles of one section."""
+    """The tiles of one evaluation in one volume or section."""
 
-    def __init__(self, job: Job, section: Section, finished: Collection[tuple[int, int]]) -> None:
-        self.job, self.section, self.plan = job, section, job.places.plan
-        self.stores = all_stores(job.places, section)
+    def __init__(
+        self, task: _Begun, section: Section, finished: Collection[tuple[int, int]]
+    ) -> None:
+        self.task, self.section = task, section
+        self.places, self.plan = task.job.places, task.job.places.plan
+        self.stores = all_stores(self.places, section)
         self.runners: dict[int, StageRunner] = {}
         self.schedule = Schedule(self.plan, self._reads, finished)
 
     def _reads(self, i: int, tile: Box) -> Mapping[str, Box]:
-        stage, places = self.plan.stages[i], self.job.places
+        stage = self.plan.stages[i]
         if not any(name in self.plan.places for name in stage.inputs):
             return {}
         if i not in self.runners:
-            self.runners[i] = StageRunner(places.graph, stage, self.job.weights, {})
+            self.runners[i] = StageRunner(self.places.graph, stage, self.task.weights, {})
         return self.runners[i].reads(tile)
 
     def complete(self, i: int) -> None:
@@ -204,28 +102,46 @@ class _Work:
         for name in self.schedule.spent(i) & self.plan.places.keys() & self.stores.keys():
             self.stores.pop(name).remove()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether every tile is written."""
+        return all(map(self.schedule.is_written, range(len(self.plan.stages))))
+
+
+@dataclass
+class _Begun:
+    """An evaluation that is begun: its names on the workers, and how long its tiles take."""
+
+    evaluation: Evaluation
+    job: Job
+    weights: Mapping[str, Tensor]
+    seconds: dict[int, float]
+    left: int  # volumes and sections
+
+    def batch(self, stage: int) -> int:
+        """How many tiles of a stage go as one task."""
+        taken = self.seconds.get(stage)
+        return 1 if taken is None else max(1, min(_MOST, int(_TASK / max(taken, 1e-9))))
+
 
 class _Run:
-    """A job under way."""
+    """Evaluations under way."""
 
-    def __init__(
-        self,
-        client: Client,
-        job: Job,
-        todo: Mapping[Section, Collection[tuple[int, int]]],
-        on_tile: OnTile | None,
-    ) -> None:
-        self.client, self.job, self.on_tile = client, job, on_tile
-        self.stages = job.places.plan.stages
-        self.waiting = iter(todo.items())
-        self.open: dict[Section, _Work] = {}
-        self.given: dict[str, tuple[Section, int, int]] = {}
+    def __init__(self, client: Client, evaluations: Iterable[Evaluation]) -> None:
+        self.client = client
+        self.registered: list[str] = []
+        self.networks: dict[str, str] = {}
+        self.waiting = self._begun(evaluations)
+        self.open: list[_Work] = []
+        self.given: dict[str, tuple[_Work, int, list[int]]] = {}
         self.resources: dict[str, int] | None = None
-        self.count, self.looked = 0, 0.0
+        self.count, self.looked, self.number = 0, 0.0, 0
+        self.lost: deque[Mapping[str, Any]] = deque()
 
     def all(self) -> None:
         """Run every tile."""
         running = as_completed()
+        self.client.subscribe_topic("all", self._hear)
         try:
             while True:
                 for future in self._submitted():
@@ -237,69 +153,154 @@ class _Run:
                     continue
                 self._take_in(next(running))
         finally:
+            with contextlib.suppress(*_GONE, ValueError):
+                self.client.unsubscribe_topic("all")
             with contextlib.suppress(*_GONE):
                 self.client.cancel(list(running.futures))
+
+    def _begun(self, evaluations: Iterable[Evaluation]) -> Iterator[_Work]:
+        """Make one evaluation after the other known to the workers; yield its volumes."""
+        for evaluation in evaluations:
+            places = evaluation.places
+            check_workers(self.client, places.plan)
+            # How outputs are nested concerns the caller alone.
+            places = replace(places, graph=replace(places.graph, structure=None))
+            weights = evaluation.weights_on("cpu")  # the client of a cluster may have no GPU
+            name = f"outcrop-{places.plan.digest()[:16]}-{id(evaluation):x}"
+            job = Job(name, self._network(weights, places), places, evaluation.compile)
+            self._register(job)
+            todo = evaluation.todo()
+            task = _Begun(evaluation, job, weights, {}, len(todo))
+            evaluation.note_workers(self._workers())
+            for section, finished in todo.items():
+                yield _Work(task, section, finished)
+            if not todo:
+                evaluation.finish()
+
+    def _network(self, weights: Mapping[str, Tensor], places: Places) -> str:
+        """Send weights, unless those are there already; return their name on the workers."""
+        sha = hashlib.sha256(repr((str(places.device), sorted(weights))).encode())
+        for _, value in sorted(weights.items()):
+            sha.update(repr((value.dtype, value.shape)).encode())
+            sha.update(value.flatten().view(torch.uint8).numpy().tobytes())
+        digest = sha.hexdigest()
+        if digest not in self.networks:
+            self.networks[digest] = f"outcrop-{digest[:16]}-{id(self):x}"
+            self._register(Network(self.networks[digest], dict(weights), places.device))
+        return self.networks[digest]
+
+    def _register(self, plugin: Job | Network) -> None:
+        self.registered.append(plugin.name)
+        self.client.register_plugin(plugin, name=plugin.name)
 
     def _submitted(self) -> Iterator[Any]:
         """Submit tiles while workers have room and a tile can run."""
         while len(self.given) < _AHEAD * self._workers() and (found := self._take()):
-            section, i, n, tile = found
-            key = f"{self.job.name}-{section or 0}-{i}-{n}"
-            self.given[key] = section, i, n
+            work, i, tiles = found
+            job, self.number = work.task.job, self.number + 1
+            key = f"{job.name}-{self.number}"
+            self.given[key] = work, i, [n for n, _ in tiles]
             yield self.client.submit(
-                _call, self.job.name, "run", section, i, n, tile,
+                call, job.network, job.name, "run", work.section, i, tiles,
                 key=key, pure=False, resources=self.resources,
             )  # fmt: skip
 
-    def _take(self) -> tuple[Section, int, int, Box] | None:
-        for section, work in self.open.items():
-            found = work.schedule.take()
-            if found is not None:
-                return section, *found
-        for section, finished in self.waiting:
-            work = self.open[section] = _Work(self.job, section, finished)
-            for i in range(len(self.stages)):
+    def _take(self) -> tuple[_Work, int, list[tuple[int, Box]]] | None:
+        """Some tiles of one stage that can run now."""
+        for work in self.open:
+            if found := self._some(work):
+                return found
+        for work in self.waiting:
+            self.open.append(work)
+            for i in range(len(work.plan.stages)):
                 if work.schedule.is_written(i):
                     self._complete(work, i)
-            found = work.schedule.take()
-            if found is not None:
-                return section, *found
+            if work in self.open and (found := self._some(work)):
+                return found
         return None
+
+    def _some(self, work: _Work) -> tuple[_Work, int, list[tuple[int, Box]]] | None:
+        first = work.schedule.take()
+        if first is None:
+            return None
+        i, n, tile = first
+        tiles = [(n, tile)]
+        # Towards the end of a stage smaller tasks, so that all workers have some.
+        share = work.schedule.left(i) // (2 * _AHEAD * max(1, self.count))
+        for _ in range(min(work.task.batch(i), share) - 1):
+            following = work.schedule.take(i)
+            if following is None:
+                break
+            tiles.append(following[1:])
+        return work, i, tiles
 
     def _workers(self) -> int:
         """Number of workers there are: those with a GPU, where any has one."""
         if time.monotonic() > self.looked + _LOOK or not self.count:
             workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
             on_gpu = sum("GPU" in facts["resources"] for facts in workers)
-            self.count, self.looked = on_gpu or len(workers), time.monotonic()
+            count, self.looked = on_gpu or len(workers), time.monotonic()
             self.resources = {"GPU": 1} if on_gpu else None
+            if count != self.count:
+                self.count = count
+                for evaluation in self._evaluations():
+                    evaluation.note_workers(count)
         return self.count
 
+    def _evaluations(self) -> list[Evaluation]:
+        return list({id(w.task): w.task.evaluation for w in self.open}.values())
+
+    def _hear(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        """Note, in a thread of Dask's, that a worker was lost."""
+        if event[1].get("action") == "remove-worker" and not event[1].get("expected"):
+            self.lost.append(event[1])
+
     def _take_in(self, future: Any) -> None:
-        """Note a tile that is written."""
-        section, i, n = self.given.pop(future.key)
+        """Note tiles that are written."""
+        while self.lost:
+            self._lose(self.lost.popleft())
+        work, i, numbers = self.given.pop(future.key)
         if future.status != "finished":
-            _raise(future, i, n)
-        for message, category in future.result():
-            warnings.warn(f"stage {i + 1}, tile {n}: {message}", category, stacklevel=2)
+            _raise(future, i, numbers)
+        worker, spent, warned = future.result()
         future.release()
-        if self.on_tile is not None:
-            self.on_tile(section, i, n)
-        work = self.open[section]
-        work.schedule.write(i, n)
+        evaluation, task = work.task.evaluation, work.task
+        for message, category in warned:
+            place = f"stage {i + 1}, tile {', '.join(map(str, numbers))}: {message}"
+            evaluation.warned(place, category)
+            warnings.warn(place, category, stacklevel=2)
+        taken = sum(s.stop - s.start for s in spent) / len(spent)
+        task.seconds[i] = taken if i not in task.seconds else (3 * task.seconds[i] + taken) / 4
+        for n, each in zip(numbers, spent, strict=True):
+            evaluation.on_tile(work.section, i, n, each, worker)
+            work.schedule.write(i, n)
         if work.schedule.is_written(i):
             self._complete(work, i)
 
+    def _lose(self, event: Mapping[str, Any]) -> None:
+        """Tell whose tiles were on a worker that was lost."""
+        self.looked = 0.0
+        again: dict[int, int] = {}
+        for key in event["processing-tasks"]:
+            if key in self.given:
+                work, _, numbers = self.given[key]
+                again[id(work.task)] = again.get(id(work.task), 0) + len(numbers)
+        for work in {id(w.task): w for w in self.open}.values():
+            count = again.get(id(work.task), 0)
+            message = f"worker {event['worker']} was lost; {count} tiles are evaluated again"
+            work.task.evaluation.retry(message, count)
+
     def _complete(self, work: _Work, i: int) -> None:
         """Merge the global values of a stage that is written, and free what is not read again."""
-        for name in self.stages[i].reduces:
+        stage, job = work.plan.stages[i], work.task.job
+        for name in stage.reduces:
             store = work.stores[name]
             assert isinstance(store, GlobalStore)
-            for level, groups in store.levels(self.stages[i].count):
+            for level, groups in store.levels(stage.count):
                 self.client.gather(
                     [
                         self.client.submit(
-                            _call, self.job.name, "merge", work.section, name, level, group,
+                            call, job.network, job.name, "merge", work.section, name, level, group,
                             pure=False,
                         )
                         for group in groups
@@ -308,19 +309,26 @@ class _Run:
             store.finish()
         work.schedule.merge(i)
         work.complete(i)
-        if all(work.schedule.is_written(k) for k in range(len(self.stages))):
-            del self.open[work.section]
+        work.task.evaluation.on_stage(work.section, i)
+        if work.is_done:
+            self.open.remove(work)
+            work.task.left -= 1
+            if not work.task.left:
+                self.registered.remove(job.name)
+                self.client.unregister_worker_plugin(job.name)
+                work.task.evaluation.finish()
 
 
-def _raise(future: Any, i: int, n: int) -> None:
+def _raise(future: Any, i: int, numbers: list[int]) -> None:
     """Say what went wrong with a tile."""
+    where = f"stage {i + 1}, tile {', '.join(map(str, numbers))}"
     if future.status != "error":
-        raise OutcropError(f"stage {i + 1}, tile {n}: {future.status}; {_LOST}")
+        raise OutcropError(f"{where}: {future.status}; {_LOST}")
     error = future.exception()
     of_store = refuses(error) and not isinstance(error, OSError)
     if isinstance(error, OutcropError) or getattr(error, "errno", None) is not None or of_store:
         raise error
     raise OutcropError(
-        f"stage {i + 1}, tile {n}: {type(error).__name__}: {error}; "
+        f"{where}: {type(error).__name__}: {error}; "
         "if workers were killed for lack of memory, pass a smaller memory (--memory)"
     ) from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import dask
 import dask.array
@@ -14,14 +16,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ResumeError
+from ..events import Begin, End, Event, Listener, Retry, Stage, Tile, Warn, Workers, tell
 from ..output import Output
+from ..patience import StorageRefused
 from ..storage import remove
 from .local import run_local
-from .places import Places
+from .places import Places, Section
+from .spent import Spent
 from .whole import to_compute, to_dtype
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 
 @dataclass
@@ -32,76 +34,153 @@ class Evaluation:
     ----------
     places : Places
         Where tiles read and write.
-    weights : mapping
-        Of the network.
+    state : mapping
+        Tensors of the network.
     output : Output
         Where tiles are noted.
+    listeners : sequence of callable
+        Told what happens.
+    provenance : mapping
+        Told to them.
     compile : bool
         Compile what many tiles have in common.
-    client : distributed.Client, optional
-        Evaluate on its workers.
+    is_whole : bool
+        Whether the output is committed.
     """
 
     places: Places
-    weights: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
     output: Output
+    listeners: Sequence[Listener] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     compile: bool = False
-    client: Client | None = None
+    is_whole: bool = False
 
-    def run(self, advance: Callable[[float], None]) -> None:
-        """Evaluate every tile that is not done.
+    def weights_on(self, device: torch.device | str) -> dict[str, Tensor]:
+        """Return the network's tensors, ready to compute with."""
+        return to_compute(self.state, to_dtype(self.places.plan.dtype), torch.device(device))
 
-        Parameters
-        ----------
-        advance : callable
-            Told of the share of the whole that was just done.
-        """
-        places = self.places
-        graph, plan, device = places.graph, places.plan, places.device
-        # The client of a cluster may have no GPU.
-        here = torch.device("cpu") if self.client is not None else device
-        weights = to_compute(self.weights, to_dtype(plan.dtype), here)
+    def todo(self) -> dict[Section, set[tuple[int, int]]]:
+        """For each volume or section with tiles to do, those (stage, tile) that are done."""
+        places, plan = self.places, self.places.plan
         sections = [None] if places.sections is None else list(range(places.sections))
         total = sum(stage.count for stage in plan.stages)
-
-        def on_tile(section: int | None, i: int, n: int, new: bool = True) -> None:
-            if new:
-                self.output.finish(f"{section or 0}:{i}:{n}")
-            stage = plan.stages[i]
-            advance(stage.operations / plan.operations / stage.count / len(sections))
-
-        finished: dict[int | None, set[tuple[int, int]]] = defaultdict(set)
+        finished: dict[Section, set[tuple[int, int]]] = defaultdict(set)
         for key in self.output.finished:
             first, i, n = map(int, key.split(":"))
             finished[None if places.sections is None else first].add((i, n))
         for section, tiles in finished.items():
             if not places.kept and len(tiles) < total:
                 tiles.clear()  # what lay in memory between stages is gone
-            for i, n in tiles:
-                on_tile(section, i, n, new=False)
             if len(tiles) < total:
                 self._check_stored(section, tiles)
-        todo = {s: finished[s] for s in sections if len(finished[s]) < total}
-        if self.client is not None:
-            from .dask_executor import run_dask
+        self._tell_begin(total * len(sections), [i for t in finished.values() for i, _ in t])
+        return {s: finished[s] for s in sections if len(finished[s]) < total}
 
-            run_dask(self.client, places, weights, todo, on_tile, self.compile)
-        else:
+    def run(self) -> None:
+        """Evaluate in this process every tile that is not done."""
+        places = self.places
+        weights, todo = self.weights_on(places.device), self.todo()
+        self.note_workers(1)
+        with self._hearing_warnings():
             for section, tiles in todo.items():
                 run_local(
-                    graph,
-                    plan,
+                    places.graph,
+                    places.plan,
                     weights,
                     places.inputs(section),
                     partial(places.make, section=section),
                     tiles,
-                    partial(on_tile, section),
-                    device,
+                    partial(self.on_tile, section, worker="this process"),
+                    places.device,
                     self.compile,
+                    partial(self.on_stage, section),
                 )
-        remove(places.folder)
+        self.finish()
 
-    def _check_stored(self, section: int | None, finished: set[tuple[int, int]]) -> None:
+    def on_tile(self, section: Section, i: int, n: int, spent: Spent, worker: str) -> None:
+        """Note that a tile is written."""
+        self.output.finish(f"{section or 0}:{i}:{n}")
+        where = {"volume": section or 0, "stage": i + 1, "tile": n, "worker": worker}
+        self._tell(Tile, **where, **spent._asdict(), share=self._share(i))
+
+    def on_stage(self, section: Section, i: int) -> None:
+        """Note that all tiles of a stage are."""
+        self._tell(Stage, volume=section or 0, stage=i + 1)
+
+    def note_workers(self, count: int) -> None:
+        """Note how many workers there are."""
+        self._tell(Workers, workers=count)
+
+    def retry(self, message: str, tiles: int = 0) -> None:
+        """Note that something is done again."""
+        self._tell(Retry, message=message, tiles=tiles)
+
+    def warned(self, message: str, category: type[Warning]) -> None:
+        """Note a warning that came with a tile."""
+        self._tell(Retry if issubclass(category, StorageRefused) else Warn, message=message)
+
+    def finish(self) -> None:
+        """Make the output whole: every tile is written."""
+        remove(self.places.folder)
+        self.bring_to_own_range()
+        self.output.commit()
+        self.is_whole = True
+        self._tell(End)
+
+    def fail(self, error: BaseException) -> None:
+        """Note what stopped it."""
+        self._tell(End, error=str(error) or type(error).__name__)
+
+    def _tell(self, kind: type[Event], **facts: Any) -> None:
+        tell(self.listeners, kind(output=str(self.output.path), **facts))
+
+    def _share(self, i: int) -> float:
+        """Of the whole work that a tile of stage `i` is."""
+        plan, stage = self.places.plan, self.places.plan.stages[i]
+        whole = plan.operations * (self.places.sections or 1)
+        return stage.operations / whole / stage.count if whole else 0.0
+
+    def _tell_begin(self, tiles: int, finished: Sequence[int]) -> None:
+        plan, done = self.places.plan, Counter(finished)
+        stages = [
+            {
+                "writes": [*stage.outputs, *stage.reduces],
+                "tiles": stage.count,
+                "tile": list(stage.tile),
+                "operations": stage.operations,
+                "seconds": stage.seconds,
+            }
+            for stage in plan.stages
+        ]
+        self._tell(
+            Begin,
+            tiles=tiles,
+            finished=len(finished),
+            share=sum(self._share(i) * count for i, count in done.items()),
+            voxels=self.places.framed.volume.size,
+            volumes=self.places.sections or 1,
+            peak_memory=plan.peak_memory,
+            seconds=plan.seconds * (self.places.sections or 1),
+            stages=stages,
+            provenance=self.provenance,
+        )
+
+    @contextlib.contextmanager
+    def _hearing_warnings(self) -> Iterator[None]:
+        """Tell what is warned of in the block, beside warning."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", StorageRefused)
+            show = warnings.showwarning
+
+            def hear(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+                self.warned(str(message), category)
+                show(message, category, *args, **kwargs)
+
+            warnings.showwarning = hear
+            yield
+
+    def _check_stored(self, section: Section, finished: set[tuple[int, int]]) -> None:
         """Refuse to go on if what finished tiles stored, and others will read, is gone."""
         plan, done = self.places.plan, Counter(i for i, _ in finished)
         for i, stage in enumerate(plan.stages):

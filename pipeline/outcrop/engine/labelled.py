@@ -78,9 +78,35 @@ class Framed:
         return next(iter(self.volumes.values()))
 
     @property
-    def across(self) -> str | None:
-        """Dimension that counts the sections of a network of two axes."""
-        return next((str(d) for d in self.volume.dims if d not in self.axes), None)
+    def apart(self) -> tuple[str, ...]:
+        """Dimensions along which the network takes what is there one by one."""
+        return tuple(str(d) for d in self.volume.dims if d not in self.axes)
+
+    def at(self, section: int | None) -> dict[str, int]:
+        """Where along them the volume or section of a number lies."""
+        apart = self.apart
+        where = np.unravel_index(section or 0, [self.volume.sizes[d] for d in apart])
+        return {d: int(i) for d, i in zip(apart, where, strict=True)}
+
+    @property
+    def stacked(self) -> dict[str, int]:
+        """Extents along the dimensions that are none of a volume's own: offsets, vintages."""
+        own = ("inline", "crossline", "twt", "depth")
+        return {d: self.volume.sizes[d] for d in self.apart if d not in own}
+
+    def volume_of(self, section: int | None) -> int:
+        """Which of the volumes, counted along `stacked`, a number belongs to."""
+        where, stacked = self.at(section), self.stacked
+        if not stacked:
+            return 0
+        return int(np.ravel_multi_index([where[d] for d in stacked], list(stacked.values())))
+
+    def volumes_apart(self) -> Iterator[dict[str, xr.DataArray]]:
+        """Yield the variables of one volume after the other, as `volume_of` counts them."""
+        extents = self.stacked
+        for where in np.ndindex(*extents.values()):
+            here = dict(zip(extents, where, strict=True))
+            yield {name: volume.isel(here) for name, volume in self.volumes.items()}
 
     @property
     def domain(self) -> Box:
@@ -93,6 +119,7 @@ def frame(
     data: Volume,
     direction: str | None = None,
     storage_options: Options | None = None,
+    stacked: bool = False,
 ) -> Framed:
     """Set a survey into the grid of a network, as its card says.
 
@@ -107,6 +134,8 @@ def frame(
         Of the sections, for a network of sections; "inline" unless given.
     storage_options : mapping, optional
         For the survey, if `data` is where it lies in an object store.
+    stacked : bool
+        Whether there may be further dimensions: offsets, vintages.
 
     Raises
     ------
@@ -131,7 +160,8 @@ def frame(
     volumes = _variables(card, data, where)
     name, volume = next(iter(volumes.items()))
     vertical = [d for d in ("twt", "depth") if d in volume.dims]
-    if set(volume.dims) != {"inline", "crossline", *vertical[:1]} or not vertical:
+    others = set(volume.dims) - {"inline", "crossline", *vertical[:1]}
+    if volume.ndim - len(others) != 3 or (others and not stacked):
         raise SurveyError(
             f"{name}: has dimensions {tuple(map(str, volume.dims))} instead of inline, crossline "
             "and twt or depth; select along others first, such as survey.amplitude.sel(offset=...)"
@@ -287,8 +317,14 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
 
 def all_statistics(
     framed: Framed, client: Client | None = None
-) -> tuple[dict[str, Statistics], str]:
+) -> tuple[list[dict[str, Statistics]], str]:
     """Return the statistics of every variable that goes in, and one fingerprint of them all.
+
+    Returns
+    -------
+    list of dict
+        For each volume: offsets and vintages are normalised by statistics of their own.
+    fingerprint : str
 
     Raises
     ------
@@ -296,15 +332,21 @@ def all_statistics(
         If a sample is NaN or infinite, or all are equal where the network's normalization divides
         by what they differ.
     """
-    found, prints = {}, []
-    for name, volume in framed.volumes.items():
-        found[name], fingerprint = statistics(volume, client)
-        prints.append(fingerprint)
-        kinds = {each.normalization for each in framed.card.inputs if each.name == name}
-        if kinds - set(_LOCAL) and found[name].highest == found[name].lowest:
-            raise SurveyError(
-                f"{name}: the live samples are all equal; is this the right variable?"
-            )
+    found: list[dict[str, Statistics]] = []
+    prints = []
+    for volumes in framed.volumes_apart():
+        found.append({})
+        for name, volume in volumes.items():
+            found[-1][name], fingerprint = statistics(volume, client)
+            prints.append(fingerprint)
+            kinds = {each.normalization for each in framed.card.inputs if each.name == name}
+            if kinds - set(_LOCAL) and found[-1][name].highest == found[-1][name].lowest:
+                at = [f"{d} {volume[d].item():g}" for d in framed.stacked if d in volume.coords]
+                raise SurveyError(
+                    f"{' at '.join([name, *at])}: the live samples are all equal; is this the "
+                    "right variable?"
+                )
+    prints += [str(framed.volume[d].to_numpy().tolist()) for d in framed.stacked]
     whole = prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
     return found, whole
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 
@@ -13,12 +14,13 @@ from ..graph import Box, Graph
 from ..planner import Plan
 from .globals import GlobalStore
 from .memory import ALL, USUAL, Watch, keep_freed_memory, return_freed_memory
+from .spent import Peak, Spent, timed
 from .stores import Store
 from .threads import SideThread
 from .tile import StageRunner
 
-# Called with the index of a stage and of a tile in it, when that tile is written.
-OnTile = Callable[[int, int], None]
+# Called with the index of a stage and of a tile in it, when that tile is written, and what it took.
+OnTile = Callable[[int, int, Spent], None]
 
 
 def run_local(
@@ -31,6 +33,7 @@ def run_local(
     on_tile: OnTile | None = None,
     device: torch.device | str = "cpu",
     compile: bool = False,
+    on_stage: Callable[[int], None] | None = None,
 ) -> None:
     """Run a plan in this process, on all its threads.
 
@@ -53,6 +56,8 @@ def run_local(
         What computes.
     compile : bool
         Compile what many tiles have in common.
+    on_stage : callable, optional
+        Told of every stage that is.
 
     Raises
     ------
@@ -64,18 +69,21 @@ def run_local(
     with contextlib.ExitStack() as stack, torch.inference_mode():
         stack.callback(keep_freed_memory, USUAL)
         watch = Watch(plan.peak_memory) if torch.device(device).type == "cpu" else None
+        peak = Peak(device)
         for i, stage in enumerate(plan.stages):
             stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
             runner = StageRunner(graph, stage, weights, stores, device, compile, watch)
             todo = ((n, t) for n, t in enumerate(stage.tiles()) if (i, n) not in finished)
-            for n in _overlapped(runner, todo):
+            for n, spent in _overlapped(runner, todo, peak):
                 if on_tile is not None:
-                    on_tile(i, n)
+                    on_tile(i, n, spent)
             finish_globals(stores, stage.reduces)
             for name in unused_after(plan, i) & stores.keys() - inputs.keys():
                 if name in plan.places:
                     stores.pop(name).remove()
             return_freed_memory()
+            if on_stage is not None:
+                on_stage(i)
 
 
 def finish_globals(stores: Mapping[str, Store], names: Collection[str]) -> None:
@@ -92,35 +100,40 @@ def unused_after(plan: Plan, i: int) -> set[str]:
     return {name for s in plan.stages[: i + 1] for name in (*s.inputs, *s.outputs)} - later
 
 
-def _overlapped(runner: StageRunner, todo: Iterator[tuple[int, Box]]) -> Iterator[int]:
-    """Run tiles; yield the number of each once it is written."""
+def _overlapped(
+    runner: StageRunner, todo: Iterator[tuple[int, Box]], peak: Peak
+) -> Iterator[tuple[int, Spent]]:
+    """Run tiles; yield the number of each once it is written, and what it took."""
     stage, stores = runner.stage, runner.stores
     reads = any(stores[name].slow for name in stage.inputs)
     writes = any(stores[name].slow for name in stage.outputs)
+    read = torch.inference_mode()(runner.read)
+    write = torch.inference_mode()(runner.write)
     with SideThread(runner.device) as reader, SideThread(runner.device) as writer:
         # One tile ahead and one behind: the plan's memory counts on it.
-        ahead: Future[dict[str, Tensor]] | None = None
-        behind: Future[None] | None = None
-        pending: int | None = None
+        ahead: Future[tuple[dict[str, Tensor], float]] | None = None
+        behind: Future[tuple[None, float]] | None = None
+        pending: tuple[int, Spent] | None = None
         following = next(todo, None)
         while following is not None:
             (n, tile), following = following, next(todo, None)
-            inputs = runner.read(tile) if ahead is None else ahead.result()
+            inputs, reading = timed(read, tile) if ahead is None else ahead.result()
             ahead = None
+            moved = runner.moved(inputs.items())
             if reads and following is not None:
-                ahead = reader.submit(torch.inference_mode()(runner.read), following[1])
-            results = runner.compute(tile, inputs)
+                ahead = reader.submit(timed, read, following[1])
+            start = time.time()
+            results, computing = timed(runner.compute, tile, inputs)
+            written = runner.moved((name, part) for name, _, part in results.parts)
+            spent = Spent(start, time.time(), reading, computing, 0.0, moved, written, peak.bytes())
             del inputs
             if behind is not None and pending is not None:
-                behind.result()
-                yield pending
-            behind, pending = None, n
+                yield pending[0], pending[1]._replace(writing=behind.result()[1])
+            behind, pending = None, (n, spent)
             if writes:
-                behind = writer.submit(torch.inference_mode()(runner.write), n, results)
+                behind = writer.submit(timed, write, n, results)
             else:
-                runner.write(n, results)
-                yield n
+                yield n, spent._replace(writing=timed(write, n, results)[1])
             del results
         if behind is not None and pending is not None:
-            behind.result()
-            yield pending
+            yield pending[0], pending[1]._replace(writing=behind.result()[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -58,21 +59,36 @@ class Watch:
     """
 
     def __init__(self, promised: int) -> None:
-        self.limit = _resident() + promised
+        self.limit = resident() + promised
 
     def make_room(self, need: int) -> None:
         """Look, before `need` bytes are taken."""
-        if _resident() + need > self.limit:
+        if resident() + need > self.limit:
             return_freed_memory()
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes of this process that are in memory; 0 where the system does not say."""
     try:
         with open("/proc/self/statm") as statm:
             return int(statm.read().split()[1]) * mmap.PAGESIZE
     except OSError:
         return 0
+
+
+def highest_resident() -> int:
+    """Most bytes of this process that were in memory at once; 0 where the system does not say."""
+    try:
+        with open("/proc/self/status", "rb") as status:
+            return 1024 * int(status.read().partition(b"VmHWM:")[2].split(maxsplit=1)[0])
+    except (OSError, IndexError):
+        return 0
+
+
+def reset_highest_resident() -> None:
+    """Begin `highest_resident` anew, where the system lets us."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +21,9 @@ from .tiled_stores import make_store
 from .whole import to_dtype
 from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
 
+# Of what a network takes one by one (sections, offsets, vintages): which; None where it takes all.
+Section = int | None
+
 
 @dataclass
 class Places:
@@ -31,8 +35,8 @@ class Places:
         Of the network.
     framed : Framed
         The survey on the network's grid.
-    statistics : mapping
-        Of the variables that go in.
+    statistics : sequence of mapping
+        For each of `framed.volumes_apart`, of the variables that go in.
     cards : mapping
         Of each output's channels.
     output : pathlib.Path or Remote
@@ -50,7 +54,7 @@ class Places:
     graph: Graph
     plan: Plan
     framed: Framed
-    statistics: Mapping[str, Statistics]
+    statistics: Sequence[Mapping[str, Statistics]]
     cards: Mapping[str, tuple[OutputCard | None, ...]]
     output: Place
     folder: Place
@@ -66,28 +70,29 @@ class Places:
 
     @property
     def sections(self) -> int | None:
-        """Number of sections, one after the other; None where the network takes the volume."""
-        across = self.framed.across
-        return None if across is None else self.framed.volume.sizes[across]
+        """Number of volumes or sections, one by one; None where the network takes all in one."""
+        apart = self.framed.apart
+        return math.prod(self.framed.volume.sizes[d] for d in apart) if apart else None
 
     @cached_property
     def _writers(self) -> dict[str, Stage]:
         return {name: stage for stage in self.plan.stages for name in stage.outputs}
 
-    def path(self, name: str, section: int | None = None) -> Place:
+    def path(self, name: str, section: Section = None) -> Place:
         """Where a tensor between stages lies on disk."""
         return self.folder / name if section is None else self.folder / str(section) / name
 
-    def inputs(self, section: int | None = None) -> dict[str, Store]:
+    def inputs(self, section: Section = None) -> dict[str, Store]:
         """Return the stores of what goes into the network."""
         cards, dtype = self.framed.card.inputs, to_dtype(self.plan.dtype)
         groups = [(card,) for card in cards] if self.framed.card.separate else [cards]
+        statistics = self.statistics[self.framed.volume_of(section)]
         return {
-            name: SurveyStore(self.framed, group, self.statistics, dtype, section)
+            name: SurveyStore(self.framed, group, statistics, dtype, section)
             for name, group in zip(self.graph.inputs, groups, strict=True)
         }
 
-    def make(self, name: str, section: int | None = None) -> Store:
+    def make(self, name: str, section: Section = None) -> Store:
         """Return the store of a tensor that a stage writes; make it if it is not there."""
         if name in self.cards:
             kept = [c.name if c else None for c in self.cards[name]]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from .. import __version__
 from ..arrays import open_dataset
 from ..errors import ArgumentError
+from ..events import Listener
 from ..graph import Graph, capture
 from ..models.weights import digest
 from ..output import Output, PathLike, aside_of, check_free
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
-from ..progress import track
+from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, naming_refusal, place
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, all_statistics, frame, output_cards, template
@@ -66,7 +68,7 @@ direction, storage_options
     SurveyError, UnsupportedOperatorError, MemoryBudgetError
         As `predict` does.
     """
-    framed = frame(model, data, direction, storage_options)
+    framed = frame(model, data, direction, storage_options, stacked=True)
     graph, _ = _capture(model, framed)
     wanted = _wanted(
         memory, host_memory, storage_mode, storage_compression, precision, device, tile
@@ -96,6 +98,7 @@ def predict(
     storage_options: Options | None = None,
     overwrite: bool = False,
     progress: bool = False,
+    listeners: Sequence[Listener] = (),
 ) -> xr.Dataset:
     """Evaluate a network over a whole survey, exactly, into a labelled Zarr.
 
@@ -111,7 +114,9 @@ def predict(
         amplitudes as they are, axes in the order (time, crossline, inline).
     data : xarray.DataArray, xarray.Dataset or path
         Volumes over inline, crossline and twt (ms) or depth (m): of a dataset the variables that
-        the card names, which is `amplitude` for most networks.
+        the card names, which is `amplitude` for most networks. Where there are further
+        dimensions (offset, angle, vintage), each volume along them is predicted by itself, with
+        statistics of its own.
     path : path-like
         Zarr to write, here or in an object store ("s3://bucket/key").
     memory : str or int
@@ -154,6 +159,8 @@ def predict(
         Replace what lies at `path`.
     progress : bool
         Show a progress bar.
+    listeners : sequence of callable
+        Told of what happens: see `outcrop.events`.
 
     Returns
     -------
@@ -178,10 +185,66 @@ def predict(
     ArgumentError
         If storage_mode, precision, tile or plan does not suit.
     """
+    with prepared(
+        model,
+        data,
+        path,
+        memory=memory,
+        host_memory=host_memory,
+        storage_mode=storage_mode,
+        storage_path=storage_path,
+        storage_compression=storage_compression,
+        precision=precision,
+        device=device,
+        tile=tile,
+        plan=plan,
+        compile=compile,
+        direction=direction,
+        threshold=threshold,
+        nonfinite=nonfinite,
+        client=client,
+        storage_options=storage_options,
+        overwrite=overwrite,
+        listeners=[*listeners, ProgressBar()] if progress else listeners,
+    ) as evaluation:
+        if client is None:
+            evaluation.run()
+        else:
+            from .dask_executor import run_dask
+
+            run_dask(client, [evaluation])
+    return open_dataset(place(path, storage_options))
+
+
+@contextlib.contextmanager
+def prepared(
+    model: nn.Module,
+    data: Volume,
+    path: PathLike,
+    *,
+    memory: str | int,
+    host_memory: str | int | None,
+    storage_mode: StorageMode,
+    storage_path: PathLike | None,
+    storage_compression: bool,
+    precision: str,
+    device: str,
+    tile: Sequence[int] | None,
+    plan: Plan | None,
+    compile: bool,
+    direction: str | None,
+    threshold: float | None,
+    nonfinite: Literal["error", "warn"],
+    client: Client | None,
+    storage_options: Options | None,
+    overwrite: bool,
+    listeners: Sequence[Listener],
+) -> Iterator[Evaluation]:
+    """Check everything, plan, and begin the output, or go on with it."""
     if nonfinite not in ("error", "warn"):
         raise ArgumentError(f"nonfinite={nonfinite!r}: take 'error' or 'warn'")
     target = check_free(path, overwrite, storage_options)
-    framed = frame(model, data, direction, storage_options)
+    framed = frame(model, data, direction, storage_options, stacked=True)
     graph, state = _capture(model, framed)
     if client is not None and storage_mode == "auto":
         storage_mode = "disk"
@@ -209,24 +272,11 @@ def predict(
 
     found, fingerprint = all_statistics(framed, client)
     cards = output_cards(graph, framed.card)
-    normalization = {i.name: i.normalization for i in framed.card.inputs if i.name}
     provenance = {
-        "model": framed.card.name or type(model).__name__,
-        "weights_sha256": digest(model),
-        "precision": plan.dtype,
+        **identity(model, framed, fingerprint, plan.dtype, direction, threshold),
         "storage_compression": "8 bits a value" if plan.compressed else "none",
         "plan_sha256": plan.digest(),
-        "input_sha256": fingerprint,
-        "normalization": "; ".join(f"{name}: {kind}" for name, kind in normalization.items()),
-        "outcrop_version": __version__,
-        "torch_version": torch.__version__,
     }
-    itself = f"{provenance['model']} {provenance['weights_sha256'][:12]}"
-    provenance["lineage"] = f"{framed.lineage} > {itself}" if framed.lineage else itself
-    if framed.card.sections:
-        provenance["direction"] = direction or "inline"
-    if threshold is not None:
-        provenance["threshold"] = f"{threshold:g}"
     written = (
         (stage.tile, cards[name])
         for stage in plan.stages
@@ -237,15 +287,16 @@ def predict(
     empty.attrs.update(
         provenance, title=f"{framed.card.task or 'prediction'} by {provenance['model']}"
     )
-    for name, values in found.items():
-        empty.attrs[f"{name}_mean"] = values.mean
-        empty.attrs[f"{name}_standard_deviation"] = values.deviation
+    for name in found[0]:
+        for attribute, values in (
+            ("mean", [each[name].mean for each in found]),
+            ("standard_deviation", [each[name].deviation for each in found]),
+        ):
+            empty.attrs[f"{name}_{attribute}"] = values if framed.stacked else values[0]
     goes_on = "once that is mended, the same command goes on where it stopped"
-    size = framed.volume.size
     with (
         naming_refusal(target, goes_on),
         Output.begin(target, empty, encoding, provenance, overwrite) as output,
-        track("predict", size, "voxels", progress) as advance,
     ):
         if made and not output.resumed:
             record = json.dumps({"wanted": wanted, "plan": plan.to_dict()})
@@ -267,11 +318,41 @@ def predict(
             shared=client is not None,
             nonfinite=nonfinite,
         )
-        evaluation = Evaluation(places, state, output, compile, client)
-        evaluation.run(lambda share: advance(size * share))
-        evaluation.bring_to_own_range()
-        output.commit()
-    return open_dataset(target)
+        evaluation = Evaluation(places, state, output, listeners, empty.attrs, compile)
+        try:
+            yield evaluation
+        except BaseException as error:
+            if not evaluation.is_whole:
+                evaluation.fail(error)
+            raise
+
+
+def identity(
+    model: nn.Module,
+    framed: Framed,
+    fingerprint: str,
+    precision: str,
+    direction: str | None,
+    threshold: float | None,
+) -> dict[str, str]:
+    """Return what makes a prediction another one: network, input, precision, what is written."""
+    normalization = {i.name: i.normalization for i in framed.card.inputs if i.name}
+    facts = {
+        "model": framed.card.name or type(model).__name__,
+        "weights_sha256": digest(model),
+        "precision": precision,
+        "input_sha256": fingerprint,
+        "normalization": "; ".join(f"{name}: {kind}" for name, kind in normalization.items()),
+        "outcrop_version": __version__,
+        "torch_version": torch.__version__,
+    }
+    itself = f"{facts['model']} {facts['weights_sha256'][:12]}"
+    facts["lineage"] = f"{framed.lineage} > {itself}" if framed.lineage else itself
+    if framed.card.sections:
+        facts["direction"] = direction or "inline"
+    if threshold is not None:
+        facts["threshold"] = f"{threshold:g}"
+    return facts
 
 
 def _capture(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:

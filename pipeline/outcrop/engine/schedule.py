@@ -49,9 +49,16 @@ class Schedule:
             if not self._written[i][n]:
                 yield n, tile
 
-    def take(self) -> tuple[int, int, Box] | None:
-        """Return stage, number and box of a tile that can run now; None if there is none."""
-        for i, following in enumerate(self._next):
+    def take(self, stage: int | None = None) -> tuple[int, int, Box] | None:
+        """Return stage, number and box of a tile that can run now; None if there is none.
+
+        Parameters
+        ----------
+        stage : int, optional
+            Of this stage alone.
+        """
+        for i in range(len(self._next)) if stage is None else (stage,):
+            following = self._next[i]
             if following is not None and self._can_run(i, following[1]):
                 self._next[i] = next(self._todo[i], None)
                 return i, *following
@@ -80,6 +87,10 @@ class Schedule:
         """Note that a tile is written."""
         self._written[i][n] = True
         self._left[i] -= 1
+
+    def left(self, i: int) -> int:
+        """Number of tiles of a stage that are not written."""
+        return self._left[i]
 
     def is_written(self, i: int) -> bool:
         """Whether all tiles of a stage are."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -20,6 +21,7 @@ from ..planner import Stage
 from .compiled import Compiled
 from .globals import GlobalStore
 from .memory import Watch
+from .spent import Peak, Spent, timed
 from .stores import Store, to_device
 
 
@@ -289,9 +291,20 @@ class StageRunner:
             assert isinstance(target, GlobalStore)
             patiently(partial(target.put, number, state))
 
-    def run(self, number: int, tile: Box) -> None:
+    def run(self, number: int, tile: Box, peak: Peak | None = None) -> Spent:
         """Read, compute and write one tile."""
-        self.write(number, self.compute(tile, self.read(tile)))
+        start = time.time()
+        inputs, reading = timed(self.read, tile)
+        read = self.moved(inputs.items())
+        results, computing = timed(self.compute, tile, inputs)
+        written = self.moved((name, part) for name, _, part in results.parts)
+        _, writing = timed(self.write, number, results)
+        memory = peak.bytes() if peak is not None else 0
+        return Spent(start, time.time(), reading, computing, writing, read, written, memory)
+
+    def moved(self, tensors: Iterable[tuple[str, Tensor]]) -> int:
+        """Bytes of those tensors that lie outside of the memory of what computes."""
+        return sum(tensor.nbytes for name, tensor in tensors if self.stores[name].slow)
 
 
 def _taken(graph: Graph, name: str, box: Box, itemsize: int, spare: bool) -> int:

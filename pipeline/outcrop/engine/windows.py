@@ -101,7 +101,7 @@ def predict_windows(
         track("predict", size, "voxels", progress) as advance,
         Output.begin(target, empty, encoding, record, overwrite) as output,
     ):
-        source = SurveyStore(framed, card.inputs, found, torch.float32)
+        source = SurveyStore(framed, card.inputs, found[0], torch.float32)
         sink = PredictionStore(
             [output.path / n if n else None for n in names],
             framed,

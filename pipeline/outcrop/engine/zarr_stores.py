@@ -88,7 +88,7 @@ class SurveyStore:
         Of each variable, by name.
     dtype : torch.dtype
     section : int, optional
-        Of a network of two axes: which section.
+        Which of the volumes or sections that the network takes one by one.
     """
 
     slow = True
@@ -101,8 +101,8 @@ class SurveyStore:
         dtype: torch.dtype,
         section: int | None = None,
     ) -> None:
-        here = {} if framed.across is None else {framed.across: section}
-        self.framed, self.section = framed, slice(section or 0, (section or 0) + 1)
+        here = framed.at(section)
+        self.framed, self.here = framed, here
         wanted = {each.name for each in inputs if each.name}
         self.volumes = {
             name: volume.isel(here).transpose(*framed.axes).drop_vars(volume.coords)
@@ -113,7 +113,12 @@ class SurveyStore:
         self.live = None
         if "live" in framed.volume.coords:
             traces = [a for a in framed.axes if a in ("inline", "crossline")]
-            live = framed.volume.coords["live"].isel(here).transpose(*traces).to_numpy()
+            live = (
+                framed.volume.coords["live"]
+                .isel(here, missing_dims="ignore")
+                .transpose(*traces)
+                .to_numpy()
+            )
             self.live = np.expand_dims(
                 live, [i for i, a in enumerate(framed.axes) if a not in traces]
             )
@@ -126,7 +131,8 @@ class SurveyStore:
         if min(inside.shape) <= 0:
             return x
         samples, placed = {}, dict(zip(self.framed.axes, inside.slices, strict=True))
-        ends = [placed.get(d, self.section) for d in map(str, self.framed.volume.dims)]
+        placed.update({d: slice(i, i + 1) for d, i in self.here.items()})
+        ends = [placed[d] for d in map(str, self.framed.volume.dims)]
         whole = Box(tuple(s.start for s in ends), tuple(s.stop for s in ends))
         for name, volume in self.volumes.items():
             with (
@@ -175,7 +181,7 @@ class PredictionStore:
     activation : str
         "softmax" across the channels, or "none".
     section : int, optional
-        Of a network of two axes: which section.
+        Which of the volumes or sections that the network takes one by one.
     nonfinite : {"error", "warn"}
         What to do with NaN and infinite values.
     """
@@ -199,7 +205,7 @@ class PredictionStore:
         self.labels = [framed.volume[d].reset_coords(drop=True) for d in framed.volume.dims]
         dims = [str(d) for d in framed.volume.dims]
         self.turn = tuple(framed.axes.index(d) for d in dims if d in framed.axes)
-        self.fixed = [(i, section or 0) for i, d in enumerate(dims) if d not in framed.axes]
+        self.fixed = [(dims.index(d), i) for d, i in framed.at(section).items()]
         self.before = framed.before
 
     def read(self, box: Box) -> Tensor:

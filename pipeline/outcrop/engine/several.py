@@ -1,0 +1,117 @@
+"""`predict_all`: a network over several surveys."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from torch import nn
+
+from ..errors import ArgumentError, OutputExistsError
+from ..output import is_complete
+from ..progress import ProgressBar
+from .evaluation import Evaluation
+from .labelled import Volume, all_statistics, frame
+from .prediction import identity, predict, prepared
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def predict_all(
+    model: nn.Module, surveys: Sequence[Volume], paths: Paths, **options: Any
+) -> list[xr.Dataset]:
+    """Evaluate a network over several surveys, each as `predict` does.
+
+    With a client the surveys share its workers: where the tiles of one do not keep all of them
+    busy, those of the next follow. Interrupted, the same call goes on where it stopped; outputs
+    that are whole stay as they are.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    surveys : sequence of xarray.DataArray, xarray.Dataset or path
+    paths : path-like or sequence of path-like
+        A Zarr to write for each; or a folder, where each gets the name of the survey's path, or
+        its number.
+    **options
+        For `predict`. A plan would be for one shape alone.
+
+    Returns
+    -------
+    list of xarray.Dataset
+
+    Raises
+    ------
+    ArgumentError
+        If there is not one path for each survey, or two are the same.
+    OutputExistsError
+        If a path holds something else than what would be written.
+    OutcropError
+        As `predict` does.
+    """
+    targets = _targets(surveys, paths)
+    if options.pop("progress", False):
+        options["listeners"] = [*options.get("listeners", ()), ProgressBar()]
+    defaults = {k: v for k, v in (predict.__kwdefaults__ or {}).items() if k != "progress"}
+    how = {**defaults, **options}
+    client, overwrite = how["client"], how["overwrite"]
+    with contextlib.ExitStack() as stack:
+
+        def evaluations() -> Iterator[Evaluation]:
+            under_way: list[tuple[Evaluation, contextlib.ExitStack]] = []
+            for survey, path in zip(surveys, targets, strict=True):
+                for done in [each for each in under_way if each[0].is_whole]:
+                    done[1].close()
+                    under_way.remove(done)
+                if is_complete(path) and not overwrite:
+                    _check_same(model, survey, path, how)
+                    continue
+                context = stack.enter_context(contextlib.ExitStack())
+                evaluation = context.enter_context(prepared(model, survey, path, **how))
+                under_way.append((evaluation, context))
+                yield evaluation
+
+        if client is None:
+            for evaluation in evaluations():
+                evaluation.run()
+        else:
+            from .dask_executor import run_dask
+
+            run_dask(client, evaluations())
+    return [xr.open_zarr(path) for path in targets]
+
+
+def _targets(surveys: Sequence[Volume], paths: Paths) -> list[Path]:
+    if isinstance(paths, (str, os.PathLike)):
+        names = [
+            Path(s).name if isinstance(s, (str, os.PathLike)) else f"{i}.zarr"
+            for i, s in enumerate(surveys)
+        ]
+        targets = [Path(paths) / name for name in names]
+    else:
+        targets = [Path(path) for path in paths]
+    if len(targets) != len(surveys) or len(set(targets)) != len(targets):
+        raise ArgumentError(
+            f"paths: {len(set(targets))} different ones for {len(surveys)} surveys; give one for "
+            "each"
+        )
+    return targets
+
+
+def _check_same(model: nn.Module, survey: Volume, path: Path, how: dict[str, Any]) -> None:
+    """Raise unless the Zarr at a path is the prediction that is asked for."""
+    framed = frame(model, survey, how["direction"], stacked=True)
+    _, fingerprint = all_statistics(framed, how["client"])
+    precision = how["plan"].dtype if how["plan"] else how["precision"]
+    wanted = identity(model, framed, fingerprint, precision, how["direction"], how["threshold"])
+    found = xr.open_zarr(path).attrs
+    other = sorted(name for name, value in wanted.items() if found.get(name) != value)
+    if other:
+        raise OutputExistsError(
+            f"{path}: already holds another prediction ({', '.join(other)} differ); choose another "
+            "path or pass overwrite=True"
+        )

@@ -1,0 +1,137 @@
+"""What a Dask worker holds and does: the network once, jobs, and their tiles."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import zarr
+from distributed import WorkerPlugin, get_worker
+from torch import Tensor
+
+from ..cluster import versions
+from ..errors import OutcropError
+from ..graph import Box
+from .globals import GlobalStore
+from .memory import ALL, USUAL, keep_freed_memory, reset_highest_resident, return_freed_memory
+from .places import Places, Section
+from .spent import Peak, Spent
+from .stores import Store
+from .tile import StageRunner
+
+# What a tile warned of: message and category.
+Warned = tuple[str, type[Warning]]
+
+
+@dataclass
+class Network(WorkerPlugin):
+    """Weights, which several jobs share; and the worker's turn: one tile at a time, on its threads.
+
+    Registered with the scheduler, so that a worker that joins later has it too.
+    """
+
+    name: str
+    weights: Mapping[str, Tensor]
+    device: torch.device
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def setup(self, worker: Any) -> None:
+        """Prepare a worker: its share of the cores."""
+        keep_freed_memory(ALL)
+        self.threads = max(1, worker.state.nthreads)
+        torch.set_num_threads(self.threads)
+        zarr.config.set({"threading.max_workers": self.threads})
+        self.address = worker.address
+        self.turn = threading.Lock()
+        self.latest: tuple[str, int] | None = None
+        reset_highest_resident()
+        held = sum(w.nbytes for w in self.weights.values()) if self.device.type == "cpu" else 0
+        self.peak = Peak(self.device, held)
+
+    def teardown(self, worker: Any) -> None:
+        """Leave the worker as it was."""
+        keep_freed_memory(USUAL)
+
+
+@dataclass
+class Job(WorkerPlugin):
+    """A plan over one survey: graph and plan, and where data lies.
+
+    Registered likewise; a task then carries just the name of its job and some boxes.
+    """
+
+    name: str
+    network: str
+    places: Places
+    compile: bool = False
+
+    def setup(self, worker: Any) -> None:
+        """Nothing is open yet."""
+        self.stores: dict[Section, dict[str, Store]] = {}
+        self.runners: dict[int, StageRunner] = {}
+
+    def run(
+        self, network: Network, section: Section, stage: int, tiles: Sequence[tuple[int, Box]]
+    ) -> tuple[str, list[Spent], list[Warned]]:
+        """Evaluate some tiles on this worker; return its name, what they took and warned of."""
+        if network.versions != versions():
+            raise OutcropError(f"this worker has {versions()}, the client {network.versions}")
+        with network.turn, torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            torch.set_num_threads(network.threads)  # which OpenMP knows of each thread by itself
+            if network.latest is None:
+                network.weights = {k: v.to(network.device) for k, v in network.weights.items()}
+            if network.latest != (self.name, stage):
+                return_freed_memory()
+                network.latest = self.name, stage
+            if stage not in self.runners:
+                places = self.places
+                self.runners[stage] = StageRunner(
+                    places.graph,
+                    places.plan.stages[stage],
+                    network.weights,
+                    {},
+                    places.device,
+                    self.compile,
+                )
+            runner = self.runners[stage]
+            runner.stores = self._stores(section)
+            spent = [runner.run(number, tile, network.peak) for number, tile in tiles]
+        ours = [w for w in caught if issubclass(w.category, UserWarning)]
+        return network.address, spent, [(str(w.message), w.category) for w in ours]
+
+    def merge(self, network: Network, section: Section, name: str, level: int, group: int) -> None:
+        """Merge a group of the states of a global value."""
+        store = self._stores(section)[name]
+        assert isinstance(store, GlobalStore)
+        store.merge(level, group)
+
+    def _stores(self, section: Section) -> dict[str, Store]:
+        if section not in self.stores:
+            while len(self.stores) >= 4:
+                del self.stores[next(iter(self.stores))]
+            self.stores[section] = all_stores(self.places, section)
+        return self.stores[section]
+
+
+def all_stores(places: Places, section: Section) -> dict[str, Store]:
+    """Stores of all that the tiles of a plan read and write."""
+    written = (name for s in places.plan.stages for name in (*s.outputs, *s.reduces))
+    return {**places.inputs(section), **{name: places.make(name, section) for name in written}}
+
+
+def call(network: str, job: str, method: str, *arguments: Any) -> Any:
+    """Call a method of a job on this worker."""
+    worker = get_worker()
+    try:
+        held = worker.plugins[job], worker.plugins[network]
+    except KeyError:
+        raise OutcropError(
+            f"worker {worker.address} could not load what it needs; does it have another version "
+            "of outcrop?"
+        ) from None
+    return getattr(held[0], method)(held[1], *arguments)
