@@ -19,6 +19,7 @@ from torch import nn
 
 from .. import __version__
 from ..errors import ArgumentError, ResumeError
+from ..models.card import Card
 from ..models.weights import digest
 from ..output import Output, check_free, naming_full_disk
 from .labelled import Volume, all_statistics, frame, mask_of
@@ -139,6 +140,7 @@ def refine(
     path: str | os.PathLike[str],
     *,
     iterations: int = 1,
+    threshold: float | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> xr.Dataset:
@@ -152,6 +154,8 @@ def refine(
         As for `predict`.
     iterations : int
         How often what was predicted goes through `refiner`.
+    threshold : float, optional
+        As for `predict`, of the last iteration.
     overwrite : bool
         Replace what lies at `path`.
     **options
@@ -165,15 +169,26 @@ def refine(
     Raises
     ------
     ArgumentError
-        If `iterations` is negative.
+        If `iterations` is negative, or a network does not predict all that the next one takes.
     OutcropError
         As `predict` does.
     """
     if iterations < 0:
         raise ArgumentError(f"iterations {iterations}: choose 0 or more")
     check_free(path, overwrite)
+    last = {"threshold": threshold, "overwrite": overwrite, **options}
     if not iterations:
-        return predict(infer, data, path, overwrite=overwrite, **options)
+        return predict(infer, data, path, **last)
+    takes: Card = refiner.card  # type: ignore[assignment]
+    for network in (infer, refiner)[:iterations]:
+        gives: Card = network.card  # type: ignore[assignment]
+        names = {o.name for o in gives.outputs if o is not None}
+        missing = [i.name for i in takes.inputs if i.name not in names]
+        if missing:
+            raise ArgumentError(
+                f"refinement takes {', '.join(missing)}, which {gives.name} as it was loaded does "
+                "not predict; load it without tasks (--tasks)"
+            )
     record = {
         "weights": [digest(infer), digest(refiner)],
         "survey": all_statistics(frame(infer, data, options.get("direction")))[1],
@@ -186,7 +201,7 @@ def refine(
             if not (part / "zarr.json").exists():
                 predict(refiner if i else infer, before, part, **options)
             before = xr.open_zarr(part, chunks={})
-        predict(refiner, before, path, overwrite=overwrite, **options)
+        predict(refiner, before, path, **last)
     return xr.open_zarr(path)
 
 
