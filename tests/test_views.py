@@ -1,5 +1,6 @@
 """Several views merged, refinement, raw files, horizons, picks, and the workflows on them."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import pytest
 import torch
 import xarray as xr
 from torch import nn
+from typer.testing import CliRunner
 
 import outcrop
 from outcrop import models
+from outcrop.cli.main import app
 from outcrop.errors import ArgumentError, OutcropError, ResumeError
 from outcrop.horizons import horizons, write_table
 from outcrop.models.card import AMPLITUDE, Card, probability
@@ -315,3 +318,32 @@ def test_views_picks_and_conversion_by_command(survey, tmp_path):
     done = outcrop_cli("models", "faultseg3d", "-o", "version")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --option version: give it as name=value")
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "what"),
+    [
+        ("faultseg3d", ["--angles", "--window", "16"], "--window; --angles, .*: choose one"),
+        ("faultseg3d", ["--merge", "mean"], "--merge: only with --angles"),
+        ("faultseg3d", ["--overlap", "4"], "--overlap: only with --window"),
+        ("faultseg3d", ["--minimum", "4"], "--minimum: only with --picks"),
+        ("mtl-infer-2d", ["--iterations", "2"], "--iterations: only with --refine-weights"),
+        ("faultseg3d", ["--picks", "p.csv"], "written as .npz"),
+        ("faultseg3d", ["--picks", "nowhere/p.npz"], "no such folder"),
+        ("wang25channel", ["--picks", "p.npz"], "fault_probability and channel_probability"),
+        ("deepismnet", ["--picks", "p.npz"], "predicts no probability"),
+        (
+            "mtl-infer-2d",
+            ["--refine-weights", "seeded", "--tasks", "rgt,fault"],
+            "refinement takes dhr, which mtl-infer-2d as it was loaded does not predict",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(network, options, what, survey, tmp_path, monkeypatch):
+    survey.to_zarr(tmp_path / "s.zarr")
+    monkeypatch.chdir(tmp_path)
+    command = ["predict", "s.zarr", "o.zarr", "--model", network, "--weights", "seeded", *options]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, ArgumentError)
+    assert re.search(what, str(result.exception))
+    assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]

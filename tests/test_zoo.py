@@ -91,6 +91,8 @@ def test_tiled_equals_whole(key):
         ("disk", halves),
         ("none", None if passes else halves),
     ):
+        if key == "gem" and mode == "none":
+            continue  # as many passes over its decoder as that has norms: "gem-stem" takes few
         how = {"storage_mode": mode, "dtype": "float64", "tile": tile}
         memory = 4 * 10**9 if tile is None else smallest(graph, **how) * 11 // 10
         plan = make_plan(graph, memory=memory, **how)
@@ -176,7 +178,7 @@ def in_one_piece(model, survey, card, section=None):
     return found
 
 
-@pytest.mark.parametrize("key", [k for k in SMALL if not k.endswith("2d")])
+@pytest.mark.parametrize("key", [k for k in SMALL if not k.endswith(("2d", "stem"))])
 def test_predict_applies_the_card(key, tmp_path):
     model = build(key).double()
     card = model.card.along("crossline") if model.card.sections else model.card

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ class Small(NamedTuple):
     name: str
     options: dict[str, Any]
     extents: tuple[int, ...]
+    smallest: int | None = None  # where layers that ask for more are left out
 
 
 ONE_EACH = {"stage_num_blocks": (1, 1)}
@@ -45,6 +47,7 @@ SMALL = {
     "channelseg3d": Small("channelseg3d", {"layers": (1, 1, 1, 2)}, (27, 43, 13)),
     "wang25channel": Small("wang25channel", {"base": 4}, (37, 30, 43)),
     "gem": Small("gem", {"base": 32, "stage_num_blocks": (0, 1)}, (41, 47, 45)),
+    "gem-stem": Small("gem", {"base": 32, "stage_num_blocks": (0, 0)}, (13, 31, 22), 16),
     "segformer3d": Small("segformer3d", {}, (29, 60, 21)),
     "mtl-infer-2d": Small("mtl-infer-2d", {}, (41, 53)),
     "mtl-infer-3d": Small("mtl-infer-3d", {}, (16, 21, 17)),
@@ -65,6 +68,8 @@ def build(key: str) -> nn.Module:
             value += 1.0 * name.endswith("weight")
             # Residual networks would grow without bound if their norms left everything as it is.
             value += 3.0 * name.endswith("running_var")
+    if case.smallest is not None:
+        model.card = replace(model.card, smallest=case.smallest)
     return model
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from .errors import ArgumentError
+
+
+def check_picks(path: str | os.PathLike[str], shape: Sequence[int]) -> None:
+    """Raise what `write_picks` would, before there is anything to write."""
+    if Path(path).suffix != ".npz":
+        raise ArgumentError(f"{path}: picks are written as .npz; choose such a name")
+    if not Path(path).absolute().parent.is_dir():
+        raise ArgumentError(f"{path}: no such folder; make it first")
+    if max(shape) > 2**16:
+        raise ArgumentError(f"picks: extents {tuple(shape)} do not fit into uint16")
 
 
 def write_picks(
@@ -42,12 +53,10 @@ def write_picks(
     Raises
     ------
     ArgumentError
-        If an extent does not fit into uint16, or the path does not end in ``.npz``.
+        If an extent does not fit into uint16, the path does not end in ``.npz``, or its folder is
+        not there.
     """
-    if Path(path).suffix != ".npz":
-        raise ArgumentError(f"{path}: picks are written as .npz; choose such a name")
-    if max(probability.shape) > 2**16:
-        raise ArgumentError(f"picks: extents {probability.shape} do not fit into uint16")
+    check_picks(path, probability.shape)
     first = probability.dims[0]
     step = max(1, (64 << 20) // max(probability[0].size * 4, 1))
     found = []

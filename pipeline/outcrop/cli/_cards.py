@@ -35,10 +35,10 @@ def card_lines(card: Card) -> Iterator[tuple[str, str]]:
         low, high = output.valid_range
         span = f", {low:g} to {high:g}" if math.isfinite(low) else ""
         own = ", brought to this by its own range" if output.own_range else ""
-        activation = f", after {card.activation}" if card.activation != "none" else ""
+        activation = f", after {output.activation}" if output.activation != "none" else ""
         yield (
             f"output {i}",
-            f"{output.name} ({output.long_name}), {output.units}{span}{own}{activation}",
+            f"{output.name} ({output.long_name}), {output.units}{span}{activation}{own}",
         )
 
 

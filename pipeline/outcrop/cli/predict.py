@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +30,13 @@ from ._shared import (
     survey_of,
     tls_of,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..models.card import Card
+
+_VIEWS = "--angles, --resolutions or --direction both"
 
 
 def command(
@@ -78,14 +85,14 @@ def command(
         ),
     ] = False,
     merge: Annotated[
-        str, typer.Option(help="Of these views, at every voxel: max or mean.")
-    ] = "max",
+        str | None, typer.Option(help="Of these views, at every voxel: max, unless mean is given.")
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Also write where a probability reaches this.")
     ] = None,
     minimum: Annotated[
-        int, typer.Option(help="With fewer voxels than this at the threshold, pick none.")
-    ] = 0,
+        int | None, typer.Option(help="With fewer voxels than this at the threshold, pick none.")
+    ] = None,
     picks: Annotated[
         Path | None, typer.Option(help=".npz for the positions of voxels at the threshold.")
     ] = None,
@@ -93,11 +100,15 @@ def command(
         int | None,
         typer.Option(help="Of networks of sections: windows of this extent. Not exact."),
     ] = None,
-    overlap: Annotated[int, typer.Option(help="Samples that windows share.")] = 0,
+    overlap: Annotated[
+        int | None, typer.Option(help="Samples that windows share; 0 unless given.")
+    ] = None,
     refine_weights: Annotated[
         str | None, typer.Option(help="Weights of the refinement network, for mtl-infer.")
     ] = None,
-    iterations: Annotated[int, typer.Option(help="How often to refine.")] = 1,
+    iterations: Annotated[
+        int | None, typer.Option(help="How often to refine; once unless given.")
+    ] = None,
     nonfinite: Annotated[
         str, typer.Option(help="Where the prediction is NaN or infinite: error, or warn.")
     ] = "error",
@@ -119,9 +130,22 @@ def command(
     from ..cluster import connect
     from ..engine import predict, predict_views, predict_windows, refine
     from ..output import check_free
-    from ..picks import write_picks
+    from ..picks import check_picks, write_picks
     from ..survey.raw import write_raw
 
+    views = (angles or resolutions or direction == "both") or None
+    ways = {"--refine-weights": refine_weights, "--window": window, _VIEWS: views}
+    asked = [way for way, value in ways.items() if value is not None]
+    if len(asked) > 1:
+        raise ArgumentError(f"{'; '.join(asked)}: choose one")
+    for name, value, way in (
+        ("--iterations", iterations, "--refine-weights"),
+        ("--overlap", overlap, "--window"),
+        ("--merge", merge, _VIEWS),
+        ("--minimum", minimum, "--picks"),
+    ):
+        if value is not None and {**ways, "--picks": picks}[way] is None:
+            raise ArgumentError(f"{name}: only with {way}")
     store = out if shape is None else f"{out}.zarr"
     check_free(store, overwrite)
     options = options_of(option, tasks)
@@ -132,6 +156,9 @@ def command(
             raise ArgumentError(f"--refine-weights: not with {model}; take mtl-infer-3d or -2d")
         refiner = models.load(model.replace("infer", "refine"), weights=refine_weights, **options)
     data = survey_of(survey, shape)
+    if picks is not None:
+        check_picks(picks, tuple(data.sizes[d] for d in ("inline", "crossline")))
+        picked = _picked(network)
     with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
         if client is not None:
             typer.echo(f"Dask dashboard: {client.dashboard_link}", err=True)
@@ -151,7 +178,14 @@ def command(
         }
         if refiner is not None:
             result = refine(
-                network, refiner, data, store, iterations=iterations, direction=direction, **how
+                network,
+                refiner,
+                data,
+                store,
+                iterations=1 if iterations is None else iterations,
+                direction=direction,
+                threshold=threshold,
+                **how,
             )
         elif window is not None:
             result = predict_windows(
@@ -159,13 +193,13 @@ def command(
                 data,
                 store,
                 window=window,
-                overlap=overlap,
+                overlap=overlap or 0,
                 direction=direction,
                 threshold=threshold,
                 overwrite=overwrite,
                 progress=True,
             )
-        elif angles or resolutions or direction == "both":
+        elif views:
             both = direction == "both"
             if not both:
                 how["direction"] = direction
@@ -176,18 +210,30 @@ def command(
                 angles=angles,
                 resolutions=resolutions,
                 directions=both,
-                merge=merge,  # type: ignore[arg-type]
+                merge=merge or "max",  # type: ignore[arg-type]
                 threshold=threshold,
                 **how,
             )
         else:
             result = predict(network, data, store, direction=direction, threshold=threshold, **how)
     if picks is not None:
-        (name,) = (n for n in map(str, result.data_vars) if n.endswith("_probability"))
-        count = write_picks(result[name], picks, threshold=threshold or 0.5, minimum=minimum)
+        least = 0.5 if threshold is None else threshold
+        count = write_picks(result[picked], picks, threshold=least, minimum=minimum or 0)
         typer.echo(f"{picks}: {count} voxels")
     if shape is not None:
         for path in write_raw(result, network.card, out):  # type: ignore[arg-type]
             typer.echo(str(path))
     sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
     typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}")
+
+
+def _picked(network: nn.Module) -> str:
+    """Name of the one probability that a network predicts."""
+    card: Card = network.card  # type: ignore[assignment]
+    names = [o.name for o in card.outputs if o is not None and o.name.endswith("_probability")]
+    if len(names) != 1:
+        raise ArgumentError(
+            f"--picks: {card.name} predicts {' and '.join(names) or 'no probability'}; picks are "
+            "of one, which outcrop.picks.write_picks takes from the result"
+        )
+    return names[0]

@@ -20,6 +20,7 @@ from .. import __version__
 from ..arrays import encoding as encoded
 from ..arrays import open_dataset
 from ..errors import ArgumentError, ResumeError
+from ..models.card import Card
 from ..models.weights import digest
 from ..output import Output, PathLike, check_free, is_complete
 from ..storage import Options, Place, naming_refusal, remove
@@ -141,6 +142,7 @@ def refine(
     path: PathLike,
     *,
     iterations: int = 1,
+    threshold: float | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> xr.Dataset:
@@ -154,6 +156,8 @@ def refine(
         As for `predict`.
     iterations : int
         How often what was predicted goes through `refiner`.
+    threshold : float, optional
+        As for `predict`, of the last iteration.
     overwrite : bool
         Replace what lies at `path`.
     **options
@@ -167,15 +171,26 @@ def refine(
     Raises
     ------
     ArgumentError
-        If `iterations` is negative.
+        If `iterations` is negative, or a network does not predict all that the next one takes.
     OutcropError
         As `predict` does.
     """
     if iterations < 0:
         raise ArgumentError(f"iterations {iterations}: choose 0 or more")
     target = check_free(path, overwrite, options.get("storage_options"))
+    last = {"threshold": threshold, "overwrite": overwrite, **options}
     if not iterations:
-        return predict(infer, data, target, overwrite=overwrite, **options)
+        return predict(infer, data, target, **last)
+    takes: Card = refiner.card  # type: ignore[assignment]
+    for network in (infer, refiner)[:iterations]:
+        gives: Card = network.card  # type: ignore[assignment]
+        names = {o.name for o in gives.outputs if o is not None}
+        missing = [i.name for i in takes.inputs if i.name not in names]
+        if missing:
+            raise ArgumentError(
+                f"refinement takes {', '.join(missing)}, which {gives.name} as it was loaded does "
+                "not predict; load it without tasks (--tasks)"
+            )
     framed = frame(infer, data, options.get("direction"), options.get("storage_options"))
     record = {
         "weights": [digest(infer), digest(refiner)],
@@ -189,7 +204,7 @@ def refine(
             if not is_complete(part):
                 predict(refiner if i else infer, before, part, **options)
             before = open_dataset(part, chunks={})
-        predict(refiner, before, target, overwrite=overwrite, **options)
+        predict(refiner, before, target, **last)
     return open_dataset(target)
 
 

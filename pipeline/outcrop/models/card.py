@@ -47,6 +47,9 @@ class OutputCard:
         Brought to 0…1 by its smallest and largest value in the whole volume.
     suffix : str
         Of files of raw samples.
+    activation : str
+        What gives it, such as "sigmoid"; "none" if nothing does. Part of the network, unless the
+        card itself names it.
     """
 
     name: str
@@ -56,6 +59,7 @@ class OutputCard:
     scale: float = 1.0
     own_range: bool = False
     suffix: str = ""
+    activation: str = "none"
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Card:
 AMPLITUDE = InputCard("amplitude", "seismic amplitude", "zscore")
 
 
-def probability(of: str) -> OutputCard:
+def probability(of: str, activation: str = "sigmoid") -> OutputCard:
     """Card of the probability that a voxel belongs to `of`."""
     name = f"{of.replace(' ', '_')}_probability"
-    return OutputCard(name, f"{of} probability", "1", (0.0, 1.0))
+    return OutputCard(name, f"{of} probability", "1", (0.0, 1.0), activation=activation)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from .card import AMPLITUDE, Card, InputCard, OutputCard, probability
 
 _RGT = OutputCard("rgt", "relative geological time", "1", (0.0, 1.0), own_range=True, suffix="rgt")
+_ANGLE = ("degree", (0.0, 180.0), 180.0)
 _FAULTSEG_ZOO = "https://github.com/JintaoLee-Roger/torchseis"
 
 
 def _attributes(dims: int) -> tuple[OutputCard, ...]:
     """Outputs of the multi-task networks; the angles are 0 where there is no fault."""
     return (
-        _RGT,
-        OutputCard("dhr", "denoised high-resolution image", "1", (-float("inf"), float("inf")),
+        replace(_RGT, activation="sigmoid"),
+        OutputCard("dhr", "denoised high-resolution image", "1", (-math.inf, math.inf),
                    suffix="dhr"),
-        OutputCard("fault_probability", "fault probability", "1", (0.0, 1.0), suffix="fsem"),
-        OutputCard("fault_dip", "fault dip times fault probability", "degree", (0.0, 180.0), 180.0,
-                   suffix="fdip"),
-        OutputCard("fault_strike", "fault strike times fault probability", "degree", (0.0, 180.0),
-                   180.0, suffix="fstrike"),
+        replace(probability("fault"), suffix="fsem"),
+        OutputCard("fault_dip", "fault dip times fault probability", *_ANGLE,
+                   suffix="fdip", activation="sigmoid"),
+        OutputCard("fault_strike", "fault strike times fault probability", *_ANGLE,
+                   suffix="fstrike", activation="sigmoid"),
     )[: dims + 2]  # fmt: skip
+
+
+def _classes(count: int) -> tuple[OutputCard, ...]:
+    return tuple(probability(f"class {i}", "softmax") for i in range(count))
 
 
 def _mtl(name: str, dims: int, refine: bool) -> Card:
@@ -132,7 +138,7 @@ CARDS = {
                     "scalar_field",
                     "implicit structural scalar field",
                     "1",
-                    (-float("inf"), float("inf")),
+                    (-math.inf, math.inf),
                 ),
             ),
             smallest=16,
@@ -144,7 +150,7 @@ CARDS = {
             doi="10.1190/geo2020-0572.1",
             published=_FAULTSEG_ZOO,
             inputs=(AMPLITUDE,),
-            outputs=(None, probability("channel")),
+            outputs=(None, probability("channel", "softmax")),
             multiple=(16, 16, 16),
             activation="softmax",
         ),
@@ -155,7 +161,7 @@ CARDS = {
             doi="10.5194/essd-17-3447-2025",
             published="https://github.com/wanggy-1/cigChannel",
             inputs=(AMPLITUDE,),
-            outputs=(None, probability("fault"), probability("channel")),
+            outputs=(None, probability("fault", "softmax"), probability("channel", "softmax")),
             multiple=(8, 8, 8),
         ),
         Card(
@@ -169,7 +175,15 @@ CARDS = {
                 InputCard("prompt", "interpreted values, 0 elsewhere", "none"),
                 InputCard("prompt", "1 where there is a prompt", "mask"),
             ),
-            outputs=(OutputCard("property", "property that the prompt shows", "1", (-1.0, 1.0)),),
+            outputs=(
+                OutputCard(
+                    "property",
+                    "property that the prompt shows",
+                    "1",
+                    (-1.0, 1.0),
+                    activation="tanh",
+                ),
+            ),
             multiple=(16, 16, 16),
             smallest=48,
         ),
@@ -180,7 +194,7 @@ CARDS = {
             doi="10.1109/CVPRW63382.2024.00503",
             published="https://github.com/OSUPCVLab/SegFormer3D",
             inputs=(AMPLITUDE,),
-            outputs=tuple(probability(f"class {i}") for i in range(3)),
+            outputs=_classes(3),
             multiple=(32, 32, 32),
             activation="softmax",
         ),
@@ -242,5 +256,5 @@ def card_of(
         more = (InputCard(f"input_{i}", f"volume {i}", "zscore") for i in range(2, in_channels + 1))
         card = replace(card, inputs=(*card.inputs, *more))
     if num_classes is not None and num_classes != len(card.outputs):
-        card = replace(card, outputs=tuple(probability(f"class {i}") for i in range(num_classes)))
+        card = replace(card, outputs=_classes(num_classes))
     return card

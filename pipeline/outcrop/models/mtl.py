@@ -230,7 +230,7 @@ class MTLInfer(_Tasks):
         Parameters
         ----------
         x : torch.Tensor
-            (batch, 1, time, crossline[, inline]), every extent at least 64.
+            (batch, 1, time, crossline[, inline]), every extent at least 16.
 
         Returns
         -------
