@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import boto3
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -34,7 +33,7 @@ from outcrop.storage import place
 
 SEGY = Path(__file__).parent / "data" / "segy" / "f3.sgy"
 SECRET = "sentinel-8f2b61c0"
-HOW = {"tile": (24, 8, 8), "storage_mode": "disk"}
+HOW = {"tile": (40, 16, 16), "storage_mode": "disk"}
 
 
 class Normed(nn.Module):
@@ -280,7 +279,7 @@ def test_a_killed_client_goes_on_and_tells_no_secret(s3, proxy, survey, local):
 
     first = start()
     said, done = "", 0
-    while done < 25:
+    while done < 10:
         line = first.stdout.readline()
         assert line, said
         said, done = said + line, done + line.startswith("tile ")
@@ -310,7 +309,6 @@ def test_a_killed_client_goes_on_and_tells_no_secret(s3, proxy, survey, local):
     )
     assert outcrop.verify(target).damage == ()
     assert SECRET not in said + rest
-    assert "testing" in said + rest or True
     assert SECRET.encode() not in everything(s3)
     assert [k for k in keys(s3, "c/") if ".lock" in k] == []
 
@@ -319,7 +317,7 @@ def test_a_killed_client_goes_on_and_tells_no_secret(s3, proxy, survey, local):
 def test_a_server_that_refuses_once(how, s3, proxy, survey, local):
     target = f"s3://bucket/d/{how}"
     proxy.how, proxy.only, proxy.refused = how, "/prediction/c/", 0
-    proxy.refuse = 2 if how == "503" else 7
+    proxy.refuse = 2 if how == "503" else 12  # s3fs asks five times itself
     with pytest.warns(patience.StorageRefused, match="trying again"):
         found = outcrop.predict(Normed().eval(), survey, target, **HOW)
     assert proxy.refuse == 0
@@ -418,7 +416,7 @@ def test_without_s3fs_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.setattr(storage, "_systems", {})
     for name in ("s3", "s3a"):
-        monkeypatch.delitem(fsspec.registry._registry, name, raising=False)
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, name, raising=False)
     with pytest.raises(OutcropError, match=r'pip install "outcrop\[s3\]"') as caught:
         outcrop.open("s3://bucket/a")
     assert "\n" not in str(caught.value)
