@@ -113,12 +113,10 @@ class SurveyStore:
         self.live = None
         if "live" in framed.volume.coords:
             traces = [a for a in framed.axes if a in ("inline", "crossline")]
-            live = (
-                framed.volume.coords["live"]
-                .isel(here, missing_dims="ignore")
-                .transpose(*traces)
-                .to_numpy()
-            )
+            live = framed.volume.coords["live"].isel(here, missing_dims="ignore")
+            # Not on a cluster, whose worker this may be: it would wait for itself.
+            with dask.config.set(scheduler="synchronous"):
+                live = live.transpose(*traces).to_numpy()
             self.live = np.expand_dims(
                 live, [i for i, a in enumerate(framed.axes) if a not in traces]
             )
