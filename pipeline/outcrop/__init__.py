@@ -24,6 +24,7 @@ _LAZY = {
     "whole_volume": "outcrop.engine",
     "demo": "outcrop.demo",
     "errors": "outcrop.errors",
+    "inversion": "outcrop.inversion",
     "models": "outcrop.models",
     "training": "outcrop.training",
     "view": "outcrop.view",
@@ -34,6 +35,7 @@ __all__ = ["OutcropError", "__version__", *_LAZY]
 if TYPE_CHECKING:
     from . import demo as demo
     from . import errors as errors
+    from . import inversion as inversion
     from . import models as models
     from . import training as training
     from . import view as view
