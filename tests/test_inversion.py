@@ -25,6 +25,7 @@ from outcrop.inversion.shots import Shots, cut
 from outcrop.inversion.tasks import Team
 
 PML = 6
+pytestmark = pytest.mark.filterwarnings("ignore::deepwave.PmlFreqInferenceWarning")
 
 
 def block(shape, low=2000.0, high=2200.0, spacing=10.0):
@@ -43,9 +44,9 @@ def acquisition(model, sources, receivers, samples, frequency=14.0, step=0.0015)
 @pytest.fixture(scope="module")
 def cube(tmp_path_factory):
     """3-D: start, true model, and the observed shots on disk."""
-    start, true = block((16, 24, 24))
+    start, true = block((12, 18, 18))
     path = tmp_path_factory.mktemp("cube") / "shots.zarr"
-    inversion.model_shots(true, acquisition(true, (2, 2), (5, 5), 140), path, pml_width=PML)
+    inversion.model_shots(true, acquisition(true, (2, 2), (4, 4), 180), path, pml_width=PML)
     return start, true, path
 
 
@@ -123,7 +124,7 @@ def difference(found, expected):
 
 
 def test_traces_are_deepwaves(cube):
-    start, true, path = cube
+    _, true, path = cube
     traces, _, _ = plain(true, path)
     shots = inversion.open_shots(path)
     assert shots.amplitude.dims == ("shot", "receiver", "time")
@@ -210,7 +211,7 @@ def test_gradients_of_other_equations_by_differences(equation, tmp_path):
     if equation == "elastic":
         others["vs"] = np.full((20, 28), 1100.0)
     start, true = (inversion.velocity(m.vp.to_numpy(), 10.0, **others) for m in (start, true))
-    plan = acquisition(true, (2,), (8,), 160, frequency=9.0, step=0.001)
+    plan = acquisition(true, (2,), (8,), 400, frequency=9.0, step=0.001)
     how = {"equation": equation, "pml_width": PML, "precision": "float64"}
     kind = {"source": "vertical", "receiver": "vertical"} if equation == "elastic" else {}
     inversion.model_shots(true, plan, tmp_path / "s.zarr", **how, **kind)
@@ -256,7 +257,10 @@ def test_block_is_recovered(line, tmp_path):
     assert (np.diff(misfit) <= 0).all()
     change = (found.vp - start.vp).to_numpy()
     inside = (true.vp > start.vp).to_numpy()
-    assert change[inside].mean() > 5 * np.abs(change[~inside]).mean()
+    risen = change > 0.6 * change.max()
+    assert inside[risen].mean() > 0.8
+    for at, block in zip(np.nonzero(risen), np.nonzero(inside), strict=True):
+        assert abs(at.mean() - block.mean()) <= 2
     np.testing.assert_array_equal(found.vp_history[-1], found.vp)
     np.testing.assert_array_equal(found.vp_history[0], start.vp)
     assert found.gradient_vp.shape == (13, 24, 36)
@@ -381,12 +385,10 @@ def test_options_bring_the_model_nearer_and_resume(how, line, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        inversion.invert(
-            start, path, tmp_path / "b.zarr", mask=mask, on_iteration=stop, **options
-        )
+        inversion.invert(start, path, tmp_path / "b.zarr", mask=mask, on_iteration=stop, **options)
     again = inversion.invert(start, path, tmp_path / "b.zarr", mask=mask, **options)
     same(again, whole)
-    before, after = (((m - true.vp) ** 2).sum().item() for m in (start.vp, whole.vp))
+    before, after = (float(((m - true.vp) ** 2).sum()) for m in (start.vp, whole.vp))
     assert after < before
     np.testing.assert_array_equal(whole.vp.sel(depth=slice(0, 30)), 2000.0)
 
@@ -401,7 +403,7 @@ def test_bounds_hold(line, tmp_path):
 
 
 def test_migration_shows_the_reflector(tmp_path):
-    """A flat reflector: the image peaks at its depth, and says that velocity rises there."""
+    """From negative to positive, where velocity rises; the same from other batches."""
     vp = np.full((40, 40), 2000.0, dtype=np.float32)
     smooth = inversion.velocity(vp.copy(), 10.0)
     vp[24:] = 2300.0
@@ -409,8 +411,10 @@ def test_migration_shows_the_reflector(tmp_path):
     true = inversion.velocity(vp, 10.0)
     shots = inversion.model_shots(true, plan, pml_width=12)
     found = inversion.migrate(smooth, shots, tmp_path / "o.zarr", pml_width=12)
-    middle = found.image.isel(inline=slice(12, 28)).mean("inline")
-    deep = middle.sel(depth=slice(100, None))
-    assert abs(float(deep.depth[np.abs(deep).argmax()]) - 240) <= 20
+    below = found.image.isel(inline=slice(12, 28)).mean("inline").sel(depth=slice(100, None))
+    lowest, highest = (float(below.depth[k]) for k in (below.argmin(), below.argmax()))
+    assert lowest < 235 < highest < lowest + 60
+    crossing = below.sel(depth=slice(lowest, highest))
+    assert abs(float(crossing.depth[int(np.abs(crossing).argmin())]) - 235) <= 10
     again = inversion.migrate(smooth, shots, tmp_path / "p.zarr", pml_width=12, batch_size=2)
     assert difference(again.image.to_numpy(), found.image.to_numpy()) < 1e-3

@@ -94,9 +94,7 @@ def positions(
             f"sources {sources.shape}, receivers {receivers.shape}: pass (shot, {len(dims)}) and "
             f"([shot,] receiver, {len(dims)}), metres along {', '.join(dims)}"
         )
-    if receivers.shape[-1] != len(dims) or (
-        receivers.ndim == 3 and len(receivers) != len(sources)
-    ):
+    if receivers.shape[-1] != len(dims) or (receivers.ndim == 3 and len(receivers) != len(sources)):
         raise ArgumentError(
             f"receivers {receivers.shape}: do not fit sources {sources.shape}; pass "
             f"({len(sources)}, receiver, {len(dims)}), or (receiver, {len(dims)}) for all shots"

@@ -40,8 +40,8 @@ def low_pass(traces: np.ndarray, corner: float | None, time_step: float) -> np.n
     return np.fft.irfft(spectrum, length, axis=-1)[..., :samples].astype(traces.dtype)
 
 
-def spectrum_of(wavelet: np.ndarray, time_step: float) -> tuple[float, float]:
-    """Frequency of the peak of a wavelet's spectrum, and the highest with a tenth of it, Hz.
+def highest_frequency(wavelet: np.ndarray, time_step: float) -> float:
+    """Highest frequency, Hz, at which a wavelet's spectrum has a tenth of its peak.
 
     Parameters
     ----------
@@ -50,8 +50,5 @@ def spectrum_of(wavelet: np.ndarray, time_step: float) -> tuple[float, float]:
     """
     length = max(4096, 4 * wavelet.shape[-1])
     amplitude = np.abs(np.fft.rfft(wavelet, length, axis=-1)).reshape(-1, length // 2 + 1).max(0)
-    frequency = np.fft.rfftfreq(length, time_step)
-    return (
-        float(frequency[amplitude.argmax()]),
-        float(frequency[np.flatnonzero(amplitude >= 0.1 * amplitude.max())[-1]]),
-    )
+    above = np.flatnonzero(amplitude >= 0.1 * amplitude.max())
+    return float(np.fft.rfftfreq(length, time_step)[above[-1]])

@@ -9,7 +9,7 @@ import xarray as xr
 
 from ..errors import ArgumentError, GeometryError, OutcropError, SurveyError
 from .acquisition import check_acquisition, time_step
-from .bands import spectrum_of
+from .bands import highest_frequency
 from .gathers import Gathers
 from .model import Grid
 from .physics import EQUATIONS, load_deepwave
@@ -92,7 +92,7 @@ def check_sampling(
             "frequency, or more samples"
         )
     deepwave = load_deepwave()
-    _, highest = spectrum_of(wavelet, step)
+    highest = highest_frequency(wavelet, step)
     slowest, what = float(model["vp"].min()), "vp"
     if equation == "elastic" and (model["vs"] > 0).any():
         slowest, what = float(model["vs"].where(model["vs"] > 0).min()), "vs"
@@ -193,6 +193,11 @@ def check_times(shots: xr.Dataset, wavelet: xr.DataArray, name: str) -> tuple[fl
         if "time" not in array.coords:
             raise SurveyError(f"{label}: has no time coordinate; give it one, in s")
     step, samples = time_step(shots["time"], name), shots.sizes["time"]
+    if abs(float(shots["time"][0])) > 1e-9:
+        raise SurveyError(
+            f"{name}: time starts at {float(shots['time'][0]):g}; pad or cut the traces to start "
+            "at 0, when the source fires"
+        )
     if wavelet.sizes["time"] != samples or not math.isclose(
         step, time_step(wavelet["time"], "wavelet"), rel_tol=1e-4
     ):

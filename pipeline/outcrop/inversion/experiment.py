@@ -13,11 +13,10 @@ import xarray as xr
 
 from ..errors import ArgumentError, SurveyError
 from ..survey.geometry import check_choice
-from .bands import spectrum_of
 from .checks import check_gathers, check_model, check_sampling, check_shots, check_times
 from .gathers import Gathers, open_shots
 from .model import Grid, Model, grid_of, open_model
-from .physics import EQUATIONS, Physics
+from .physics import EQUATIONS, Physics, layer_frequency
 
 Shots = xr.Dataset | str | os.PathLike[str]
 
@@ -216,7 +215,7 @@ def set_up(
         grid=grid,
         time_step=step,
         samples=samples,
-        frequency=spectrum_of(emitted, step)[0],
+        frequency=layer_frequency(emitted, step),
         max_velocity=highest,
         between=between,
         accuracy=options.accuracy,

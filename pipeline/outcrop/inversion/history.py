@@ -15,7 +15,8 @@ import torch
 import xarray as xr
 
 from .. import __version__
-from ..output import Output
+from ..errors import SurveyError
+from ..output import Output, is_complete, is_unfinished
 from .experiment import Experiment
 from .physics import Physics
 
@@ -69,6 +70,33 @@ def begin(
     dataset = xr.Dataset(variables, {**coords, "iteration": np.arange(rows)})
     dataset.attrs = {"Conventions": "CF-1.11", "outcrop_version": __version__}
     return Output.begin(path, dataset.drop_encoding(), encoding, record, overwrite)
+
+
+def open_inversion(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Open an inversion or a migration, lazily.
+
+    Parameters
+    ----------
+    path : path-like
+        Zarr that `invert` or `migrate` wrote.
+
+    Returns
+    -------
+    xarray.Dataset
+
+    Raises
+    ------
+    SurveyError
+        If it is something else, or unfinished.
+    """
+    path = Path(path)
+    if is_unfinished(path):
+        raise SurveyError(
+            f"{path}: is unfinished; run what writes it again, and it goes on where it stopped"
+        )
+    if not is_complete(path):
+        raise SurveyError(f"{path}: is no Zarr group; pass one that outcrop invert wrote")
+    return xr.open_zarr(path, consolidated=False)
 
 
 class History:

@@ -18,7 +18,7 @@ from ..survey.geometry import check_choice
 from .bands import low_pass
 from .evaluation import Evaluator
 from .experiment import Experiment, Shots, options_of, set_up
-from .history import History, begin
+from .history import History, begin, open_inversion
 from .memory import choose
 from .misfits import MISFITS
 from .model import Model, open_model
@@ -156,9 +156,7 @@ def invert(
     start = open_model(velocity)
     limits = _bounds(start, parameters, bounds)
     fastest = limits["vp"][1] if "vp" in limits else None
-    experiment = set_up(
-        start, observed, wavelet, propagation, observed=True, max_velocity=fastest
-    )
+    experiment = set_up(start, observed, wavelet, propagation, observed=True, max_velocity=fastest)
     _check_parameters(experiment, parameters)
     _check_bands(bands, experiment, iterations)
     steps = _steps(start, parameters, step)
@@ -177,7 +175,7 @@ def invert(
     )
     stepper = Stepper(
         optimiser,
-        {name: experiment.grid.shape for name in parameters},
+        dict.fromkeys(parameters, experiment.grid.shape),
         steps,
         optimiser_options or {},
     )
@@ -216,7 +214,7 @@ def invert(
             )
             inversion.run(history, bands, iterations, on_iteration or (lambda n, f: None))
         output.commit({"inverted_with": record})
-    return xr.open_zarr(path, consolidated=False)
+    return open_inversion(path)
 
 
 class _Inversion:
@@ -350,7 +348,11 @@ def _steps(
 
 def _check_parameters(experiment: Experiment, parameters: Sequence[str]) -> None:
     known = experiment.physics.parameters
-    if not parameters or not set(parameters) <= set(known) or len(set(parameters)) < len(parameters):
+    if (
+        not parameters
+        or not set(parameters) <= set(known)
+        or len(set(parameters)) < len(parameters)
+    ):
         raise ArgumentError(
             f"parameters {tuple(parameters)}: the {experiment.physics.equation} equation has "
             f"{', '.join(known)}; choose some of them"

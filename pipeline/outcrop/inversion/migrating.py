@@ -13,7 +13,7 @@ from .. import __version__
 from ..output import Output, check_free, naming_full_disk
 from .evaluation import Evaluator
 from .experiment import Shots, options_of, set_up
-from .history import History
+from .history import History, open_inversion
 from .inverting import check_traces
 from .memory import choose
 from .model import Model
@@ -123,7 +123,7 @@ def migrate(
             values = values * mask.transpose(*grid.dims).to_numpy()
         output.array("image")[...] = values.astype(np.float32)
         output.commit({"migrated_with": record})
-    return xr.open_zarr(path, consolidated=False)
+    return open_inversion(path)
 
 
 def _laplacian(values: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:

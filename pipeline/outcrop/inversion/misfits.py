@@ -39,9 +39,7 @@ def correlation(modelled: Tensor, observed: Tensor) -> Tensor:
        marine streamer data using the global correlation norm: Geophysical Prospecting, 60,
        748-758, https://doi.org/10.1111/j.1365-2478.2012.01079.x
     """
-    return load_deepwave().misfits.normalised_cross_correlation(
-        modelled, observed, reduction="sum"
-    )
+    return load_deepwave().misfits.normalised_cross_correlation(modelled, observed, reduction="sum")
 
 
 def envelope(modelled: Tensor, observed: Tensor) -> Tensor:

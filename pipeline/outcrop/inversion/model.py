@@ -120,9 +120,13 @@ def open_model(model: Model, name: str = "velocity") -> xr.Dataset:
         path, name = Path(model), str(model)
         if not is_complete(path):
             raise SurveyError(f"{path}: is no Zarr group; write one with .to_zarr({str(path)!r})")
-        model = xr.open_zarr(path, consolidated=False)
-    if isinstance(model, xr.DataArray):
-        model = model.rename("vp").to_dataset()
+        found = xr.open_zarr(path, consolidated=False)
+    else:
+        found = model.rename("vp").to_dataset() if isinstance(model, xr.DataArray) else model
+    return _checked(found, name)
+
+
+def _checked(model: xr.Dataset, name: str) -> xr.Dataset:
     if "vp" not in model:
         raise SurveyError(f"{name}: has no vp, the P-wave velocity in m/s")
     dims = tuple(d for d in DIMS if d in model["vp"].dims)

@@ -107,7 +107,9 @@ class Stepper:
             groups: list[dict[str, Any]] = [{"params": [p], "lr": self.rate} for p in parameters]
             return (Adam if self.kind == "adam" else SGD)(groups, **self.options)
         except (TypeError, ValueError) as error:
-            raise ArgumentError(f"optimiser_options: {self.kind} does not take them: {error}") from None
+            raise ArgumentError(
+                f"optimiser_options: {self.kind} does not take them: {error}"
+            ) from None
 
     def _set_units(self, gradients: Mapping[str, Tensor]) -> None:
         """Choose a unit of each parameter, so that a step of minus the gradient is what is wanted.
@@ -126,17 +128,15 @@ class Stepper:
         self.scale = 1 / (self.steps[first] * largest[first])
         for name, value in largest.items():
             self.units[name] = (self.steps[name] / (self.scale * value)) ** 0.5
-        for group, (name, h) in zip(
-            self.optimiser.param_groups * (len(largest) if self.kind == "lbfgs" else 1),
-            gradients.items(),
-            strict=True,
-        ):
-            if self.kind == "adam":
-                # Its first step is its rate, whatever the gradient.
+        groups = self.optimiser.param_groups
+        if self.kind == "adam":
+            # Its first step is its rate, whatever the gradient.
+            for group, name in zip(groups, largest, strict=True):
                 group["lr"] = self.rate * self.steps[name] / self.units[name]
-            elif self.kind == "lbfgs":
-                # Its first step is divided by the sum of the gradient's magnitudes.
-                total = sum(
-                    float(g.abs().sum()) * self.scale * self.units[k] for k, g in gradients.items()
-                )
-                group["lr"] = self.rate * max(1.0, total)
+        elif self.kind == "lbfgs":
+            # Its first step is divided by the sum of the gradient's magnitudes.
+            total = sum(
+                float(h.abs().sum()) * self.scale * self.units[name]
+                for name, h in gradients.items()
+            )
+            groups[0]["lr"] = self.rate * max(1.0, total)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +59,24 @@ def load_deepwave() -> Any:
     return deepwave
 
 
+def layer_frequency(wavelet: np.ndarray, time_step: float) -> float:
+    """Frequency, Hz, that Deepwave makes absorbing layers for, given all the sources emit.
+
+    Parameters
+    ----------
+    wavelet : ndarray, (shot, time)
+    time_step : float
+    """
+    deepwave = load_deepwave()
+    amplitudes = torch.as_tensor(wavelet)[:, None]
+    where = torch.zeros(len(wavelet), 1, 2, dtype=torch.long)
+    speed = torch.ones(2, 2, dtype=torch.float64)
+    found = deepwave.plan(
+        "scalar", speed, 1.0, time_step, source_amplitudes=amplitudes, source_locations=where
+    )
+    return float(found.info.pml_freq)
+
+
 @dataclass(frozen=True)
 class Physics:
     """Everything that all shots of an experiment share.
@@ -72,7 +91,7 @@ class Physics:
     samples : int
         Of a trace.
     frequency : float
-        Of the peak of the source's spectrum, Hz: what the absorbing layers are made for.
+        That the absorbing layers are made for, Hz.
     max_velocity : float
         The highest that may occur, m/s. Fixed, as `frequency` is, so that every batch and every
         iteration has the same internal time step and the same absorbing layers.

@@ -36,7 +36,9 @@ class Selection:
             if value is None:
                 continue
             if not 1 <= value <= self.count:
-                raise ArgumentError(f"{name}={value}: pass a number from 1 to {self.count}, of shots")
+                raise ArgumentError(
+                    f"{name}={value}: pass a number from 1 to {self.count}, of shots"
+                )
             if optimiser == "lbfgs":
                 raise ArgumentError(
                     f"{name}: changes the misfit from one iteration to the next, and lbfgs needs "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def cut(groups: Sequence[Group], size: int) -> list[Batch]:
     """Cut groups into batches of nearly equal size, `size` at most."""
     count = -(-len(groups) // size)
     edges = [round(k * len(groups) / count) for k in range(count + 1)]
-    return [tuple(groups[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [tuple(groups[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 class Evaluation(NamedTuple):
@@ -107,7 +108,7 @@ class Shots(Job):
         observed, live = self._observed(batch, corner)
         value = MISFITS[self.misfit](traces[live], observed.to(traces)[live])
         value.backward()
-        found: dict[str, np.ndarray] = {"misfit": np.float64(value.item())}
+        found = {"misfit": np.array(value.item(), dtype=np.float64)}
         for name in evaluation.gradients:
             found[name] = _grad(model[name]).cpu().numpy()
         if not all(np.isfinite(v).all() for v in found.values()):
@@ -169,15 +170,15 @@ class Shots(Job):
         )
 
     def _observed(self, batch: Batch, corner: float | None) -> tuple[Tensor, Tensor]:
-        first = np.array([group[0][0] for group in batch])
-        _, live = self.gathers.receivers(first)
+        """Traces of each group, (group, receiver, time), filtered; and which there are."""
+        _, live = self.gathers.receivers(np.array([group[0][0] for group in batch]))
         sums = []
         for group in batch:
             traces = self.gathers.traces(np.array([shot for shot, _ in group]))
             factors = np.array([factor for _, factor in group], dtype=traces.dtype)
-            sums.append(traces[0] if len(group) == 1 and factors[0] == 1 else factors @ _flat(traces))
-        observed = np.stack([s.reshape(live.shape[1], -1) for s in sums])
-        return torch.as_tensor(low_pass(observed, corner, self.physics.time_step)), torch.as_tensor(live)
+            sums.append(np.tensordot(factors, traces, axes=1))
+        observed = low_pass(np.stack(sums), corner, self.physics.time_step)
+        return torch.as_tensor(observed), torch.as_tensor(live)
 
     def _tidy(self) -> None:
         if self.physics.device == "cpu":
@@ -198,17 +199,13 @@ def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays to one file, whole or not at all."""
     aside = path.with_name(f"{path.name}.{os.getpid()}")
     with open(aside, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     aside.replace(path)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as found:
         return {name: found[name].astype(np.float64) for name in found.files}
-
-
-def _flat(traces: np.ndarray) -> np.ndarray:
-    return traces.reshape(len(traces), -1)
 
 
 def _grad(tensor: Tensor) -> Tensor:
