@@ -27,6 +27,7 @@ _LAZY = {
     "demo": "outcrop.demo",
     "errors": "outcrop.errors",
     "events": "outcrop.events",
+    "inversion": "outcrop.inversion",
     "models": "outcrop.models",
     "training": "outcrop.training",
     "view": "outcrop.view",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from . import demo as demo
     from . import errors as errors
     from . import events as events
+    from . import inversion as inversion
     from . import models as models
     from . import training as training
     from . import view as view

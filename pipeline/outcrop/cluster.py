@@ -6,14 +6,12 @@ import contextlib
 import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .errors import MemoryBudgetError, OutcropError
 
 if TYPE_CHECKING:
     from distributed import Client
-
-    from .planner import Plan
 
 
 class Tls(NamedTuple):
@@ -127,7 +125,16 @@ def versions() -> dict[str, str]:
     return {p: importlib.metadata.version(p).split("+")[0] for p in ("outcrop", "torch")}
 
 
-def check_workers(client: Client, plan: Plan) -> None:
+class Needs(Protocol):
+    """What is known of work before it starts, such as a plan: where it runs, and its peak."""
+
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def peak_memory(self) -> int: ...  # noqa: D102
+
+
+def check_workers(client: Client, plan: Needs) -> None:
     """Raise before the start if a worker could not run its share of a plan.
 
     Raises
@@ -178,3 +185,10 @@ def _facts(device: str, dask_worker: Any) -> dict[str, Any]:
     # Above that a worker takes no more tasks, and there is nothing that it could free.
     limit = manager.memory_limit * (manager.memory_pause_fraction or 1.0)
     return {**versions(), "memory": max(0.0, limit - psutil.Process().memory_info().rss)}
+
+
+def least_room(client: Client, device: str) -> int | None:
+    """Bytes of memory that every worker has to give; None where they know no limit."""
+    found = client.run(_facts, device, on_error="ignore").values()
+    rooms = [facts["memory"] for facts in found if facts["memory"] is not None]
+    return int(min(rooms)) if rooms else None

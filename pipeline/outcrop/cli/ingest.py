@@ -47,6 +47,22 @@ def command(
     nonfinite: Annotated[
         str, typer.Option(help="NaN and infinite samples: error, or zero to make them 0.")
     ] = "error",
+    shots: Annotated[
+        bool,
+        typer.Option(
+            "--shots",
+            help="The file holds shot gathers: write (shot, receiver, time) with the positions of "
+            "sources and receivers, for outcrop invert.",
+        ),
+    ] = False,
+    origin: Annotated[
+        str | None,
+        typer.Option(help="With --shots: x,y in m where the model's inline and crossline are 0."),
+    ] = None,
+    azimuth: Annotated[
+        float,
+        typer.Option(help="With --shots: of the model's inline axis, degrees clockwise from y."),
+    ] = 90.0,
     overwrite: Overwrite = False,
     cluster: Cluster = None,
     workers: Workers = None,
@@ -69,6 +85,24 @@ def command(
     with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
         if client is not None:
             typer.echo(f"Dask dashboard: {client.dashboard_link}", err=True)
+        if shots:
+            from ..inversion import ingest_shots
+
+            found = ingest_shots(
+                segy,
+                zarr,
+                origin=_origin(origin),
+                azimuth=azimuth,
+                interval=interval,
+                truncate=truncate,
+                nonfinite=nonfinite,  # type: ignore[arg-type]
+                overwrite=overwrite,
+                client=client,
+                progress=True,
+            )
+            sizes = " × ".join(f"{n:,} {d}" for d, n in found["amplitude"].sizes.items())
+            typer.echo(f"{zarr}: amplitude, {sizes}")
+            return
         survey = ingest(
             segy,
             zarr,
@@ -106,3 +140,13 @@ def _extents(option: str, text: str | None) -> tuple[int, ...] | None:
         raise ArgumentError(
             f"{option} {text}: pass whole numbers with commas, such as 128,128,128"
         ) from None
+
+
+def _origin(text: str | None) -> tuple[float, float]:
+    from ..errors import ArgumentError
+
+    try:
+        x, y = (float(part) for part in (text or "0,0").split(","))
+    except ValueError:
+        raise ArgumentError(f"--origin {text}: pass x,y in m, such as 605000,6073000") from None
+    return x, y

@@ -1,0 +1,54 @@
+"""Frequency bands: inversion from low frequencies to high ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_ORDER = 6
+
+
+def low_pass(traces: np.ndarray, corner: float | None, time_step: float) -> np.ndarray:
+    """Butterworth low-pass along the last axis.
+
+    It is causal, so that a record that is filtered and then cut off is what a filtered source
+    gives: the same filter on the wavelet and on the traces leaves the experiment consistent.
+
+    Parameters
+    ----------
+    traces : ndarray, (..., time)
+    corner : float or None
+        Frequency at which the amplitude has fallen by 3 dB, Hz; None: no filter.
+    time_step : float
+        In seconds.
+
+    Returns
+    -------
+    ndarray of the same dtype
+    """
+    if corner is None:
+        return traces
+    samples = traces.shape[-1]
+    ringing = int(np.ceil(4 * _ORDER / (corner * time_step)))
+    length = samples + ringing
+    # Poles on the half circle, and the bilinear transform with its frequencies warped back.
+    angles = np.pi * (2 * np.arange(_ORDER) + 1 + _ORDER) / (2 * _ORDER)
+    tangents = np.tan(np.pi * np.fft.rfftfreq(length)[:, None])
+    s = 1j * tangents / np.tan(np.pi * corner * time_step)
+    response = 1 / np.prod(s - np.exp(1j * angles), axis=1)
+    response[~np.isfinite(response)] = 0  # at the Nyquist frequency, where the tangent has a pole
+    spectrum = np.fft.rfft(traces, length, axis=-1) * response
+    return np.fft.irfft(spectrum, length, axis=-1)[..., :samples].astype(traces.dtype)
+
+
+def highest_frequency(wavelet: np.ndarray, time_step: float) -> float:
+    """Highest frequency, Hz, at which a wavelet's spectrum has a tenth of its peak.
+
+    Parameters
+    ----------
+    wavelet : ndarray, (..., time)
+    time_step : float
+    """
+    length = max(4096, 4 * wavelet.shape[-1])
+    amplitude = np.abs(np.fft.rfft(wavelet, length, axis=-1)).reshape(-1, length // 2 + 1).max(0)
+    above = np.flatnonzero(amplitude >= 0.1 * amplitude.max())
+    return float(np.fft.rfftfreq(length, time_step)[above[-1]])

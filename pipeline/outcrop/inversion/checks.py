@@ -1,0 +1,245 @@
+"""What is looked at before the first time step: each error is one line with a way out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import xarray as xr
+
+from ..errors import ArgumentError, GeometryError, OutcropError, SurveyError
+from .acquisition import check_acquisition, time_step
+from .bands import highest_frequency
+from .gathers import Gathers
+from .model import Grid
+from .physics import EQUATIONS, load_deepwave
+
+# Shots whose positions are looked at together.
+_PIECE = 64
+
+
+class SamplingError(OutcropError):
+    """A grid too coarse, or a time step too long, for velocities and frequencies."""
+
+
+def check_model(model: xr.Dataset, equation: str) -> None:
+    """Raise `SurveyError` unless a model has what an equation needs."""
+    missing = [p for p in EQUATIONS[equation].parameters if p not in model]
+    if missing:
+        raise SurveyError(
+            f"velocity: has no {' and no '.join(missing)}, which the {equation} equation needs; "
+            "add it, or choose another equation"
+        )
+    if equation == "elastic" and (model["vs"] > model["vp"] / math.sqrt(4 / 3)).any():
+        raise SurveyError(
+            "velocity: vs is more than vp/√(4/3) somewhere, where no solid is; lower it"
+        )
+
+
+def largest_time_step(grid: Grid, velocity: float) -> float:
+    """Longest time step, s, that is stable for a velocity: by Courant, Friedrichs and Lewy [1]_.
+
+    References
+    ----------
+    .. [1] Courant, R., Friedrichs, K., and Lewy, H., 1928, Über die partiellen
+       Differenzengleichungen der mathematischen Physik: Mathematische Annalen, 100, 32-74,
+       https://doi.org/10.1007/BF01448839
+    """
+    courant = load_deepwave().DEFAULT_COURANT_NUMBER
+    return courant / (velocity * math.sqrt(sum(1 / s**2 for s in grid.spacing)))
+
+
+def check_sampling(
+    model: xr.Dataset,
+    grid: Grid,
+    equation: str,
+    wavelet: np.ndarray,
+    step: float,
+    max_velocity: float,
+    accuracy: int,
+    substeps: bool,
+) -> None:
+    """Raise unless waves of these velocities and frequencies can be propagated on this grid.
+
+    Parameters
+    ----------
+    model : xarray.Dataset
+    grid : Grid
+    equation : str
+    wavelet : ndarray, (..., time)
+    step : float
+        Time step, s.
+    max_velocity : float
+        The highest that may occur, m/s.
+    accuracy : int
+        Order of the differences in space.
+    substeps : bool
+        Whether Deepwave may step in between samples of the traces.
+
+    Raises
+    ------
+    SamplingError
+        If the spacing gives fewer points per shortest wavelength than keep the error of the phase
+        velocity below 1 %, or the time step is not stable.
+    ArgumentError
+        If the wavelet is silent, or cut off.
+    """
+    if not np.isfinite(wavelet).all() or not wavelet.any():
+        raise ArgumentError("wavelet: is zero, NaN or infinite; pass another")
+    if (np.abs(wavelet[..., [0, -1]]).max(axis=-1) > 0.05 * np.abs(wavelet).max(axis=-1)).any():
+        raise ArgumentError(
+            "wavelet: is cut off at the start or the end of the traces; shift it, take a higher "
+            "frequency, or more samples"
+        )
+    deepwave = load_deepwave()
+    highest = highest_frequency(wavelet, step)
+    slowest, what = float(model["vp"].min()), "vp"
+    if equation == "elastic" and (model["vs"] > 0).any():
+        slowest, what = float(model["vs"].where(model["vs"] > 0).min()), "vs"
+    needed = deepwave.suggest_discretisation(
+        slowest, highest, len(grid.dims), accuracy, propagator=equation, min_points_per_wavelength=1
+    )
+    coarsest = max(grid.spacing)
+    if coarsest > needed.grid_spacing[0] * (1 + 1e-6):
+        points = slowest / highest / coarsest
+        raise SamplingError(
+            f"spacing {coarsest:g} m: {points:.2g} points in the shortest wavelength "
+            f"({slowest:g} m/s of {what} at {highest:.3g} Hz), and accuracy {accuracy} needs "
+            f"{needed.points_per_wavelength:g}; take a spacing of {_down(needed.grid_spacing[0])} "
+            f"m, or nothing above {_down(highest * needed.grid_spacing[0] / coarsest)} Hz"
+        )
+    longest = largest_time_step(grid, max_velocity)
+    if step > longest * (1 + 1e-9) and not substeps:
+        wider = step / longest
+        raise SamplingError(
+            f"time step {1000 * step:g} ms: is not stable for {max_velocity:g} m/s on a spacing of "
+            f"{_list(grid.spacing)} m; take {_down(1000 * longest)} ms, or a spacing of "
+            f"{_list([_up(s * wider) for s in grid.spacing])} m, or let Deepwave step in between "
+            "with substeps=True (substeps: true)"
+        )
+
+
+def check_gathers(gathers: Gathers, grid: Grid, name: str) -> bool:
+    """Look at every position, some shots at a time, and return whether any is between samples.
+
+    Raises
+    ------
+    GeometryError
+        If a source or a receiver is outside the model, or two of a shot's receivers are at the
+        same place.
+    """
+    between = False
+    for start in range(0, gathers.count, _PIECE):
+        shots = np.arange(start, min(start + _PIECE, gathers.count))
+        sources = grid.cells(gathers.sources(shots))[:, None]
+        receivers, live = gathers.receivers(shots)
+        receivers = grid.cells(receivers)
+        _check_inside(gathers, grid, sources, np.ones(sources.shape[:2], bool), shots, "source")
+        _check_inside(gathers, grid, receivers, live, shots, "receiver")
+        if not live.any(axis=1).all():
+            shot = shots[~live.any(axis=1)][0]
+            raise GeometryError(f"{name}: shot {shot} has no receiver; leave it out")
+        for shot, row, here in zip(shots, receivers, live, strict=True):
+            places, counts = np.unique(row[here], axis=0, return_counts=True)
+            if (counts > 1).any():
+                twice = np.flatnonzero((row == places[counts > 1][0]).all(axis=1))
+                raise GeometryError(
+                    f"{name}: receivers {twice[0]} and {twice[1]} of shot {shot} are at the same "
+                    "place; leave one out"
+                )
+        between |= bool((sources % 1).any()) or bool((receivers[live] % 1).any())
+        if gathers.has_common_spread:
+            rest = np.arange(start, gathers.count)
+            sources = grid.cells(gathers.sources(rest))[:, None]
+            everywhere = np.ones(sources.shape[:2], bool)
+            _check_inside(gathers, grid, sources, everywhere, rest, "source")
+            return between or bool((sources % 1).any())
+    return between
+
+
+def _check_inside(
+    gathers: Gathers,
+    grid: Grid,
+    cells: np.ndarray,
+    live: np.ndarray,
+    shots: np.ndarray,
+    what: str,
+) -> None:
+    if np.isnan(cells[live]).any():
+        shot = shots[(np.isnan(cells).any(axis=-1) & live).any(axis=1)][0]
+        raise GeometryError(f"shot {shot}: the {what} has no position (NaN)")
+    outside = ((cells < 0) | (cells > np.array(grid.shape) - 1)) & live[..., None]
+    if not outside.any():
+        return
+    n, k, axis = np.argwhere(outside)[0]
+    dim, at = grid.dims[axis], grid.origin[axis] + cells[n, k, axis] * grid.spacing[axis]
+    last = grid.origin[axis] + (grid.shape[axis] - 1) * grid.spacing[axis]
+    which = f"shot {shots[n]}" if what == "source" else f"receiver {k} of shot {shots[n]}"
+    raise GeometryError(
+        f"{which}: the {what} is at {dim} {at:g} m, and the model goes from "
+        f"{grid.origin[axis]:g} to {last:g} m there; extend the model, or leave it out"
+    )
+
+
+def check_times(shots: xr.Dataset, wavelet: xr.DataArray, name: str) -> tuple[float, int]:
+    """Return time step (s) and number of samples of traces and wavelet, which must be the same.
+
+    Raises
+    ------
+    SurveyError
+        If they differ, or either is not evenly spaced.
+    """
+    for label, array in ((name, shots), ("wavelet", wavelet)):
+        if "time" not in array.coords:
+            raise SurveyError(f"{label}: has no time coordinate; give it one, in s")
+    step, samples = time_step(shots["time"], name), shots.sizes["time"]
+    if abs(float(shots["time"][0])) > 1e-9:
+        raise SurveyError(
+            f"{name}: time starts at {float(shots['time'][0]):g}; pad or cut the traces to start "
+            "at 0, when the source fires"
+        )
+    if wavelet.sizes["time"] != samples or not math.isclose(
+        step, time_step(wavelet["time"], "wavelet"), rel_tol=1e-4
+    ):
+        raise SurveyError(
+            f"wavelet: has {wavelet.sizes['time']} samples of "
+            f"{1000 * time_step(wavelet['time'], 'wavelet'):g} ms, the traces {samples} of "
+            f"{1000 * step:g} ms; make it like the traces, zeros at its end"
+        )
+    if "shot" in wavelet.dims and wavelet.sizes["shot"] != shots.sizes["shot"]:
+        raise SurveyError(
+            f"wavelet: has {wavelet.sizes['shot']} shots, {name} {shots.sizes['shot']}; pass one "
+            "for each, or one for all"
+        )
+    return step, samples
+
+
+def check_shots(shots: xr.Dataset, dims: tuple[str, ...], name: str, observed: bool) -> None:
+    """Raise `SurveyError` unless a dataset has an acquisition, and traces if they are needed."""
+    check_acquisition(shots, dims, name)
+    if not observed:
+        return
+    if "amplitude" not in shots:
+        raise SurveyError(
+            f"{name}: has no amplitude (shot, receiver, time); ingest it with outcrop ingest "
+            "--shots, or model it with outcrop.inversion.model_shots"
+        )
+    if shots["amplitude"].dims != ("shot", "receiver", "time"):
+        raise SurveyError(
+            f"{name}: amplitude is over {shots['amplitude'].dims} instead of shot, receiver, time"
+        )
+
+
+def _down(value: float) -> str:
+    """Three digits, not above the value."""
+    scale = 10 ** (math.floor(math.log10(value)) - 2)
+    return f"{math.floor(value / scale * (1 + 1e-12)) * scale:.3g}"
+
+
+def _up(value: float) -> float:
+    scale = 10 ** (math.floor(math.log10(value)) - 2)
+    return math.ceil(value / scale * (1 - 1e-12)) * scale
+
+
+def _list(values: object) -> str:
+    return " × ".join(f"{v:.6g}" for v in dict.fromkeys(values))  # type: ignore[call-overload]

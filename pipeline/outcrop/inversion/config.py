@@ -1,0 +1,155 @@
+"""A run as a file: what `outcrop invert run.yaml` does."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import ArgumentError, OutcropError
+from .acquisition import ricker, time_step, wavelet
+from .experiment import Options
+from .gathers import open_shots
+from .inverting import invert
+from .model import open_model
+from .shaping import mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from distributed import Client
+
+# What a file says that is no argument of `invert`, or in another form.
+_OWN = {"velocity", "observed", "output", "true", "pictures", "wavelet", "mask"}
+_ARGUMENTS = {
+    name
+    for name, parameter in inspect.signature(invert).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+} - {"client", "overwrite", "on_iteration", "wavelet", "mask"}
+
+
+class Run:
+    """An inversion as a file describes it, checked for what can be checked without data.
+
+    Parameters
+    ----------
+    path : path-like
+        YAML. Paths in it are relative to its folder.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no mapping, lacks something, or has a key that nothing knows.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.facts = _read(self.path)
+        known = _OWN | _ARGUMENTS | set(Options.__dataclass_fields__)
+        for key in self.facts:
+            if key not in known:
+                raise ArgumentError(
+                    f"{self.path}: {key}: no such key; there are {', '.join(sorted(known))}"
+                )
+        for key in ("velocity", "observed", "output"):
+            if key not in self.facts:
+                raise ArgumentError(f"{self.path}: has no {key}: the path of a Zarr; add it")
+        self.output = self._path("output")
+        self.pictures = self._path("pictures") if "pictures" in self.facts else None
+
+    def invert(
+        self,
+        *,
+        client: Client | None = None,
+        overwrite: bool = False,
+        on_iteration: Callable[[int, float], None] | None = None,
+    ) -> xr.Dataset:
+        """Run it; draw pictures if they are asked for."""
+        facts = self.facts
+        velocity, shots = self._path("velocity"), self._path("observed")
+        arguments = {k: v for k, v in facts.items() if k not in _OWN}
+        if "storage_path" in arguments:
+            arguments["storage_path"] = self._path("storage_path")
+        source = self._wavelet(shots)
+        allowed = None
+        if "mask" in facts:
+            allowed = mask(velocity, open_shots(shots), **self._named("mask"))
+        found = invert(
+            velocity,
+            shots,
+            self.output,
+            wavelet=source,
+            mask=allowed,
+            client=client,
+            overwrite=overwrite,
+            on_iteration=on_iteration,
+            **arguments,
+        )
+        if self.pictures is not None:
+            self._draw(found, shots, source)
+        return found
+
+    def _draw(self, found: xr.Dataset, shots: Path, source: xr.DataArray | None) -> None:
+        from ..view.inversion import draw_inversion
+
+        true = open_model(self._path("true")).vp if "true" in self.facts else None
+        options = {k: v for k, v in self.facts.items() if k in Options.__dataclass_fields__}
+        for name in ("storage_path", "memory", "batch_size"):
+            options.pop(name, None)
+        assert self.pictures is not None
+        draw_inversion(found, open_shots(shots), self.pictures, true, source, **options)
+
+    def _path(self, key: str) -> Path:
+        return self.path.parent / os.fspath(self.facts[key])
+
+    def _named(self, key: str) -> dict[str, Any]:
+        if not isinstance(self.facts[key], dict):
+            raise ArgumentError(f"{self.path}: {key}: is no mapping; see docs/inversion.md")
+        return dict(self.facts[key])
+
+    def _wavelet(self, path: Path) -> xr.DataArray | None:
+        if "wavelet" not in self.facts:
+            return None
+        shots = open_shots(path)
+        step, samples = time_step(shots["time"], str(path)), shots.sizes["time"]
+        named = self._named("wavelet")
+        if set(named) == {"ricker"}:
+            return ricker(float(named["ricker"]), step, samples)
+        if set(named) == {"file"}:
+            file = self.path.parent / named["file"]
+            try:
+                values = np.load(file) if file.suffix == ".npy" else np.loadtxt(file)
+            except (OSError, ValueError) as error:
+                raise ArgumentError(f"{file}: no wavelet: {error}") from None
+            if values.shape[-1] > samples:
+                raise ArgumentError(
+                    f"{file}: has {values.shape[-1]} samples, the traces {samples}; cut it"
+                )
+            silent = [(0, 0)] * (values.ndim - 1) + [(0, samples - values.shape[-1])]
+            return wavelet(np.pad(values, silent), step)
+        raise ArgumentError(
+            f"{self.path}: wavelet: write ricker: and its frequency in Hz, or file: and a path to "
+            "samples as .npy or text"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise OutcropError(
+            f'{path}: reading it needs pyyaml ({error}); pip install "outcrop[inversion]"'
+        ) from None
+    try:
+        facts = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ArgumentError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(facts, dict):
+        raise ArgumentError(f"{path}: holds no keys and values; see docs/inversion.md")
+    return facts

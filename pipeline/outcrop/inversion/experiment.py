@@ -1,0 +1,233 @@
+"""From what a user passes to what is propagated: read, checked, before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import ArgumentError, SurveyError
+from ..survey.geometry import check_choice
+from .checks import check_gathers, check_model, check_sampling, check_shots, check_times
+from .gathers import Gathers, open_shots
+from .model import Grid, Model, grid_of, open_model
+from .physics import EQUATIONS, Physics, layer_frequency
+
+Shots = xr.Dataset | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How waves are propagated, as `model_shots`, `invert` and `migrate` take it.
+
+    Parameters
+    ----------
+    equation : {"scalar", "acoustic", "elastic"}
+        acoustic needs `density` beside `vp`, elastic `vs` too.
+    accuracy : {2, 4, 6, 8}
+        Order of the differences in space.
+    pml_width : int
+        Samples of the absorbing layer on each side.
+    free_surface : bool
+        Whether the top of the model reflects as the surface of the sea does.
+    source, receiver : {"pressure", "vertical"}
+        Pressure, or a vertical force and vertical particle velocity (not scalar).
+    substeps : bool
+        Let Deepwave step in between samples of the traces, where their interval is not stable.
+    storage_mode : {"device", "cpu", "disk"}
+        Where Deepwave keeps what backward needs of the wavefield.
+    storage_path : path-like, optional
+        Folder for "disk", on each worker; inside the output unless given.
+    storage_compression : bool
+        Keep it in 8 bits a value: lossy.
+    checkpoint_segments : int, optional
+        Keep the wavefield of one of so many pieces of the time, and compute others again.
+    memory : str or int, optional
+        What one process may take; what it has to give unless given.
+    batch_size : int, optional
+        Shots of a task; as many as fit, and no more than keep all workers busy, unless given.
+    precision : {"float32", "float64"}
+    device : str
+        "cpu" or "cuda".
+    """
+
+    equation: str = "scalar"
+    accuracy: int = 4
+    pml_width: int = 20
+    free_surface: bool = False
+    source: str = "pressure"
+    receiver: str = "pressure"
+    substeps: bool = False
+    storage_mode: str = "device"
+    storage_path: str | os.PathLike[str] | None = None
+    storage_compression: bool = False
+    checkpoint_segments: int | None = None
+    memory: str | int | None = None
+    batch_size: int | None = None
+    precision: str = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_choice("equation", self.equation, tuple(EQUATIONS))
+        check_choice("precision", self.precision, ("float32", "float64"))
+        if self.storage_mode == "none":
+            raise ArgumentError(
+                "storage_mode='none': a gradient needs the wavefield; to keep less of it and "
+                "compute the rest again, pass checkpoint_segments=8 (checkpoint_segments: 8)"
+            )
+        check_choice("storage_mode", self.storage_mode, ("device", "cpu", "disk"))
+        for name in ("source", "receiver"):
+            check_choice(name, getattr(self, name), ("pressure", "vertical"))
+            if self.equation == "scalar" and getattr(self, name) != "pressure":
+                raise ArgumentError(
+                    f"{name}={getattr(self, name)!r}: the scalar equation knows pressure alone; "
+                    "choose equation='acoustic' or 'elastic'"
+                )
+        if self.accuracy not in (2, 4, 6, 8):
+            raise ArgumentError(f"accuracy={self.accuracy}: choose one of 2, 4, 6, 8")
+        if self.pml_width < 0 or (self.checkpoint_segments or 1) < 1:
+            raise ArgumentError(
+                f"pml_width={self.pml_width}, checkpoint_segments={self.checkpoint_segments}: "
+                "pass positive numbers"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """What decides on the result, for a later call to compare."""
+        names = (
+            "equation", "accuracy", "pml_width", "free_surface", "source", "receiver", "substeps",
+            "storage_compression", "checkpoint_segments", "precision", "device",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+
+def options_of(given: dict[str, Any]) -> Options:
+    """Make `Options` of keyword arguments, or say which is unknown."""
+    known = Options.__dataclass_fields__
+    for name in given:
+        if name not in known:
+            raise ArgumentError(f"{name}: no such option; there are {', '.join(known)}")
+    return Options(**given)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A model, shots on it, and how they are propagated.
+
+    Attributes
+    ----------
+    model : xarray.Dataset
+        In memory.
+    grid : Grid
+    shots : xarray.Dataset
+        Positions, and traces where they were observed.
+    path : pathlib.Path or None
+        Where `shots` lies as Zarr, if it does.
+    wavelet : ndarray of float64, (shot or 1, time)
+    physics : Physics
+    options : Options
+    """
+
+    model: xr.Dataset
+    grid: Grid
+    shots: xr.Dataset
+    path: Path | None
+    wavelet: np.ndarray
+    physics: Physics
+    options: Options
+
+    @property
+    def gathers(self) -> Gathers:
+        """To read shots by number."""
+        return Gathers(self.path or self.shots, self.grid.dims)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the model, the wavelet, all source positions, and three shots."""
+        digest = hashlib.sha256()
+        gathers = self.gathers
+        some = np.unique(np.linspace(0, gathers.count - 1, 3).astype(int))
+        arrays = [self.model[p].to_numpy() for p in self.physics.parameters]
+        arrays += [self.wavelet, gathers.sources(np.arange(gathers.count))]
+        arrays += [gathers.receivers(some)[0]]
+        if "amplitude" in self.shots:
+            arrays.append(gathers.traces(some))
+        for array in arrays:
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def set_up(
+    velocity: Model,
+    shots: Shots,
+    wavelet: xr.DataArray | None,
+    options: Options,
+    *,
+    observed: bool,
+    max_velocity: float | None = None,
+) -> Experiment:
+    """Read and check everything.
+
+    Parameters
+    ----------
+    velocity, shots, wavelet
+        As for `invert`.
+    options : Options
+    observed : bool
+        Whether traces are needed.
+    max_velocity : float, optional
+        The highest that may occur, m/s; that of the model unless given.
+
+    Raises
+    ------
+    SurveyError, GeometryError, SamplingError, ArgumentError
+    """
+    model = open_model(velocity)
+    grid = grid_of(model)
+    check_model(model, options.equation)
+    if options.equation == "scalar":
+        model = model[["vp"]]
+    path, name = None, "shots"
+    if not isinstance(shots, xr.Dataset):
+        path, name = Path(shots).absolute(), str(shots)
+        shots = open_shots(path)
+    check_shots(shots, grid.dims, name, observed)
+    if wavelet is None:
+        if "wavelet" not in shots:
+            raise SurveyError(
+                f"{name}: has no wavelet; pass wavelet=, such as outcrop.inversion.ricker(25.0, "
+                "time_step, samples) (wavelet: {ricker: 25})"
+            )
+        wavelet = shots["wavelet"]
+    step, samples = check_times(shots if observed else wavelet.to_dataset(), wavelet, name)
+    emitted = np.atleast_2d(wavelet.transpose(..., "time").to_numpy().astype(np.float64))
+    highest = max(float(model["vp"].max()), max_velocity or 0.0)
+    check_sampling(
+        model, grid, options.equation, emitted, step, highest, options.accuracy, options.substeps
+    )
+    between = check_gathers(Gathers(shots, grid.dims), grid, name)
+    physics = Physics(
+        equation=options.equation,
+        grid=grid,
+        time_step=step,
+        samples=samples,
+        frequency=layer_frequency(emitted, step),
+        max_velocity=highest,
+        between=between,
+        accuracy=options.accuracy,
+        pml_width=options.pml_width,
+        free_surface=options.free_surface,
+        source=options.source,
+        receiver=options.receiver,
+        precision=options.precision,
+        device=options.device,
+        storage_mode=options.storage_mode,
+        storage_path=None if options.storage_path is None else os.fspath(options.storage_path),
+        storage_compression=options.storage_compression,
+        checkpoint_segments=options.checkpoint_segments,
+    )
+    return Experiment(model, grid, shots, path, emitted, physics, options)

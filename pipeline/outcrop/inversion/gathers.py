@@ -1,0 +1,111 @@
+"""Shot gathers in a Zarr, read by number: what every worker does for its own batch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from ..errors import SurveyError
+from ..output import is_complete, is_unfinished
+
+
+def open_shots(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Open shot gathers, lazily.
+
+    Parameters
+    ----------
+    path : path-like
+        Zarr that `outcrop ingest --shots`, `ingest_shots` or `model_shots` wrote.
+
+    Returns
+    -------
+    xarray.Dataset
+        `amplitude` (shot, receiver, time), `time` in s, `source_DIM` and `receiver_DIM` in m.
+
+    Raises
+    ------
+    SurveyError
+        If it is something else, or unfinished.
+    """
+    path = Path(path)
+    if is_unfinished(path):
+        raise SurveyError(
+            f"{path}: is unfinished; run what writes it again, and it goes on where it stopped"
+        )
+    if not is_complete(path):
+        raise SurveyError(f"{path}: is no Zarr group; pass one that outcrop ingest --shots wrote")
+    return xr.open_zarr(path, consolidated=False)
+
+
+class Gathers:
+    """Positions and traces of shots.
+
+    Parameters
+    ----------
+    source : path-like or xarray.Dataset
+        Of a Zarr the arrays are read, be it whole or not.
+    dims : tuple of str
+        Axes of the model.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | xr.Dataset, dims: tuple[str, ...]) -> None:
+        self.source = source if isinstance(source, xr.Dataset) else Path(source)
+        self.dims = dims
+        self._opened: dict[str, xr.DataArray | zarr.Array] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of shots."""
+        return self._array(f"source_{self.dims[0]}").shape[0]
+
+    @property
+    def has_common_spread(self) -> bool:
+        """Whether the receivers are the same for all shots."""
+        return self._array(f"receiver_{self.dims[0]}").ndim == 1
+
+    @property
+    def receiver_count(self) -> int:
+        """Receivers of a shot, at most."""
+        return self._array(f"receiver_{self.dims[0]}").shape[-1]
+
+    def sources(self, shots: np.ndarray) -> np.ndarray:
+        """Positions in m: (shot, axis)."""
+        return np.stack([self._rows(f"source_{d}", shots) for d in self.dims], axis=-1)
+
+    def receivers(self, shots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in m, (shot, receiver, axis), and which of them there are."""
+        found = np.stack([self._rows(f"receiver_{d}", shots) for d in self.dims], axis=-1)
+        if found.ndim == 2:
+            found = np.broadcast_to(found, (len(shots), *found.shape))
+        return found, ~np.isnan(found).all(axis=-1)
+
+    def traces(self, shots: np.ndarray) -> np.ndarray:
+        """Observed traces: (shot, receiver, time)."""
+        return self._rows("amplitude", shots)
+
+    def write(self, shots: np.ndarray, traces: np.ndarray) -> None:
+        """Write the traces of shots."""
+        assert isinstance(self.source, Path)
+        array = zarr.open_array(self.source / "amplitude", mode="r+")
+        for shot, gather in zip(shots, traces, strict=True):
+            array[int(shot)] = gather
+
+    def _array(self, name: str) -> xr.DataArray | zarr.Array:
+        if isinstance(self.source, xr.Dataset):
+            return self.source[name]
+        if name not in self._opened:
+            self._opened[name] = zarr.open_array(self.source / name, mode="r")
+        return self._opened[name]
+
+    def _rows(self, name: str, shots: np.ndarray) -> np.ndarray:
+        array = self._array(name)
+        if isinstance(array, xr.DataArray):
+            return (array.isel(shot=shots) if "shot" in array.dims else array).to_numpy()
+        if array.ndim == 1:
+            whole = np.asarray(array[...])
+            return whole[shots] if name.startswith("source_") else whole
+        return np.stack([np.asarray(array[int(n)]) for n in shots])

@@ -1,0 +1,182 @@
+"""What an inversion writes: each iteration's model and gradient, and what the next one needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dask.array
+import numpy as np
+import torch
+import xarray as xr
+
+from .. import __version__
+from ..errors import SurveyError
+from ..output import Output, is_complete, is_unfinished
+from .experiment import Experiment
+from .physics import Physics
+
+
+def begin(
+    path: Path,
+    experiment: Experiment,
+    parameters: Sequence[str],
+    iterations: int,
+    record: Mapping[str, Any],
+    overwrite: bool,
+) -> Output:
+    """Create the output of an inversion, or take up an unfinished one."""
+    grid, model = experiment.grid, experiment.model
+    shape, dtype = grid.shape, experiment.physics.precision
+    rows = iterations + 1
+
+    def later(*extents: int, of: str = dtype) -> dask.array.Array:
+        return dask.array.zeros(extents, dtype=of, chunks=-1)
+
+    variables: dict[str, Any] = {
+        "misfit": ("iteration", later(rows, of="float64"), {"long_name": "misfit"}),
+        "corner": (
+            "iteration",
+            later(rows, of="float64"),
+            {"units": "Hz", "long_name": "corner of the low-pass filter, NaN without one"},
+        ),
+    }
+    encoding: dict[str, Any] = {"misfit": {"chunks": (1,)}, "corner": {"chunks": (1,)}}
+    for name in experiment.physics.parameters:
+        attrs = dict(model[name].attrs)
+        if name not in parameters:
+            variables[name] = (grid.dims, model[name].to_numpy(), attrs)
+            continue
+        long_name = attrs["long_name"]
+        variables[name] = (grid.dims, later(*shape), attrs)
+        variables[f"{name}_history"] = (
+            ("iteration", *grid.dims),
+            later(rows, *shape),
+            {**attrs, "long_name": f"{long_name} at the start of each iteration"},
+        )
+        variables[f"gradient_{name}"] = (
+            ("iteration", *grid.dims),
+            later(rows, *shape),
+            {"long_name": f"derivative of the misfit by {long_name}"},
+        )
+        encoding[name] = {"chunks": shape, "_FillValue": None}
+        for kept in (f"{name}_history", f"gradient_{name}"):
+            encoding[kept] = {"chunks": (1, *shape), "_FillValue": None}
+    coords = {d: model[d] for d in grid.dims}
+    dataset = xr.Dataset(variables, {**coords, "iteration": np.arange(rows)})
+    dataset.attrs = {"Conventions": "CF-1.11", "outcrop_version": __version__}
+    return Output.begin(path, dataset.drop_encoding(), encoding, record, overwrite)
+
+
+def open_inversion(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Open an inversion or a migration, lazily.
+
+    Parameters
+    ----------
+    path : path-like
+        Zarr that `invert` or `migrate` wrote.
+
+    Returns
+    -------
+    xarray.Dataset
+
+    Raises
+    ------
+    SurveyError
+        If it is something else, or unfinished.
+    """
+    path = Path(path)
+    if is_unfinished(path):
+        raise SurveyError(
+            f"{path}: is unfinished; run what writes it again, and it goes on where it stopped"
+        )
+    if not is_complete(path):
+        raise SurveyError(f"{path}: is no Zarr group; pass one that outcrop invert wrote")
+    return xr.open_zarr(path, consolidated=False)
+
+
+class History:
+    """Reads and writes the iterations of an output that is not yet whole.
+
+    Parameters
+    ----------
+    output : Output
+    parameters : sequence of str
+        That change.
+    """
+
+    def __init__(self, output: Output, parameters: Sequence[str]) -> None:
+        self.output, self.parameters = output, tuple(parameters)
+        self._state = output.aside / "state.pt"
+
+    def shots(self, experiment: Experiment) -> Path:
+        """Where workers find the shots: where they lie, or a copy beside the output."""
+        if experiment.path is not None:
+            return experiment.path
+        copy = self.output.aside.absolute() / "observed.zarr"
+        if not (copy / "zarr.json").exists():
+            shots = experiment.shots.drop_encoding()
+            if "amplitude" in shots:
+                chunks = {"amplitude": {"chunks": (1, *shots["amplitude"].shape[1:])}}
+            else:
+                chunks = {}
+            shots.to_zarr(copy, mode="w", consolidated=False, zarr_format=3, encoding=chunks)
+        return copy
+
+    def physics(self, experiment: Experiment) -> Physics:
+        """The physics, with a folder for wavefields on disk."""
+        physics = experiment.physics
+        if physics.storage_mode != "disk" or physics.storage_path is not None:
+            return physics
+        folder = self.output.aside.absolute() / "wavefields"
+        folder.mkdir(exist_ok=True)
+        return dataclasses.replace(physics, storage_path=os.fspath(folder))
+
+    def batch_size(self, chosen: int) -> int:
+        """Size of batches that this output was begun with: other batches, other rounding."""
+        path = self.output.aside / "batch_size"
+        if path.exists():
+            return int(path.read_text())
+        path.write_text(str(chosen))
+        return chosen
+
+    def write_model(self, iteration: int, values: Mapping[str, np.ndarray]) -> None:
+        """Write the model at the start of an iteration."""
+        for name, array in values.items():
+            self.output.array(f"{name}_history")[iteration] = array
+            self.output.array(name)[...] = array
+
+    def write_gradient(
+        self,
+        iteration: int,
+        misfit: float,
+        corner: float | None,
+        gradients: Mapping[str, np.ndarray],
+    ) -> None:
+        """Write what was found at that model."""
+        self.output.array("misfit")[iteration] = misfit
+        self.output.array("corner")[iteration] = np.nan if corner is None else corner
+        for name, array in gradients.items():
+            self.output.array(f"gradient_{name}")[iteration] = array
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Commit an iteration: from here on the same call goes on after it."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        aside = self._state.with_suffix(".new")
+        with open(aside, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(self._state)
+        self.output.finish(f"iteration {state['iteration']}")
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state that was committed last."""
+        if not self._state.exists():
+            return None
+        return torch.load(self._state, weights_only=True)

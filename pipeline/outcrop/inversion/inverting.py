@@ -1,0 +1,393 @@
+"""`invert`: full-waveform inversion, committed after every iteration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..output import Output, check_free, naming_full_disk
+from ..survey.geometry import check_choice
+from .bands import low_pass
+from .evaluation import Evaluator
+from .experiment import Experiment, Shots, options_of, set_up
+from .history import History, begin, open_inversion
+from .memory import choose
+from .misfits import MISFITS
+from .model import Model, open_model
+from .optimisers import OPTIMISERS, Stepper
+from .selection import Selection
+from .shaping import Shape
+from .shots import Shots as Job
+from .shots import cut
+from .tasks import Team
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Bounds = tuple[float, float] | Mapping[str, tuple[float, float]]
+_CHECKED = 64  # shots whose traces one task looks at
+
+
+def invert(
+    velocity: Model,
+    observed: Shots,
+    path: str | os.PathLike[str],
+    *,
+    wavelet: xr.DataArray | None = None,
+    parameters: Sequence[str] = ("vp",),
+    iterations: int = 20,
+    optimiser: str = "lbfgs",
+    optimiser_options: Mapping[str, Any] | None = None,
+    step: float | Mapping[str, float] | None = None,
+    misfit: str = "least_squares",
+    bands: Sequence[float | None] = (None,),
+    bounds: Bounds | None = None,
+    smoothing: float = 0.0,
+    mask: xr.DataArray | None = None,
+    subset: int | None = None,
+    encoding: int | None = None,
+    seed: int = 0,
+    client: Client | None = None,
+    overwrite: bool = False,
+    on_iteration: Callable[[int, float], None] | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Find the velocities that explain observed shots: full-waveform inversion [1]_.
+
+    Batches of shots are propagated forward and back by Deepwave, on the workers of `client` if
+    there is one, and their gradients summed in a tree, always in the same order. After each
+    iteration model, gradient, misfit and the state of the optimiser are committed; the same call,
+    interrupted, goes on from there with the very same bits, and batches that were finished are
+    not computed again. A worker that dies costs the batch it was on.
+
+    Parameters
+    ----------
+    velocity : xarray.DataArray, xarray.Dataset or path
+        Where to start: as for `model_shots`.
+    observed : xarray.Dataset or path
+        Gathers from `outcrop ingest --shots`, `ingest_shots` or `model_shots`. Workers must see
+        a path under the same name.
+    path : path-like
+        Zarr to write.
+    wavelet : xarray.DataArray, optional
+        What the sources emitted, (time) or (shot, time); the one in `observed` unless given.
+    parameters : sequence of str
+        What to change: of `vp`, `vs`, `density`, those that the equation has.
+    iterations : int
+        In each band.
+    optimiser : {"lbfgs", "adam", "sgd"}
+        L-BFGS comes with a line search.
+    optimiser_options : mapping, optional
+        Of torch's class, such as `history_size` or `momentum`; `lr` scales all steps.
+    step : float or mapping, optional
+        Largest change of vp (of each parameter) in the first step, in its unit; 2 % of its largest
+        value unless given.
+    misfit : {"least_squares", "correlation", "envelope"}
+        See `outcrop.inversion.misfits`.
+    bands : sequence of float or None
+        Corners of low-pass filters on wavelet and traces in Hz, one after another [2]_; None: no
+        filter. The optimiser begins anew in each.
+    bounds : (float, float) or mapping, optional
+        On vp (on each parameter); from 0.7 times the least to 1.3 times the largest value at the
+        start unless given. Stability is checked for the upper one.
+    smoothing : float
+        Standard deviation in m of a Gaussian on the gradient.
+    mask : xarray.DataArray, optional
+        From `outcrop.inversion.mask`: 0 where the model stays.
+    subset : int, optional
+        Take so many shots in each iteration, at random [3]_; not with L-BFGS.
+    encoding : int, optional
+        Fire all shots in so many groups in each iteration, with random signs [4]_; for receivers
+        that listen to all shots, least squares, and not with L-BFGS.
+    seed : int
+        Of what is random.
+    client : distributed.Client, optional
+    overwrite : bool
+        Replace what lies at `path`.
+    on_iteration : callable, optional
+        Told of each iteration, from 0, and the misfit at its start, and at last of the end.
+    **options
+        Of propagation: see `outcrop.inversion.Options`.
+
+    Returns
+    -------
+    xarray.Dataset
+        `vp` (and others), lazy; `vp_history` and `gradient_vp` (iteration, ...), iteration 0 being
+        the start; `misfit` (iteration), of the shots and the band of that iteration.
+
+    Raises
+    ------
+    SurveyError, GeometryError
+        If model or shots lack something, lie outside each other, or are not finite.
+    SamplingError
+        If spacing or time step do not suit velocities and frequencies.
+    MemoryBudgetError
+        If a shot does not fit the memory.
+    OutputExistsError, ResumeError
+        If something else lies at `path`, or an unfinished inversion of something else.
+    ArgumentError
+        If an option has no such value.
+
+    References
+    ----------
+    .. [1] Virieux, J., and Operto, S., 2009, An overview of full-waveform inversion in exploration
+       geophysics: Geophysics, 74, WCC1-WCC26, https://doi.org/10.1190/1.3238367
+    .. [2] Bunks, C., Saleck, F. M., Zaleski, S., and Chavent, G., 1995, Multiscale seismic waveform
+       inversion: Geophysics, 60, 1457-1473, https://doi.org/10.1190/1.1443880
+    .. [3] Friedlander, M. P., and Schmidt, M., 2012, Hybrid deterministic-stochastic methods for
+       data fitting: SIAM Journal on Scientific Computing, 34, A1380-A1405,
+       https://doi.org/10.1137/110830629
+    .. [4] Krebs, J. R., et al., 2009, Fast full-wavefield seismic inversion using encoded sources:
+       Geophysics, 74, WCC177-WCC188, https://doi.org/10.1190/1.3230502
+    """
+    check_choice("optimiser", optimiser, OPTIMISERS)
+    check_choice("misfit", misfit, tuple(MISFITS))
+    path, bands = Path(path), list(bands)
+    check_free(path, overwrite)
+    propagation = options_of(options)
+    start = open_model(velocity)
+    limits = _bounds(start, parameters, bounds)
+    fastest = limits["vp"][1] if "vp" in limits else None
+    experiment = set_up(start, observed, wavelet, propagation, observed=True, max_velocity=fastest)
+    _check_parameters(experiment, parameters)
+    _check_bands(bands, experiment, iterations)
+    steps = _steps(start, parameters, step)
+    allowed = _allowed(mask, experiment)
+    selection = Selection(experiment.gathers, subset, encoding, seed)
+    selection.check(optimiser, misfit)
+    need = choose(
+        experiment.physics,
+        selection.groups_at_once,
+        experiment.gathers.receiver_count,
+        tuple(parameters),
+        memory=propagation.memory,
+        batch_size=propagation.batch_size,
+        client=client,
+        sources=selection.sources_at_once,
+    )
+    stepper = Stepper(
+        optimiser,
+        dict.fromkeys(parameters, experiment.grid.shape),
+        steps,
+        optimiser_options or {},
+    )
+    record = {
+        "command": "invert",
+        "input": experiment.fingerprint(),
+        "parameters": list(parameters),
+        "iterations": iterations,
+        "optimiser": [optimiser, dict(optimiser_options or {}), steps],
+        "misfit": misfit,
+        "bands": bands,
+        "bounds": limits,
+        "smoothing": smoothing,
+        "mask": None if allowed is None else selection.digest(allowed),
+        "subset": subset,
+        "encoding": encoding,
+        "seed": seed,
+        **propagation.record(),
+    }
+    with (
+        naming_full_disk(path, "free some, and the same call goes on where it stopped"),
+        begin(path, experiment, parameters, iterations * len(bands), record, overwrite) as output,
+    ):
+        history = History(output, parameters)
+        job = Job(history.physics(experiment), history.shots(experiment), misfit)
+        with Team(job, client) as team:
+            check_traces(team, output, experiment)
+            evaluator = Evaluator(team, output.aside.absolute() / "evaluations", parameters)
+            inversion = _Inversion(
+                experiment,
+                stepper,
+                Shape(experiment.grid, smoothing, allowed, limits),
+                selection,
+                evaluator,
+                history.batch_size(need.shots),
+            )
+            inversion.run(history, bands, iterations, on_iteration or (lambda n, f: None))
+        output.commit({"inverted_with": record})
+    return open_inversion(path)
+
+
+class _Inversion:
+    """An inversion under way: the model, and how it is changed."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        stepper: Stepper,
+        shape: Shape,
+        selection: Selection,
+        evaluator: Evaluator,
+        batch_size: int,
+    ) -> None:
+        self.experiment, self.stepper, self.shape = experiment, stepper, shape
+        self.selection, self.evaluator, self.batch_size = selection, evaluator, batch_size
+        self.base = {
+            name: shape.clamp(name, torch.as_tensor(experiment.model[name].to_numpy()).double())
+            for name in stepper.x
+        }
+        self.iteration = 0
+
+    def run(
+        self,
+        history: History,
+        bands: Sequence[float | None],
+        iterations: int,
+        told: Callable[[int, float], None],
+    ) -> None:
+        """Iterate from where the history ends."""
+        state = history.load()
+        if state is None:
+            history.write_model(0, self._values(self.base))
+        else:
+            self.iteration, self.base = state["iteration"], state["base"]
+            self.stepper.load(state["stepper"])
+        last = iterations * len(bands)
+        while self.iteration < last:
+            corner = bands[self.iteration // iterations]
+            if self.iteration % iterations == 0:
+                self.stepper.restart()
+            # At the start of a band the base is the model; its gradient is what is committed.
+            value, gradients = self._evaluate(self.base, corner)
+            history.write_gradient(self.iteration, value, corner, gradients)
+            told(self.iteration, value)
+            self.stepper.step(lambda corner=corner: self._at_x(corner))  # type: ignore[misc]
+            self.base = self._moved()[0]
+            self.iteration += 1
+            history.write_model(self.iteration, self._values(self.base))
+            history.save(
+                {
+                    "iteration": self.iteration,
+                    "base": self.base,
+                    "stepper": self.stepper.state(),
+                }
+            )
+            self.evaluator.commit()
+        value, gradients = self._evaluate(self.base, bands[-1])
+        history.write_gradient(last, value, bands[-1], gradients)
+        told(last, value)
+
+    def _at_x(self, corner: float | None) -> tuple[float, dict[str, Tensor]]:
+        """Misfit where the optimiser is, and its gradient with respect to what it moves."""
+        model, inside = self._moved()
+        value, gradients = self._evaluate(model, corner)
+        return value, {
+            name: self.shape.back(torch.as_tensor(g) * inside[name])
+            for name, g in gradients.items()
+        }
+
+    def _moved(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        model, inside = {}, {}
+        for name, base in self.base.items():
+            unit = self.stepper.units.get(name, 0.0)  # not known before the first gradient
+            free = base + unit * self.shape.update(self.stepper.x[name])
+            model[name] = self.shape.clamp(name, free)
+            inside[name] = self.shape.inside(name, free)
+        return model, inside
+
+    def _evaluate(
+        self, model: Mapping[str, Tensor], corner: float | None
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        physics = self.experiment.physics
+        whole = {p: self.experiment.model[p].to_numpy() for p in physics.parameters}
+        whole.update(self._values(model))
+        groups = self.selection.groups(self.iteration)
+        value, gradients = self.evaluator(
+            {p: v.astype(physics.precision) for p, v in whole.items()},
+            low_pass(self.experiment.wavelet, corner, physics.time_step),
+            corner,
+            cut(groups, self.batch_size),
+        )
+        weight = self.selection.weight
+        return weight * value, {name: weight * g for name, g in gradients.items()}
+
+    def _values(self, model: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        return {n: v.numpy().astype(self.experiment.physics.precision) for n, v in model.items()}
+
+
+def _bounds(
+    model: xr.Dataset, parameters: Sequence[str], given: Bounds | None
+) -> dict[str, tuple[float, float]]:
+    named = dict(given) if isinstance(given, Mapping) else {} if given is None else {"vp": given}
+    limits = {}
+    for name in parameters:
+        if name not in model:
+            continue
+        low, high = float(model[name].min()), float(model[name].max())
+        limits[name] = tuple(map(float, named.pop(name, (0.7 * low, 1.3 * high))))
+        if not 0 <= limits[name][0] < limits[name][1]:
+            raise ArgumentError(f"bounds {limits[name]} of {name}: pass the lower one first")
+        if low < limits[name][0] or high > limits[name][1]:
+            raise ArgumentError(
+                f"bounds {limits[name]} of {name}: the model starts with {low:g} to {high:g}; "
+                "widen them"
+            )
+    if named:
+        raise ArgumentError(f"bounds: {next(iter(named))} is none of the parameters to change")
+    return limits  # type: ignore[return-value]
+
+
+def _steps(
+    model: xr.Dataset, parameters: Sequence[str], given: float | Mapping[str, float] | None
+) -> dict[str, float]:
+    named = dict(given) if isinstance(given, Mapping) else {} if given is None else {"vp": given}
+    steps = {p: float(named.pop(p, 0.02 * float(model[p].max()))) for p in parameters}
+    if named or min(steps.values()) <= 0:
+        raise ArgumentError(f"step={given!r}: pass a positive number for vp, or for each parameter")
+    return steps
+
+
+def _check_parameters(experiment: Experiment, parameters: Sequence[str]) -> None:
+    known = experiment.physics.parameters
+    if (
+        not parameters
+        or not set(parameters) <= set(known)
+        or len(set(parameters)) < len(parameters)
+    ):
+        raise ArgumentError(
+            f"parameters {tuple(parameters)}: the {experiment.physics.equation} equation has "
+            f"{', '.join(known)}; choose some of them"
+        )
+
+
+def _check_bands(bands: Sequence[float | None], experiment: Experiment, iterations: int) -> None:
+    nyquist = 0.5 / experiment.physics.time_step
+    if iterations < 1 or not bands:
+        raise ArgumentError(f"iterations={iterations}, bands={bands}: pass one or more")
+    for corner in bands:
+        if corner is not None and not 0 < corner < nyquist:
+            raise ArgumentError(
+                f"bands: {corner:g} Hz is not between 0 and the Nyquist frequency, {nyquist:g} Hz"
+            )
+
+
+def _allowed(mask: xr.DataArray | None, experiment: Experiment) -> np.ndarray | None:
+    if mask is None:
+        return None
+    if set(mask.dims) != set(experiment.grid.dims):
+        raise ArgumentError(f"mask: has dimensions {mask.dims}, the model {experiment.grid.dims}")
+    values = mask.transpose(*experiment.grid.dims).to_numpy().astype(np.float64)
+    if values.shape != experiment.grid.shape:
+        raise ArgumentError(f"mask: has shape {values.shape}, the model {experiment.grid.shape}")
+    if not (np.isfinite(values).all() and values.min() >= 0 and 0 < values.max() <= 1):
+        raise ArgumentError("mask: pass values from 0 to 1, some of them above 0")
+    return values
+
+
+def check_traces(team: Team, output: Output, experiment: Experiment) -> None:
+    """Raise `SurveyError` if an observed trace is not finite, or a shot silent; once."""
+    if "checked" in output.finished:
+        return
+    count = experiment.gathers.count
+    pieces = (tuple(range(k, min(k + _CHECKED, count))) for k in range(0, count, _CHECKED))
+    team.run(("check", piece) for piece in pieces)
+    output.finish("checked")

@@ -1,0 +1,229 @@
+"""What a batch of shots takes in memory, and how many fit."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import psutil
+
+from ..cluster import check_workers, least_room
+from ..errors import ArgumentError, MemoryBudgetError
+from ..planner import format_bytes, parse_bytes
+from .physics import Physics, load_deepwave
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Bytes that a batch takes whatever its size: buffers of libraries, blocks that are not given back.
+_FIXED = 24 << 20
+# Of the memory that is free on this machine, what is taken unless the user says.
+_SHARE = 0.6
+
+
+class Need(NamedTuple):
+    """What a batch takes.
+
+    Attributes
+    ----------
+    shots : int
+        That Deepwave propagates side by side.
+    peak_memory : int
+        Bytes, on the device.
+    device : str
+    """
+
+    shots: int
+    peak_memory: int
+    device: str
+
+
+def batch_memory(
+    physics: Physics,
+    shots: int,
+    receivers: int,
+    gradients: tuple[str, ...],
+    threads: int,
+    sources: int = 1,
+) -> int:
+    """Bytes that one batch takes at most, beside what the process takes without it: a promise.
+
+    Parameters
+    ----------
+    physics : Physics
+    shots : int
+        In the batch.
+    receivers : int
+        Of a shot, at most.
+    gradients : tuple of str
+        Parameters to differentiate by; none for modelling alone.
+    threads : int
+        That compute.
+    sources : int
+        That fire together.
+    """
+    deepwave = load_deepwave()
+    shape, size = physics.grid.shape, physics.dtype.itemsize
+    names = _differentiated(physics, gradients)
+    estimate = deepwave.estimate_memory(
+        propagator=physics.equation,
+        model_shape=shape,
+        nt=physics.samples,
+        n_shots=shots,
+        dtype=physics.dtype,
+        accuracy=physics.accuracy,
+        pml_width=physics.pml_widths,
+        storage_mode=physics.storage_mode if gradients else "none",
+        storage_compression=physics.storage_compression,
+        models_requiring_grad=names,
+        device=physics.device,
+        n_segments=physics.checkpoint_segments,
+    )
+    padded = estimate["padded_model_elements"] * size
+    fields = estimate["forward_wavefields_bytes"]
+    history = estimate["backward_storage_bytes"]
+    if gradients and physics.storage_mode == "disk":
+        slots = _slots(estimate, physics, shots)
+        history = slots * shots * padded * (2 if physics.storage_compression else 1)
+    on_gpu = physics.device != "cpu"
+    side_by_side = shots if on_gpu else min(shots, threads)
+    scratch = 0
+    if gradients and side_by_side > 1:
+        scratch = side_by_side * padded * len(physics.parameters)
+    # The fields once more for backward, and as they are returned; models with their layers.
+    copies = fields * (3 if gradients else 2) + 4 * padded * len(physics.parameters)
+    substeps = _substeps(physics)
+    samples = physics.samples * substeps
+    traces = shots * receivers * size * (6 * physics.samples + 3 * samples)
+    emitted = shots * sources * size * (2 * physics.samples + 2 * samples)
+    total = copies + history + scratch + traces + emitted + estimate["auxiliary_state_bytes"]
+    return int(total) + _FIXED
+
+
+def choose(
+    physics: Physics,
+    count: int,
+    receivers: int,
+    gradients: tuple[str, ...],
+    *,
+    memory: str | int | None,
+    batch_size: int | None,
+    client: Client | None,
+    sources: int = 1,
+) -> Need:
+    """Choose how many shots a task takes: as many as fit, and no more than keep all workers busy.
+
+    Parameters
+    ----------
+    physics, receivers, gradients, sources
+        As for `batch_memory`.
+    count : int
+        Shots to be propagated.
+    memory : str, int or None
+        What one process may take; what it has to give unless given.
+    batch_size : int, optional
+        Shots of a task; chosen unless given.
+    client : distributed.Client, optional
+
+    Raises
+    ------
+    MemoryBudgetError
+        If a single shot, or `batch_size`, does not fit.
+    """
+    import torch
+
+    threads, workers = torch.get_num_threads(), 1
+    if client is not None:
+        found = client.scheduler_info(n_workers=-1)["workers"].values()
+        threads = max((facts["nthreads"] for facts in found), default=1)
+        workers = max(1, len(found))
+    if batch_size is not None and batch_size < 1:
+        raise ArgumentError(f"batch_size={batch_size}: pass one shot or more")
+    room = _room(memory, physics.device, client)
+
+    def need(shots: int) -> int:
+        return batch_memory(physics, shots, receivers, gradients, threads, sources)
+
+    wanted = batch_size or max(1, -(-count // workers))
+    shots = min(wanted, count)
+    if room is not None:
+        fits = _largest(need, shots, room)
+        if fits < (shots if batch_size else 1):
+            least = shots if batch_size else 1
+            raise MemoryBudgetError(
+                f"{least} {'shot takes' if least == 1 else 'shots take'} "
+                f"{format_bytes(need(least))} of memory and {format_bytes(room)} may be taken; "
+                + _way_out(physics, bool(gradients), batch_size)
+            )
+        shots = fits
+    chosen = Need(shots, need(shots), physics.device)
+    if client is not None:
+        check_workers(client, chosen)
+    return chosen
+
+
+def _largest(need: object, most: int, room: int) -> int:
+    """Largest number of shots, up to `most`, that fit; 0 if none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if need(middle) <= room:  # type: ignore[operator]
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _room(memory: str | int | None, device: str, client: Client | None) -> int | None:
+    if memory is not None:
+        return parse_bytes(memory)
+    if client is not None:
+        return least_room(client, device)
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0] * 0.9)
+    return int(psutil.virtual_memory().available * _SHARE)
+
+
+def _way_out(physics: Physics, gradient: bool, batch_size: int | None) -> str:
+    if batch_size is not None and batch_size > 1:
+        return "pass a smaller batch_size, or more memory (memory:)"
+    if gradient and physics.storage_mode != "disk":
+        return "keep wavefields on disk (storage_mode: disk), or pass more memory (memory:)"
+    return "pass more memory (memory:), or a coarser model"
+
+
+def _differentiated(physics: Physics, gradients: tuple[str, ...]) -> list[str]:
+    """Deepwave's names of the parameters that are differentiated by."""
+    own = {
+        "scalar": {"vp": ["v"]},
+        "acoustic": {"vp": ["v"], "density": ["rho"]},
+        "elastic": {
+            "vp": ["lamb"],
+            "vs": ["lamb", "mu"],
+            "density": ["lamb", "mu", "buoyancy"],
+        },
+    }[physics.equation]
+    return sorted({name for g in gradients for name in own[g]})
+
+
+def _slots(estimate: object, physics: Physics, shots: int) -> int:
+    """Histories that are kept, from what Deepwave would take for them in memory."""
+    step = shots * estimate["padded_model_elements"] * physics.dtype.itemsize  # type: ignore[index]
+    whole = physics.samples * step
+    if physics.checkpoint_segments:
+        whole //= physics.checkpoint_segments
+    if not physics.storage_compression:
+        return max(1, round(estimate["backward_storage_bytes"] / whole))  # type: ignore[index]
+    return {"scalar": 1, "acoustic": 4, "elastic": 9}[physics.equation]
+
+
+def _substeps(physics: Physics) -> int:
+    """Internal steps of Deepwave for a sample of the traces."""
+    from .checks import largest_time_step
+
+    return max(
+        1,
+        math.ceil(physics.time_step / largest_time_step(physics.grid, physics.max_velocity) - 1e-9),
+    )

@@ -1,0 +1,239 @@
+"""What Deepwave is told: an equation, a grid, a time step, and where wavefields are kept.
+
+Deepwave (Richardson, https://doi.org/10.5281/zenodo.3829886) propagates by finite differences of
+second order in time, with perfectly matched layers around the model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import OutcropError
+from .model import Grid
+
+if TYPE_CHECKING:
+    import deepwave
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One of Deepwave's propagators.
+
+    Attributes
+    ----------
+    parameters : tuple of str
+        Of the model, in the order of the propagator's arguments.
+    pressure_source, pressure_receiver : str
+        Channels; those of a vertical force and velocity are named by the axis.
+    """
+
+    parameters: tuple[str, ...]
+    pressure_source: str
+    pressure_receiver: str
+
+
+EQUATIONS = {
+    "scalar": Equation(("vp",), "u", "u"),
+    "acoustic": Equation(("vp", "density"), "volume_rate", "p"),
+    "elastic": Equation(("vp", "vs", "density"), "pressure_rate", "p"),
+}
+
+
+def load_deepwave() -> Any:
+    """Import Deepwave, or say how to get it."""
+    try:
+        import deepwave
+    except ImportError as error:
+        raise OutcropError(
+            f'full-waveform inversion needs deepwave ({error}); pip install "outcrop[inversion]"'
+        ) from None
+    return deepwave
+
+
+def layer_frequency(wavelet: np.ndarray, time_step: float) -> float:
+    """Frequency, Hz, that Deepwave makes absorbing layers for, given all the sources emit.
+
+    Parameters
+    ----------
+    wavelet : ndarray, (shot, time)
+    time_step : float
+    """
+    deepwave = load_deepwave()
+    amplitudes = torch.as_tensor(wavelet)[:, None]
+    where = torch.zeros(len(wavelet), 1, 2, dtype=torch.long)
+    speed = torch.ones(2, 2, dtype=torch.float64)
+    found = deepwave.plan(
+        "scalar", speed, 1.0, time_step, source_amplitudes=amplitudes, source_locations=where
+    )
+    return float(found.info.pml_freq)
+
+
+@dataclass(frozen=True)
+class Physics:
+    """Everything that all shots of an experiment share.
+
+    Attributes
+    ----------
+    equation : str
+        A key of `EQUATIONS`.
+    grid : Grid
+    time_step : float
+        In seconds.
+    samples : int
+        Of a trace.
+    frequency : float
+        That the absorbing layers are made for, Hz.
+    max_velocity : float
+        The highest that may occur, m/s. Fixed, as `frequency` is, so that every batch and every
+        iteration has the same internal time step and the same absorbing layers.
+    between : bool
+        Whether a source or a receiver lies between samples of the model, and all are
+        interpolated by Hicks' method.
+    accuracy : int
+        Order in space: 2, 4, 6, 8.
+    pml_width : int
+        Samples of the absorbing layer on each side.
+    free_surface : bool
+        Whether the top reflects as the surface of the sea does.
+    source, receiver : str
+        "pressure", or "vertical": force and particle velocity.
+    precision, device : str
+    storage_mode : str
+        Where Deepwave keeps what backward needs of the wavefield: "device", "cpu" or "disk".
+    storage_path : str, optional
+        Folder for "disk".
+    storage_compression : bool
+        Keep it in 8 bits a value.
+    checkpoint_segments : int, optional
+        Into how many pieces the time is cut; wavefields are kept of one, others computed again.
+    """
+
+    equation: str
+    grid: Grid
+    time_step: float
+    samples: int
+    frequency: float
+    max_velocity: float
+    between: bool = False
+    accuracy: int = 4
+    pml_width: int = 20
+    free_surface: bool = False
+    source: str = "pressure"
+    receiver: str = "pressure"
+    precision: str = "float32"
+    device: str = "cpu"
+    storage_mode: str = "device"
+    storage_path: str | None = None
+    storage_compression: bool = False
+    checkpoint_segments: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return _DTYPES[self.precision]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of what the model must hold."""
+        return EQUATIONS[self.equation].parameters
+
+    @property
+    def pml_widths(self) -> list[int]:
+        """For each face of the model, the top first."""
+        widths = [self.pml_width] * (2 * len(self.grid.dims))
+        if self.free_surface:
+            widths[0] = 0
+        return widths
+
+    def record(
+        self,
+        model: Mapping[str, Tensor],
+        sources: Tensor,
+        active: Tensor,
+        amplitudes: Tensor,
+        receivers: Tensor,
+        live: Tensor,
+    ) -> Tensor:
+        """Propagate shots and return what the receivers record.
+
+        Parameters
+        ----------
+        model : mapping of str to Tensor
+            The parameters, in SI units, over the grid.
+        sources : Tensor, (shot, source, axis)
+            In samples of the grid.
+        active : Tensor of bool, (shot, source)
+            False where there is no source.
+        amplitudes : Tensor, (shot, source, time)
+        receivers : Tensor, (shot, receiver, axis)
+        live : Tensor of bool, (shot, receiver)
+            False where there is no receiver.
+
+        Returns
+        -------
+        Tensor, (shot, receiver, time)
+        """
+        deepwave = load_deepwave()
+        output = self._call(deepwave, model, (amplitudes, sources, active), (receivers, live))
+        channel = _channel(self.receiver, self.grid, EQUATIONS[self.equation].pressure_receiver)
+        name = "receiver_amplitudes" if channel == "u" else f"receiver_amplitudes_{channel}"
+        return getattr(output, name)
+
+    def _call(
+        self,
+        deepwave: Any,
+        model: Mapping[str, Tensor],
+        sources: tuple[Tensor, Tensor, Tensor],
+        receivers: tuple[Tensor, Tensor],
+    ) -> deepwave.PropagatorOutput:
+        equation = EQUATIONS[self.equation]
+        values = [model[name] for name in equation.parameters]
+        if self.equation == "elastic":
+            values = list(deepwave.vpvsrho_to_lambmubuoyancy(*values))
+        into = _channel(self.source, self.grid, equation.pressure_source)
+        outof = _channel(self.receiver, self.grid, equation.pressure_receiver)
+        how: dict[str, Any] = {}
+        if any(v.requires_grad for v in values):
+            how = {
+                "storage_mode": self.storage_mode,
+                "storage_compression": self.storage_compression,
+                "checkpoint_segments": self.checkpoint_segments,
+            }
+            if self.storage_mode == "disk":
+                how["storage_path"] = self.storage_path
+        if self.free_surface:
+            how["boundary"] = ["free"] + ["pml"] * (2 * len(self.grid.dims) - 1)
+        with warnings.catch_warnings():
+            # What it warns of, the checks before the start have looked at.
+            warnings.simplefilter("ignore")
+            return getattr(deepwave, self.equation)(
+                *values,
+                list(self.grid.spacing),
+                self.time_step,
+                sources={into: sources},
+                receivers={outof: receivers},
+                accuracy=self.accuracy,
+                pml_width=self.pml_widths,
+                pml_freq=self.frequency,
+                max_vel=self.max_velocity,
+                # Of use where Deepwave steps in between the samples of the traces.
+                freq_taper_frac=0.1,
+                time_pad_frac=0.1,
+                location_interpolation="hicks" if self.between else "none",
+                **how,
+            )
+
+
+def _channel(kind: str, grid: Grid, pressure: str) -> str:
+    if kind == "pressure":
+        return pressure
+    return {2: "y", 3: "z"}[len(grid.dims)]  # Deepwave names axes from the fastest, x

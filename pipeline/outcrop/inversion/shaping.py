@@ -1,0 +1,145 @@
+"""What an update of the model may look like: smooth, kept out of some places, within bounds.
+
+The optimiser moves x, and the model is v = clamp(b + u·D·G·x): b where the iteration starts, u a
+unit, D the square root of the mask, G a Gaussian smoothing. Its gradient with respect to x is
+u·Gᵀ·D·g, that of the very function which the optimiser sees, so that line searches are sound; a
+step along it changes the model by D·G·Gᵀ·D·g, the gradient smoothed and masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..errors import ArgumentError
+from .gathers import Gathers
+from .model import Grid, Model, grid_of, open_model
+
+
+def mask(
+    velocity: Model,
+    shots: xr.Dataset | None = None,
+    *,
+    water_bottom: float | xr.DataArray | None = None,
+    radius: float = 0.0,
+) -> xr.DataArray:
+    """Say where an inversion may change the model: 1 everywhere, but 0 in the water and at sources.
+
+    Parameters
+    ----------
+    velocity : xarray.DataArray, xarray.Dataset or path
+    shots : xarray.Dataset, optional
+        With the source positions.
+    water_bottom : float or xarray.DataArray, optional
+        Depth in m down to which the model stays, the same everywhere or over the lateral axes.
+    radius : float
+        In metres: from 0 at a source the mask rises to 1 at this distance, as a squared sine does.
+
+    Returns
+    -------
+    xarray.DataArray
+        float32, over the model.
+    """
+    model = open_model(velocity)
+    grid = grid_of(model)
+    allowed = xr.ones_like(model["vp"], dtype=np.float32)
+    if water_bottom is not None:
+        allowed = allowed.where(model["depth"] > water_bottom, 0.0).transpose(*grid.dims)
+    if radius > 0:
+        if shots is None:
+            raise ArgumentError("mask: radius needs the shots, for the positions of the sources")
+        gathers = Gathers(shots, grid.dims)
+        values = allowed.to_numpy().copy()
+        for source in gathers.sources(np.arange(gathers.count)):
+            _lower(values, grid, source, radius)
+        allowed = allowed.copy(data=values)
+    allowed.attrs = {"long_name": "where the model may change", "units": "1"}
+    return allowed.rename("mask")
+
+
+def _lower(values: np.ndarray, grid: Grid, source: np.ndarray, radius: float) -> None:
+    """Lower the mask around a source."""
+    reach = [radius / s for s in grid.spacing]
+    middle = grid.cells(source)
+    box = tuple(
+        slice(max(0, int(np.ceil(m - r))), min(n, int(m + r) + 1))
+        for m, r, n in zip(middle, reach, grid.shape, strict=True)
+    )
+    axes = np.ogrid[box]
+    squared = sum(
+        ((axis - m) * s) ** 2 for axis, m, s in zip(axes, middle, grid.spacing, strict=True)
+    )
+    taper = np.sin(0.5 * np.pi * np.minimum(np.sqrt(squared) / radius, 1.0)) ** 2
+    values[box] = np.minimum(values[box], taper)
+
+
+class Shape:
+    """From what the optimiser moves to the model, and from the model's gradient back.
+
+    Parameters
+    ----------
+    grid : Grid
+    smoothing : float
+        Standard deviation in m of the Gaussian that smooths the gradient; 0: none.
+    allowed : ndarray, optional
+        The mask, from 0 to 1.
+    bounds : mapping of str to (float, float)
+        Of each parameter.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        smoothing: float,
+        allowed: np.ndarray | None,
+        bounds: Mapping[str, tuple[float, float]],
+    ) -> None:
+        self.bounds = bounds
+        # Applied twice on the way, once there and once back.
+        deviation = smoothing / np.sqrt(2)
+        self.kernels = [
+            _gaussian(n, deviation / s) if smoothing > 0 else None
+            for n, s in zip(grid.shape, grid.spacing, strict=True)
+        ]
+        self.root = None if allowed is None else torch.as_tensor(np.sqrt(allowed.astype(float)))
+
+    def update(self, x: Tensor) -> Tensor:
+        """D·G·x."""
+        return self._masked(self._smoothed(x))
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """Gᵀ·D·g, of which G is its own transpose."""
+        return self._smoothed(self._masked(gradient))
+
+    def clamp(self, name: str, values: Tensor) -> Tensor:
+        """Values within the bounds of a parameter."""
+        return values.clamp(*self.bounds[name])
+
+    def inside(self, name: str, values: Tensor) -> Tensor:
+        """Where values are within the bounds."""
+        low, high = self.bounds[name]
+        return (values >= low) & (values <= high)
+
+    def _masked(self, values: Tensor) -> Tensor:
+        return values if self.root is None else values * self.root
+
+    def _smoothed(self, values: Tensor) -> Tensor:
+        for axis, kernel in enumerate(self.kernels):
+            if kernel is not None:
+                values = torch.tensordot(kernel, values, dims=([1], [axis])).movedim(0, axis)
+        return values
+
+
+def _gaussian(count: int, deviation: float) -> Tensor:
+    """Smoothing along one axis as a matrix, symmetric: what leaves at an end comes in again."""
+    at = np.arange(count)[:, None]
+    to = np.arange(count)[None]
+    kernel = np.zeros((count, count))
+    for turn in (-1, 0, 1):
+        for distance in (at - to + 2 * turn * count, at + to + 1 + 2 * turn * count):
+            kernel += np.exp(-0.5 * (distance / deviation) ** 2)
+    return torch.as_tensor(kernel / kernel.sum(axis=1).max())

@@ -1,0 +1,212 @@
+"""The job: what is done with a batch of shots, wherever that is."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..engine.memory import return_freed_memory
+from ..errors import OutcropError, SurveyError
+from .bands import low_pass
+from .gathers import Gathers
+from .misfits import MISFITS
+from .physics import Physics
+from .tasks import Job
+
+# Shots that fire together, each with a factor: one, unless sources are encoded.
+Group = tuple[tuple[int, float], ...]
+# Groups that Deepwave propagates side by side.
+Batch = tuple[Group, ...]
+# Gradients that are summed at once. The sum of all is the same, whoever was first.
+GROUP = 8
+
+
+def cut(groups: Sequence[Group], size: int) -> list[Batch]:
+    """Cut groups into batches of nearly equal size, `size` at most."""
+    count = -(-len(groups) // size)
+    edges = [round(k * len(groups) / count) for k in range(count + 1)]
+    return [tuple(groups[a:b]) for a, b in itertools.pairwise(edges)]
+
+
+class Evaluation(NamedTuple):
+    """A model at which a misfit and its gradient are wanted, in a folder that all workers see.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        With `input.npz`: the parameters, `wavelet` (shot or 1, time), `corner` (Hz, or NaN).
+    gradients : tuple of str
+        Parameters to differentiate by.
+    """
+
+    folder: Path
+    gradients: tuple[str, ...]
+
+    def leaf(self, level: int, number: int) -> Path:
+        """File of one partial sum."""
+        return self.folder / f"{level}-{number}.npz"
+
+
+class Shots(Job):
+    """Batches of shots, modelled or compared with what was observed.
+
+    Parameters
+    ----------
+    physics : Physics
+    path : pathlib.Path
+        Zarr with positions, and traces. All workers see it under this path.
+    misfit : str
+        A key of `MISFITS`.
+    """
+
+    def __init__(self, physics: Physics, path: Path, misfit: str = "least_squares") -> None:
+        self.physics, self.misfit = physics, misfit
+        self.gathers = Gathers(path, physics.grid.dims)
+
+    def check(self, shots: tuple[int, ...]) -> None:
+        """Raise `SurveyError` if traces of shots are not finite, or all are silent."""
+        for shot in shots:
+            traces = self.gathers.traces(np.array([shot]))[0]
+            bad = ~np.isfinite(traces)
+            if bad.any():
+                receiver, sample = np.argwhere(bad)[0]
+                raise SurveyError(
+                    f"{self.gathers.source}: shot {shot}, receiver {receiver}: NaN or infinite at "
+                    f"{1000 * sample * self.physics.time_step:g} ms and in {bad.sum() - 1} more "
+                    "samples; mute it, or leave the shot out"
+                )
+            if not traces.any():
+                raise SurveyError(
+                    f"{self.gathers.source}: shot {shot}: all traces are zero; leave the shot out"
+                )
+
+    def model(self, evaluation: Evaluation, batch: Batch) -> None:
+        """Model the traces of shots, and write them."""
+        model, wavelet, _ = self._input(evaluation)
+        with torch.no_grad():
+            traces = self._record(model, wavelet, batch)
+        shots = np.array([shot for group in batch for shot, _ in group])
+        self.gathers.write(shots, traces.cpu().numpy())
+        self._tidy()
+
+    def gradient(self, evaluation: Evaluation, number: int, batch: Batch) -> None:
+        """Write misfit and gradient of a batch, unless they are there."""
+        target = evaluation.leaf(0, number)
+        if target.exists():
+            return
+        model, wavelet, corner = self._input(evaluation)
+        for name in evaluation.gradients:
+            model[name].requires_grad_()
+        traces = self._record(model, wavelet, batch)
+        observed, live = self._observed(batch, corner)
+        value = MISFITS[self.misfit](traces[live], observed.to(traces)[live])
+        value.backward()
+        found = {"misfit": np.array(value.item(), dtype=np.float64)}
+        for name in evaluation.gradients:
+            found[name] = _grad(model[name]).cpu().numpy()
+        if not all(np.isfinite(v).all() for v in found.values()):
+            shots = sorted({shot for group in batch for shot, _ in group})
+            raise OutcropError(
+                f"shots {shots}: misfit or gradient is NaN or infinite; look at the velocities "
+                "and at the amplitudes of these shots"
+            )
+        save(target, found)
+        del traces, value, model
+        self._tidy()
+
+    def merge(self, evaluation: Evaluation, level: int, group: int, count: int) -> None:
+        """Sum a group of the `count` partial sums of a level into one of the next."""
+        target = evaluation.leaf(level + 1, group)
+        if target.exists():
+            return
+        members = range(group * GROUP, min((group + 1) * GROUP, count))
+        sums = [_load(evaluation.leaf(level, n)) for n in members]
+        while len(sums) > 1:  # two by two, in order, in double precision
+            pairs = [{k: a[k] + b[k] for k in a} for a, b in zip(sums[::2], sums[1::2])]  # noqa: B905
+            sums = pairs + sums[len(pairs) * 2 :]
+        save(target, sums[0])
+
+    def _input(self, evaluation: Evaluation) -> tuple[dict[str, Tensor], np.ndarray, float | None]:
+        with np.load(evaluation.folder / "input.npz") as found:
+            model = {
+                name: torch.as_tensor(found[name]).to(self.physics.device, self.physics.dtype)
+                for name in self.physics.parameters
+            }
+            corner = float(found["corner"])
+            return model, found["wavelet"], None if np.isnan(corner) else corner
+
+    def _record(self, model: Mapping[str, Tensor], wavelet: np.ndarray, batch: Batch) -> Tensor:
+        """Propagate; groups with fewer sources than others get silent ones."""
+        grid, gathers = self.physics.grid, self.gathers
+        most = max(map(len, batch))
+        sources = np.zeros((len(batch), most, len(grid.dims)))
+        amplitudes = np.zeros((len(batch), most, wavelet.shape[-1]))
+        for n, group in enumerate(batch):
+            shots = np.array([shot for shot, _ in group])
+            factors = np.array([factor for _, factor in group])
+            sources[n, : len(group)] = grid.cells(gathers.sources(shots))
+            own = wavelet[shots] if len(wavelet) > 1 else wavelet
+            amplitudes[n, : len(group)] = factors[:, None] * own
+        receivers, live = gathers.receivers(np.array([group[0][0] for group in batch]))
+        cells = np.where(live[..., None], grid.cells(receivers), 0.0)
+        active = np.zeros((len(batch), most), dtype=bool)
+        for n, group in enumerate(batch):
+            active[n, : len(group)] = True
+        device, dtype = self.physics.device, self.physics.dtype
+        return self.physics.record(
+            model,
+            torch.as_tensor(sources).to(device, dtype),
+            torch.as_tensor(active).to(device),
+            torch.as_tensor(amplitudes).to(device, dtype),
+            torch.as_tensor(cells).to(device, dtype),
+            torch.as_tensor(live).to(device),
+        )
+
+    def _observed(self, batch: Batch, corner: float | None) -> tuple[Tensor, Tensor]:
+        """Traces of each group, (group, receiver, time), filtered; and which there are."""
+        _, live = self.gathers.receivers(np.array([group[0][0] for group in batch]))
+        sums = []
+        for group in batch:
+            traces = self.gathers.traces(np.array([shot for shot, _ in group]))
+            factors = np.array([factor for _, factor in group], dtype=traces.dtype)
+            sums.append(np.tensordot(factors, traces, axes=1))
+        observed = low_pass(np.stack(sums), corner, self.physics.time_step)
+        return torch.as_tensor(observed), torch.as_tensor(live)
+
+    def _tidy(self) -> None:
+        if self.physics.device == "cpu":
+            return_freed_memory()
+
+
+def levels(count: int) -> list[tuple[int, int]]:
+    """Levels of the tree that sums `count` gradients: their numbers, and the sums on each."""
+    found, level = [], 0
+    while count > 1 or level == 0:
+        found.append((level, count))
+        count = -(-count // GROUP)
+        level += 1
+    return found
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to one file, whole or not at all."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    with open(aside, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    aside.replace(path)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as found:
+        return {name: found[name].astype(np.float64) for name in found.files}
+
+
+def _grad(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad

@@ -1,0 +1,246 @@
+"""Pictures of an inversion: models on three sections, the misfit, gathers before and after."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from ..errors import SurveyError
+from .save import save
+
+_WIDTH, _HEIGHT = 3.0, 2.3  # inches, of a panel
+
+
+def draw_inversion(
+    found: xr.Dataset,
+    observed: xr.Dataset,
+    folder: str | os.PathLike[str],
+    true: xr.DataArray | None = None,
+    wavelet: xr.DataArray | None = None,
+    *,
+    shot: int | None = None,
+    **options: Any,
+) -> list[Path]:
+    """Draw an inversion into `models.png`, `misfit.png` and `gathers.png`.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        From `outcrop.inversion.invert`.
+    observed : xarray.Dataset
+        The gathers.
+    folder : path-like
+    true : xarray.DataArray, optional
+        P-wave velocity, where it is known.
+    wavelet : xarray.DataArray, optional
+        The one in `observed` unless given.
+    shot : int, optional
+        Whose gather is drawn; the middle one unless given. It is modelled over both models.
+    **options
+        Of propagation, as `invert` was called with.
+
+    Returns
+    -------
+    list of pathlib.Path
+    """
+    from ..inversion import model_shots
+
+    folder = Path(folder)
+    start, last = (_model(found, iteration) for iteration in (0, -1))
+    number = observed.sizes["shot"] // 2 if shot is None else shot
+    one = observed.isel(shot=[number]).load()
+    if wavelet is not None:
+        own = wavelet.isel(shot=[number]) if "shot" in wavelet.dims else wavelet
+        one["wavelet"] = own
+    plan = one.drop_vars("amplitude")
+    gathers = {
+        "observed": one["amplitude"][0],
+        "modelled, start": model_shots(start, plan, **options)["amplitude"][0],
+        "modelled, inverted": model_shots(last, plan, **options)["amplitude"][0],
+    }
+    models = {"start": start["vp"], "inverted": last["vp"]}
+    if true is not None:
+        models = {"start": start["vp"], "true": true, "inverted": last["vp"]}
+    paths = [folder / name for name in ("models.png", "misfit.png", "gathers.png")]
+    draw_models(models, path=paths[0])
+    draw_misfit(found, path=paths[1])
+    draw_gathers(gathers, path=paths[2], title=f"shot {number}")
+    return paths
+
+
+def draw_models(
+    models: Mapping[str, xr.DataArray],
+    *,
+    at: Mapping[str, float] | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Draw models side by side, on three sections in 3-D, and what the last changed of the first.
+
+    Parameters
+    ----------
+    models : mapping of str to xarray.DataArray
+        By their titles, over the same axes; all but the change in the same colours.
+    at : mapping of str to float, optional
+        Where to cut, in m by axis; where the last changed the first most unless given.
+    path : path-like, optional
+        Picture to write.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    SurveyError
+        If models have different shapes.
+    """
+    titles = list(models)
+    first, last = models[titles[0]], models[titles[-1]]
+    for title, model in models.items():
+        if model.sizes != first.sizes:
+            raise SurveyError(f"{title}: has {dict(model.sizes)}, others {dict(first.sizes)}")
+    change = last.astype(float) - first.to_numpy()
+    dims = [str(d) for d in first.dims]
+    most = np.unravel_index(int(np.abs(change.to_numpy()).argmax()), change.shape)
+    index = {dim: int(i) for dim, i in zip(dims, most, strict=True)}
+    for dim, value in (at or {}).items():
+        index[dim] = int(np.abs(first[dim].to_numpy() - value).argmin())
+    cuts = [d for d in ("inline", "crossline", "depth") if d in dims] if len(dims) == 3 else [None]
+    columns = [*models.items(), (f"{titles[-1]} − {titles[0]}", change)]
+    values = np.concatenate([m.to_numpy().ravel() for m in models.values()])
+    low, high = float(values.min()), float(values.max())
+    widest = float(np.abs(change).max()) or 1.0
+    figure = Figure(
+        figsize=(_WIDTH * len(columns) + 1.0, _HEIGHT * len(cuts) + 0.4), layout="constrained"
+    )
+    axes = figure.subplots(len(cuts), len(columns), squeeze=False)
+    for row, cut in zip(axes, cuts, strict=True):
+        down, across = [d for d in dims if d != cut]
+        for ax, (title, model) in zip(row, columns, strict=True):
+            section = model if cut is None else model.isel({cut: index[cut]})
+            changed = title == columns[-1][0]
+            drawn = ax.imshow(
+                section.transpose(down, across),
+                cmap="RdBu_r" if changed else "viridis",
+                vmin=-widest if changed else low,
+                vmax=widest if changed else high,
+                extent=(*_edges(first, across), *_edges(first, down)[::-1]),
+                aspect="equal",
+            )
+            where = "" if cut is None else f", {cut} {float(first[cut][index[cut]]):g} m"
+            ax.set_title(f"{title}{where}", fontsize="small")
+            ax.tick_params(labelsize="x-small")
+            ax.set_xlabel(f"{across} (m)", fontsize="small")
+            if ax is row[0]:
+                ax.set_ylabel(f"{down} (m)", fontsize="small")
+            if ax is row[-2] or changed:
+                bar = figure.colorbar(drawn, ax=ax, shrink=0.8)
+                bar.ax.tick_params(labelsize="x-small")
+    return _saved(figure, path)
+
+
+def draw_misfit(found: xr.Dataset, *, path: str | os.PathLike[str] | None = None) -> Figure:
+    """Draw the misfit of each iteration, relative to the first of its frequency band.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        From `outcrop.inversion.invert`.
+    path : path-like, optional
+        Picture to write.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    misfit, corner = found["misfit"].to_numpy(), found["corner"].to_numpy()
+    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    ax = figure.subplots()
+    starts = [0, *(np.flatnonzero(~_same(corner[1:], corner[:-1])) + 1), len(misfit)]
+    for begin, end in itertools.pairwise(starts):
+        label = "all frequencies" if np.isnan(corner[begin]) else f"below {corner[begin]:g} Hz"
+        part = misfit[begin:end]
+        ax.semilogy(np.arange(begin, end), part / part[0], "o-", ms=3, label=label)
+    ax.set_xlabel("iteration")
+    ax.set_ylabel("misfit / first of its band")
+    ax.grid(alpha=0.3, which="both")
+    ax.legend(fontsize="small")
+    return _saved(figure, path)
+
+
+def draw_gathers(
+    gathers: Mapping[str, xr.DataArray],
+    *,
+    path: str | os.PathLike[str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw gathers of one shot, and how far the others are from the first.
+
+    Parameters
+    ----------
+    gathers : mapping of str to xarray.DataArray
+        (receiver, time) by their titles, all in the same colours.
+    path : path-like, optional
+        Picture to write.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    observed, *others = gathers.items()
+    columns = dict(gathers)
+    columns |= {f"{observed[0]} − {t}": observed[1] - g.to_numpy() for t, g in others}
+    clip = float(np.percentile(np.abs(observed[1].to_numpy()), 99)) or 1.0
+    figure = Figure(figsize=(2.4 * len(columns) + 0.6, 4.0), layout="constrained")
+    for ax, (name, gather) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
+        time = gather["time"].to_numpy()
+        ax.imshow(
+            gather.transpose("time", "receiver"),
+            cmap="gray",
+            vmin=-clip,
+            vmax=clip,
+            extent=(-0.5, gather.sizes["receiver"] - 0.5, float(time[-1]), float(time[0])),
+            aspect="auto",
+        )
+        ax.set_title(name, fontsize="small")
+        ax.set_xlabel("receiver", fontsize="small")
+        ax.tick_params(labelsize="x-small")
+    figure.axes[0].set_ylabel("time (s)", fontsize="small")
+    if title:
+        figure.suptitle(title)
+    return _saved(figure, path)
+
+
+def _model(found: xr.Dataset, iteration: int) -> xr.Dataset:
+    """The model at the start of an iteration, parameters that did not change included."""
+    parameters = [name for name in ("vp", "vs", "density") if name in found]
+    model = {}
+    for name in parameters:
+        kept = f"{name}_history"
+        values = found[kept].isel(iteration=iteration) if kept in found else found[name]
+        model[name] = values.drop_vars("iteration", errors="ignore")
+    return xr.Dataset(model).load()
+
+
+def _saved(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
+    if path is not None:
+        save(figure, Path(path))
+    return figure
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a == b) | (np.isnan(a) & np.isnan(b))
+
+
+def _edges(model: xr.DataArray, dim: str) -> tuple[float, float]:
+    at = model[dim].to_numpy().astype(float)
+    half = (at[-1] - at[0]) / (2 * (len(at) - 1))
+    return at[0] - half, at[-1] + half

@@ -1,0 +1,420 @@
+"""Full-waveform inversion: gradients, batches, workers, storage, memory, resuming."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import deepwave
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import outcrop
+from outcrop import inversion
+from outcrop.cluster import connect
+from outcrop.inversion.evaluation import Evaluator
+from outcrop.inversion.experiment import Options, set_up
+from outcrop.inversion.misfits import MISFITS
+from outcrop.inversion.shots import Shots, cut
+from outcrop.inversion.tasks import Team
+
+PML = 6
+pytestmark = pytest.mark.filterwarnings("ignore::deepwave.PmlFreqInferenceWarning")
+
+
+def block(shape, low=2000.0, high=2200.0, spacing=10.0):
+    """A uniform model, and the same with a block in the middle."""
+    start = np.full(shape, low, dtype=np.float32)
+    true = start.copy()
+    true[tuple(slice(n // 2 - n // 6, n // 2 + n // 6) for n in shape)] = high
+    return inversion.velocity(start, spacing), inversion.velocity(true, spacing)
+
+
+def acquisition(model, sources, receivers, samples, frequency=14.0, step=0.0015):
+    wavelet = inversion.ricker(frequency, step, samples)
+    return inversion.surface_grid(model, sources=sources, receivers=receivers, wavelet=wavelet)
+
+
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory):
+    """3-D: start, true model, and the observed shots on disk."""
+    start, true = block((12, 18, 18))
+    path = tmp_path_factory.mktemp("cube") / "shots.zarr"
+    inversion.model_shots(true, acquisition(true, (2, 2), (4, 4), 180), path, pml_width=PML)
+    return start, true, path
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """2-D, likewise."""
+    start, true = block((24, 36))
+    path = tmp_path_factory.mktemp("line") / "shots.zarr"
+    inversion.model_shots(true, acquisition(true, (8,), (16,), 240), path, pml_width=PML)
+    return start, true, path
+
+
+@pytest.fixture(scope="module")
+def clients():
+    with contextlib.ExitStack() as stack:
+        yield {
+            None: None,
+            1: stack.enter_context(connect("local", workers=1)),
+            2: stack.enter_context(connect("local", workers=2)),
+        }
+
+
+def plain(start, path, misfit="least_squares", dtype=torch.float32, **how):
+    """Traces, misfit and gradient of one call of Deepwave with all shots, nothing of ours."""
+    shots = xr.open_zarr(path)
+    vp = torch.as_tensor(start.vp.to_numpy()).to(dtype).requires_grad_()
+    dims = start.vp.dims
+    step = [float(start[d][1] - start[d][0]) for d in dims]
+    at = {
+        kind: torch.stack(
+            [
+                torch.as_tensor(np.rint(shots[f"{kind}_{d}"].to_numpy() / s)).long()
+                for d, s in zip(dims, step, strict=True)
+            ],
+            dim=-1,
+        )
+        for kind in ("source", "receiver")
+    }
+    count = len(at["source"])
+    wavelet = torch.as_tensor(shots.wavelet.to_numpy()).to(dtype)
+    output = deepwave.scalar(
+        vp,
+        step,
+        float(shots.time[1] - shots.time[0]),
+        source_amplitudes=wavelet.expand(count, 1, -1).clone(),
+        source_locations=at["source"][:, None],
+        receiver_locations=at["receiver"].expand(count, -1, -1).clone(),
+        pml_width=PML,
+        **how,
+    )
+    observed = torch.as_tensor(shots.amplitude.to_numpy()).to(dtype)
+    traces = output.receiver_amplitudes
+    value = MISFITS[misfit](traces.flatten(0, 1), observed.flatten(0, 1))
+    value.backward()
+    return traces.detach(), value.item(), vp.grad.numpy()
+
+
+def ours(start, path, folder, batches, client, misfit="least_squares", max_velocity=None, **how):
+    options = Options(pml_width=PML, **how)
+    found = set_up(start, path, None, options, observed=True, max_velocity=max_velocity)
+    groups = [((shot, 1.0),) for shot in range(found.gathers.count)]
+    with Team(Shots(found.physics, found.path, misfit), client) as team:
+        model = {"vp": found.model.vp.to_numpy().astype(options.precision)}
+        size = -(-len(groups) // batches)
+        evaluate = Evaluator(team, Path(folder), ["vp"])
+        value, gradients = evaluate(model, found.wavelet, None, cut(groups, size))
+    return value, gradients["vp"]
+
+
+def difference(found, expected):
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+# Modelling
+
+
+def test_traces_are_deepwaves(cube):
+    _, true, path = cube
+    traces, _, _ = plain(true, path)
+    shots = inversion.open_shots(path)
+    assert shots.amplitude.dims == ("shot", "receiver", "time")
+    assert shots.amplitude.dtype == np.float32
+    np.testing.assert_allclose(shots.amplitude, traces, atol=1e-6 * float(traces.abs().max()))
+
+
+def test_modelling_on_a_cluster_and_interrupted(cube, clients, tmp_path, monkeypatch):
+    _, true, path = cube
+    expected = inversion.open_shots(path)
+    plan = expected.drop_vars("amplitude").load()
+    how = {"pml_width": PML, "batch_size": 1}
+    calls = []
+    model = Shots.model
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return model(*arguments)
+
+    monkeypatch.setattr(Shots, "model", failing)
+    with pytest.raises(KeyboardInterrupt):
+        inversion.model_shots(true, plan, tmp_path / "o.zarr", **how)
+    with pytest.raises(outcrop.OutcropError, match="is unfinished"):
+        inversion.open_shots(tmp_path / "o.zarr")
+    found = inversion.model_shots(true, plan, tmp_path / "o.zarr", **how)
+    assert len(calls) == 5
+    np.testing.assert_array_equal(found.amplitude, expected.amplitude)
+    again = inversion.model_shots(true, plan, client=clients[2], **how)
+    np.testing.assert_array_equal(again.amplitude, expected.amplitude)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+@pytest.mark.parametrize("mode", ["device", "cpu", "disk"])
+def test_gradients_are_those_of_one_call(precision, tolerance, mode, cube, clients, tmp_path):
+    start, _, path = cube
+    _, value, gradient = plain(start, path, dtype=getattr(torch, precision))
+    for batches in (1, 2, 4):
+        for workers, client in clients.items():
+            if mode != "device" and (batches, workers) not in ((2, None), (4, 2)):
+                continue
+            folder = tmp_path / f"{batches}-{workers}"
+            how = {"precision": precision, "storage_mode": mode}
+            if mode == "disk":
+                how["storage_path"] = tmp_path
+            found = ours(start, path, folder, batches, client, **how)
+            assert found[0] == pytest.approx(value, rel=tolerance)
+            assert difference(found[1], gradient) <= tolerance, (batches, workers)
+    assert not list(tmp_path.glob("deepwave_tmp*"))
+
+
+@pytest.mark.parametrize("misfit", sorted(MISFITS))
+def test_every_misfit_adds_up_over_batches(misfit, line, tmp_path):
+    start, _, path = line
+    _, value, gradient = plain(start, path, misfit, torch.float64)
+    found = ours(start, path, tmp_path / "e", 4, None, misfit, precision="float64")
+    assert found[0] == pytest.approx(value, rel=1e-12)
+    assert difference(found[1], gradient) <= 1e-10
+
+
+def test_compression_is_lossy_and_close(cube, tmp_path):
+    start, _, path = cube
+    _, exact = ours(start, path, tmp_path / "a", 2, None)
+    _, found = ours(start, path, tmp_path / "b", 2, None, storage_compression=True)
+    assert 0 < difference(found, exact) < 0.05
+
+
+def test_checkpoint_segments_change_nothing_but_memory(line, tmp_path):
+    start, _, path = line
+    _, exact = ours(start, path, tmp_path / "a", 2, None, precision="float64")
+    how = {"precision": "float64", "checkpoint_segments": 4}
+    assert difference(ours(start, path, tmp_path / "b", 2, None, **how)[1], exact) <= 1e-10
+
+
+@pytest.mark.parametrize("equation", ["acoustic", "elastic"])
+def test_gradients_of_other_equations_by_differences(equation, tmp_path):
+    """The derivative along a direction, of every parameter, against the misfit at two models."""
+    start, true = block((20, 28))
+    others = {"density": np.full((20, 28), 1800.0)}
+    if equation == "elastic":
+        others["vs"] = np.full((20, 28), 1100.0)
+    start, true = (inversion.velocity(m.vp.to_numpy(), 10.0, **others) for m in (start, true))
+    plan = acquisition(true, (2,), (8,), 400, frequency=9.0, step=0.001)
+    how = {"equation": equation, "pml_width": PML, "precision": "float64"}
+    kind = {"source": "vertical", "receiver": "vertical"} if equation == "elastic" else {}
+    inversion.model_shots(true, plan, tmp_path / "s.zarr", **how, **kind)
+    names = [n for n in ("vp", "vs", "density") if n in start]
+    rng = np.random.default_rng(0)
+    smooth = np.outer(np.hanning(20), np.hanning(28)) * rng.uniform(0.5, 1, (20, 28))
+
+    def evaluate(model, folder):
+        found = set_up(
+            model, tmp_path / "s.zarr", None, Options(**how, **kind), observed=True,
+            max_velocity=3000.0,
+        )  # fmt: skip
+        with Team(Shots(found.physics, found.path), None) as team:
+            arrays = {n: model[n].to_numpy().astype(np.float64) for n in found.physics.parameters}
+            batches = cut([((0, 1.0),), ((1, 1.0),)], 1)
+            return Evaluator(team, tmp_path / folder, names)(arrays, found.wavelet, None, batches)
+
+    _, gradients = evaluate(start, "g")
+    for name in names:
+        size = 1e-3 * float(start[name].max())
+        sides = [
+            evaluate(start.assign({name: start[name] + s * size * smooth}), f"{name}{s}")[0]
+            for s in (-1, 1)
+        ]
+        slope = (sides[1] - sides[0]) / 2
+        assert (gradients[name] * size * smooth).sum() == pytest.approx(slope, rel=2e-2), name
+
+
+# Inversion
+
+
+def test_block_is_recovered(line, tmp_path):
+    """Misfit falls by 90 % within 20 iterations, and what changed most is the block."""
+    start, true, path = line
+    told = []
+    found = inversion.invert(
+        start, path, tmp_path / "o.zarr", iterations=12, pml_width=PML, smoothing=10.0, step=40.0,
+        on_iteration=lambda n, value: told.append(n),
+    )  # fmt: skip
+    assert told == list(range(13))
+    misfit = found.misfit.to_numpy()
+    assert misfit[-1] < 0.1 * misfit[0]
+    assert (np.diff(misfit) <= 0).all()
+    change = (found.vp - start.vp).to_numpy()
+    inside = (true.vp > start.vp).to_numpy()
+    risen = change > 0.6 * change.max()
+    assert inside[risen].mean() > 0.8
+    for at, block in zip(np.nonzero(risen), np.nonzero(inside), strict=True):
+        assert abs(at.mean() - block.mean()) <= 2
+    np.testing.assert_array_equal(found.vp_history[-1], found.vp)
+    np.testing.assert_array_equal(found.vp_history[0], start.vp)
+    assert found.gradient_vp.shape == (13, 24, 36)
+
+
+HOW = {"iterations": 4, "pml_width": PML, "batch_size": 2, "step": 30.0}
+
+
+@pytest.fixture(scope="module")
+def calm(line, clients, tmp_path_factory):
+    """What an undisturbed inversion on two workers gives."""
+    start, _, path = line
+    out = tmp_path_factory.mktemp("calm") / "o.zarr"
+    return inversion.invert(start, path, out, client=clients[2], **HOW).load()
+
+
+def same(found, calm):
+    for name in calm:
+        np.testing.assert_array_equal(found[name], calm[name], err_msg=str(name))
+
+
+def test_batches_are_summed_in_order(line, clients, calm, tmp_path):
+    start, _, path = line
+    same(inversion.invert(start, path, tmp_path / "a.zarr", client=clients[1], **HOW), calm)
+
+
+def test_a_worker_is_killed_in_the_middle_of_an_iteration(line, calm, tmp_path):
+    start, _, path = line
+    out = tmp_path / "o.zarr"
+    with connect("local", workers=2) as client:
+        pids = list(client.run(os.getpid).values())
+        killed = []
+
+        def kill():
+            leaves = out / "unfinished" / "evaluations"
+            while not (out / "unfinished" / "state.pt").exists():
+                time.sleep(0.002)
+            while not list(leaves.glob("*/0-*.npz")):  # some batches are done, others are not
+                time.sleep(0.0005)
+            os.kill(pids[0], signal.SIGKILL)
+            killed.append(len(list(leaves.glob("*/0-*.npz"))))
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        found = inversion.invert(start, path, out, client=client, **HOW)
+        killer.join()
+        assert pids[0] not in client.run(os.getpid).values()
+    assert killed[0] < 4
+    same(found, calm)
+
+
+RUN = """
+import sys
+from outcrop import inversion
+import torch
+torch.set_num_threads(1)
+start = inversion.velocity(__import__("numpy").load({start!r}), 10.0)
+inversion.invert(start, {shots!r}, {out!r}, **{how!r})
+"""
+
+
+def test_the_process_is_killed_and_the_same_call_goes_on(line, calm, tmp_path, monkeypatch):
+    start, _, path = line
+    out = tmp_path / "o.zarr"
+    np.save(tmp_path / "start.npy", start.vp.to_numpy())
+    code = RUN.format(start=str(tmp_path / "start.npy"), shots=str(path), out=str(out), how=HOW)
+    process = subprocess.Popen([sys.executable, "-c", code])
+    journal = out / "unfinished" / "finished.txt"
+    leaves = out / "unfinished" / "evaluations"
+    while not (journal.exists() and "iteration 2" in journal.read_text()):
+        assert process.poll() is None
+        time.sleep(0.002)
+    while not list(leaves.glob("*/0-*.npz")):
+        time.sleep(0.0005)
+    process.kill()
+    process.wait()
+    done = len(list(leaves.glob("*/0-*.npz")))
+    batches = []
+    gradient = Shots.gradient
+
+    def counted(job, evaluation, number, batch):
+        if not evaluation.leaf(0, number).exists():
+            batches.append(number)
+        gradient(job, evaluation, number, batch)
+
+    monkeypatch.setattr(Shots, "gradient", counted)
+    with pytest.raises(outcrop.errors.ResumeError, match="misfit"):
+        inversion.invert(start, path, out, misfit="envelope", **HOW)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = inversion.invert(start, path, out, **HOW)
+    finally:
+        torch.set_num_threads(threads)
+    same(found, calm)
+    assert done >= 1
+    assert len(batches) % 4 == (4 - done) % 4
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"optimiser": "adam", "step": 8.0},
+        {"optimiser": "sgd", "step": 8.0, "optimiser_options": {"momentum": 0.5}},
+        {"optimiser": "adam", "step": 8.0, "subset": 3},
+        {"optimiser": "adam", "step": 8.0, "encoding": 2},
+        {"bands": [8.0, None]},
+        {"misfit": "correlation"},
+        {"misfit": "envelope"},
+    ],
+    ids=lambda how: "-".join(map(str, how.values())),
+)
+def test_options_bring_the_model_nearer_and_resume(how, line, tmp_path):
+    """Stopped after its second iteration, each goes on to the very same model."""
+    start, true, path = line
+    options = {"iterations": 4, "pml_width": PML, "smoothing": 15.0, "step": 30.0, **how}
+    mask = inversion.mask(start, inversion.open_shots(path), water_bottom=30.0, radius=40.0)
+    whole = inversion.invert(start, path, tmp_path / "a.zarr", mask=mask, **options)
+
+    def stop(iteration, misfit):
+        if iteration == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inversion.invert(start, path, tmp_path / "b.zarr", mask=mask, on_iteration=stop, **options)
+    again = inversion.invert(start, path, tmp_path / "b.zarr", mask=mask, **options)
+    same(again, whole)
+    before, after = (float(((m - true.vp) ** 2).sum()) for m in (start.vp, whole.vp))
+    assert after < before
+    np.testing.assert_array_equal(whole.vp.sel(depth=slice(0, 30)), 2000.0)
+
+
+def test_bounds_hold(line, tmp_path):
+    start, _, path = line
+    found = inversion.invert(
+        start, path, tmp_path / "o.zarr", bounds=(1990.0, 2050.0), **{**HOW, "step": 200.0}
+    )
+    assert found.vp.min() >= 1990.0
+    assert found.vp.max() == 2050.0
+
+
+def test_migration_shows_the_reflector(tmp_path):
+    """From negative to positive, where velocity rises; the same from other batches."""
+    vp = np.full((40, 40), 2000.0, dtype=np.float32)
+    smooth = inversion.velocity(vp.copy(), 10.0)
+    vp[24:] = 2300.0
+    plan = acquisition(smooth, (6,), (18,), 400, frequency=14.0)
+    true = inversion.velocity(vp, 10.0)
+    shots = inversion.model_shots(true, plan, pml_width=12)
+    found = inversion.migrate(smooth, shots, tmp_path / "o.zarr", pml_width=12)
+    below = found.image.isel(inline=slice(12, 28)).mean("inline").sel(depth=slice(100, None))
+    lowest, highest = (float(below.depth[k]) for k in (below.argmin(), below.argmax()))
+    assert lowest < 235 < highest < lowest + 60
+    crossing = below.sel(depth=slice(lowest, highest))
+    assert abs(float(crossing.depth[int(np.abs(crossing).argmin())]) - 235) <= 10
+    again = inversion.migrate(smooth, shots, tmp_path / "p.zarr", pml_width=12, batch_size=2)
+    assert difference(again.image.to_numpy(), found.image.to_numpy()) < 1e-3

@@ -1,0 +1,510 @@
+"""What goes into an inversion: models, acquisitions, SEG-Y shot gathers, run files."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import segyio
+import torch
+import xarray as xr
+import yaml
+from segyio import TraceField as Field
+
+from outcrop import inversion
+from outcrop.errors import (
+    ArgumentError,
+    GeometryError,
+    MemoryBudgetError,
+    OutcropError,
+    ResumeError,
+    SurveyError,
+)
+from outcrop.inversion.bands import low_pass
+from outcrop.inversion.checks import SamplingError, largest_time_step
+from outcrop.inversion.config import Run
+from outcrop.inversion.model import grid_of
+from outcrop.inversion.selection import Selection
+from outcrop.inversion.shaping import Shape
+from outcrop.inversion.shots import cut, levels
+
+ROOT = Path(__file__).parents[1]
+PML = 6
+
+
+def model(shape=(16, 20), vp=2000.0, spacing=10.0, **others):
+    return inversion.velocity(np.full(shape, vp, dtype=np.float32), spacing, **others)
+
+
+def plan(on, sources=(3,), receivers=(6,), samples=220, frequency=14.0, step=0.0015):
+    wavelet = inversion.ricker(frequency, step, samples)
+    return inversion.surface_grid(on, sources=sources, receivers=receivers, wavelet=wavelet)
+
+
+# Acquisitions
+
+
+def test_positions_of_a_streamer():
+    on = model((12, 30, 60))
+    found = inversion.streamer(
+        on, first=(150.0, 400.0), shots=3, shot_spacing=50.0, receivers=4, receiver_spacing=25.0,
+        offset=40.0, cables=2, cable_spacing=60.0, wavelet=inversion.ricker(10.0, 0.001, 300),
+        receiver_depth=20.0,
+    )  # fmt: skip
+    assert found.source_inline.values.tolist() == [400.0, 450.0, 500.0]
+    assert found.receiver_inline.dims == ("shot", "receiver")
+    assert found.receiver_inline[1, :4].values.tolist() == [410.0, 385.0, 360.0, 335.0]
+    assert found.receiver_crossline[0].values.tolist() == [120.0] * 4 + [180.0] * 4
+    assert set(found.receiver_depth.values.flat) == {20.0}
+    assert set(found.source_depth.values) == {10.0}
+    back = inversion.streamer(
+        on, first=(150.0, 400.0), shots=2, shot_spacing=-50.0, receivers=2, receiver_spacing=25.0,
+        offset=40.0, wavelet=inversion.ricker(10.0, 0.001, 300),
+    )  # fmt: skip
+    assert back.receiver_inline[0].values.tolist() == [440.0, 465.0]
+
+
+def test_positions_of_a_grid_are_those_of_samples():
+    on = model((12, 30, 60), spacing=(5.0, 10.0, 20.0), origin=(0.0, 100.0, -40.0))
+    found = plan(on, (2, 3), (5, 7))
+    assert found.sizes["shot"] == 6
+    assert found.sizes["receiver"] == 35
+    for dim in ("depth", "crossline", "inline"):
+        assert set(found[f"receiver_{dim}"].values) <= set(on[dim].values)
+    with pytest.raises(ArgumentError, match="30 positions along crossline: the model has 30"):
+        plan(on, (2, 3), (30, 7))
+
+
+def test_uneven_spreads_and_positions_between_samples():
+    """Shots with fewer receivers, between samples: each is what it is alone."""
+    on = model((16, 24))
+    wavelet = inversion.ricker(14.0, 0.0015, 200)
+    sources = np.array([[12.0, 44.0], [12.0, 163.0]])
+    receivers = np.array([[[15.0, x] for x in (60.0, 83.0, 120.0)]] * 2)
+    receivers[1, 2] = np.nan
+    both = inversion.positions(sources, receivers, wavelet, ("depth", "inline"))
+    found = inversion.model_shots(on, both, pml_width=PML, precision="float64")
+    assert not found.amplitude[1, 2].any()
+    for n in (0, 1):
+        alone = both.isel(shot=[n])
+        one = inversion.model_shots(on, alone, pml_width=PML, precision="float64")
+        np.testing.assert_allclose(one.amplitude[0], found.amplitude[n], atol=1e-12)
+    assert found.amplitude[0].any("time").all()
+
+
+# Checks
+
+
+def fails(kind, match, function, *arguments, **options):
+    with pytest.raises(kind, match=match) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_are_checked():
+    on = model()
+    hole = on.copy(deep=True)
+    hole.vp[3, 4] = np.nan
+    uneven = on.assign_coords(inline=np.r_[on.inline[:-1], 500.0])
+    in_feet = on.assign_coords(depth=on.depth.assign_attrs(units="ft"))
+    cases = [
+        (hole, "vp is NaN or infinite at depth 30 m, inline 40 m"),
+        (on.assign(vp=on.vp / 1000), "looks like km/s"),
+        (on.assign(vp=on.vp * -1), "it must be positive"),
+        (on.assign(vp=on.vp.assign_attrs(units="km/s")), "vp is in km/s; convert it to m/s"),
+        (on.rename(depth="twt"), "dimensions .*'twt'"),
+        (uneven, "inline is not evenly spaced"),
+        (in_feet, "depth is in ft; convert it to m"),
+        (on.drop_vars("inline"), "inline has no coordinates"),
+        (on.drop_vars("vp"), "has no vp"),
+    ]
+    for case, match in cases:
+        fails(SurveyError, match, inversion.model_shots, case, plan(on))
+    fails(
+        SurveyError, "has no density, which the acoustic equation needs", inversion.model_shots,
+        on, plan(on), equation="acoustic",
+    )  # fmt: skip
+    fails(SurveyError, "no Zarr group", inversion.model_shots, "nowhere.zarr", plan(on))
+
+
+def advised(caught, pattern):
+    return map(float, re.search(pattern, str(caught.value)).groups())
+
+
+def test_sampling_is_checked_and_the_advice_works():
+    on = model((16, 20))
+    coarse = plan(on, samples=400, frequency=40.0, step=0.001)
+    with pytest.raises(SamplingError, match=r"spacing 10 m: .* points in the shortest") as caught:
+        inversion.model_shots(on, coarse)
+    spacing, frequency = advised(caught, r"spacing of ([\d.]+) m, or nothing above ([\d.]+) Hz")
+    fine = model((16, 20), spacing=spacing)
+    inversion.model_shots(fine, plan(fine, samples=400, frequency=40.0, step=0.0003), pml_width=PML)
+    assert 20 < frequency < 40
+
+    late = plan(on, step=0.004, samples=100)
+    with pytest.raises(SamplingError, match=r"time step 4 ms: is not stable for 2000") as caught:
+        inversion.model_shots(on, late)
+    step, spacing = advised(caught, r"take ([\d.]+) ms, or a spacing of ([\d.]+) m")
+    inversion.model_shots(on, plan(on, step=step / 1000), pml_width=PML)
+    assert largest_time_step(grid_of(model(spacing=spacing)), 2000.0) >= 0.004
+    between = inversion.model_shots(on, late, pml_width=PML, substeps=True)
+    fine = inversion.model_shots(on, plan(on, step=0.001, samples=400), pml_width=PML)
+    largest = float(np.abs(fine.amplitude).max())
+    np.testing.assert_allclose(
+        between.amplitude[..., :80], fine.amplitude[..., ::4][..., :80], atol=0.1 * largest
+    )
+
+
+def test_stability_holds_for_the_upper_bound(tmp_path):
+    on = model()
+    shots = inversion.model_shots(on, plan(on), pml_width=PML)
+    fails(
+        SamplingError, "not stable for 9000 m/s", inversion.invert, on, shots, tmp_path / "o",
+        bounds=(1500.0, 9000.0),
+    )  # fmt: skip
+    assert not (tmp_path / "o").exists()
+
+
+def test_positions_are_checked():
+    on = model()
+    good = plan(on)
+    moved = good.assign_coords(source_inline=good.source_inline + 1000)
+    fails(GeometryError, "shot 0: the source is at inline 1020 m.*0 to 190", inversion.model_shots,
+          on, moved)  # fmt: skip
+    deep = good.copy(deep=True)
+    deep.receiver_depth[4] = 151.0
+    fails(GeometryError, "receiver 4 of shot 0: the receiver is at depth 151",
+          inversion.model_shots, on, deep)  # fmt: skip
+    twice = good.copy(deep=True)
+    twice.receiver_inline[4] = twice.receiver_inline[2]
+    fails(GeometryError, "receivers 2 and 4 of shot 0 are at the same", inversion.model_shots,
+          on, twice)  # fmt: skip
+    fails(SurveyError, "has no source_inline", inversion.model_shots, on,
+          good.drop_vars("source_inline"))  # fmt: skip
+    feet = good.assign_coords(source_inline=good.source_inline.assign_attrs(units="ft"))
+    fails(SurveyError, "source_inline is in ft", inversion.model_shots, on, feet)
+
+
+def test_traces_and_options_are_checked(tmp_path):
+    on, out = model(), tmp_path / "o.zarr"
+    shots = inversion.model_shots(on, plan(on), pml_width=PML)
+    bad = shots.copy(deep=True)
+    bad.amplitude[1, 2, 30] = np.nan
+    fails(SurveyError, "shot 1, receiver 2: NaN or infinite at 45 ms", inversion.invert, on, bad,
+          out, pml_width=PML)  # fmt: skip
+    short = inversion.ricker(14.0, 0.0015, 200)
+    fails(SurveyError, "wavelet: has 200 samples of 1.5 ms, the traces 220", inversion.invert, on,
+          shots, out, wavelet=short)  # fmt: skip
+    fails(SurveyError, "has no wavelet; pass wavelet=", inversion.invert, on,
+          shots.drop_vars("wavelet"), out)  # fmt: skip
+    fails(SurveyError, "has no amplitude", inversion.invert, on, plan(on), out)
+    flat = inversion.ricker(14.0, 0.0015, 220) * 0
+    fails(ArgumentError, "wavelet: is zero", inversion.invert, on, shots, out, wavelet=flat)
+    cases = {
+        "equation='born'": {"equation": "born"},
+        "storage_mode='none': a gradient needs the wavefield": {"storage_mode": "none"},
+        "the scalar equation knows pressure alone": {"receiver": "vertical"},
+        "storagemode: no such option": {"storagemode": "disk"},
+        "optimiser='newton'": {"optimiser": "newton"},
+        "optimiser_options: sgd does not take them": {
+            "optimiser": "sgd", "optimiser_options": {"history_size": 3},
+        },
+        "subset=9: pass a number from 1 to 3": {"subset": 9, "optimiser": "adam"},
+        "subset: changes the misfit": {"subset": 2},
+        "encoding: not with misfit": {"encoding": 2, "optimiser": "adam", "misfit": "envelope"},
+        "bounds .* starts with 2000": {"bounds": (2100.0, 2500.0)},
+        "bands: 900 Hz is not between": {"bands": [900.0]},
+        "parameters .*: the scalar equation has vp": {"parameters": ["vs"]},
+        "mask: has shape": {"mask": xr.DataArray(np.ones((3, 4)), dims=("depth", "inline"))},
+    }  # fmt: skip
+    for match, options in cases.items():
+        fails(ArgumentError, match, inversion.invert, on, shots, out, **options)
+    fails(MemoryBudgetError, "1 shot takes .* and 1 MB may be taken; keep wavefields on disk",
+          inversion.invert, on, shots, out, memory="1MB")  # fmt: skip
+
+
+# Shaping, bands, selection
+
+
+def test_smoothing_is_symmetric_and_keeps_constants():
+    grid = grid_of(model((9, 14)))
+    allowed = np.random.default_rng(0).uniform(0, 1, (9, 14))
+    shape = Shape(grid, 25.0, None, {"vp": (0.0, 1.0)})
+    masked = Shape(grid, 25.0, allowed, {"vp": (0.0, 1.0)})
+    a, b = torch.randn(2, 9, 14, dtype=torch.float64)
+    torch.testing.assert_close(shape.update(torch.ones_like(a)), torch.ones_like(a))
+    torch.testing.assert_close((masked.update(a) * b).sum(), (a * masked.back(b)).sum())
+
+
+def test_mask():
+    on = model((16, 20))
+    found = inversion.mask(on, plan(on), water_bottom=25.0, radius=50.0)
+    assert not found.sel(depth=slice(0, 25)).any()
+    assert found[-1].min() == 1.0
+    assert 0 < found.sel(depth=40, inline=20) < 1
+
+
+def test_the_filter_commutes_with_propagation():
+    """Filtered traces are those of a filtered source."""
+    on = model((16, 20))
+    survey = plan(on, samples=300)
+    whole = inversion.model_shots(on, survey, pml_width=PML, precision="float64").amplitude
+    filtered = survey.copy(deep=True)
+    filtered["wavelet"][:] = low_pass(survey.wavelet.to_numpy(), 8.0, 0.0015)
+    found = inversion.model_shots(on, filtered, pml_width=PML, precision="float64").amplitude
+    # The absorbing layers are made for another frequency, so that these differ a little.
+    np.testing.assert_allclose(
+        low_pass(whole.to_numpy(), 8.0, 0.0015), found, atol=2e-3 * float(np.abs(found).max())
+    )
+
+
+def test_the_filter_is_a_butterworth():
+    time = 0.001 * np.arange(4000)
+    for frequency, gain in ((2.0, 1.0), (10.0, 0.5**0.5), (40.0, 0.0)):
+        wave = np.sin(2 * np.pi * frequency * time)
+        late = low_pass(wave, 10.0, 0.001)[2000:]
+        assert np.abs(late).max() == pytest.approx(gain, abs=0.01)
+
+
+class _Gathers:
+    count, has_common_spread = 10, True
+
+
+def test_selection_repeats_itself_and_takes_all():
+    encoded = Selection(_Gathers(), None, 3, seed=4)
+    groups = encoded.groups(7)
+    assert groups == encoded.groups(7) != encoded.groups(8)
+    assert sorted(shot for group in groups for shot, _ in group) == list(range(10))
+    assert {sign for group in groups for _, sign in group} == {-1.0, 1.0}
+    some = Selection(_Gathers(), 4, None, seed=4)
+    assert len(some.groups(0)) == 4
+    assert some.weight == 2.5
+
+
+def test_batches_and_the_tree():
+    groups = [((n, 1.0),) for n in range(10)]
+    assert [len(b) for b in cut(groups, 4)] == [3, 4, 3]
+    assert sum(cut(groups, 3), ()) == tuple(groups)
+    assert levels(1) == [(0, 1)]
+    assert levels(70) == [(0, 70), (1, 9), (2, 2)]
+
+
+# SEG-Y
+
+
+def write_shots(path, traces, sources, receivers, *, scalar=-10, dead=(), delay=0, units=1):
+    """Gathers (shot, receiver, time) at x, y and elevation, receivers of each shot alike or not."""
+    spec = segyio.spec()
+    spec.samples = delay + np.arange(traces.shape[-1]) * 2.0
+    spec.format, spec.tracecount = 5, traces.shape[0] * traces.shape[1]
+    with segyio.create(path, spec) as file:
+        file.bin.update(hdt=2000, mfeet=1)
+        number = 0
+        for shot, gather in enumerate(traces):
+            for channel, trace in enumerate(gather):
+                at = receivers[shot][channel]
+                file.header[number] = {
+                    Field.FieldRecord: 100 + shot,
+                    Field.TraceNumber: channel + 1,
+                    Field.TraceIdentificationCode: 2 if (shot, channel) in dead else 1,
+                    Field.SourceX: round(sources[shot][0] * -scalar),
+                    Field.SourceY: round(sources[shot][1] * -scalar),
+                    Field.SourceDepth: round(sources[shot][2] * -scalar),
+                    Field.GroupX: round(at[0] * -scalar),
+                    Field.GroupY: round(at[1] * -scalar),
+                    Field.ReceiverGroupElevation: round(-at[2] * -scalar),
+                    Field.SourceGroupScalar: scalar,
+                    Field.ElevationScalar: scalar,
+                    Field.CoordinateUnits: units,
+                    Field.DelayRecordingTime: delay,
+                    Field.TRACE_SAMPLE_COUNT: traces.shape[-1],
+                    Field.TRACE_SAMPLE_INTERVAL: 2000,
+                }
+                file.trace[number] = trace
+                number += 1
+
+
+@pytest.fixture
+def gathers():
+    rng = np.random.default_rng(1)
+    traces = rng.normal(size=(3, 5, 40)).astype(np.float32)
+    sources = [(1000.0 + 50 * n, 2000.0, 6.5) for n in range(3)]
+    receivers = [[(1000.0 + 50 * n - 20 * k, 2010.0, 8.0) for k in range(5)] for n in range(3)]
+    return traces, sources, receivers
+
+
+def test_gathers_from_segy(gathers, tmp_path):
+    traces, _, _ = gathers
+    write_shots(tmp_path / "s.sgy", *gathers, dead=[(1, 3)])
+    command = [
+        sys.executable, "-m", "outcrop.cli.main", "ingest", str(tmp_path / "s.sgy"),
+        str(tmp_path / "s.zarr"), "--shots", "--origin", "900,1990",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "3 shot × 5 receiver × 40 time" in done.stdout
+    found = inversion.open_shots(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(found.amplitude[[0, 2]], traces[[0, 2]])
+    np.testing.assert_array_equal(found.amplitude[1, :4], traces[1, [0, 1, 2, 4]])
+    assert not found.amplitude[1, 4].any()
+    assert np.isnan(found.receiver_inline[1, 4])
+    assert found.trace_index[1].values.tolist() == [5, 6, 7, 9, -1]
+    assert found.source_inline.values.tolist() == [100.0, 150.0, 200.0]
+    assert found.source_crossline.values.tolist() == [10.0] * 3
+    assert found.source_depth.values.tolist() == [6.5] * 3
+    assert found.receiver_inline[0].values.tolist() == [100.0, 80.0, 60.0, 40.0, 20.0]
+    assert set(found.receiver_depth.values[0]) == {8.0}
+    np.testing.assert_allclose(found.time, 0.002 * np.arange(40))
+    assert found.field_record.values.tolist() == [100, 101, 102]
+
+
+def test_azimuth_turns_positions(gathers, tmp_path):
+    write_shots(tmp_path / "s.sgy", *gathers)
+    found = inversion.ingest_shots(
+        tmp_path / "s.sgy", tmp_path / "n.zarr", origin=(1000.0, 2000.0), azimuth=0.0
+    )
+    assert found.source_crossline.values.tolist() == [0.0, -50.0, -100.0]
+    assert found.source_inline.values.tolist() == [0.0, 0.0, 0.0]
+    np.testing.assert_allclose(found.receiver_inline[0], 10.0)
+
+
+def test_shots_that_segy_cannot_tell(gathers, tmp_path):
+    traces, sources, receivers = gathers
+    path, out = tmp_path / "s.sgy", tmp_path / "s.zarr"
+    write_shots(path, traces, sources, receivers, units=2)
+    fails(GeometryError, "trace 1: coordinates are angles", inversion.ingest_shots, path, out)
+    nowhere = [(0.0, 0.0, 0.0)] * 3, [[(0.0, 0.0, 0.0)] * 5] * 3
+    write_shots(path, traces, *nowhere)
+    fails(GeometryError, "coordinates .* are all 0", inversion.ingest_shots, path, out)
+    traces[2, 1, 7] = np.inf
+    write_shots(path, traces, sources, receivers)
+    fails(SurveyError, "trace 12, sample 8: NaN or infinite", inversion.ingest_shots, path, out)
+    found = inversion.ingest_shots(path, out, nonfinite="zero")
+    assert found.amplitude[2, 1, 7] == 0
+    late = tmp_path / "late.sgy"
+    write_shots(late, traces, sources, receivers, delay=100)
+    shots = inversion.ingest_shots(late, tmp_path / "late.zarr", nonfinite="zero")
+    fails(SurveyError, "time starts at 0.1", inversion.invert, model((12, 60)), shots, out,
+          wavelet=inversion.ricker(12.0, 0.002, 40))  # fmt: skip
+    assert found.sizes["shot"] == 3
+
+
+# Run files
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model, shots over another one, and a run file that says what to do with them."""
+    on, vp = model((16, 20)), np.full((16, 20), 2000.0, dtype=np.float32)
+    vp[6:10, 8:12] = 2200.0
+    true = inversion.velocity(vp, 10.0)
+    on.to_zarr(tmp_path / "start.zarr", consolidated=False)
+    true.to_zarr(tmp_path / "true.zarr", consolidated=False)
+    shots = inversion.model_shots(true, plan(on), pml_width=PML).drop_vars("wavelet")
+    shots.to_zarr(tmp_path / "shots.zarr", consolidated=False)
+    facts = {
+        "velocity": "start.zarr",
+        "observed": "shots.zarr",
+        "output": "inverted.zarr",
+        "true": "true.zarr",
+        "pictures": "pictures",
+        "wavelet": {"ricker": 14.0},
+        "mask": {"radius": 30.0},
+        "iterations": 2,
+        "bands": [9.0, None],
+        "pml_width": PML,
+        "storage_mode": "disk",
+        "storage_path": "scratch",
+    }
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(facts))
+    return tmp_path
+
+
+def invert_command(path, *more):
+    command = [sys.executable, "-m", "outcrop.cli.main", "invert", str(path), *more]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_outcrop_invert(folder):
+    done = invert_command(folder / "run.yaml")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        f"iteration {n}" for n in range(5)
+    ]
+    assert re.search(r"inverted.zarr: vp, 16 depth × 20 inline; misfit [\d.]+ %", done.stdout)
+    found = inversion.open_inversion(folder / "inverted.zarr")
+    np.testing.assert_array_equal(found.corner, [9.0, 9.0, np.nan, np.nan, np.nan])
+    assert found.attrs["inverted_with"]["bands"] == [9.0, None]
+    for name in ("models", "misfit", "gathers"):
+        assert (folder / "pictures" / f"{name}.png").stat().st_size > 5000
+    assert not list((folder / "scratch").iterdir())
+    again = invert_command(folder / "run.yaml")
+    assert again.returncode == 2
+    assert "already exists" in again.stderr
+
+
+def test_run_files_are_checked(folder):
+    path = folder / "run.yaml"
+    facts = yaml.safe_load(path.read_text())
+    cases = [
+        ({"iteration": 3}, "iteration: no such key; there are accuracy"),
+        ({"wavelet": 14.0}, "wavelet: is no mapping"),
+        ({"wavelet": {"klauder": 3}}, "wavelet: write ricker: and its frequency"),
+        ({"wavelet": {"file": "none.txt"}}, "none.txt: no wavelet"),
+        ({"observed": "none.zarr"}, "none.zarr: is no Zarr group"),
+    ]
+    for change, match in cases:
+        path.write_text(yaml.safe_dump(facts | change))
+        fails(OutcropError, match, lambda: Run(path).invert())
+    path.write_text(yaml.safe_dump({k: v for k, v in facts.items() if k != "output"}))
+    fails(ArgumentError, "has no output", Run, path)
+    path.write_text("a: [")
+    fails(ArgumentError, "is no YAML", Run, path)
+    done = invert_command(path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_wavelet_from_a_file(folder):
+    path = folder / "run.yaml"
+    facts = yaml.safe_load(path.read_text())
+    np.savetxt(folder / "w.txt", inversion.ricker(14.0, 0.0015, 180))
+    for key in ("pictures", "true", "bands", "mask"):
+        facts.pop(key)
+    path.write_text(yaml.safe_dump(facts | {"wavelet": {"file": "w.txt"}}))
+    from_file = Run(path).invert()
+    path.write_text(yaml.safe_dump(facts | {"output": "other.zarr"}))
+    other = Run(path).invert()
+    np.testing.assert_allclose(from_file.vp, other.vp, atol=0.5)
+
+
+def test_another_run_does_not_resume(folder):
+    path = folder / "run.yaml"
+    facts = yaml.safe_load(path.read_text())
+
+    def stop(iteration, misfit):
+        if iteration == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(path).invert(on_iteration=stop)
+    path.write_text(yaml.safe_dump(facts | {"smoothing": 20.0}))
+    with pytest.raises(ResumeError, match=r"smoothing: 0\.0, now 20\.0"):
+        Run(path).invert()
+
+
+def test_the_workflow(tmp_path):
+    command = [
+        sys.executable, str(ROOT / "workflows" / "fwi.py"), str(tmp_path), "--size", "tiny",
+        "--iterations", "2", "--pml-width", "5",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "misfit fell by" in done.stdout
+    found = inversion.open_inversion(tmp_path / "inverted.zarr")
+    assert found.vp.dims == ("depth", "crossline", "inline")
+    assert float(found.misfit[-1]) < float(found.misfit[0])
+    assert {p.suffix for p in tmp_path.iterdir()} == {".zarr", ".png"}
