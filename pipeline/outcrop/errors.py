@@ -23,6 +23,10 @@ class SurveyError(OutcropError):
     """A survey that lacks what is asked of it, or samples that are not finite."""
 
 
+class TrainingDataError(OutcropError):
+    """Data to train with that is missing, of the wrong shape, or not finite."""
+
+
 class NonFiniteError(OutcropError):
     """A prediction that is NaN or infinite somewhere."""
 
