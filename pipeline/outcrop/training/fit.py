@@ -212,8 +212,9 @@ def fit(
         batch,
         sampler=range(validation_samples),
     )
+    model.to(memory_format=_layout(card))  # type: ignore[call-overload]
     module = TrainingModule(
-        model.to(memory_format=_layout(card)),
+        model,
         objective,
         infer=infer,
         learning_rate=learning_rate,

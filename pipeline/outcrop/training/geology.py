@@ -118,10 +118,16 @@ class Fold:
     samples: int
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, shape: Sequence[int], folding: float = 1.0) -> Fold:
+    def draw(
+        cls,
+        rng: np.random.Generator,
+        shape: Sequence[int],
+        folding: float = 1.0,
+        tilt: float = 0.12,
+    ) -> Fold:
         """Draw the folds of a survey of (inlines, crosslines, samples).
 
-        `folding` scales their heights.
+        `folding` scales their heights; layers rise by at most `tilt` of the depth over the width.
         """
         nx, ny, nz = shape
         width = min(nx, ny)
@@ -147,7 +153,7 @@ class Fold:
                     rng.uniform(0, math.tau),
                 )
             )
-        along, across = rng.uniform(-0.12, 0.12, 2) * tall / np.array([nx, ny])
+        along, across = rng.uniform(-tilt, tilt, 2) * nz / np.array([nx, ny])
         return cls((float(along), float(across)), np.array(domes), np.array(waves), nz)
 
     def undo(self, x: Array, y: Array, z: Array) -> Array:

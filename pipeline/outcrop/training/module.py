@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from ..engine import offload
 from .objectives import Objective, update
@@ -109,6 +110,7 @@ class TrainingModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of all batches."""
         for name, metric in self.scores.items():
+            assert isinstance(metric, Metric)
             self.log(name, metric.compute(), prog_bar=name.endswith("/dice"))
             metric.reset()
 

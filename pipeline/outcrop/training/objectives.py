@@ -71,7 +71,8 @@ class Objective:
         with _WholeSigmoid():
             if hasattr(model, "logits"):
                 ((name, _),) = self.labels.items()
-                first, *others = (torch.sigmoid(y.float()) for y in model.logits(x))
+                logits: Callable[..., list[Tensor]] = model.logits  # type: ignore[assignment]
+                first, *others = (torch.sigmoid(y.float()) for y in logits(x))
                 return {name: first, **{f"{name}/{i}": y for i, y in enumerate(others, 1)}}
             y = model(**x) if isinstance(x, dict) else model(x)
         return {name: (y if key is None else y[key]).float() for name, key in self.keys.items()}

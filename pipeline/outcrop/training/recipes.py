@@ -13,10 +13,11 @@ from .synthetic import LABELS, synthetic_survey
 
 Ranges = Mapping[str, tuple[float, float]]
 
-# Lowest and highest value. Extents are fractions of the survey's, slip is in samples for every
-# 128 of the survey, curvature in radians from the centre of a fault to its tip.
+# Lowest and highest value; of numbers of faults, slips and frequencies the logarithm is drawn
+# evenly. Extents are fractions of the survey's, slip is in samples for every 128 of the survey,
+# curvature in radians from the centre of a fault to its tip.
 RANGES: Ranges = {
-    "faults": (3, 14),
+    "faults": (3, 30),
     "dip": (35.0, 88.0),
     "slip": (3.0, 20.0),
     "reverse": (0.0, 0.6),  # share of reverse faults
@@ -27,6 +28,7 @@ RANGES: Ranges = {
     "dip_curvature": (-0.15, 0.15),
     "listric": (0.2, 0.5),  # dip curvature of one fault in five
     "folding": (0.1, 1.4),
+    "tilt": (0.0, 0.4),
     "layer_thickness": (1.5, 4.0),
     "peak_frequency": (16.0, 48.0),
     "loss": (0.65, 1.0),  # peak frequency at the bottom over that at the top
@@ -74,13 +76,14 @@ def random_survey(
         int(rng.integers(2**63)),
         faults=_faults(rng, shape, ranges),
         folding=draw("folding"),
+        tilt=draw("tilt"),
         layer_thickness=draw("layer_thickness"),
         peak_frequency=(peak, peak * draw("loss")),
         wavelet=str(rng.choice(["ricker", "ormsby"], p=[0.7, 0.3])),
         phase=float(rng.choice([0.0, rng.uniform(-180, 180)])),
         amplitude_variation=draw("amplitude_variation"),
         noise=draw("noise"),
-        noise_smoothing=int(rng.integers(4)),
+        noise_smoothing=int(rng.integers(6)),
         coherent_noise=draw("coherent_noise") * float(rng.integers(2)),
         footprint=draw("footprint") * float(rng.integers(2)),
         labels=labels,
@@ -91,14 +94,14 @@ def _faults(rng: np.random.Generator, shape: Sequence[int], ranges: Ranges) -> l
     def draw(name: str) -> float:
         return float(rng.uniform(*ranges[name]))
 
-    low, high = ranges["faults"]
+    count = round(math.exp(rng.uniform(*np.log(ranges["faults"]))))
     nx, ny, nz = shape
     width, unit = min(nx, ny), nz / 128
     sets = rng.uniform(0, 360) + np.array([0.0, rng.uniform(30, 90)])
     second, scatter, reverse = rng.uniform(0, 0.5), draw("strike_scatter"), draw("reverse")
     shift = rng.uniform(-0.5, 0.5)  # of all dips: surveys differ more than the faults of one
     drawn = []
-    for _ in range(int(rng.integers(low, high + 1))):
+    for _ in range(count):
         length, height = draw("length") * width, draw("height") * nz
         steep, shallow = ranges["dip"][1], ranges["dip"][0]
         dip = shallow + (steep - shallow) * float(np.clip(rng.beta(2.5, 1.5) + 0.4 * shift, 0, 1))

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import OutputExistsError, ResumeError
 from ..models import weights
+from ..models.card import Card
 from ..view.save import save
 from .module import TrainingModule
 
@@ -110,7 +111,8 @@ def finish(
     state = torch.load(folder / BEST, map_location="cpu", weights_only=True)["state_dict"]
     module.load_state_dict(state)
     module = module.cpu().eval()
-    model = module.model.to(memory_format=torch.contiguous_format).requires_grad_(False)
+    model = module.model.requires_grad_(False)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if trainer.is_global_zero:
         weights.write(model.state_dict(), folder / WEIGHTS)
         draw(module, check, folder / PICTURE)
@@ -152,7 +154,7 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
 
 def _middle(values: Tensor, module: TrainingModule) -> Tensor:
     """Section through the middle, time downwards."""
-    card = module.model.card
+    card: Card = module.model.card  # type: ignore[assignment]
     for axis in reversed(range(values.ndim)):
         if values.ndim > 2 and card.axes[axis] == "inline":
             values = values.select(axis, values.shape[axis] // 2)

@@ -20,6 +20,7 @@ from .blocks import Blocks
 from .recipes import RANGES, Ranges, random_survey
 
 Array = np.ndarray
+Extents = tuple[int, ...]  # inlines, crosslines, samples
 
 # Labels by the suffixes of the multi-task networks' files, and what their values are times.
 _RAW = {"fault": "fsem", "fault_dip": "fdip", "fault_strike": "fstrike"}
@@ -65,7 +66,7 @@ class Source(Protocol):
     """
 
     volumes: int | None
-    shape: tuple[int, ...]
+    shape: Extents
     description: dict[str, Any]
 
     def read(self, number: int) -> Volume:
@@ -87,19 +88,23 @@ class Synthetic:
         As for `recipes.random_survey`.
     """
 
-    volumes = None
+    volumes: int | None = None
 
     def __init__(
         self, labels: Sequence[str], size: int = 128, seed: int = 0, ranges: Ranges = RANGES
     ) -> None:
-        self.labels, self.shape, self.seed, self.ranges = tuple(labels), (size,) * 3, seed, ranges
-        self.description = {"synthetic": {**RANGES, **ranges}, "size": size, "seed": seed}
+        self.labels, self.seed, self.ranges = tuple(labels), seed, ranges
+        self.shape: Extents = (size, size, size)
+        self.description: dict[str, Any] = {
+            "synthetic": {**RANGES, **ranges},
+            "size": size,
+            "seed": seed,
+        }
 
     def read(self, number: int) -> Volume:
         """Make survey `number`."""
-        made = random_survey(
-            (self.shape[0],) * 3, (self.seed, number), ranges=self.ranges, labels=self.labels
-        )
+        n = self.shape[0]
+        made = random_survey((n, n, n), (self.seed, number), ranges=self.ranges, labels=self.labels)
         values = {name: made[name].to_numpy() for name in ("amplitude", *self.labels)}
         return Volume(values, statistics_of(values["amplitude"]))
 
@@ -144,11 +149,11 @@ class RawFolder:
                 f"{self.folder}: has no files named 0.bin, 1.bin, ...; pass their folder"
             )
         self.numbers = sorted(numbers)
-        self.volumes = len(numbers)
+        self.volumes: int | None = len(numbers)
         first = self.folder / f"{self.numbers[0]}.bin"
         count = first.stat().st_size // 4
         cube = round(count ** (1 / 3))
-        self.shape = tuple(shape) if shape else (cube,) * 3
+        self.shape: Extents = tuple(shape) if shape else (cube,) * 3
         if not shape and cube**3 != count:
             raise TrainingDataError(
                 f"{first}: {count:,} samples are no cube; say their shape (--shape)"
@@ -157,7 +162,7 @@ class RawFolder:
         for number in self.numbers:
             for variable in ("amplitude", *self.labels):
                 sha.update(self._check(number, variable))
-        self.description = {
+        self.description: dict[str, Any] = {
             "folder": str(self.folder.absolute()),
             "shape": list(self.shape),
             "fingerprint": sha.hexdigest(),
@@ -211,7 +216,7 @@ class Survey:
         If a variable is missing, has other dimensions, or values that are not finite.
     """
 
-    volumes = 1
+    volumes: int | None = 1
 
     def __init__(self, path: str | os.PathLike[str], labels: Sequence[str]) -> None:
         from ..engine.labelled import statistics
@@ -240,11 +245,14 @@ class Survey:
             self.statistics, fingerprint = statistics(survey["amplitude"])
         except SurveyError as error:
             raise TrainingDataError(f"{path}: {error}") from error
-        self.description = {"survey": str(Path(path).absolute()), "fingerprint": fingerprint}
+        self.description: dict[str, Any] = {
+            "survey": str(Path(path).absolute()),
+            "fingerprint": fingerprint,
+        }
         self._open()
 
     def _open(self) -> None:
-        self.shape = tuple(self.dataset["amplitude"].shape)
+        self.shape: Extents = self.dataset["amplitude"].shape
         live = self.dataset.coords.get("live")
         self.volume = Volume(
             {
@@ -330,8 +338,9 @@ class Part:
 
     def __init__(self, source: Source, numbers: Sequence[int]) -> None:
         self.source, self.numbers = source, tuple(numbers)
-        self.volumes, self.shape = len(numbers), source.shape
-        self.description = {**source.description, "volumes": list(numbers)}
+        self.volumes: int | None = len(numbers)
+        self.shape = source.shape
+        self.description: dict[str, Any] = {**source.description, "volumes": list(numbers)}
 
     def read(self, number: int) -> Volume:
         """Return the volume at place `number` of these."""

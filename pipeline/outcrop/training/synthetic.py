@@ -22,6 +22,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ def synthetic_survey(
     *,
     faults: int | Sequence[Fault] = 8,
     folding: float = 1.0,
+    tilt: float = 0.12,
     layer_thickness: float = 3.0,
     peak_frequency: float | tuple[float, float] = 32.0,
     wavelet: str = "ricker",
@@ -70,6 +72,8 @@ def synthetic_survey(
         How many to draw, or the faults themselves, the oldest first.
     folding : float
         Scales the heights of the folds.
+    tilt : float
+        By how much of the survey's depth layers rise or fall, at most, over its width.
     layer_thickness : float
         Mean, in samples.
     peak_frequency : float or tuple of float
@@ -104,7 +108,7 @@ def synthetic_survey(
     rng = np.random.default_rng(seed)
     if isinstance(faults, int):
         faults = draw_faults(rng, shape, faults)
-    fold = Fold.draw(rng, shape, folding)
+    fold = Fold.draw(rng, shape, folding, tilt)
     first, table = reflectivity(rng, shape[2], layer_thickness)
     attitude = {"fault_dip", "fault_strike"} & set(labels)
     made: dict[str, Array] = {
@@ -135,26 +139,25 @@ def synthetic_survey(
         where = ((age - first) * FINE).astype(np.int32)
         amplitude[slab] = table.take(where, mode="clip")
 
-    top, bottom = np.broadcast_to(peak_frequency, 2).tolist()
+    peaks = [peak_frequency] if isinstance(peak_frequency, (int, float)) else [*peak_frequency]
     if "dhr" in labels:
         made["dhr"] = amplitude.copy()
         filter_traces(
-            made["dhr"],
-            [lambda f, p=p: ricker_spectrum(f, _SHARPER * p) for p in dict.fromkeys((top, bottom))],
+            made["dhr"], [partial(ricker_spectrum, peak_frequency=_SHARPER * p) for p in peaks]
         )
         unit(made["dhr"])
-    turn = cmath.exp(1j * math.radians(phase))
-    shape_of = WAVELETS[wavelet]
-    filter_traces(
-        amplitude,
-        [lambda f, p=p: turn * shape_of(f, p) for p in dict.fromkeys((top, bottom))],
-    )
+    turn, kind = cmath.exp(1j * math.radians(phase)), WAVELETS[wavelet]
+
+    def signal(frequency: Array, peak_frequency: float) -> Array:
+        return turn * kind(frequency, peak_frequency)
+
+    filter_traces(amplitude, [partial(signal, peak_frequency=p) for p in peaks])
     if amplitude_variation:
         amplitude *= np.exp(amplitude_variation * smooth_field(rng, shape, 4))
     unit(amplitude)
 
-    def band(f: Array) -> Array:
-        return shape_of(f, (top + bottom) / 2)
+    def band(frequency: Array) -> Array:
+        return kind(frequency, sum(peaks) / len(peaks))
 
     if noise:
         amplitude += noise * random_noise(rng, shape, band, noise_smoothing)
