@@ -62,7 +62,7 @@ def write_zarr(path, shape=(48, 20, 24), seed=5):
     """A survey with labels, without some traces."""
     made = random_survey(shape, seed, labels=("fault", "rgt"))
     live = np.ones(shape[:2], bool)
-    live[3:6, 4:9] = False
+    live[3::9, 4:9] = False
     made = made.assign_coords(live=(("inline", "crossline"), live))
     made["amplitude"] = made.amplitude.where(made.live, 0)
     made["fault"] = made.fault.astype(np.uint8)
@@ -222,7 +222,7 @@ def test_blocks_are_slices_and_few_are_kept():
     rng = np.random.default_rng(0)
     for _ in range(20):
         starts = [int(rng.integers(n - 1)) for n in values.shape]
-        box = tuple(slice(a, int(rng.integers(a + 1, n + 1))) for a, n in zip(starts, values.shape))
+        box = tuple(slice(a, int(rng.integers(a + 1, n + 1))) for a, n in zip(starts, values.shape, strict=True))
         np.testing.assert_array_equal(blocks[box], values[box])
         assert blocks.size <= blocks.cache or len(blocks.kept) == 1
 
@@ -235,11 +235,13 @@ def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_zero(tmp_
     train, held_out = split(source, (16, 16, 16))
     assert (train.shape, held_out.shape) == ((32, 20, 24), (16, 20, 24))
     crops = Crops(train, CARD, {"fault": 1.0}, (16, 20, 16), per_volume=4, augment=False)
-    sample = crops[1]["input"][0].numpy()
-    dead = (sample == 0).all(0)
-    assert dead.any()
-    inlines = [i for i in range(17) if np.array_equal(~made.live.to_numpy()[i : i + 16].T, dead)]
-    assert inlines
+    missing = ~made.live.to_numpy()
+    seen = 0
+    for number in range(8):
+        dead = (crops[number]["input"][0].numpy() == 0).all(0)
+        seen += dead.any()
+        assert any(np.array_equal(missing[i : i + 16].T, dead) for i in range(17))
+    assert seen
     part = held_out.read(0).values["rgt"][slice(0, 16), slice(2, 18), slice(3, 19)]
     np.testing.assert_array_equal(part, made.rgt[32:48, 2:18, 3:19])
 
@@ -327,10 +329,10 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"crop": 20}, "crop 20: .*multiples of 8"),
         ({"crop": 48}, "less than a crop of 48"),
         ({"epochs": 0}, "epochs 0"),
-        ({"activations": "none"}, "choose device, cpu or disk"),
+        ({"activations": "none"}, "one of device, cpu, disk"),
         ({"max_time": "soon"}, "hours:minutes:seconds"),
         ({"weights": "gone.pth"}, "gone.pth"),
-        ({"precision": "nonsense"}, "nonsense"),
+        ({"precision": "nonsense"}, "one of 32-true, .*bf16-mixed"),
     ],
 )
 def test_bad_arguments_are_named_and_nothing_is_written(options, says, tmp_path):
@@ -367,21 +369,19 @@ def test_gradients_are_the_same_with_and_without_offloading(mode, tmp_path):
 
 
 def test_two_samples_are_overfitted_and_what_a_run_leaves_predicts_the_same(tmp_path):
-    write_folder(tmp_path / "raw", shape=(32, 32, 32), labels=("fault",))
+    write_folder(tmp_path / "raw", shape=(24, 24, 24), labels=("fault",))
     run = tmp_path / "run"
     model = fit(
         "faultseg3d",
         tmp_path / "raw",
         validation=tmp_path / "raw",
         out=run,
-        crop=32,
+        crop=24,
         per_volume=1,
         augment=False,
-        epochs=4,
-        samples=12,
+        epochs=5,
+        samples=10,
         validation_samples=2,
-        schedule="constant",
-        learning_rate=2e-3,
         averaging=0,
         workers=0,
         accelerator="cpu",

@@ -36,6 +36,8 @@ from .sources import Source, source_of, split
 
 _LANES = 4  # volumes that crops come from by turns
 _SCHEDULES = ("cosine", "plateau", "constant")
+_ACTIVATIONS = ("device", "cpu", "disk")
+_PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
 
 
 def fit(
@@ -168,14 +170,19 @@ def fit(
     ResumeError
         If there is nothing to resume, or it was begun with other settings.
     """
+    options = options or {}
     settings = {k: v for k, v in locals().items() if k not in _FREE}
-    if schedule not in _SCHEDULES:
-        raise ArgumentError(f"schedule {schedule!r}: choose one of {', '.join(_SCHEDULES)}")
+    for name, value, known in (
+        ("schedule", schedule, _SCHEDULES),
+        ("activations", activations, _ACTIVATIONS),
+        ("precision", precision, _PRECISIONS),
+    ):
+        if value not in known:
+            raise ArgumentError(f"{name} {value!r}: choose one of {', '.join(known)}")
     for name, number in (("epochs", epochs), ("samples", samples), ("batch", batch)):
         if number < 1:
             raise ArgumentError(f"{name} {number}: choose at least 1")
     limit = _time(max_time)
-    options = options or {}
     objective_of(models.card(network), loss)  # of what cannot be trained nothing is loaded
     model = models.load(network, weights=weights, **options).requires_grad_(True).train()
     card: Card = model.card  # type: ignore[assignment]

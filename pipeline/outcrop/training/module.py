@@ -73,10 +73,11 @@ class TrainingModule(L.LightningModule):
         """Outputs by label, from (batch, channels, ...)."""
         layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         x = x.contiguous(memory_format=layout)
+        inputs: Tensor | Batch = x
         for infer in self.inferring:
             with torch.no_grad():
-                return self.objective.outputs(self.model, infer.to(x.device)(x))
-        return self.objective.outputs(self.model, x)
+                inputs = infer.to(x.device)(x)
+        return self.objective.outputs(self.model, inputs)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Sum of the losses of a batch."""

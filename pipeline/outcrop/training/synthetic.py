@@ -261,7 +261,7 @@ def write_segy(
                 T.CoordinateUnits: 1,
                 T.DelayRecordingTime: round(twt[0]),
                 T.TRACE_SAMPLE_COUNT: len(twt),
-                T.TRACESAMPLE_INTERVAL: interval,
+                T.TRACE_SAMPLE_INTERVAL: interval,
             }
             file.trace[n] = np.zeros_like(twt, np.float32) if dead[i, j] else samples[i, j]
 
