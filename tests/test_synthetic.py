@@ -112,7 +112,7 @@ def test_the_fault_label_is_thin_and_where_time_jumps():
     offsets = np.indices(SHAPE).reshape(3, -1) - np.array(PLANE.centre)[:, None]
     distance = np.abs(out @ offsets).reshape(SHAPE)
     fault = made.fault.values
-    np.testing.assert_array_equal(fault, distance < 0.75)
+    np.testing.assert_array_equal(fault, distance < 1.0)
 
     # Away from the fault time grows downwards and is smooth; over it, it jumps by the throw.
     rgt = made.rgt.values

@@ -88,7 +88,7 @@ def run(
     size: int = 192,
     memory: str | int = "2GB",
     workers: int | None = None,
-    weights: str | os.PathLike[str] = "seeded",
+    weights: str | os.PathLike[str] = "synthetic-v1",
     console: Console | None = None,
 ) -> Report:
     """Take a synthetic survey through the whole path and print what it took.
@@ -103,7 +103,7 @@ def run(
         What each worker may take to evaluate tiles, such as "2GB".
     workers : int, optional
         Number of worker processes; one per core unless given.
-    weights : path-like or "seeded"
+    weights : path-like, "synthetic-v1" or "seeded"
         Of faultseg3d, as for `outcrop.models.load`.
     console : rich.console.Console, optional
         Where to print; standard output unless given.
@@ -297,7 +297,7 @@ def _show(report: Report, console: Console, part: int, trained: bool) -> None:
     if not trained:
         console.print(
             "[bold]The weights are seeded, not trained:[/bold] the prediction shows that the path "
-            "works, not where faults are. Pass --weights FILE for the published ones."
+            "works, not where faults are. Leave out --weights for those that outcrop ships."
         )
     for what, path in report.files.items():
         console.print(f"{what}: {path}", soft_wrap=True, highlight=False)

@@ -27,6 +27,10 @@ class MissingChunkError(SurveyError):
     """A chunk that was written and is not there any more."""
 
 
+class TrainingDataError(OutcropError):
+    """Data to train with that is missing, of the wrong shape, or not finite."""
+
+
 class NonFiniteError(OutcropError):
     """A prediction that is NaN or infinite somewhere."""
 

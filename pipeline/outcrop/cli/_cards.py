@@ -21,7 +21,7 @@ def card_lines(card: Card) -> Iterator[tuple[str, str]]:
     """Yield what a card says, by heading."""
     yield "task", card.task
     yield "paper", f"{card.paper}, https://doi.org/{card.doi}"
-    yield "weights", card.published
+    yield "weights", "; ".join([*(f"{s} comes with outcrop" for s in card.shipped), card.published])
     for i, each in enumerate(card.inputs, 1):
         name = each.name or each.long_name
         yield f"input {i}", f"{name} ({each.long_name}), normalised by {each.normalization}"

@@ -119,8 +119,11 @@ def survey_of(path: str, shape: str | None) -> xr.Dataset:
     """Open a survey in Zarr, or raw samples of a shape with the fastest axis first."""
     from ..survey import open as open_survey
 
-    if shape is None:
-        return open_survey(path)
+    return open_survey(path, None if shape is None else extents_of(shape))
+
+
+def extents_of(shape: str) -> tuple[int, ...]:
+    """(inlines, crosslines, samples) of a shape with the fastest axis first."""
     try:
         extents = [int(n) for n in shape.split(",")]
     except ValueError:
@@ -129,4 +132,4 @@ def survey_of(path: str, shape: str | None) -> xr.Dataset:
         raise ArgumentError(
             f"--shape {shape}: give samples,crosslines,inlines (2-D: samples,traces)"
         )
-    return open_survey(path, (*(1,) * (3 - len(extents)), *reversed(extents)))
+    return (*(1,) * (3 - len(extents)), *reversed(extents))

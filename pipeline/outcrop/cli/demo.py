@@ -19,8 +19,8 @@ def command(
     workers: Workers = None,
     weights: Annotated[
         str,
-        typer.Option(help="Weights of faultseg3d (.pth, .safetensors), or 'seeded' for random."),
-    ] = "seeded",
+        typer.Option(help="Weights of faultseg3d: synthetic-v1, a file, or 'seeded' for random."),
+    ] = "synthetic-v1",
 ) -> None:
     """Take a synthetic survey through the whole path: SEG-Y, Zarr, faults, SEG-Y, pictures.
 

@@ -56,7 +56,8 @@ def command(
     weights: Annotated[
         str,
         typer.Option(
-            help="File of weights (.pth, .ckpt, .safetensors, .hdf5), or 'seeded' for random ones."
+            help="File of weights (.pth, .ckpt, .safetensors, .hdf5); or the name of weights that "
+            "come with outcrop, such as synthetic-v1; or 'seeded' for random ones."
         ),
     ],
     option: Option = None,

@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -86,10 +87,11 @@ def load(
     ----------
     name : str
         One of `names()`.
-    weights : path-like or "seeded"
+    weights : path-like, name or "seeded"
         A ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file, or a Keras ``.hdf5`` or ``.h5`` of
-        the original FaultSeg3D; or "seeded": random weights from a fixed seed, the same on every
-        machine, which predict nothing but let the whole path run.
+        the original FaultSeg3D; or weights that come with outcrop, by the name that the card
+        says, such as "synthetic-v1"; or "seeded": random weights from a fixed seed, the same on
+        every machine, which predict nothing but let the whole path run.
     tasks : sequence of str, optional
         Of the multi-task networks, the decoders to build and to fill, of "rgt", "dhr" and "fault";
         what the file has for others is left out. All unless given.
@@ -119,7 +121,7 @@ def load(
     if weights == "seeded":
         _seed(model)
     else:
-        state = _weights.read(weights)
+        state = _weights.read(_file(name, weights))
         if tasks is not None:
             state = _weights.only(state, model)
         others = {
@@ -153,6 +155,16 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
         If `source` cannot be read, or `target` has another ending.
     """
     return _weights.write(_weights.read(source), target)
+
+
+def _file(name: str, weights: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Where weights lie: those that come with outcrop go by a name."""
+    for other, each in CARDS.items():
+        if weights in each.shipped:
+            if other != name:
+                raise WeightsError(f"{weights}: these weights are of {other}, not of {name}")
+            return Path(__file__).parent / "shipped" / f"{name}-{weights}.safetensors"
+    return weights
 
 
 def _entry(name: str) -> _Entry:

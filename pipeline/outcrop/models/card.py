@@ -95,6 +95,8 @@ class Card:
         Applied across the output channels after the network: "none" or "softmax".
     sections : bool
         Works on sections, along inlines or crosslines.
+    shipped : tuple of str
+        Names of weights that come with outcrop.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Card:
     separate: bool = False
     activation: str = "none"
     sections: bool = False
+    shipped: tuple[str, ...] = ()
 
     def along(self, direction: str) -> Card:
         """Return the card of a network of sections for sections along another direction.

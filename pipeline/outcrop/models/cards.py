@@ -58,7 +58,14 @@ def _mtl(name: str, dims: int, refine: bool) -> Card:
     )
 
 
-def _fault(name: str, paper: str, doi: str, published: str, multiple: int) -> Card:
+def _fault(
+    name: str,
+    paper: str,
+    doi: str,
+    published: str,
+    multiple: int,
+    shipped: tuple[str, ...] = (),
+) -> Card:
     return Card(
         name=name,
         task="fault probability",
@@ -68,6 +75,7 @@ def _fault(name: str, paper: str, doi: str, published: str, multiple: int) -> Ca
         inputs=(AMPLITUDE,),
         outputs=(probability("fault"),),
         multiple=(multiple,) * 3,
+        shipped=shipped,
     )
 
 
@@ -80,6 +88,7 @@ CARDS = {
             "10.1190/geo2018-0646.1",
             "https://github.com/xinwucwp/faultSeg",
             8,
+            ("synthetic-v1",),
         ),
         _fault(
             "faultseg3dplus",

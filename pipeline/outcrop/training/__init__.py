@@ -1,5 +1,30 @@
-"""Training data: synthetic surveys with every label known."""
+"""Training: synthetic surveys with every label known, and networks that learn from data."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from . import synthetic
 
-__all__ = ["synthetic"]
+__all__ = ["fit", "synthetic"]
+
+if TYPE_CHECKING:
+    from .fit import fit as fit
+
+
+def __getattr__(name: str) -> Any:
+    if name != "fit":
+        raise AttributeError(f"module 'outcrop.training' has no attribute {name!r}")
+    try:
+        value = importlib.import_module(".fit", __name__).fit
+    except ModuleNotFoundError as error:
+        if error.name not in ("lightning", "torchmetrics", "tensorboard"):
+            raise
+        from ..errors import OutcropError
+
+        raise OutcropError(
+            f"training needs {error.name}; install it with: pip install 'outcrop[train]'"
+        ) from error
+    globals()["fit"] = value
+    return value

@@ -11,7 +11,8 @@ import numpy as np
 Array = np.ndarray
 
 FINE = 64  # places per sample at which the reflectivity is tabulated
-_VISIBLE = 1.0  # samples; a fault with less slip than this leaves no break to see
+_VISIBLE = 1.5  # samples; a fault with less slip than this leaves no break to see
+_THIN = 1.0  # samples on each side of a fault are labelled
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Fault:
         x, y, z : numpy.ndarray
             The same rock before the slip.
         on : numpy.ndarray
-            bool, true within 3/4 sample of the surface where the slip is a sample or more.
+            bool, true within a sample of the surface where it slipped visibly.
         """
         sin_s, cos_s = sine_cosine(self.strike)
         sin_d, cos_d = sine_cosine(self.dip)
@@ -72,7 +73,7 @@ class Fault:
 
         slip = 1 - (u / self.half_length) ** 2 - (v / self.half_height) ** 2
         slip = np.maximum(slip, 0) * self.slip
-        on = (np.abs(w) < 0.75) & (np.abs(slip) >= _VISIBLE)
+        on = (np.abs(w) < _THIN) & (np.abs(slip) >= _VISIBLE)
 
         # Each side moves by half the slip, and by less the further it is from the fault.
         move = slip * (0.5 * np.exp(-((w / self.half_height) ** 2)))
@@ -81,6 +82,30 @@ class Fault:
         aside = bend_v * move * (2 * v + move)
         level = cos_d * move + sin_d * aside
         return x - sin_s * level, y + cos_s * level, z + sin_d * move - cos_d * aside, on
+
+    def attitude(self, x: Array, y: Array, z: Array) -> tuple[Array, Array]:
+        """Dip and strike of the surface beside points on it.
+
+        Parameters
+        ----------
+        x, y, z : numpy.ndarray
+            Inline, crossline and sample.
+
+        Returns
+        -------
+        dip, strike : numpy.ndarray
+            Degrees, both from 0 to 180: where the surface dips to the left of its strike, the dip
+            is more than 90.
+        """
+        sin_s, cos_s = sine_cosine(self.strike)
+        sin_d, cos_d = sine_cosine(self.dip)
+        dx, dy, dz = (a - c for a, c in zip((x, y, z), self.centre, strict=True))
+        along = -self.strike_curvature * (cos_s * dx + sin_s * dy)
+        down = -self.dip_curvature * (cos_d * (cos_s * dy - sin_s * dx) + sin_d * dz)
+        across, up = sin_d + cos_d * down, cos_d - sin_d * down  # the normal, with `along`
+        dip = np.degrees(np.arctan2(np.hypot(along, across), up))
+        strike = (self.strike + np.degrees(np.arctan2(-along, across))) % 360
+        return np.where(strike < 180, dip, 180 - dip), strike % 180
 
 
 @dataclass(frozen=True)
@@ -93,13 +118,23 @@ class Fold:
     samples: int
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, shape: Sequence[int]) -> Fold:
-        """Draw the folds of a survey of (inlines, crosslines, samples)."""
+    def draw(
+        cls,
+        rng: np.random.Generator,
+        shape: Sequence[int],
+        folding: float = 1.0,
+        tilt: float = 0.12,
+    ) -> Fold:
+        """Draw the folds of a survey of (inlines, crosslines, samples).
+
+        `folding` scales their heights; layers rise by at most `tilt` of the depth over the width.
+        """
         nx, ny, nz = shape
         width = min(nx, ny)
+        tall = folding * nz
         domes = [
             (
-                rng.uniform(-0.13, 0.13) * nz,
+                rng.uniform(-0.13, 0.13) * tall,
                 rng.uniform(0, nx),
                 rng.uniform(0, ny),
                 rng.uniform(0.12, 0.35) * width,
@@ -112,13 +147,13 @@ class Fold:
             number = math.tau / length
             waves.append(
                 (
-                    rng.uniform(0.2, 1.0) * 0.02 * length * nz / width,
+                    rng.uniform(0.2, 1.0) * 0.02 * length * tall / width,
                     number * math.cos(direction),
                     number * math.sin(direction),
                     rng.uniform(0, math.tau),
                 )
             )
-        along, across = rng.uniform(-0.12, 0.12, 2) * nz / np.array([nx, ny])
+        along, across = rng.uniform(-tilt, tilt, 2) * nz / np.array([nx, ny])
         return cls((float(along), float(across)), np.array(domes), np.array(waves), nz)
 
     def undo(self, x: Array, y: Array, z: Array) -> Array:
@@ -138,7 +173,7 @@ def reflectivity(rng: np.random.Generator, samples: int, thickness: float) -> tu
     The log of impedance is an autoregressive walk from layer to layer, so that the spectrum of
     its steps rises with frequency, as in wells: Walden & Hosken (1985), Geophysical Prospecting
     33(3), 400-435, https://doi.org/10.1111/j.1365-2478.1985.tb00443.x. Packages of strong and
-    of weak reflectors follow each other.
+    of weak reflectors follow each other, half evened out, as gain control does.
 
     Returns
     -------
@@ -162,7 +197,12 @@ def reflectivity(rng: np.random.Generator, samples: int, thickness: float) -> tu
     bell = np.exp(-0.5 * (np.arange(-4 * FINE, 4 * FINE + 1) / sigma) ** 2)
     length = 1 << (len(spikes) + len(bell)).bit_length()
     smooth = np.fft.irfft(np.fft.rfft(spikes, length) * np.fft.rfft(bell, length), length)
-    return -float(samples), smooth[4 * FINE :][: len(spikes)].astype(np.float32)
+    smooth = smooth[4 * FINE :][: len(spikes)]
+    window = 32 * FINE
+    power = np.cumsum(np.pad(smooth**2, (window // 2 + 1, window // 2), mode="reflect"))
+    power = (power[window:] - power[:-window])[: len(smooth)] / window
+    smooth /= np.sqrt(np.sqrt(power) + 1e-3 * np.sqrt(power.mean()))
+    return -float(samples), smooth.astype(np.float32)
 
 
 def draw_faults(rng: np.random.Generator, shape: Sequence[int], count: int) -> list[Fault]:

@@ -16,10 +16,13 @@ Bulletin 71(8), 925-937.
 
 from __future__ import annotations
 
+import cmath
 import json
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +30,16 @@ import xarray as xr
 
 from ..errors import OutputExistsError
 from .geology import FINE, Array, Fault, Fold, draw_faults, reflectivity, sine_cosine
+from .noise import coherent_noise as plane_events
+from .noise import footprint as stripes
+from .noise import random_noise, smooth_field, unit
+from .wavelets import SAMPLE_INTERVAL, WAVELETS, filter_traces, ricker_spectrum
+
+LABELS = ("fault", "fault_dip", "fault_strike", "rgt", "dhr")
 
 _SLAB = 4  # inlines at a time, so that what is in work stays in the processor's cache
-_SAMPLE_INTERVAL = 4.0  # ms
 _START = 1000.0  # ms
+_SHARPER = 2.0  # peak frequency of the high-resolution image over that of the image
 
 
 def synthetic_survey(
@@ -38,9 +47,18 @@ def synthetic_survey(
     seed: int = 0,
     *,
     faults: int | Sequence[Fault] = 8,
-    peak_frequency: float = 32.0,
+    folding: float = 1.0,
+    tilt: float = 0.12,
     layer_thickness: float = 3.0,
+    peak_frequency: float | tuple[float, float] = 32.0,
+    wavelet: str = "ricker",
+    phase: float = 0.0,
+    amplitude_variation: float = 0.0,
     noise: float = 0.2,
+    noise_smoothing: int = 1,
+    coherent_noise: float = 0.0,
+    footprint: float = 0.0,
+    labels: Sequence[str] = LABELS,
 ) -> xr.Dataset:
     """Make a seismic image of folded, faulted layers, with its labels.
 
@@ -52,27 +70,51 @@ def synthetic_survey(
         Of everything random; the same seed gives the same survey.
     faults : int or sequence of Fault
         How many to draw, or the faults themselves, the oldest first.
-    peak_frequency : float
-        Of the Ricker wavelet, in Hz.
+    folding : float
+        Scales the heights of the folds.
+    tilt : float
+        By how much of the survey's depth layers rise or fall, at most, over its width.
     layer_thickness : float
         Mean, in samples.
-    noise : float
-        Root mean square of the noise, as a fraction of the signal's.
+    peak_frequency : float or tuple of float
+        Of the wavelet, in Hz; of two, the first at the top, the second at the bottom.
+    wavelet : {"ricker", "ormsby"}
+        Its kind.
+    phase : float
+        Of the wavelet, in degrees.
+    amplitude_variation : float
+        Standard deviation of the logarithm of a gain that varies smoothly through the volume.
+    noise, coherent_noise : float
+        Root mean square of band-limited random noise and of crossing plane events, as fractions
+        of the signal's.
+    noise_smoothing : int
+        How often the random noise is averaged with that of its neighbouring traces.
+    footprint : float
+        Largest change of amplitude from line to line, as a fraction.
+    labels : sequence of str
+        Which of `LABELS` to return.
 
     Returns
     -------
     xarray.Dataset
-        Over (inline, crossline, twt): `amplitude`, float32, of unit standard deviation; `fault`,
-        bool, one or two samples thick; `rgt`, float32, relative geological time from 0 (the
-        youngest layer) to 1. The sample interval is 4 ms. The faults are in the attributes.
+        Over (inline, crossline, twt), 4 ms apart: `amplitude`, float32, of unit standard
+        deviation, and of the labels those asked for: `fault`, bool, one or two samples thick;
+        `fault_dip` and `fault_strike`, float32, degrees from 0 to 180, 0 where no fault is (the
+        strike from the direction of increasing inlines towards that of increasing crosslines; a
+        dip beyond 90 is to the left of the strike); `rgt`, float32, relative geological time
+        from 0 (the youngest layer) to 1; `dhr`, float32, the image without noise, through a
+        Ricker wavelet of twice the peak frequency. The faults are in the attributes.
     """
     rng = np.random.default_rng(seed)
     if isinstance(faults, int):
         faults = draw_faults(rng, shape, faults)
-    fold = Fold.draw(rng, shape)
+    fold = Fold.draw(rng, shape, folding, tilt)
     first, table = reflectivity(rng, shape[2], layer_thickness)
-    fault = np.empty(shape, bool)
-    rgt = np.empty(shape, np.float32)
+    attitude = {"fault_dip", "fault_strike"} & set(labels)
+    made: dict[str, Array] = {
+        name: np.zeros(shape, bool if name == "fault" else np.float32)
+        for name in {"fault", "rgt", *attitude}
+    }
     amplitude = np.empty(shape, np.float32)
 
     y = np.arange(shape[1], dtype=np.float32)[:, None]
@@ -80,34 +122,57 @@ def synthetic_survey(
     for start in range(0, shape[0], _SLAB):
         slab = slice(start, min(start + _SLAB, shape[0]))
         x = np.arange(slab.start, slab.stop, dtype=np.float32)[:, None, None]
-        x0, y0, z0, on = x, y, z, np.zeros(1, bool)
+        x0, y0, z0 = x, y, z
+        on = made["fault"][slab]
         for one in reversed(faults):
-            x0, y0, z0, here = one.undo(x0, y0, z0)
-            on = on | here
+            before = x0, y0, z0
+            x0, y0, z0, here = one.undo(*before)
+            if attitude:
+                new = here & ~on
+                points = (np.broadcast_to(a, on.shape)[new] for a in before)
+                for name, angle in zip(LABELS[1:3], one.attitude(*points), strict=True):
+                    if name in attitude:
+                        made[name][slab][new] = angle
+            on |= here
         age = fold.undo(x0, y0, z0)
-        fault[slab], rgt[slab] = on, age
+        made["rgt"][slab] = age
         where = ((age - first) * FINE).astype(np.int32)
         amplitude[slab] = table.take(where, mode="clip")
 
-    _filter(amplitude, lambda f: ricker_spectrum(f, peak_frequency))
-    amplitude /= amplitude.std(dtype=np.float64)
+    peaks = [peak_frequency] if isinstance(peak_frequency, (int, float)) else [*peak_frequency]
+    if "dhr" in labels:
+        made["dhr"] = amplitude.copy()
+        filter_traces(
+            made["dhr"], [partial(ricker_spectrum, peak_frequency=_SHARPER * p) for p in peaks]
+        )
+        unit(made["dhr"])
+    turn, kind = cmath.exp(1j * math.radians(phase)), WAVELETS[wavelet]
+
+    def signal(frequency: Array, peak_frequency: float) -> Array:
+        return turn * kind(frequency, peak_frequency)
+
+    filter_traces(amplitude, [partial(signal, peak_frequency=p) for p in peaks])
+    if amplitude_variation:
+        amplitude *= np.exp(amplitude_variation * smooth_field(rng, shape, 4))
+    unit(amplitude)
+
+    def band(frequency: Array) -> Array:
+        return kind(frequency, sum(peaks) / len(peaks))
+
     if noise:
-        grain = rng.standard_normal(shape, dtype=np.float32)
-        for axis in (0, 1):
-            inner = np.moveaxis(grain, axis, 0)
-            inner[1:-1] = 0.5 * inner[1:-1] + 0.25 * (inner[:-2] + inner[2:])
-        _filter(grain, lambda f: np.sqrt(ricker_spectrum(f, peak_frequency)))
-        grain *= noise / grain.std(dtype=np.float64)
-        amplitude += grain
-        amplitude /= amplitude.std(dtype=np.float64)
-    rgt -= rgt.min()
-    rgt /= rgt.max()
+        amplitude += noise * random_noise(rng, shape, band, noise_smoothing)
+    if coherent_noise:
+        amplitude += coherent_noise * plane_events(rng, shape, band)
+    if footprint:
+        amplitude *= stripes(rng, shape, footprint)
+    unit(amplitude)
+    made["rgt"] -= made["rgt"].min()
+    made["rgt"] /= made["rgt"].max()
     return _labelled(
         amplitude,
-        fault,
-        rgt,
+        {name: made[name] for name in LABELS if name in labels},
         seed=seed,
-        peak_frequency=peak_frequency,
+        peak_frequency=json.dumps(peak_frequency),
         noise=noise,
         faults=json.dumps([asdict(f) for f in faults]),
     )
@@ -201,57 +266,29 @@ def write_segy(
             file.trace[n] = np.zeros_like(twt, np.float32) if dead[i, j] else samples[i, j]
 
 
-def ricker_spectrum(frequency: Array, peak_frequency: float) -> Array:
-    """Amplitude spectrum of a zero-phase Ricker wavelet, 1 at its peak.
-
-    Ricker, N. (1953). The form and laws of propagation of seismic wavelets. Geophysics, 18(1),
-    10-40. https://doi.org/10.1190/1.1437843
-
-    Parameters
-    ----------
-    frequency : numpy.ndarray
-        Where to evaluate it, in Hz.
-    peak_frequency : float
-        In Hz.
-
-    Returns
-    -------
-    numpy.ndarray
-        Of the shape of `frequency`.
-    """
-    ratio = (frequency / peak_frequency) ** 2
-    return ratio * np.exp(1 - ratio)
+_ATTRIBUTES = {
+    "fault": {"long_name": "fault"},
+    "fault_dip": {"long_name": "fault dip", "units": "degree"},
+    "fault_strike": {"long_name": "fault strike", "units": "degree"},
+    "rgt": {"long_name": "relative geological time", "units": "1"},
+    "dhr": {"long_name": "high-resolution seismic amplitude"},
+}
 
 
-def _filter(volume: Array, spectrum: Callable[[Array], Array]) -> None:
-    """Multiply the spectrum of every trace, in place, by a function of the frequency in Hz."""
-    samples = volume.shape[2]
-    padded = 2 * samples  # the end does not wrap round to the start
-    factor = spectrum(np.fft.rfftfreq(padded, _SAMPLE_INTERVAL / 1000)).astype(np.float32)
-    for section in volume:
-        section[:] = np.fft.irfft(np.fft.rfft(section, padded) * factor, padded)[:, :samples]
-
-
-def _labelled(
-    amplitude: Array,
-    fault: Array,
-    rgt: Array,
-    **attributes: float | str,
-) -> xr.Dataset:
+def _labelled(amplitude: Array, labels: dict[str, Array], **attributes: float | str) -> xr.Dataset:
     dims = ("inline", "crossline", "twt")
     ni, nc, nt = amplitude.shape
     return xr.Dataset(
         {
             "amplitude": (dims, amplitude, {"long_name": "seismic amplitude"}),
-            "fault": (dims, fault, {"long_name": "fault"}),
-            "rgt": (dims, rgt, {"long_name": "relative geological time", "units": "1"}),
+            **{name: (dims, label, _ATTRIBUTES[name]) for name, label in labels.items()},
         },
         {
             "inline": ("inline", np.arange(1001, 1001 + ni, dtype=np.int32)),
             "crossline": ("crossline", np.arange(2001, 2001 + 2 * nc, 2, dtype=np.int32)),
             "twt": (
                 "twt",
-                _START + _SAMPLE_INTERVAL * np.arange(nt),
+                _START + SAMPLE_INTERVAL * np.arange(nt),
                 {"long_name": "two-way time", "units": "ms"},
             ),
         },

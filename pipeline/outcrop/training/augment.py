@@ -1,0 +1,96 @@
+"""Augmentation of crops: what a survey could also have looked like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+Array = np.ndarray
+Crop = Mapping[str, Array]
+
+STRETCH = 1.25  # time by at most this factor
+_GAIN = 1.25  # amplitudes by at most this factor
+
+
+def draw_stretch(rng: np.random.Generator) -> float:
+    """By which factor to stretch time."""
+    return float(np.exp(rng.uniform(-1, 1) * np.log(STRETCH)))
+
+
+def stretched(crop: Crop, samples: int) -> dict[str, Array]:
+    """Stretch or squeeze time to so many samples; masks and angles take the nearest one."""
+    extent = next(iter(crop.values())).shape[2]
+    if extent == samples:
+        return dict(crop)
+    at = np.linspace(0, extent - 1, samples)
+    nearest = np.rint(at).astype(int)
+    below = np.minimum(at.astype(int), extent - 2)
+    share = (at - below).astype(np.float32)
+    result = {
+        name: values[..., nearest]
+        if name.startswith("fault")
+        else values[..., below] * (1 - share) + values[..., below + 1] * share
+        for name, values in crop.items()
+    }
+    return _turned(result, lambda x, y, z: (x, y, z * extent / samples))
+
+
+def augmented(crop: Crop, rng: np.random.Generator) -> dict[str, Array]:
+    """Turn a crop about the time axis, mirror it, change its amplitudes and their sign.
+
+    Parameters
+    ----------
+    crop : mapping of str to numpy.ndarray
+        (inlines, crosslines, samples): `amplitude` and labels named as in `synthetic.LABELS`.
+        Unless there are as many inlines as crosslines, it is turned by 180 degrees alone.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        Fault angles are turned along.
+    """
+    result = dict(crop)
+    if rng.random() < 0.5:
+        result = {name: values[::-1] for name, values in result.items()}
+        result = _turned(result, lambda x, y, z: (-x, y, z))
+    inlines, crosslines, _ = result["amplitude"].shape
+    square = inlines == crosslines
+    for _ in range(int(rng.integers(4)) if square else 2 * int(rng.integers(2))):
+        result = {name: values.swapaxes(0, 1)[::-1] for name, values in result.items()}
+        result = _turned(result, lambda x, y, z: (-y, x, z))
+    gain = _GAIN ** rng.uniform(-1, 1) * rng.choice([-1.0, 1.0])
+    for name in {"amplitude", "dhr"} & result.keys():
+        result[name] = result[name] * np.float32(gain)
+    return result
+
+
+def apparent_dip(dip: Array, strike: Array) -> Array:
+    """Dip as an inline section shows it, from dip and strike, all in degrees.
+
+    From 0 to 180; more than 90 where the fault dips towards decreasing crosslines. 0 where `dip`
+    is.
+    """
+    _, y, z = _normal(dip, strike)
+    return np.where(dip > 0, np.degrees(np.arctan2(y, z)) % 180, 0).astype(np.float32)
+
+
+def _normal(dip: Array, strike: Array) -> tuple[Array, Array, Array]:
+    """Unit normal: along inlines and crosslines, and upwards."""
+    dip, strike = np.radians(dip), np.radians(strike)
+    return -np.sin(strike) * np.sin(dip), np.cos(strike) * np.sin(dip), np.cos(dip)
+
+
+def _turned(crop: dict[str, Array], turn: Callable[..., tuple[Array, ...]]) -> dict[str, Array]:
+    """Apply a function to the normals of the faults, whose dip and strike are in degrees."""
+    if not {"fault_dip", "fault_strike"} <= crop.keys():
+        return crop
+    on = crop["fault_dip"] > 0
+    x, y, z = turn(*_normal(crop["fault_dip"], crop["fault_strike"]))
+    strike = np.degrees(np.arctan2(-x, y)) % 360
+    dip = np.degrees(np.arctan2(np.hypot(x, y), z))
+    other = strike >= 180
+    crop["fault_dip"] = np.where(on, np.where(other, 180 - dip, dip), 0).astype(np.float32)
+    crop["fault_strike"] = np.where(on, strike % 180, 0).astype(np.float32)
+    return crop

@@ -1,0 +1,175 @@
+"""Crops of a source's volumes: every sample is a function of the seed and its number."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ..models.card import Card
+from ..models.normalization import NORMALIZATIONS
+from .augment import apparent_dip, augmented, draw_stretch, stretched
+from .sources import Array, Source, Volume
+
+
+class Crops(Dataset[dict[str, Tensor]]):
+    """Random crops, as a network wants them.
+
+    Parameters
+    ----------
+    source : Source
+    card : Card
+        Of the network: its axes, and what becomes of the amplitudes.
+    labels : dict of str to float
+        Names of what it learns, and by what to divide it.
+    size : sequence of int
+        Inlines, crosslines and samples of a crop.
+    per_volume : int
+        Crops in turn from each volume.
+    seed : int
+    augment : bool
+        Mirror, turn and stretch crops, and scale their amplitudes.
+    keep : int
+        Volumes kept in memory.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        card: Card,
+        labels: dict[str, float],
+        size: Sequence[int],
+        *,
+        per_volume: int = 8,
+        seed: int = 0,
+        augment: bool = True,
+        keep: int = 4,
+    ) -> None:
+        self.source, self.card, self.labels, self.size = source, card, labels, tuple(size)
+        self.per_volume, self.seed, self.augment, self.keep = per_volume, seed, augment, keep
+        self.volumes: OrderedDict[int, Volume] = OrderedDict()
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """Return sample `number`.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            float32, over the network's axes: `input`, (channels, ...), and the labels, (1, ...).
+        """
+        rng = np.random.default_rng((self.seed, number))
+        volume = self._volume(number // self.per_volume, rng)
+        extents = volume.shape
+        samples = round(self.size[2] / draw_stretch(rng)) if self.augment else self.size[2]
+        sizes = (*self.size[:2], min(samples, extents[2]))
+        starts = [int(rng.integers(n - s + 1)) for n, s in zip(extents, sizes, strict=True)]
+        box = tuple(slice(a, a + s) for a, s in zip(starts, sizes, strict=True))
+        crop = {name: np.asarray(v[box], np.float32) for name, v in volume.values.items()}
+        if volume.live is not None:  # no trace: not a number until the amplitudes are normalised
+            dead = ~volume.live[box[:2]]
+            crop["amplitude"] = np.where(dead[:, :, None], np.float32(np.nan), crop["amplitude"])
+        if self.augment:
+            crop = augmented(stretched(crop, self.size[2]), rng)
+        return self._tensors(crop, volume, starts)
+
+    def _tensors(
+        self, crop: dict[str, Array], volume: Volume, starts: Sequence[int]
+    ) -> dict[str, Tensor]:
+        axes = self._axes()
+        channels = []
+        for card in self.card.inputs:
+            if card.normalization == "position":
+                axis = axes[card.axis]
+                n, size = volume.shape[axis], self.size[axis]
+                at = (starts[axis] + np.arange(size)) / max(n - 1, 1)
+                extents = [size if a == axis else 1 for a in range(3)]
+                value = np.broadcast_to(at.reshape(extents), self.size)
+            else:
+                how = NORMALIZATIONS[card.normalization]
+                value = np.nan_to_num(how(crop["amplitude"], volume.statistics), nan=0.0)
+            channels.append(self._turned(value))
+        if "rgt" in crop:  # its range is the crop's own, as it is the whole volume's in prediction
+            low, high = crop["rgt"].min(), crop["rgt"].max()
+            crop["rgt"] = (crop["rgt"] - low) / max(high - low, 1e-12)
+        if "dhr" in crop:
+            crop["dhr"] = crop["dhr"] / np.hypot(*volume.statistics[:2])
+        if self.card.sections and "fault_strike" in crop:
+            crop["fault_dip"] = apparent_dip(crop["fault_dip"], crop["fault_strike"])
+        tensors = {"input": torch.from_numpy(np.stack(channels).astype(np.float32))}
+        for name, scale in self.labels.items():
+            label = self._turned(crop[name] / np.float32(scale))[None]
+            tensors[name] = torch.from_numpy(np.ascontiguousarray(label, dtype=np.float32))
+        return tensors
+
+    def _axes(self) -> tuple[int, ...]:
+        """Axis of the volume for each of the network's."""
+        places = {"inline": 0, "crossline": 1, "trace": 1, "z": 2}
+        return tuple(places[name] for name in self.card.axes)
+
+    def _turned(self, values: Array) -> Array:
+        axes = self._axes()
+        return (
+            (values if len(axes) == 3 else values[0][None])
+            .transpose(*axes, *sorted({0, 1, 2} - set(axes)))
+            .reshape([self.size[a] for a in axes])
+        )
+
+    def _volume(self, number: int, rng: np.random.Generator) -> Volume:
+        count = self.source.volumes
+        if count is not None:
+            turn, place = divmod(number, count)
+            if self.augment:  # each of them once, then again in another order
+                place = int(np.random.default_rng((self.seed, turn)).permutation(count)[place])
+            number = place
+        if number not in self.volumes:
+            self.volumes[number] = self.source.read(number)
+            while len(self.volumes) > self.keep:
+                self.volumes.popitem(last=False)
+        return self.volumes[number]
+
+
+class Numbers(Sampler[int]):
+    """Numbers of the samples of an epoch, those of several volumes by turns.
+
+    Of several processes that train together, each takes every so many-th volume.
+
+    Parameters
+    ----------
+    length : int
+        Samples in an epoch, of all processes.
+    per_volume : int
+        As of the crops.
+    lanes : int
+        Volumes taken by turns.
+    """
+
+    def __init__(self, length: int, per_volume: int, lanes: int) -> None:
+        self.length, self.per_volume, self.lanes, self.epoch = length, per_volume, lanes, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell which epoch comes next; called by Lightning."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length // _processes()[1]
+
+    def __iter__(self) -> Iterator[int]:
+        rank, processes = _processes()
+        block = self.per_volume * self.lanes
+        for n in range(self.epoch * len(self), (self.epoch + 1) * len(self)):
+            turn, lane = divmod(n % block, self.lanes)
+            volume = (n // block * self.lanes + lane) * processes + rank
+            yield volume * self.per_volume + turn
+
+
+def _processes() -> tuple[int, int]:
+    """Rank of this process, and how many train together."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

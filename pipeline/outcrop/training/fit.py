@@ -1,0 +1,376 @@
+"""`fit`: train a network of the zoo."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    Timer,
+)
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .. import models
+from ..errors import ArgumentError, TrainingDataError
+from ..models.card import Card
+from .crops import Crops, Numbers
+from .module import Activations, TrainingModule
+from .objectives import Objective, objective_of
+from .run import BEST, LAST, Record, begin, finish
+from .sources import Source, source_of, split
+
+_LANES = 4  # volumes that crops come from by turns
+_SCHEDULES = ("cosine", "plateau", "constant")
+_ACTIVATIONS = ("device", "cpu", "disk")
+_PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
+
+
+def fit(
+    network: str,
+    data: str | os.PathLike[str] = "synthetic",
+    *,
+    out: str | os.PathLike[str],
+    weights: str | os.PathLike[str] = "seeded",
+    options: dict[str, Any] | None = None,
+    infer_weights: str | os.PathLike[str] | None = None,
+    validation: str | os.PathLike[str] | None = None,
+    shape: Sequence[int] | None = None,
+    size: int = 128,
+    crop: int | Sequence[int] = 64,
+    per_volume: int = 8,
+    augment: bool = True,
+    epochs: int = 100,
+    samples: int = 400,
+    validation_samples: int = 8,
+    batch: int = 1,
+    accumulate: int = 1,
+    loss: str = "dice-bce",
+    learning_rate: float = 1e-3,
+    schedule: str = "cosine",
+    averaging: float = 0.995,
+    precision: str = "32-true",
+    activations: str = "device",
+    activations_path: str | os.PathLike[str] | None = None,
+    compress: bool = False,
+    max_time: timedelta | str | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    accelerator: str = "auto",
+    devices: str | int = 1,
+    nodes: int = 1,
+    strategy: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> nn.Module:
+    """Train a network of the zoo.
+
+    The folder `out` then holds ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` (by
+    validation loss), ``weights.safetensors`` (the best, for `models.load`), ``training.json``
+    (all that is needed to repeat it, and the losses and metrics of every epoch),
+    ``predictions.png`` and ``tensorboard/``.
+
+    Parameters
+    ----------
+    network : str
+        In the zoo. Those that need more than amplitudes, or tell classes apart, are not trained
+        here.
+    data : path-like or "synthetic"
+        "synthetic": surveys of `recipes.random_survey`, each drawn when it is needed. A folder of
+        raw samples as `sources.RawFolder` reads it. A survey in Zarr with label variables (fault,
+        rgt, karst, ...) beside amplitude.
+    out : path-like
+        Folder to write to.
+    weights : path-like, "seeded" or one that comes with outcrop
+        To start from, as for `models.load`.
+    options : dict, optional
+        Of the network's constructor.
+    infer_weights : path-like or "seeded", optional
+        Of the mtl-infer network whose outputs an mtl-refine network learns to refine.
+    validation : path-like or "synthetic", optional
+        Data as `data`; unless given, a part is held out: synthetic surveys of another seed, the
+        last tenth of the samples of a folder, or of the lines of a survey.
+    shape : sequence of int, optional
+        Of raw samples: (inlines, crosslines, samples). Cubes unless given.
+    size : int
+        Of synthetic surveys, along each axis.
+    crop : int or sequence of int
+        Inlines, crosslines and samples of a crop; of sections, along the section.
+    per_volume : int
+        Crops in turn from each volume.
+    augment : bool
+        Mirror, turn and stretch crops, change their amplitudes and their sign.
+    epochs : int
+        At the end of each it is validated and a checkpoint is written.
+    samples, validation_samples : int
+        Crops in an epoch, and to validate with.
+    batch, accumulate : int
+        Crops at a time on each device, and how many times before a step.
+    loss : {"dice-bce", "balanced-bce", "dice"}
+        Of probabilities, see `outcrop.training.losses`; other outputs have theirs.
+    learning_rate, schedule
+        As for `module.TrainingModule`.
+    averaging : float
+        Decay of the moving average of the weights that is validated and kept; 0 for none.
+        Izmailov et al. (2018), UAI, 876-885, https://doi.org/10.48550/arXiv.1803.05407.
+    precision : str
+        Lightning's: "32-true", "bf16-mixed", "16-mixed", "64-true", ...
+    activations : {"device", "cpu", "disk"}
+        Where activations are kept for backward, as for `outcrop.offload`.
+    activations_path : path-like, optional
+        Folder for "disk".
+    compress : bool
+        Keep them at 8 bits a value; gradients are then approximate.
+    max_time : datetime.timedelta or str, optional
+        Or "hours:minutes:seconds". End with the epoch in which it is up; "cosine" ends by then.
+    seed : int
+        Of the data and everything random. On one kind of machine the same call gives the same
+        weights.
+    workers : int
+        Processes that make or read crops; 0 for none.
+    accelerator, devices, nodes, strategy
+        Lightning's: "gpu", 4, 1 and "ddp" train on four GPUs.
+    resume : bool
+        Go on where an interrupted run in `out` stopped.
+    overwrite : bool
+        Replace a run in `out`.
+    progress : bool
+        Show bars.
+
+    Returns
+    -------
+    torch.nn.Module
+        With the best weights, as `models.load` returns it.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is none of the allowed values, or outcrop cannot train the network.
+    TrainingDataError
+        If the data are missing, of the wrong shape or not finite: before the first step.
+    WeightsError
+        If there is no such network, or the weights do not fit.
+    OutputExistsError
+        If `out` holds a run, or other things.
+    ResumeError
+        If there is nothing to resume, or it was begun with other settings.
+    """
+    options = options or {}
+    settings = {k: v for k, v in locals().items() if k not in _FREE}
+    for name, value, known in (
+        ("schedule", schedule, _SCHEDULES),
+        ("activations", activations, _ACTIVATIONS),
+        ("precision", precision, _PRECISIONS),
+    ):
+        if value not in known:
+            raise ArgumentError(f"{name} {value!r}: choose one of {', '.join(known)}")
+    for name, number in (("epochs", epochs), ("samples", samples), ("batch", batch)):
+        if number < 1:
+            raise ArgumentError(f"{name} {number}: choose at least 1")
+    limit = _time(max_time)
+    objective_of(models.card(network), loss)  # of what cannot be trained nothing is loaded
+    model = models.load(network, weights=weights, **options).requires_grad_(True).train()
+    card: Card = model.card  # type: ignore[assignment]
+    objective = objective_of(card, loss)
+    infer = _infer(network, infer_weights, options)
+    fed: Card = card if infer is None else infer.card  # type: ignore[assignment]
+    extents = _extents(crop, fed)
+    sources = _sources(data, validation, objective, fed, extents, shape, size, seed)
+    settings |= {n: s.description for n, s in zip(("data", "validation"), sources, strict=True)}
+    folder = Path(out)
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        begin(folder, settings, resume=resume, overwrite=overwrite)
+
+    training, held_out = sources
+    crops: dict[str, Any] = {"card": fed, "labels": objective.labels, "size": extents}
+    lanes = workers * max(1, _LANES // max(workers, 1)) or _LANES
+    share = 1 if held_out.volumes is None else -(-validation_samples // held_out.volumes)
+    train = DataLoader(
+        Crops(training, per_volume=per_volume, seed=seed, augment=augment, keep=lanes + 1, **crops),
+        batch,
+        sampler=Numbers(samples, per_volume, lanes),
+        num_workers=workers,
+        prefetch_factor=8 if workers else None,
+    )
+    check = DataLoader(
+        Crops(
+            held_out,
+            per_volume=share,
+            seed=seed,
+            augment=False,
+            keep=validation_samples,
+            **crops,
+        ),
+        batch,
+        sampler=range(validation_samples),
+    )
+    model.to(memory_format=_layout(card))  # type: ignore[call-overload]
+    module = TrainingModule(
+        model,
+        objective,
+        infer=infer,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        activations=Activations(activations, activations_path, compress),
+    )
+    record = Record(folder)
+    with _quiet():
+        L.seed_everything(seed, workers=True, verbose=False)
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]
+            max_epochs=epochs,
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=1.0,
+            callbacks=_callbacks(folder, averaging, limit, record),
+            logger=TensorBoardLogger(folder, name="", version="tensorboard"),
+            default_root_dir=folder,
+            log_every_n_steps=10,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # `Numbers` shares them out
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            deterministic="warn" if accelerator != "cpu" and torch.cuda.is_available() else None,
+        )
+        trainer.fit(module, train, check, ckpt_path=folder / LAST if resume else None)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        return finish(folder, module, check, trainer)
+
+
+# What may differ between a run and the one that goes on with it.
+_FREE = {
+    "out", "epochs", "max_time", "workers", "accelerator", "devices", "nodes", "strategy",
+    "resume", "overwrite", "progress", "activations", "activations_path",
+}  # fmt: skip
+
+
+def _infer(
+    network: str, weights: str | os.PathLike[str] | None, options: dict[str, Any]
+) -> nn.Module | None:
+    """Network whose outputs a refinement network refines."""
+    refines = network.startswith("mtl-refine")
+    if refines != (weights is not None):
+        raise ArgumentError(
+            f"{network}: learns from the outputs of {network.replace('refine', 'infer')}; pass its "
+            "weights as infer_weights (--infer-weights)"
+            if refines
+            else f"infer_weights: for mtl-refine networks, not for {network}"
+        )
+    if weights is None:
+        return None
+    return models.load(network.replace("refine", "infer"), weights=weights)
+
+
+def _extents(crop: int | Sequence[int], card: Card) -> tuple[int, int, int]:
+    """Inlines, crosslines and samples of a crop that the network can take."""
+    given = (crop,) * 3 if isinstance(crop, int) else tuple(crop)
+    if len(given) != 3:
+        raise ArgumentError(f"crop {given}: one number, or three: inlines, crosslines, samples")
+    extents = dict(zip(("inline", "crossline", "z"), given, strict=True))
+    if len(card.axes) == 2:
+        extents["inline"], extents["trace"] = 1, extents["crossline"]
+    for axis, multiple in zip(card.axes, card.multiple, strict=True):
+        least = max(card.smallest, multiple)
+        if extents[axis] < least or extents[axis] % multiple:
+            raise ArgumentError(
+                f"crop {extents[axis]}: along {axis}, {card.name} takes multiples of {multiple} "
+                f"from {least}"
+            )
+    return extents["inline"], extents["crossline"], extents["z"]
+
+
+def _sources(
+    data: str | os.PathLike[str],
+    validation: str | os.PathLike[str] | None,
+    objective: Objective,
+    card: Card,
+    extents: Sequence[int],
+    shape: Sequence[int] | None,
+    size: int,
+    seed: int,
+) -> tuple[Source, Source]:
+    """What to train and to validate with, checked."""
+    labels = list(objective.labels)
+    if card.sections and "fault_dip" in labels and shape is None:
+        labels.append("fault_strike")  # a section shows an apparent dip
+    training = source_of(data, labels, shape=shape, size=size, seed=seed)
+    if validation is None:
+        training, held_out = split(training, extents)
+    else:
+        held_out = source_of(validation, labels, shape=shape, size=size, seed=seed + 1)
+    for source in (training, held_out):
+        if any(n < c for n, c in zip(source.shape, extents, strict=True)):
+            raise TrainingDataError(
+                f"{source.description}: {' × '.join(map(str, source.shape))} samples are less than "
+                f"a crop of {' × '.join(map(str, extents))}; take smaller crops"
+            )
+    return training, held_out
+
+
+def _time(limit: timedelta | str | None) -> timedelta | None:
+    if not isinstance(limit, str):
+        return limit
+    try:
+        hours, minutes, seconds = (int(part) for part in limit.split(":"))
+    except ValueError:
+        raise ArgumentError(f"max_time {limit}: give it as hours:minutes:seconds") from None
+    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
+
+
+def _callbacks(
+    folder: Path, averaging: float, max_time: timedelta | None, record: Record
+) -> list[Callback]:
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            folder / "checkpoints",
+            filename=Path(BEST).stem,
+            monitor="val_loss",
+            save_last=True,
+            enable_version_counter=False,
+        ),
+        LearningRateMonitor(),
+        record,
+    ]
+    if averaging:
+        callbacks.append(EMAWeightAveraging(decay=averaging))
+    if max_time is not None:
+        callbacks.append(Timer(max_time, interval="epoch", verbose=False))
+    return callbacks
+
+
+def _layout(card: Card) -> torch.memory_format:
+    return torch.channels_last if len(card.axes) == 2 else torch.channels_last_3d
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advertisements and hints."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,84 @@
+"""Losses, each from a paper. What goes in is (batch, 1, ...), from 0 to 1 unless said."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def balanced_cross_entropy(probability: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy in which faults and the rest weigh the same.
+
+    Wu, Liang, Shi & Fomel (2019), Geophysics 84(3), IM35-IM45,
+    https://doi.org/10.1190/geo2018-0646.1, after Xie & Tu (2015), Holistically-nested edge
+    detection, ICCV, 1395-1403, https://doi.org/10.1109/ICCV.2015.164.
+
+    Parameters
+    ----------
+    probability, target : torch.Tensor
+        Of one shape.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar.
+    """
+    share = target.mean()
+    weight = torch.where(target > 0.5, 1 - share, share)
+    return F.binary_cross_entropy(probability, target, weight)
+
+
+def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """One minus the soft Dice coefficient, over the whole batch.
+
+    Milletari, Navab & Ahmadi (2016), V-Net, 3DV, 565-571, https://doi.org/10.1109/3DV.2016.79.
+    Parameters and result as for `balanced_cross_entropy`.
+    """
+    overlap = 2 * (probability * target).sum()
+    return 1 - (overlap + 1) / (probability.square().sum() + target.square().sum() + 1)
+
+
+def dice_cross_entropy(probability: Tensor, target: Tensor) -> Tensor:
+    """Sum of `dice_loss` and plain cross-entropy.
+
+    Isensee, Jaeger, Kohl, Petersen & Maier-Hein (2021), nnU-Net, Nature Methods 18, 203-211,
+    https://doi.org/10.1038/s41592-020-01008-z. Parameters and result as for
+    `balanced_cross_entropy`.
+    """
+    return dice_loss(probability, target) + F.binary_cross_entropy(probability, target)
+
+
+def structural_loss(rgt: Tensor, target: Tensor) -> Tensor:
+    """Five times (1 - SSIM + mean absolute error): of relative geological time.
+
+    Gao (2024), Geophysical Journal International 236(1), 565-592,
+    https://doi.org/10.1093/gji/ggad424; SSIM after Wang, Bovik, Sheikh & Simoncelli (2004), IEEE
+    Transactions on Image Processing 13(4), 600-612, https://doi.org/10.1109/TIP.2003.819861, in
+    Gaussian windows of standard deviation 1.5.
+
+    Parameters
+    ----------
+    rgt, target : torch.Tensor
+        Of one shape; two or three axes of 11 samples or more.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    similarity = structural_similarity_index_measure(rgt, target, data_range=1.0)
+    assert isinstance(similarity, Tensor)
+    return 5 * (1 - similarity + F.l1_loss(rgt, target))
+
+
+def image_loss(image: Tensor, target: Tensor) -> Tensor:
+    """Ten times the mean squared error, of a denoised image of any range: Gao (2024), as above."""
+    return 10 * F.mse_loss(image, target)
+
+
+def angle_loss(angle: Tensor, target: Tensor) -> Tensor:
+    """Ten times the mean absolute error, of fault angles in half turns: Gao (2024), as above."""
+    return 10 * F.l1_loss(angle, target)

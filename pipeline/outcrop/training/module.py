@@ -1,0 +1,143 @@
+"""The Lightning module: one step of training and of validation."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Timer
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from ..engine import offload
+from .objectives import Objective, update
+
+Batch = dict[str, Tensor]
+
+_WARM_UP = 100  # steps in which the learning rate rises, at most a tenth of all
+_END = 0.01  # learning rate at the end, over that at the start
+_PATIENCE = 5  # epochs without a better loss after which "plateau" halves it
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Where those that are saved for backward are kept: arguments of `outcrop.offload`."""
+
+    mode: str = "device"
+    path: str | os.PathLike[str] | None = None
+    compression: bool = False
+
+
+class TrainingModule(L.LightningModule):
+    """A network, what it learns, and how.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    objective : Objective
+    infer : torch.nn.Module, optional
+        Network whose outputs are this one's inputs; it learns nothing.
+    learning_rate : float
+        Of Adam: Kingma & Ba (2015), ICLR, https://doi.org/10.48550/arXiv.1412.6980.
+    schedule : {"cosine", "plateau", "constant"}
+        Of the learning rate. "cosine": up for a tenth of the
+        steps, but no more than 100, and down along half a cosine until the
+        last step or, with a `Timer`, until the time is up: Loshchilov & Hutter (2017), ICLR,
+        https://doi.org/10.48550/arXiv.1608.03983. "plateau" halves it when the validation loss
+        has not fallen for 5 epochs.
+    activations : Activations
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        infer: nn.Module | None = None,
+        learning_rate: float = 1e-3,
+        schedule: str = "cosine",
+        activations: Activations = Activations(),
+    ) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+        self.learning_rate, self.schedule, self.activations = learning_rate, schedule, activations
+        # Not a submodule: neither trained nor in the checkpoints.
+        self.inferring = [infer.eval().requires_grad_(False)] if infer is not None else []
+        self.scores = objective.metrics()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Outputs by label, from (batch, channels, ...)."""
+        layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        x = x.contiguous(memory_format=layout)
+        inputs: Tensor | Batch = x
+        for infer in self.inferring:
+            with torch.no_grad():
+                inputs = infer.to(x.device)(x)
+        return self.objective.outputs(self.model, inputs)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """Sum of the losses of a batch."""
+        where = self.activations
+        with offload(where.mode, where.path, where.compression):
+            parts = self.objective.loss(self(batch["input"]), batch)
+            loss = torch.stack(list(parts.values())).sum()
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=1)
+        if len(parts) > 1:
+            self.log_dict({f"train/{n}": p.detach() for n, p in parts.items()}, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Losses and metrics of a batch."""
+        outputs = self(batch["input"])
+        parts = self.objective.loss(outputs, batch)
+        loss = torch.stack(list(parts.values())).sum()
+        size = len(batch["input"])
+        self.log("val_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        update(self.scores, outputs, batch)
+
+    def on_validation_start(self) -> None:
+        """Let metrics be summed in any order; training goes by the trainer's `deterministic`."""
+        self.strict = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)
+
+    def on_validation_end(self) -> None:
+        """As it was."""
+        torch.use_deterministic_algorithms(self.strict, warn_only=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of all batches."""
+        for name, metric in self.scores.items():
+            assert isinstance(metric, Metric)
+            self.log(name, metric.compute(), prog_bar=name.endswith("/dice"))
+            metric.reset()
+
+    def configure_optimizers(self) -> Any:
+        """Adam and the schedule."""
+        adam = torch.optim.Adam(self.model.parameters(), self.learning_rate, betas=(0.9, 0.99))
+        if self.schedule == "plateau":
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                adam, patience=_PATIENCE, factor=0.5
+            )
+            return {
+                "optimizer": adam,
+                "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"},
+            }
+        if self.schedule == "constant":
+            return adam
+        steps = float(self.trainer.estimated_stepping_batches)
+        timers = [c for c in self.trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
+
+        def factor(step: int) -> float:
+            done = step / steps
+            for timer in timers:
+                total = timer.time_elapsed() + (timer.time_remaining() or 0.0)
+                done = max(done, timer.time_elapsed() / total)
+            rise = min(1.0, (step + 1) / min(_WARM_UP, max(steps / 10, 1.0)))
+            return rise * (_END + (1 - _END) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+        cosine = torch.optim.lr_scheduler.LambdaLR(adam, factor)
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}

@@ -1,0 +1,165 @@
+"""What a network learns: from its card to labels, a loss and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchmetrics import MeanAbsoluteError, Metric, SpearmanCorrCoef
+from torchmetrics.classification import (
+    BinaryAveragePrecision,
+    BinaryF1Score,
+    BinaryJaccardIndex,
+    BinaryPrecision,
+    BinaryRecall,
+)
+
+from ..errors import ArgumentError
+from ..models.card import Card
+from .losses import (
+    angle_loss,
+    balanced_cross_entropy,
+    dice_cross_entropy,
+    dice_loss,
+    image_loss,
+    structural_loss,
+)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+# Of probabilities, by the names that users choose.
+LOSSES: dict[str, Loss] = {
+    "dice-bce": dice_cross_entropy,
+    "balanced-bce": balanced_cross_entropy,
+    "dice": dice_loss,
+}
+_OF_LABEL: dict[str, Loss] = {
+    "rgt": structural_loss,
+    "dhr": image_loss,
+    "fault_dip": angle_loss,
+    "fault_strike": angle_loss,
+}
+_GUIDANCE = 0.5  # weight of the mean of auxiliary outputs against the output
+_BINS = 200  # thresholds of the average precision
+_MOST = 4096  # voxels of a sample whose ranks are compared
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Labels and losses of a network.
+
+    Attributes
+    ----------
+    labels : dict of str to float
+        What it learns, and by what to divide it: the network's unit.
+    losses : dict of str to callable
+        For each label.
+    keys : dict of str to str or None
+        For each label, where it is in what the network returns; None for a plain tensor.
+    """
+
+    labels: dict[str, float]
+    losses: dict[str, Loss]
+    keys: dict[str, str | None]
+
+    def outputs(self, model: nn.Module, x: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        """Evaluate the network: (batch, 1, ...) float32 by label; auxiliary ones as "label/1"."""
+        with _WholeSigmoid():
+            if hasattr(model, "logits"):
+                ((name, _),) = self.labels.items()
+                logits: Callable[..., list[Tensor]] = model.logits  # type: ignore[assignment]
+                first, *others = (torch.sigmoid(y.float()) for y in logits(x))
+                return {name: first, **{f"{name}/{i}": y for i, y in enumerate(others, 1)}}
+            y = model(**x) if isinstance(x, dict) else model(x)
+        return {name: (y if key is None else y[key]).float() for name, key in self.keys.items()}
+
+    def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of each label; what is trained is their sum."""
+        parts = {}
+        for name, loss in self.losses.items():
+            # Losses take logarithms, which half precision has no digits for.
+            with torch.autocast(outputs[name].device.type, enabled=False):
+                parts[name] = loss(outputs[name], batch[name])
+                others = [y for key, y in outputs.items() if key.startswith(f"{name}/")]
+                if others:
+                    guided = torch.stack([loss(y, batch[name]) for y in others]).mean()
+                    parts[name] = parts[name] + _GUIDANCE * guided
+        return parts
+
+    def metrics(self) -> nn.ModuleDict:
+        """Make metrics, to be fed with outputs and labels: "fault/dice" and so on."""
+        made: dict[str, Metric] = {}
+        for name in self.labels:
+            if self.losses[name] in LOSSES.values():
+                made |= {
+                    f"{name}/dice": BinaryF1Score(),
+                    f"{name}/iou": BinaryJaccardIndex(),
+                    f"{name}/precision": BinaryPrecision(),
+                    f"{name}/recall": BinaryRecall(),
+                    f"{name}/average_precision": BinaryAveragePrecision(thresholds=_BINS),
+                }
+            else:
+                made[f"{name}/mae"] = MeanAbsoluteError()
+            if name == "rgt":
+                made[f"{name}/rank_correlation"] = SpearmanCorrCoef()
+        return nn.ModuleDict(made)
+
+
+def update(metrics: nn.ModuleDict, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
+    """Feed metrics of `Objective.metrics` with a batch."""
+    for key, metric in metrics.items():
+        name, _, kind = key.partition("/")
+        found, target = outputs[name].detach().flatten(), batch[name].flatten()
+        if kind == "rank_correlation":
+            step = max(1, found.numel() // _MOST)
+            found, target = found[::step].contiguous(), target[::step].contiguous()
+        assert isinstance(metric, Metric)
+        metric.update(found, target if kind in ("mae", "rank_correlation") else target > 0.5)
+
+
+def objective_of(card: Card, loss: str = "dice-bce") -> Objective:
+    """Objective of a network of the zoo.
+
+    Parameters
+    ----------
+    card : Card
+    loss : str
+        One of `LOSSES`, of the probabilities.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such loss, or no objective for the network.
+    """
+    if loss not in LOSSES:
+        raise ArgumentError(f"loss {loss!r}: choose one of {', '.join(LOSSES)}")
+    given = {"amplitude", "", *(o.name for o in card.outputs if o)}
+    strange = [i.name for i in card.inputs if i.name not in given]
+    if strange or None in card.outputs or card.activation != "none" or not card.outputs:
+        why = f"it needs {strange[0]}" if strange else "it tells classes apart"
+        raise ArgumentError(
+            f"{card.name}: outcrop has no training for it ({why}); train it with losses of your "
+            "own and load its weights"
+        )
+    outputs = [o for o in card.outputs if o is not None]
+    several = card.separate or card.name.startswith("mtl")
+    labels, losses, keys = {}, {}, {}
+    for output in outputs:
+        name = output.name.removesuffix("_probability")
+        labels[name] = output.scale
+        losses[name] = _OF_LABEL.get(name, LOSSES[loss])
+        keys[name] = output.suffix if several else None
+    return Objective(labels, losses, keys)
+
+
+class _WholeSigmoid(TorchFunctionMode):
+    """Sigmoids in float32: near 1, probabilities in half precision have no digits left."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.sigmoid and args[0].dtype in (torch.bfloat16, torch.float16):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))

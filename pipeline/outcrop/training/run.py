@@ -1,0 +1,173 @@
+"""What a run leaves in its folder: its record, the weights, a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..errors import OutputExistsError, ResumeError
+from ..models import weights
+from ..models.card import Card
+from ..view.save import save
+from .module import TrainingModule
+
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+WEIGHTS, PICTURE = "weights.safetensors", "predictions.png"
+_RECORD = "training.json"
+_SHOWN = 3  # validation samples in the picture
+
+
+def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Write down what a run is made with, or compare with what it was begun with.
+
+    Raises
+    ------
+    OutputExistsError
+        If the folder holds a run, or other things.
+    ResumeError
+        If there is no checkpoint to go on from, or a setting differs.
+    """
+    file = folder / _RECORD
+    settings = json.loads(json.dumps(settings, default=str))
+    if resume:
+        if not (folder / LAST).is_file():
+            raise ResumeError(
+                f"{folder}: has no checkpoint yet; run without resume (--resume) and with "
+                "overwrite (--overwrite)"
+            )
+        begun = json.loads(file.read_text())["settings"]
+        for name in sorted(begun.keys() | settings.keys()):
+            if begun.get(name) != settings.get(name):
+                raise ResumeError(
+                    f"{folder}: was begun with {name} {begun.get(name)}, not "
+                    f"{settings.get(name)}; pass the same, or train in another folder"
+                )
+        return
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if not file.is_file():
+            raise OutputExistsError(f"{folder}: holds other things; choose another folder (--out)")
+        if not overwrite:
+            raise OutputExistsError(
+                f"{folder}: holds a run; go on with it by resume (--resume), or choose another "
+                "folder, or pass overwrite (--overwrite)"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(file, {"settings": settings, **_versions(), "epochs": []})
+
+
+class Record(Callback):
+    """Adds the losses and metrics of every epoch to the record."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / _RECORD
+        self.history: list[dict[str, float]] = []
+        self.start, self.before = time.monotonic(), 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.start = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note what was logged."""
+        found = {n: float(v) for n, v in trainer.callback_metrics.items() if "_step" not in n}
+        epoch = {"epoch": trainer.current_epoch, "step": trainer.global_step, **found}
+        self.history.append({**epoch, "seconds": self._seconds()})
+        if trainer.is_global_zero:
+            record = json.loads(self.file.read_text())
+            record["epochs"] = self.history
+            record["device"] = str(pl_module.device)
+            record["processes"] = trainer.world_size
+            _write(self.file, record)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes into checkpoints."""
+        return {"history": self.history, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.history, self.before = list(state_dict["history"]), state_dict["seconds"]
+
+    def _seconds(self) -> float:
+        return round(self.before + time.monotonic() - self.start, 1)
+
+
+def finish(
+    folder: Path, module: TrainingModule, check: DataLoader[dict[str, Tensor]], trainer: L.Trainer
+) -> nn.Module:
+    """Write the best weights and a picture; return the network with these weights."""
+    state = torch.load(folder / BEST, map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(state)
+    module = module.cpu().eval()
+    model = module.model.requires_grad_(False)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if trainer.is_global_zero:
+        weights.write(model.state_dict(), folder / WEIGHTS)
+        draw(module, check, folder / PICTURE)
+        record = json.loads((folder / _RECORD).read_text())
+        best = min(record["epochs"], key=lambda epoch: epoch["val_loss"])
+        record |= {"best": best, "weights_sha256": weights.digest(model)}
+        _write(folder / _RECORD, record)
+    return model
+
+
+def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Path) -> None:
+    """Draw the middle of validation samples: amplitudes, and each label beside its prediction."""
+    data = check.dataset
+    samples = [data[i] for i in range(min(_SHOWN, len(check.sampler)))]  # type: ignore[arg-type]
+    labels = list(module.objective.labels)
+    figure = Figure(figsize=(2.2 * len(samples) + 1, 2.2 * (1 + 2 * len(labels))), layout="tight")
+    axes = figure.subplots(1 + 2 * len(labels), len(samples), squeeze=False)
+    for column, sample in zip(axes.T, samples, strict=True):
+        with torch.inference_mode():
+            found = module(sample["input"][None])
+        image = _middle(sample["input"][0], module)
+        reach = float(image.abs().quantile(0.98))
+        low = 0.0 if image.min() >= 0 else -reach
+        column[0].imshow(image, cmap="gray", vmin=low, vmax=reach, aspect="auto")
+        for i, name in enumerate(labels):
+            target = _middle(sample[name][0], module)
+            limits = {"vmin": float(target.min()), "vmax": max(float(target.max()), 1e-6)}
+            for j, values in enumerate((target, _middle(found[name][0, 0], module))):
+                panel = column[1 + 2 * i + j]
+                panel.imshow(values, cmap="viridis", aspect="auto", **limits)
+                panel.set_ylabel(f"{name}, {('label', 'predicted')[j]}")
+        column[0].set_ylabel("amplitude")
+        for panel in column:
+            panel.set(xticks=[], yticks=[])
+    for panel in axes[:, 1:].flat:
+        panel.set_ylabel("")
+    save(figure, path)
+
+
+def _middle(values: Tensor, module: TrainingModule) -> Tensor:
+    """Section through the middle, time downwards."""
+    card: Card = module.model.card  # type: ignore[assignment]
+    for axis in reversed(range(values.ndim)):
+        if values.ndim > 2 and card.axes[axis] == "inline":
+            values = values.select(axis, values.shape[axis] // 2)
+    return values
+
+
+def _versions() -> dict[str, str]:
+    from .. import __version__
+
+    return {"outcrop": __version__, "torch": torch.__version__, "lightning": L.__version__}
+
+
+def _write(file: Path, record: Mapping[str, Any]) -> None:
+    aside = file.with_name(f".{file.name}.unfinished")
+    aside.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(aside, file)

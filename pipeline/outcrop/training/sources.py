@@ -1,0 +1,415 @@
+"""Where training volumes come from: the generator, folders of raw samples, surveys in Zarr."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import xarray as xr
+
+from ..errors import SurveyError, TrainingDataError
+from ..models.normalization import Statistics
+from ..output import is_complete, is_unfinished
+from .blocks import Blocks
+from .recipes import RANGES, Ranges, random_survey
+
+Array = np.ndarray
+Extents = tuple[int, ...]  # inlines, crosslines, samples
+
+# Labels by the suffixes of the multi-task networks' files, and what their values are times.
+_RAW = {"fault": "fsem", "fault_dip": "fdip", "fault_strike": "fstrike"}
+_HALF_TURNS = ("fault_dip", "fault_strike")
+_CACHE = 1 << 30  # bytes of a survey's blocks that each process keeps
+_HELD_OUT = 1_000_000  # between the seeds of synthetic surveys to train and to validate with
+
+
+class Volume(NamedTuple):
+    """A volume to take crops from.
+
+    Attributes
+    ----------
+    values : mapping of str to array-like
+        `amplitude` and the labels: (inlines, crosslines, samples), sliced when they are needed.
+    statistics : Statistics
+        Of the amplitudes of the live traces.
+    live : numpy.ndarray or None
+        (inlines, crosslines), bool: where there are traces.
+    """
+
+    values: Mapping[str, Any]
+    statistics: Statistics
+    live: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers of inlines, crosslines and samples."""
+        return tuple(self.values["amplitude"].shape)
+
+
+class Source(Protocol):
+    """Volumes by number, each the same whenever it is asked for.
+
+    Attributes
+    ----------
+    volumes : int or None
+        How many there are; None where there is no end.
+    shape : tuple of int
+        Of the smallest volume.
+    description : dict
+        What to write down so that the same volumes can be had again.
+    """
+
+    volumes: int | None
+    shape: Extents
+    description: dict[str, Any]
+
+    def read(self, number: int) -> Volume:
+        """Return a volume."""
+        ...
+
+
+class Synthetic:
+    """Synthetic surveys without end.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        Of `synthetic.LABELS`.
+    size : int
+        Of each survey, along each axis.
+    seed : int
+    ranges : mapping, optional
+        As for `recipes.random_survey`.
+    """
+
+    volumes: int | None = None
+
+    def __init__(
+        self, labels: Sequence[str], size: int = 128, seed: int = 0, ranges: Ranges = RANGES
+    ) -> None:
+        self.labels, self.seed, self.ranges = tuple(labels), seed, ranges
+        self.shape: Extents = (size, size, size)
+        self.description: dict[str, Any] = {
+            "synthetic": {**RANGES, **ranges},
+            "size": size,
+            "seed": seed,
+        }
+
+    def read(self, number: int) -> Volume:
+        """Make survey `number`."""
+        n = self.shape[0]
+        made = random_survey((n, n, n), (self.seed, number), ranges=self.ranges, labels=self.labels)
+        values = {name: made[name].to_numpy() for name in ("amplitude", *self.labels)}
+        return Volume(values, statistics_of(values["amplitude"]))
+
+
+class RawFolder:
+    """A folder of raw samples: ``0.bin`` and its labels ``0_fsem.bin``, ``0_rgt.bin``, ...
+
+    Float32, little-endian, the samples of a trace side by side, traces along crosslines and then
+    inlines; angles in half turns. So are the data sets of Gao (2024), Geophysical Journal
+    International 236(1), 565-592, https://doi.org/10.1093/gji/ggad424.
+
+    Parameters
+    ----------
+    folder : path-like
+    labels : sequence of str
+        fault (``_fsem``), fault_dip (``_fdip``), fault_strike (``_fstrike``), or any other by its
+        own name (``_rgt``, ``_dhr``, ``_karst``).
+    shape : sequence of int, optional
+        (inlines, crosslines, samples) of every file; a cube unless given.
+
+    Raises
+    ------
+    TrainingDataError
+        If there are no samples, a label is missing, or a file has another size or values that
+        are not finite.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        labels: Sequence[str],
+        shape: Sequence[int] | None = None,
+    ) -> None:
+        self.folder, self.labels = Path(folder), tuple(labels)
+        numbers = [
+            int(found[1])
+            for path in self.folder.iterdir()
+            if (found := re.fullmatch(r"(\d+)\.bin", path.name))
+        ]
+        if not numbers:
+            raise TrainingDataError(
+                f"{self.folder}: has no files named 0.bin, 1.bin, ...; pass their folder"
+            )
+        self.numbers = sorted(numbers)
+        self.volumes: int | None = len(numbers)
+        first = self.folder / f"{self.numbers[0]}.bin"
+        count = first.stat().st_size // 4
+        cube = round(count ** (1 / 3))
+        self.shape: Extents = tuple(shape) if shape else (cube,) * 3
+        if not shape and cube**3 != count:
+            raise TrainingDataError(
+                f"{first}: {count:,} samples are no cube; say their shape (--shape)"
+            )
+        sha = hashlib.sha256()
+        for number in self.numbers:
+            for variable in ("amplitude", *self.labels):
+                sha.update(self._check(number, variable))
+        self.description: dict[str, Any] = {
+            "folder": str(self.folder.absolute()),
+            "shape": list(self.shape),
+            "fingerprint": sha.hexdigest(),
+        }
+
+    def read(self, number: int) -> Volume:
+        """Read the files of the sample at place `number` of all."""
+        name = self.numbers[number]
+        values = {"amplitude": self._load(name, "amplitude")}
+        for label in self.labels:
+            values[label] = self._load(name, label)
+            if label in _HALF_TURNS:
+                values[label] = values[label] * 180
+        return Volume(values, statistics_of(values["amplitude"]))
+
+    def _path(self, number: int, variable: str) -> Path:
+        suffix = "" if variable == "amplitude" else f"_{_RAW.get(variable, variable)}"
+        return self.folder / f"{number}{suffix}.bin"
+
+    def _load(self, number: int, variable: str) -> Array:
+        return np.fromfile(self._path(number, variable), "<f4").reshape(self.shape)
+
+    def _check(self, number: int, variable: str) -> bytes:
+        path = self._path(number, variable)
+        if not path.is_file():
+            raise TrainingDataError(f"{path}: is missing; the network learns {variable} from it")
+        need = 4 * int(np.prod(self.shape))
+        if path.stat().st_size != need:
+            raise TrainingDataError(
+                f"{path}: has {path.stat().st_size:,} bytes, and "
+                f"{' × '.join(map(str, self.shape))} float32 samples are {need:,}"
+            )
+        values = self._load(number, variable)
+        check_finite(values, str(path))
+        return hashlib.sha256(values.tobytes()).digest()
+
+
+class Survey:
+    """A survey in Zarr that has label variables beside `amplitude`.
+
+    Parameters
+    ----------
+    path : path-like
+        Opened by `outcrop.open`; blocks that were read are kept.
+    labels : sequence of str
+        Names of the variables.
+
+    Raises
+    ------
+    TrainingDataError
+        If a variable is missing, has other dimensions, or values that are not finite.
+    """
+
+    volumes: int | None = 1
+
+    def __init__(self, path: str | os.PathLike[str], labels: Sequence[str]) -> None:
+        from ..engine.labelled import statistics
+        from ..survey import open as open_survey
+
+        try:
+            survey = open_survey(path)
+        except SurveyError as error:
+            raise TrainingDataError(str(error)) from error
+        names = ("amplitude", *labels)
+        missing = [name for name in names if name not in survey]
+        if missing:
+            has = ", ".join(map(str, survey.data_vars))
+            raise TrainingDataError(f"{path}: has no variable {missing[0]}; it has {has}")
+        dims = ("inline", "crossline", "twt" if "twt" in survey.dims else "depth")
+        for name in names:
+            if set(survey[name].dims) != set(dims):
+                raise TrainingDataError(
+                    f"{path}: {name} has dimensions {', '.join(map(str, survey[name].dims))} "
+                    f"instead of {', '.join(dims)}"
+                )
+        self.dataset = survey[list(names)].transpose(*dims, ...)
+        for name in labels:
+            _check_lazily(self.dataset[name], f"{path}: {name}")
+        try:
+            self.statistics, fingerprint = statistics(survey["amplitude"])
+        except SurveyError as error:
+            raise TrainingDataError(f"{path}: {error}") from error
+        self.description: dict[str, Any] = {
+            "survey": str(Path(path).absolute()),
+            "fingerprint": fingerprint,
+        }
+        self._open()
+
+    def _open(self) -> None:
+        self.shape: Extents = self.dataset["amplitude"].shape
+        live = self.dataset.coords.get("live")
+        self.volume = Volume(
+            {
+                str(name): Blocks(variable.data, _CACHE // len(self.dataset.data_vars))
+                for name, variable in self.dataset.data_vars.items()
+            },
+            self.statistics,
+            None if live is None else live.to_numpy(),
+        )
+
+    def part(self, dim: str, start: int, stop: int) -> Survey:
+        """Return the same survey between two positions along a dimension, its statistics kept."""
+        other = copy.copy(self)
+        other.dataset = self.dataset.isel({dim: slice(start, stop)})
+        first, last = other.dataset[dim].to_numpy()[[0, -1]].tolist()
+        other.description = {**self.description, dim: [first, last]}
+        other._open()
+        return other
+
+    def split(self, crop: Sequence[int]) -> tuple[Survey, Survey]:
+        """Hold out the last tenth of the inlines or crosslines, whichever are more.
+
+        Raises
+        ------
+        TrainingDataError
+            If what is left, or what is held out, is less than a crop of (inlines, crosslines,
+            samples).
+        """
+        axis = 0 if self.shape[0] >= self.shape[1] else 1
+        dim, extent = ("inline", "crossline")[axis], self.shape[axis]
+        cut = extent - max(extent // 10, crop[axis])
+        if cut < crop[axis]:
+            raise TrainingDataError(
+                f"{self.description['survey']}: {extent} {dim}s are too few to hold some out "
+                f"beside crops of {crop[axis]}; pass validation data or take smaller crops"
+            )
+        return self.part(dim, 0, cut), self.part(dim, cut, extent)
+
+    def read(self, number: int) -> Volume:
+        """Return the survey, whatever the number."""
+        return self.volume
+
+
+def statistics_of(amplitude: Array) -> Statistics:
+    """Statistics of a volume in memory."""
+    return Statistics(
+        float(amplitude.mean(dtype=np.float64)),
+        float(amplitude.std(dtype=np.float64)) or 1.0,
+        float(amplitude.min()),
+        float(amplitude.max()),
+    )
+
+
+def check_finite(values: Array, where: str) -> None:
+    """Raise `TrainingDataError` that says at which sample a value is NaN or infinite."""
+    bad = ~np.isfinite(values)
+    if bad.any():
+        at = ", ".join(str(i) for i in np.argwhere(bad)[0])
+        raise TrainingDataError(
+            f"{where}: {int(bad.sum()):,} values are NaN or infinite, the first at (inline, "
+            f"crossline, sample) ({at}), from 0; repair or leave out this file"
+        )
+
+
+def _check_lazily(label: xr.DataArray, where: str) -> None:
+    """The same, block by block: labels of a survey may not fit into memory."""
+    if label.dtype.kind != "f":
+        return
+    blocks = label.data
+    for index in np.ndindex(*blocks.numblocks):
+        check_finite(blocks.blocks[index].compute(scheduler="synchronous"), f"{where}, {index}")
+
+
+class Part:
+    """Some of a source's volumes.
+
+    Parameters
+    ----------
+    source : Source
+    numbers : sequence of int
+        Which.
+    """
+
+    def __init__(self, source: Source, numbers: Sequence[int]) -> None:
+        self.source, self.numbers = source, tuple(numbers)
+        self.volumes: int | None = len(numbers)
+        self.shape = source.shape
+        self.description: dict[str, Any] = {**source.description, "volumes": list(numbers)}
+
+    def read(self, number: int) -> Volume:
+        """Return the volume at place `number` of these."""
+        return self.source.read(self.numbers[number])
+
+
+def source_of(
+    data: str | os.PathLike[str],
+    labels: Sequence[str],
+    *,
+    shape: Sequence[int] | None = None,
+    size: int = 128,
+    seed: int = 0,
+) -> Source:
+    """Source of training volumes.
+
+    Parameters
+    ----------
+    data : path-like or "synthetic"
+        A folder of raw samples, a survey in Zarr, or the generator.
+    labels : sequence of str
+    shape : sequence of int, optional
+        Of raw samples: (inlines, crosslines, samples).
+    size, seed : int
+        Of synthetic surveys.
+
+    Raises
+    ------
+    TrainingDataError
+        If there is no such data, or it is of no use.
+    """
+    if data == "synthetic":
+        return Synthetic(labels, size, seed)
+    path = Path(data)
+    if not path.is_dir():
+        raise TrainingDataError(
+            f"{path}: no such folder; pass synthetic, a folder of raw samples or a survey in Zarr"
+        )
+    if is_complete(path) or is_unfinished(path):
+        return Survey(path, labels)
+    return RawFolder(path, labels, shape)
+
+
+def split(source: Source, crop: Sequence[int]) -> tuple[Source, Source]:
+    """Hold out a part of a source to validate with.
+
+    The generator's is drawn from another seed; of a folder it is the last tenth of the samples.
+
+    Parameters
+    ----------
+    source : Source
+    crop : sequence of int
+        (inlines, crosslines, samples) that either part must have.
+
+    Raises
+    ------
+    TrainingDataError
+        If there is too little to hold some out.
+    """
+    if isinstance(source, Synthetic):
+        seed = source.seed + _HELD_OUT
+        return source, Synthetic(source.labels, source.shape[0], seed, source.ranges)
+    if isinstance(source, Survey):
+        return source.split(crop)
+    assert source.volumes is not None
+    if source.volumes < 2:
+        raise TrainingDataError(
+            f"{source.description['folder']}: has a single sample, and one must be held out; pass "
+            "validation data"
+        )
+    cut = source.volumes - max(source.volumes // 10, 1)
+    return Part(source, range(cut)), Part(source, range(cut, source.volumes))

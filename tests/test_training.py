@@ -1,0 +1,496 @@
+"""Training: data that are named when they are bad, losses, and runs that can be relied on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from nbclient import NotebookClient
+from torchmetrics.functional.classification import binary_f1_score
+
+import outcrop
+from outcrop.errors import (
+    ArgumentError,
+    OutputExistsError,
+    ResumeError,
+    TrainingDataError,
+    WeightsError,
+)
+from outcrop.training import augment, losses
+from outcrop.training.blocks import Blocks
+from outcrop.training.crops import Crops, Numbers
+from outcrop.training.fit import fit
+from outcrop.training.module import Activations, TrainingModule
+from outcrop.training.objectives import objective_of
+from outcrop.training.recipes import random_survey
+from outcrop.training.sources import RawFolder, Survey, Synthetic, source_of, split
+
+ROOT = Path(__file__).parents[1]
+MTL = ROOT / "tests" / "data" / "mtl"
+CARD = outcrop.models.card("faultseg3d")
+QUICK = {
+    "size": 32, "crop": 16, "samples": 4, "validation_samples": 2, "per_volume": 2, "workers": 0,
+    "accelerator": "cpu",
+}  # fmt: skip
+SUFFIXES = {"fault": "fsem", "fault_dip": "fdip", "fault_strike": "fstrike"}
+
+
+def write_folder(folder, count=2, shape=(20, 24, 32), labels=outcrop.training.synthetic.LABELS):
+    """A folder in the LANL layout, and the surveys in it."""
+    folder.mkdir()
+    surveys = []
+    for number in range(count):
+        made = random_survey(shape, number, labels=labels)
+        for name in ("amplitude", *labels):
+            suffix = "" if name == "amplitude" else f"_{SUFFIXES.get(name, name)}"
+            values = made[name].to_numpy() / (180 if name in ("fault_dip", "fault_strike") else 1)
+            values.astype("<f4").tofile(folder / f"{number}{suffix}.bin")
+        surveys.append(made)
+    return surveys
+
+
+def write_zarr(path, shape=(48, 20, 24), seed=5):
+    """A survey with labels, without some traces."""
+    made = random_survey(shape, seed, labels=("fault", "rgt"))
+    live = np.ones(shape[:2], bool)
+    live[3::9, 4:9] = False
+    made = made.assign_coords(live=(("inline", "crossline"), live))
+    made["amplitude"] = made.amplitude.where(made.live, 0)
+    made["fault"] = made.fault.astype(np.uint8)
+    made.chunk(inline=16, crossline=8, twt=12).to_zarr(path, zarr_format=3)
+    return made
+
+
+# The data
+
+
+def test_a_recipe_is_drawn_from_its_ranges_and_a_seed():
+    one, other = (random_survey((24, 28, 32), (7, 1)) for _ in range(2))
+    assert one.identical(other)
+    assert not one.identical(random_survey((24, 28, 32), (7, 2)))
+    fixed = {"faults": (5, 5), "dip": (60.0, 60.0), "peak_frequency": (25.0, 25.0)}
+    made = random_survey((24, 28, 32), 3, ranges=fixed, labels=("fault",))
+    assert [f["dip"] for f in json.loads(made.faults)] == pytest.approx([60.0] * 5)
+    assert json.loads(made.peak_frequency)[0] == pytest.approx(25.0)
+    assert set(made.data_vars) == {"amplitude", "fault"}
+
+
+def test_a_synthetic_crop_is_a_piece_of_its_survey_normalised_and_turned():
+    source = Synthetic(("fault",), 24, seed=3)
+    crops = Crops(source, CARD, {"fault": 1.0}, (16, 16, 16), per_volume=2, augment=False)
+    sample = crops[5]
+    assert sample["input"].shape == sample["fault"].shape == (1, 16, 16, 16)
+    values = source.read(2).values
+    amplitude = (values["amplitude"] - values["amplitude"].mean()) / values["amplitude"].std()
+    windows = np.lib.stride_tricks.sliding_window_view(amplitude, (16, 16, 16))
+    piece = sample["input"][0].numpy().T  # from (time, crossline, inline)
+    at = np.argwhere(np.abs(windows[..., 0, 0, 0] - piece[0, 0, 0]) < 1e-5)
+    found = [i for i in map(tuple, at) if np.allclose(windows[i], piece, atol=1e-4)]
+    assert len(found) == 1
+    box = tuple(slice(a, a + 16) for a in found[0])
+    np.testing.assert_array_equal(sample["fault"][0].numpy().T, values["fault"][box])
+
+
+def test_a_sample_is_a_function_of_its_number():
+    make = lambda: Crops(Synthetic(("fault",), 32), CARD, {"fault": 1.0}, (16,) * 3, per_volume=2)  # noqa: E731
+    one, other = make(), make()
+    first = [one[n] for n in (0, 1, 9)]
+    for n, sample in zip((9, 1, 0), reversed(first), strict=True):
+        assert torch.equal(other[n]["input"], sample["input"])
+    assert not torch.equal(first[0]["input"], first[1]["input"])
+
+
+def test_every_number_of_an_epoch_comes_once_by_turns_of_volumes():
+    numbers = Numbers(24, per_volume=4, lanes=3)
+    numbers.set_epoch(2)
+    found = list(numbers)
+    assert sorted(found) == list(range(48, 72))
+    assert [n // 4 for n in found[:6]] == [12, 13, 14, 12, 13, 14]
+
+
+@pytest.mark.parametrize("name", ["mirrored", "turned"])
+def test_angles_turn_with_the_crop(name, monkeypatch):
+    """The labels of a turned survey are those that the turned faults would have been given."""
+    made = random_survey((24, 24, 24), 11, ranges={"faults": (4, 4)})
+    crop = {n: made[n].to_numpy() for n in ("amplitude", "fault", "fault_dip", "fault_strike")}
+
+    class Chosen:
+        """Draws that mirror, or turn once."""
+
+        def random(self):
+            return 0.0 if name == "mirrored" else 1.0
+
+        def integers(self, _):
+            return 0 if name == "mirrored" else 1
+
+        def uniform(self, *_):
+            return 0.0
+
+        def choice(self, _):
+            return 1.0
+
+    found = augment.augmented(crop, Chosen())
+    on = found["fault"]
+    dip, strike = np.radians(found["fault_dip"][on]), np.radians(found["fault_strike"][on])
+    normal = np.array([-np.sin(strike) * np.sin(dip), np.cos(strike) * np.sin(dip), np.cos(dip)])
+    move = (lambda a: a[::-1]) if name == "mirrored" else (lambda a: a.swapaxes(0, 1)[::-1])
+    before = [move(made[n].to_numpy())[on] for n in ("fault_dip", "fault_strike")]
+    dip, strike = np.radians(before)
+    x, y = -np.sin(strike) * np.sin(dip), np.cos(strike) * np.sin(dip)
+    expected = np.array([-x, y, np.cos(dip)] if name == "mirrored" else [-y, x, np.cos(dip)])
+    # A surface has two normals.
+    np.testing.assert_allclose(np.abs((normal * expected).sum(0)), 1.0, atol=1e-5)
+
+
+def test_time_stretches_and_faults_get_steeper():
+    crop = {
+        "amplitude": np.sin(np.arange(20) / 4)[None, None].astype(np.float32),
+        "fault_dip": np.full((1, 1, 20), 45, np.float32),
+        "fault_strike": np.full((1, 1, 20), 30, np.float32),
+    }
+    found = augment.stretched(crop, 40)
+    at = np.linspace(0, 19, 40)
+    np.testing.assert_allclose(found["amplitude"][0, 0], np.sin(at / 4), atol=0.01)
+    np.testing.assert_allclose(found["fault_dip"], np.degrees(np.arctan(2)), rtol=1e-5)
+    np.testing.assert_allclose(found["fault_strike"], 30, rtol=1e-5)
+    np.testing.assert_allclose(
+        augment.apparent_dip(np.array([60.0]), np.array([60.0])),
+        np.degrees(np.arctan(np.tan(np.radians(60)) * 0.5)),
+    )
+
+
+def test_labels_of_a_folder_are_those_that_were_written(tmp_path):
+    surveys = write_folder(tmp_path / "raw")
+    labels = ("fault", "fault_dip", "fault_strike", "rgt", "dhr")
+    source = source_of(tmp_path / "raw", labels, shape=(20, 24, 32))
+    assert source.volumes == 2
+    for number, made in enumerate(surveys):
+        values = source.read(number).values
+        for name in ("amplitude", *labels):
+            np.testing.assert_allclose(values[name], made[name], rtol=1e-5, atol=1e-5)
+    train, held_out = split(source, (16, 16, 16))
+    assert (train.volumes, held_out.volumes) == (1, 1)
+    np.testing.assert_array_equal(held_out.read(0).values["rgt"], surveys[1].rgt)
+
+
+def test_the_sample_of_another_group_is_read_as_it_is():
+    source = RawFolder(MTL, ("fault",))
+    volume = source.read(0)
+    assert source.shape == (64, 64, 64)
+    assert set(np.unique(volume.values["fault"])) == {0, 1}
+    assert volume.statistics.deviation == pytest.approx(1.953, abs=1e-3)
+
+
+def spoil_nan(folder):
+    values = np.fromfile(folder / "1_rgt.bin", "<f4")
+    values[7] = np.nan
+    values.tofile(folder / "1_rgt.bin")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda f: [p.unlink() for p in f.iterdir()], "has no files named 0.bin"),
+        (lambda f: (f / "1_rgt.bin").unlink(), r"1_rgt\.bin: is missing.*rgt"),
+        (lambda f: (f / "1.bin").write_bytes(b"12345678"), r"1\.bin: has 8 bytes"),
+        (spoil_nan, r"1_rgt\.bin: 1 values are NaN.*\(0, 0, 7\)"),
+        (shutil.rmtree, "no such folder"),
+    ],
+)
+def test_bad_folders_are_named_before_the_first_step(tmp_path, spoil, says):
+    write_folder(tmp_path / "raw", labels=("rgt",))
+    spoil(tmp_path / "raw")
+    with pytest.raises(TrainingDataError, match=says):
+        fit("bi21rgt3d", tmp_path / "raw", out=tmp_path / "run", shape=(20, 24, 32), crop=16)
+    assert not (tmp_path / "run").exists()
+
+
+def test_blocks_are_slices_and_few_are_kept():
+    import dask.array
+
+    values = np.arange(20 * 21 * 22).reshape(20, 21, 22)
+    blocks = Blocks(dask.array.from_array(values, chunks=(6, 8, 10)), cache=3 * 6 * 8 * 10 * 8)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        starts = [int(rng.integers(n - 1)) for n in values.shape]
+        box = tuple(slice(a, int(rng.integers(a + 1, n + 1))) for a, n in zip(starts, values.shape, strict=True))
+        np.testing.assert_array_equal(blocks[box], values[box])
+        assert blocks.size <= blocks.cache or len(blocks.kept) == 1
+
+
+def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_zero(tmp_path):
+    made = write_zarr(tmp_path / "survey.zarr")
+    source = Survey(tmp_path / "survey.zarr", ("fault", "rgt"))
+    live = made.amplitude.to_numpy()[made.live.to_numpy()]
+    assert source.statistics.mean == pytest.approx(float(live.mean()), abs=1e-6)
+    train, held_out = split(source, (16, 16, 16))
+    assert (train.shape, held_out.shape) == ((32, 20, 24), (16, 20, 24))
+    crops = Crops(train, CARD, {"fault": 1.0}, (16, 20, 16), per_volume=4, augment=False)
+    missing = ~made.live.to_numpy()
+    seen = 0
+    for number in range(8):
+        dead = (crops[number]["input"][0].numpy() == 0).all(0)
+        seen += dead.any()
+        assert any(np.array_equal(missing[i : i + 16].T, dead) for i in range(17))
+    assert seen
+    part = held_out.read(0).values["rgt"][slice(0, 16), slice(2, 18), slice(3, 19)]
+    np.testing.assert_array_equal(part, made.rgt[32:48, 2:18, 3:19])
+
+
+def test_bad_surveys_are_named(tmp_path):
+    made = write_zarr(tmp_path / "survey.zarr")
+    with pytest.raises(TrainingDataError, match="no variable karst; it has amplitude, fault, rgt"):
+        Survey(tmp_path / "survey.zarr", ("karst",))
+    with pytest.raises(TrainingDataError, match="too few to hold some out"):
+        Survey(tmp_path / "survey.zarr", ("fault",)).split((32, 16, 16))
+    made["rgt"][40, 3, 5] = np.inf
+    made.drop_encoding().to_zarr(tmp_path / "bad.zarr", zarr_format=3)
+    with pytest.raises(TrainingDataError, match=r"rgt.*NaN or infinite"):
+        Survey(tmp_path / "bad.zarr", ("rgt",))
+    flat = made[["amplitude"]].assign(fault=made.fault.isel(twt=0, drop=True))
+    flat.drop_encoding().to_zarr(tmp_path / "flat.zarr", zarr_format=3)
+    with pytest.raises(TrainingDataError, match="fault has dimensions inline, crossline"):
+        Survey(tmp_path / "flat.zarr", ("fault",))
+
+
+# Losses and networks
+
+
+def test_losses_are_what_their_formulas_say():
+    p = torch.tensor([0.9, 0.2, 0.6, 0.1], dtype=torch.float64)
+    t = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+    entropy = -(t * p.log() + (1 - t) * (1 - p).log())
+    assert losses.balanced_cross_entropy(p, t) == pytest.approx(float(entropy.mean() / 2))
+    few = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    entropy = -(few * p.log() + (1 - few) * (1 - p).log())
+    weight = torch.tensor([0.75, 0.25, 0.25, 0.25])
+    assert losses.balanced_cross_entropy(p, few) == pytest.approx(float((weight * entropy).mean()))
+    dice = 1 - (2 * 1.5 + 1) / (0.81 + 0.04 + 0.36 + 0.01 + 2 + 1)
+    assert losses.dice_loss(p, t) == pytest.approx(dice)
+    assert losses.dice_loss(t, t) == pytest.approx(0.0)
+    image = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert losses.structural_loss(image, image) == pytest.approx(0.0, abs=1e-5)
+    assert losses.structural_loss(image, 1 - image) > 5
+    assert losses.image_loss(image, image + 0.5) == pytest.approx(2.5)
+    assert losses.angle_loss(image, image + 0.5) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "crop"),
+    [
+        ("faultseg3dplus", {}, (16, 16, 16)),
+        ("bi21rgt3d", {}, (16, 16, 16)),
+        ("mtl-infer-3d", {}, (16, 16, 16)),
+        ("mtl-infer-2d", {}, (1, 32, 32)),
+        ("mtl-refine-2d", {}, (1, 32, 32)),
+        ("unet25d", {}, (4, 32, 32)),
+    ],
+)
+def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
+    """A step on each kind of network: every weight has a gradient, every label a loss."""
+    model = outcrop.models.load(name, weights="seeded", **options).requires_grad_(True).train()
+    infer = None
+    if "refine" in name:
+        infer = outcrop.models.load(name.replace("refine", "infer"), weights="seeded")
+    objective = objective_of(model.card)
+    labels = (*objective.labels, *(("fault_strike",) if "2d" in name else ()))
+    crops = Crops(
+        Synthetic(labels, 40), (infer or model).card, objective.labels, crop, augment=True
+    )
+    module = TrainingModule(model, objective, infer=infer)
+    sample = {name: value[None] for name, value in crops[0].items()}
+    parts = objective.loss(module(sample["input"]), sample)
+    assert set(parts) == set(objective.labels)
+    assert all(torch.isfinite(p) for p in parts.values())
+    sum(parts.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    metrics = objective.metrics()
+    assert {k.partition("/")[0] for k in metrics} == set(objective.labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"network": "gem"}, "gem: outcrop has no training.*prompt"),
+        ({"network": "channelseg3d"}, "tells classes apart"),
+        ({"network": "mtl-refine-3d"}, "infer_weights"),
+        ({"infer_weights": "seeded"}, "for mtl-refine networks"),
+        ({"loss": "nonsense"}, "dice-bce, balanced-bce, dice"),
+        ({"schedule": "nonsense"}, "cosine, plateau, constant"),
+        ({"crop": 20}, "crop 20: .*multiples of 8"),
+        ({"crop": 48}, "less than a crop of 48"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"activations": "none"}, "one of device, cpu, disk"),
+        ({"max_time": "soon"}, "hours:minutes:seconds"),
+        ({"weights": "gone.pth"}, "gone.pth"),
+        ({"precision": "nonsense"}, "one of 32-true, .*bf16-mixed"),
+    ],
+)
+def test_bad_arguments_are_named_and_nothing_is_written(options, says, tmp_path):
+    arguments = {"network": "faultseg3d", **QUICK, **options}
+    with pytest.raises(outcrop.OutcropError, match=says) as caught:
+        fit(**arguments, out=tmp_path / "run")
+    assert isinstance(caught.value, (ArgumentError, TrainingDataError, WeightsError))
+    assert not (tmp_path / "run").exists()
+
+
+# Runs
+
+
+def history(folder):
+    return json.loads((folder / "training.json").read_text())
+
+
+@pytest.mark.parametrize("mode", ["disk", "cpu"])
+def test_gradients_are_the_same_with_and_without_offloading(mode, tmp_path):
+    sample = {
+        "input": torch.randn(1, 1, 40, 40, 40, generator=torch.Generator().manual_seed(0)),
+        "fault": (torch.rand(1, 1, 40, 40, 40, generator=torch.Generator().manual_seed(1)) > 0.9),
+    }
+    sample["fault"] = sample["fault"].float()
+    found = []
+    for where in (Activations(), Activations(mode, tmp_path)):
+        model = outcrop.models.load("faultseg3d", weights="seeded").requires_grad_(True)
+        module = TrainingModule(model, objective_of(CARD), activations=where)
+        module.log = lambda *_, **__: None
+        module.training_step(sample, 0).backward()
+        found.append([p.grad for p in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_two_samples_are_overfitted_and_what_a_run_leaves_predicts_the_same(tmp_path):
+    write_folder(tmp_path / "raw", shape=(24, 24, 24), labels=("fault",))
+    run = tmp_path / "run"
+    model = fit(
+        "faultseg3d",
+        tmp_path / "raw",
+        validation=tmp_path / "raw",
+        out=run,
+        crop=24,
+        per_volume=1,
+        augment=False,
+        epochs=5,
+        samples=10,
+        validation_samples=2,
+        averaging=0,
+        workers=0,
+        accelerator="cpu",
+    )
+    record = history(run)
+    losses_ = [epoch["train/loss"] for epoch in record["epochs"]]
+    assert losses_[-1] < 0.5 * losses_[0]
+    assert {p.name for p in run.iterdir()} == {
+        "checkpoints", "predictions.png", "tensorboard", "training.json", "weights.safetensors",
+    }  # fmt: skip
+    assert (run / "predictions.png").read_bytes()[:4] == b"\x89PNG"
+    assert any(p.name.startswith("events") for p in (run / "tensorboard").iterdir())
+
+    # Checkpoints and weights open as they are, and predict the same.
+    x = torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    for name in ("weights.safetensors", "checkpoints/best.ckpt"):
+        loaded = outcrop.models.load("faultseg3d", weights=run / name)
+        assert torch.equal(loaded(x), model(x))
+    assert record["weights_sha256"] == outcrop.models.weights.digest(model)
+
+    # The metric is the Dice coefficient of whole crops.
+    source = RawFolder(tmp_path / "raw", ("fault",))
+    both = [source.read(n) for n in range(2)]
+    inputs = [(v.values["amplitude"] - v.statistics.mean) / v.statistics.deviation for v in both]
+    with torch.inference_mode():
+        found = [model(torch.from_numpy(i.T[None, None].copy())) for i in inputs]
+    labels = [torch.from_numpy(v.values["fault"].T[None, None].copy()) for v in both]
+    dice = binary_f1_score(torch.cat(found), torch.cat(labels) > 0.5)
+    assert record["best"]["fault/dice"] == pytest.approx(float(dice), abs=1e-3)
+
+
+COMMAND = (
+    "train", "faultseg3d", "--size", "32", "--crop", "16", "--samples", "4",
+    "--validation-samples", "2", "--per-volume", "2", "--workers", "1", "--accelerator", "cpu",
+    "--epochs", "4", "--seed", "3",
+)  # fmt: skip
+
+
+def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
+    options = {**QUICK, "epochs": 4, "seed": 3}
+    whole = fit("faultseg3d", out=tmp_path / "whole", **options)
+
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "outcrop.cli.main", *COMMAND, "--out", str(run)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+    with pytest.raises(OutputExistsError, match="--resume"):
+        fit("faultseg3d", out=run, **options)
+    with pytest.raises(ResumeError, match=r"begun with learning_rate 0\.001, not 0\.5"):
+        fit("faultseg3d", out=run, **options, resume=True, learning_rate=0.5)
+    resumed = fit("faultseg3d", out=run, **options, resume=True)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    before, after = (history(tmp_path / name)["epochs"] for name in ("whole", "run"))
+    assert [e["val_loss"] for e in before] == [e["val_loss"] for e in after]
+    assert [e["step"] for e in after] == [4, 8, 12, 16]
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(OutputExistsError, match="other things"):
+        fit("faultseg3d", out=tmp_path, **QUICK, overwrite=True)
+    with pytest.raises(ResumeError, match="no checkpoint"):
+        fit("faultseg3d", out=tmp_path / "none", **QUICK, resume=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# What is shipped
+
+
+def test_the_shipped_weights_find_the_faults_of_a_new_survey():
+    folder = Path(outcrop.models.__file__).parent / "shipped"
+    assert all(p.stat().st_size < 4e6 for p in folder.iterdir())
+    model = outcrop.models.load("faultseg3d", weights="synthetic-v1")
+    made = random_survey((64, 64, 64), 424_242, ranges={"noise": (0.2, 0.2)}, labels=("fault",))
+    x = made.amplitude.to_numpy()
+    with torch.inference_mode():
+        y = model(torch.from_numpy(((x - x.mean()) / x.std()).T[None, None].copy()))
+    dice = binary_f1_score(y[0, 0].T, torch.from_numpy(made.fault.to_numpy()))
+    assert dice > 0.6
+    with pytest.raises(WeightsError, match="of faultseg3d, not of faultssl"):
+        outcrop.models.load("faultssl", weights="synthetic-v1")
+
+
+def test_notebook_runs_and_shows_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    notebook = nbformat.read(ROOT / "notebooks" / "training.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
+
+
+def test_workflow_trains_and_predicts(tmp_path):
+    write_zarr(tmp_path / "survey.zarr", (32, 24, 24))
+    script = ROOT / "workflows" / "train.py"
+    command = [
+        sys.executable, str(script), "survey.zarr", "results", "--crop", "16", "--epochs", "1",
+        "--samples", "2",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    faults = xr.open_zarr(tmp_path / "results" / "faults.zarr")
+    assert faults.fault_probability.shape == (32, 24, 24)
+    assert (tmp_path / "results" / "faults.png").is_file()
