@@ -102,6 +102,20 @@ def command(
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    log_json: Annotated[
+        str | None,
+        typer.Option(
+            help="File for a line of JSON on everything that happens, appended; '-' for the "
+            "standard output."
+        ),
+    ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(
+            help="Page to write about the run: OUT with .report.html instead of .zarr unless "
+            "given; 'none' for none."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Evaluate a network over a whole survey: exact, seamless, within --memory.
@@ -110,11 +124,13 @@ def command(
 
     Example: outcrop predict f3.zarr faults.zarr --model faultseg3d --weights w.pth --memory 2GB
     """
-    from .. import models
+    from .. import models, view
     from ..cluster import connect
     from ..engine import predict, predict_views, predict_windows, refine
+    from ..events import JsonLog, Listener
     from ..output import check_free
     from ..picks import write_picks
+    from ..record import Record
     from ..survey.raw import write_raw
 
     store = out if shape is None else Path(f"{out}.zarr")
@@ -127,6 +143,9 @@ def command(
             raise ArgumentError(f"--refine-weights: not with {model}; take mtl-infer-3d or -2d")
         refiner = models.load(model.replace("infer", "refine"), weights=refine_weights, **options)
     data = survey_of(survey, shape)
+    record = Record()
+    listeners: list[Listener] = [record] if log_json is None else [record, JsonLog(log_json)]
+    aside = log_json == "-"  # the standard output has JSON alone
     with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
         if client is not None:
             typer.echo(f"Dask dashboard: {client.dashboard_link}", err=True)
@@ -143,6 +162,7 @@ def command(
             "client": client,
             "overwrite": overwrite,
             "progress": True,
+            "listeners": listeners,
         }
         if refiner is not None:
             result = refine(
@@ -180,9 +200,13 @@ def command(
     if picks is not None:
         (name,) = (n for n in map(str, result.data_vars) if n.endswith("_probability"))
         count = write_picks(result[name], picks, threshold=threshold or 0.5, minimum=minimum)
-        typer.echo(f"{picks}: {count} voxels")
+        typer.echo(f"{picks}: {count} voxels", err=aside)
     if shape is not None:
         for path in write_raw(result, network.card, out):  # type: ignore[arg-type]
-            typer.echo(str(path))
+            typer.echo(str(path), err=aside)
+    if record.begun and report != "none":
+        page = report or f"{str(store).removesuffix('.zarr')}.report.html"
+        view.report(record, page, data, result)
+        typer.echo(page, err=aside)
     sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
-    typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}")
+    typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}", err=aside)

@@ -39,7 +39,7 @@ _AHEAD = 2
 # Seconds between looks at which workers there are.
 _LOOK = 2.0
 # Seconds of short tiles, and how many of them, that go as one task.
-_TASK, _MOST = 0.1, 64
+_TASK, _MOST = 0.1, 256
 
 
 def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:
