@@ -8,19 +8,22 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, WorkerPlugin
 from torch import nn
 
 import outcrop
 from outcrop import patience
 from outcrop.cluster import Tls, check_workers, connect
-from outcrop.engine.zarr_stores import PredictionStore, SurveyStore
+from outcrop.engine.globals import GlobalStore
+from outcrop.engine.tile import StageRunner
+from outcrop.engine.zarr_stores import PredictionStore, SurveyStore, ZarrStore
 from outcrop.errors import (
     MemoryBudgetError,
     NonFiniteError,
@@ -28,6 +31,8 @@ from outcrop.errors import (
     OutputExistsError,
     SurveyError,
 )
+from outcrop.events import Retry, Tile
+from outcrop.graph import Box
 from test_predict import make_survey
 
 # Several stages, global values among them, over enough tiles that faults hit in the middle.
@@ -107,6 +112,81 @@ def test_all_workers_killed_and_new_ones_join(after, model, survey, calm, tmp_pa
         killer.join()
         assert not before & set(client.run(os.getpid).values())
     same(found, calm)
+
+
+class Stuck(WorkerPlugin):
+    """Blocks the first worker that comes to a place, and writes down its process."""
+
+    def __init__(self, place, marker):
+        self.name, self.place, self.marker = f"stuck in a {place}", place, str(marker)
+
+    def setup(self, worker):
+        def block():
+            try:
+                mark = os.open(self.marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                return
+            os.write(mark, str(os.getpid()).encode())
+            os.close(mark)
+            time.sleep(600)
+
+        def after(function):
+            def call(*arguments):
+                result = function(*arguments)
+                block()
+                return result
+
+            return call
+
+        def halfway(function):
+            def call(store, box, value):
+                half = box.shape[0] // 2
+                stop = (box.start[0] + half, *box.stop[1:])
+                function(store, Box(box.start, stop), value[:, :, :half])
+                block()
+                function(store, box, value)
+
+            return call
+
+        kind, name, change = {
+            "tile": (StageRunner, "_kept", after),  # evaluated, and nothing kept of it
+            "write": (PredictionStore, "write", halfway),
+            "write between stages": (ZarrStore, "write", halfway),
+            "reduction": (GlobalStore, "_merged", after),
+        }[self.place]
+        setattr(kind, name, change(getattr(kind, name)))
+
+
+@pytest.fixture(scope="module")
+def client():
+    with connect("local", workers=2) as made:
+        yield made
+
+
+@pytest.mark.parametrize("place", ["tile", "write", "write between stages", "reduction"])
+def test_a_worker_killed_in_the_middle(place, client, model, survey, calm, tmp_path):
+    marker, heard = tmp_path / "marker", []
+    client.wait_for_workers(2)
+    client.register_plugin(Stuck(place, marker))
+
+    def kill():
+        while not (marker.exists() and marker.read_text()):
+            time.sleep(0.01)
+        os.kill(int(marker.read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    path = tmp_path / "o.zarr"
+    found = outcrop.predict(model, survey, path, client=client, listeners=[heard.append], **HOW)
+    killer.join()
+    client.unregister_worker_plugin(f"stuck in a {place}")
+    same(found, calm)
+    retries = [e for e in heard if isinstance(e, Retry)]
+    assert len(retries) == 1
+    assert "was lost" in retries[0].message
+    assert (retries[0].tiles > 0) == (place != "reduction")
+    tiles = [(e.stage, e.tile) for e in heard if isinstance(e, Tile)]
+    assert len(tiles) == len(set(tiles)) == heard[0].tiles
 
 
 RUN = """
@@ -190,12 +270,18 @@ def test_scheduler_lost_and_client_killed(model, survey, calm, tmp_path):
         run.kill()
         run.wait()
         done = (path / "unfinished" / "finished.txt").read_text().split("\n")[:-1]
+        heard = []
         with connect(file) as client:
-            found = outcrop.predict(model, survey, path, client=client, **HOW)
+            found = outcrop.predict(
+                model, survey, path, client=client, listeners=[heard.append], **HOW
+            )
     finally:
         stop(processes)
     same(found, calm)
-    assert len(done) == len(set(done)) >= 80
+    assert len(done) == len(set(done)) == heard[0].finished >= 80
+    again = {f"0:{e.stage - 1}:{e.tile}" for e in heard if isinstance(e, Tile)}
+    assert not again & set(done)
+    assert len(again) + len(done) == heard[0].tiles
 
 
 def test_tls(model, survey, calm, tmp_path):
@@ -239,9 +325,10 @@ def test_workers_that_do_not_suit_are_named(model, survey, tmp_path):
     with (
         LocalCluster(host="127.0.0.1", dashboard_address=None, **small) as cluster,
         Client(cluster) as client,
-        pytest.raises(MemoryBudgetError, match=r"worker tcp://127.*the plan takes .*MB"),
     ):
-        outcrop.predict(model, survey, tmp_path / "o.zarr", client=client, memory="2GB", **HOW)
+        how = {"client": client, "plan": replace(plan, peak_memory=10**9)}
+        with pytest.raises(MemoryBudgetError, match=r"worker tcp://127.*the plan takes 1 GB"):
+            outcrop.predict(model, survey, tmp_path / "o.zarr", **how)
     with connect("local", workers=1) as client:
         check_workers(client, plan)
         client.run(pretend, "versions", {"outcrop": outcrop.__version__, "torch": "1.0"})

@@ -222,7 +222,10 @@ def test_blocks_are_slices_and_few_are_kept():
     rng = np.random.default_rng(0)
     for _ in range(20):
         starts = [int(rng.integers(n - 1)) for n in values.shape]
-        box = tuple(slice(a, int(rng.integers(a + 1, n + 1))) for a, n in zip(starts, values.shape, strict=True))
+        box = tuple(
+            slice(a, int(rng.integers(a + 1, n + 1)))
+            for a, n in zip(starts, values.shape, strict=True)
+        )
         np.testing.assert_array_equal(blocks[box], values[box])
         assert blocks.size <= blocks.cache or len(blocks.kept) == 1
 

@@ -24,6 +24,7 @@ _LAZY = {
     "refine": "outcrop.engine",
     "whole_volume": "outcrop.engine",
     "verify": "outcrop.verification",
+    "Record": "outcrop.record",
     "demo": "outcrop.demo",
     "errors": "outcrop.errors",
     "events": "outcrop.events",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .engine import predict_windows as predict_windows
     from .engine import refine as refine
     from .engine import whole_volume as whole_volume
+    from .record import Record as Record
     from .survey.export import export as export
     from .survey.info import info as info
     from .survey.ingest import ingest as ingest

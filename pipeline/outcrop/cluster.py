@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Iterator
+import os
+import platform
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .errors import MemoryBudgetError, OutcropError
+from .storage import Place, Remote
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from .planner.rates import Crew, Rates
+
+# Of worker processes with one thread: Zarr's own threads would be beyond their share of the cores.
+_ALONE = {"ZARR_THREADING__MAX_WORKERS": "1"}
+# Bytes that each worker writes and reads to measure a store.
+_SAMPLE = 2**24
+# Seconds that a worker takes for a tile beside all else: Dask's task, opening Zarr arrays.
+_TILE = 5e-3
 
 
 class Tls(NamedTuple):
@@ -66,7 +82,7 @@ def connect(
             "protocol": None if secure is None else "tls://",
         }
         with (
-            _on_gpus(how) if cluster == "cuda" else LocalCluster(processes=True, **how) as local,
+            _on_gpus(how) if cluster == "cuda" else LocalCluster(env=_ALONE, **how) as local,
             Client(local, security=secure) as client,
         ):
             yield client
@@ -134,6 +150,105 @@ class Needs(Protocol):
     def peak_memory(self) -> int: ...  # noqa: D102
 
 
+def crew_of(client: Client, device: str, dtype: str, folder: Place) -> Crew:
+    """Return what a planner wants to know of the workers of a cluster.
+
+    The rates of one worker are measured there, and the bandwidth of the store by up to 16 workers
+    at once; both are kept, the latter for a day, in the folder that OUTCROP_CACHE names.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    device, dtype : str
+        What computes, in which precision.
+    folder : pathlib.Path or Remote
+        A folder, which may still have to be made, of the store.
+
+    Raises
+    ------
+    OutcropError
+        If a worker does not suit, or cannot write there.
+    """
+    from .planner.rates import Crew, remembered, rounded
+
+    if not client.scheduler_info()["workers"]:
+        warnings.warn("no worker is there yet: waiting for the first", stacklevel=2)
+        client.wait_for_workers(1)
+    facts = _suitable(client, device)
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    there = [w for w in facts if "GPU" in workers[w]["resources"]] or list(facts)
+    rooms = [facts[w]["memory"] for w in there if facts[w]["memory"] is not None]
+    resources = {"GPU": 1} if "GPU" in workers[there[0]]["resources"] else None
+
+    def gather(function: Callable[..., Any], *args: Any, on: list[str]) -> list[Any]:
+        options = {"pure": False, "allow_other_workers": False, "resources": resources}
+        return client.gather([client.submit(function, *args, workers=w, **options) for w in on])
+
+    def measure() -> float:
+        some = there[:16]
+        seconds = max(gather(_store_seconds, folder, on=some))
+        # More workers than that get no more together.
+        return rounded(2 * _SAMPLE / seconds * len(some) / len(there))
+
+    today = time.strftime("%Y-%m-%d")
+    key = f"{_store_name(folder)}, {len(there)} workers, {today}"
+    disk = remembered("stores.json", key, measure, lambda found: isinstance(found, float))
+    (rates,) = gather(_rates, device, dtype, on=there[:1])
+    rates = replace(rates, disk=disk, tile=max(rates.tile, _TILE))
+    return Crew(len(there), int(min(rooms)) if rooms else None, rates)
+
+
+def _store_name(folder: Place) -> str:
+    """Name of the file system or bucket that a folder lies in."""
+    if isinstance(folder, Remote):
+        return "/".join(str(folder).split("/")[:3])
+    path = folder.absolute()
+    while not path.exists():
+        path = path.parent
+    return f"{platform.node()}, device {path.stat().st_dev}"
+
+
+def _store_seconds(folder: Place) -> float:
+    """Seconds to write some bytes and to read them again, on a worker."""
+    from distributed import get_worker
+
+    sample, data = folder / f".outcrop-{uuid.uuid4().hex}", os.urandom(_SAMPLE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        sample.write_bytes(data)
+        if isinstance(sample, Path):
+            _forget(sample)
+        sample.read_bytes()
+        seconds = time.perf_counter() - start
+        sample.unlink()
+    except OSError as error:
+        raise OutcropError(
+            f"worker {get_worker().address}: cannot write in {folder} ({error}); it must be "
+            "reachable under this path from every worker"
+        ) from None
+    return seconds
+
+
+def _forget(path: Path) -> None:
+    """Have a file on disk, and not in memory."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _rates(device: str, dtype: str) -> Rates:
+    """Rates of this worker, with its share of the cores."""
+    import torch
+    from distributed import get_worker
+
+    from .planner.rates import rates
+
+    torch.set_num_threads(max(1, get_worker().state.nthreads))
+    return rates(device, dtype)
+
+
 def check_workers(client: Client, plan: Needs) -> None:
     """Raise before the start if a worker could not run its share of a plan.
 
@@ -146,8 +261,21 @@ def check_workers(client: Client, plan: Needs) -> None:
     """
     from .planner import format_bytes
 
+    for worker, found in _suitable(client, plan.device).items():
+        room = found["memory"]
+        if room is not None and room < plan.peak_memory:
+            raise MemoryBudgetError(
+                f"worker {worker}: has {format_bytes(room)} of memory to give, the plan takes "
+                f"{format_bytes(plan.peak_memory)}; pass a smaller memory (--memory), or start "
+                "workers with more"
+            )
+
+
+def _suitable(client: Client, device: str) -> dict[str, dict[str, Any]]:
+    """Facts of every worker, all of which have our versions; OutcropError otherwise."""
     ours = versions()
-    for worker, found in client.run(_facts, plan.device, on_error="return").items():
+    facts: dict[str, dict[str, Any]] = client.run(_facts, device, on_error="return")
+    for worker, found in facts.items():
         if isinstance(found, OutcropError):
             raise OutcropError(f"worker {worker}: {found}")
         if not isinstance(found, dict):
@@ -161,13 +289,7 @@ def check_workers(client: Client, plan: Needs) -> None:
                     f"worker {worker}: has {package} {found[package]}, here it is {version}; "
                     "install the same version there"
                 )
-        room = found["memory"]
-        if room is not None and room < plan.peak_memory:
-            raise MemoryBudgetError(
-                f"worker {worker}: has {format_bytes(room)} of memory to give, the plan takes "
-                f"{format_bytes(plan.peak_memory)}; pass a smaller memory (--memory), or start "
-                "workers with more"
-            )
+    return facts
 
 
 def _facts(device: str, dask_worker: Any) -> dict[str, Any]:

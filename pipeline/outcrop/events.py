@@ -51,8 +51,6 @@ class Begin(Event):
         That are evaluated one by one: sections, offsets, vintages.
     peak_memory : int
         Bytes that the plan promises not to exceed in any process.
-    seconds : float
-        Predicted for the whole, on the workers that there were.
     stages : sequence of mapping
         For each `writes`, `tiles` (of one volume), `tile`, `operations`, `seconds`.
     provenance : mapping
@@ -65,7 +63,6 @@ class Begin(Event):
     voxels: int
     volumes: int
     peak_memory: int
-    seconds: float
     stages: Sequence[Mapping[str, Any]]
     provenance: Mapping[str, Any]
 

@@ -18,6 +18,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from .events import Begin, End, Event, Retry, Tile, Workers
@@ -25,7 +26,7 @@ from .events import Begin, End, Event, Retry, Tile, Workers
 
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self.unit = unit
 
     def render(self, task: Task) -> Text:
@@ -63,11 +64,11 @@ def track(
 def _bar(unit: str, enabled: bool = True) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),
         TaskProgressColumn(),
         _Rate(unit),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
         console=Console(stderr=True),
         disable=not enabled,
         speed_estimate_period=60.0,
@@ -80,17 +81,15 @@ class _State:
 
     task: TaskID
     voxels: int
-    tiles: int
     stages: int
-    done: int = 0
     workers: int = 0
     retries: int = 0
     stage: int = 1
 
     @property
     def note(self) -> str:
-        """Stage, tiles, workers and retries."""
-        words = [f"stage {self.stage} of {self.stages}", f"{self.done:,} of {self.tiles:,} tiles"]
+        """Stage, workers and retries."""
+        words = [f"stage {self.stage} of {self.stages}"]
         if self.workers > 1:
             words.append(f"{self.workers} workers")
         if self.retries:
@@ -114,7 +113,7 @@ class ProgressBar:
         if state is None:  # it was refused before it began
             return
         if isinstance(event, Tile):
-            state.done, state.stage = state.done + 1, event.stage
+            state.stage = event.stage
             self.bar.update(state.task, advance=event.share * state.voxels, note=state.note)
         elif isinstance(event, Workers):
             state.workers = event.workers
@@ -129,7 +128,7 @@ class ProgressBar:
     def _begin(self, event: Begin) -> None:
         what = f"predict {Path(event.output).name}"
         task = self.bar.add_task(what, total=event.voxels, note="")
-        state = _State(task, event.voxels, event.tiles, len(event.stages), event.finished)
+        state = _State(task, event.voxels, len(event.stages))
         self.states[event.output] = state
         if event.finished:
             self.bar.console.print(

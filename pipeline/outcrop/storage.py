@@ -211,6 +211,20 @@ def place(path: str | os.PathLike[str] | Remote, options: Options | None = None)
     return Remote(text, options)
 
 
+def on_disk(path: str | os.PathLike[str] | Remote) -> Path:
+    """Return `path` where only a file system will do.
+
+    Raises
+    ------
+    ArgumentError
+        If it is in an object store.
+    """
+    where = place(path)
+    if isinstance(where, Remote):
+        raise ArgumentError(f"{where}: this can be on a file system alone; pass a path")
+    return where
+
+
 @contextlib.contextmanager
 def naming_refusal(where: object, then: str) -> Iterator[None]:
     """Turn what a full disk or an object store raises into one line.

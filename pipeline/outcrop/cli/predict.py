@@ -119,6 +119,20 @@ def command(
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    log_json: Annotated[
+        str | None,
+        typer.Option(
+            help="File for a line of JSON on everything that happens, appended; '-' for the "
+            "standard output."
+        ),
+    ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(
+            help="Page to write about the run: OUT with .report.html instead of .zarr unless "
+            "given; 'none' for none."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Evaluate a network over a whole survey: exact, seamless, within --memory.
@@ -127,11 +141,13 @@ def command(
 
     Example: outcrop predict f3.zarr faults.zarr --model faultseg3d --weights w.pth --memory 2GB
     """
-    from .. import models
+    from .. import models, view
     from ..cluster import connect
     from ..engine import predict, predict_views, predict_windows, refine
+    from ..events import JsonLog, Listener
     from ..output import check_free
     from ..picks import check_picks, write_picks
+    from ..record import Record
     from ..survey.raw import write_raw
 
     views = (angles or resolutions or direction == "both") or None
@@ -160,6 +176,9 @@ def command(
     if picks is not None:
         check_picks(picks, tuple(data.sizes[d] for d in ("inline", "crossline")))
         picked = _picked(network)
+    record = Record()
+    listeners: list[Listener] = [record] if log_json is None else [record, JsonLog(log_json)]
+    aside = log_json == "-"  # the standard output has JSON alone
     with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
         if client is not None:
             typer.echo(f"Dask dashboard: {client.dashboard_link}", err=True)
@@ -176,6 +195,7 @@ def command(
             "client": client,
             "overwrite": overwrite,
             "progress": True,
+            "listeners": listeners,
         }
         if refiner is not None:
             result = refine(
@@ -220,12 +240,16 @@ def command(
     if picks is not None:
         least = 0.5 if threshold is None else threshold
         count = write_picks(result[picked], picks, threshold=least, minimum=minimum or 0)
-        typer.echo(f"{picks}: {count} voxels")
+        typer.echo(f"{picks}: {count} voxels", err=aside)
     if shape is not None:
         for path in write_raw(result, network.card, out):  # type: ignore[arg-type]
-            typer.echo(str(path))
+            typer.echo(str(path), err=aside)
+    if record.begun and report != "none":
+        page = report or f"{str(store).removesuffix('.zarr')}.report.html"
+        view.report(record, page, data, result)
+        typer.echo(page, err=aside)
     sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
-    typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}")
+    typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}", err=aside)
 
 
 def _picked(network: nn.Module) -> str:

@@ -40,7 +40,7 @@ _AHEAD = 2
 # Seconds between looks at which workers there are.
 _LOOK = 2.0
 # Seconds of short tiles, and how many of them, that go as one task.
-_TASK, _MOST = 0.1, 64
+_TASK, _MOST = 0.1, 256
 
 
 def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:
@@ -133,7 +133,7 @@ class _Run:
         self.networks: dict[str, str] = {}
         self.waiting = self._begun(evaluations)
         self.open: list[_Work] = []
-        self.given: dict[str, tuple[_Work, int, list[int]]] = {}
+        self.given: dict[tuple[str, int], tuple[_Work, int, list[int]]] = {}
         self.resources: dict[str, int] | None = None
         self.count, self.looked, self.number = 0, 0.0, 0
         self.lost: deque[Mapping[str, Any]] = deque()
@@ -198,7 +198,7 @@ class _Run:
         while len(self.given) < _AHEAD * self._workers() and (found := self._take()):
             work, i, tiles = found
             job, self.number = work.task.job, self.number + 1
-            key = f"{job.name}-{self.number}"
+            key = job.name, self.number  # Dask keeps what it knows of a task by the first alone
             self.given[key] = work, i, [n for n, _ in tiles]
             yield self.client.submit(
                 call, job.network, job.name, "run", work.section, i, tiles,

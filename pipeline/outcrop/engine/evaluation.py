@@ -161,7 +161,6 @@ class Evaluation:
             voxels=self.places.framed.volume.size,
             volumes=self.places.sections or 1,
             peak_memory=plan.peak_memory,
-            seconds=plan.seconds * (self.places.sections or 1),
             stages=stages,
             provenance=self.provenance,
         )

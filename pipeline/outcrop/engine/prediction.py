@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,6 +50,8 @@ def plan(
     device: str = "cpu",
     tile: Sequence[int] | None = None,
     direction: str | None = None,
+    storage_path: PathLike | None = None,
+    client: Client | None = None,
     storage_options: Options | None = None,
 ) -> Plan:
     """Plan `predict` without running it: no sample is read.
@@ -57,6 +61,11 @@ def plan(
     model, data, memory, host_memory, storage_mode, storage_compression, precision, device, tile, \
 direction, storage_options
         As for `predict`. A GPU need not be there.
+    client : distributed.Client, optional
+        Plan for its workers.
+    storage_path : path-like, optional
+        With a client, where its workers would keep tensors between stages: how fast that is, is
+        measured. The folder for temporary files unless given.
 
     Returns
     -------
@@ -73,7 +82,9 @@ direction, storage_options
     wanted = _wanted(
         memory, host_memory, storage_mode, storage_compression, precision, device, tile
     )
-    return _plan(graph, framed, wanted)
+    return _plan(
+        graph, framed, wanted, client, place(storage_path or tempfile.gettempdir(), storage_options)
+    )
 
 
 def predict(
@@ -124,7 +135,8 @@ def predict(
     host_memory : str or int, optional
         Host memory that tensors between stages may take where the device is a GPU.
     storage_mode : {"auto", "device", "cpu", "disk", "none"}
-        Where tensors between stages live. With a client: "disk" (also for "auto") or "none".
+        Where tensors between stages live. With a client: "disk" or "none", of which "auto" takes
+        what is predicted to be faster with so many workers and what was measured of the store.
     storage_path : path-like, optional
         Folder for "disk", or place in an object store, reachable from every worker; inside `path`
         unless given. Emptied of what was put there when the run is complete.
@@ -246,15 +258,15 @@ def prepared(
     target = check_free(path, overwrite, storage_options)
     framed = frame(model, data, direction, storage_options, stacked=True)
     graph, state = _capture(model, framed)
-    if client is not None and storage_mode == "auto":
-        storage_mode = "disk"
     wanted = _wanted(
         memory, host_memory, storage_mode, storage_compression, precision, device, tile
     )
+    wanted["cluster"] = client is not None
     made = plan is None
     if plan is None:
         begun = None if overwrite else _begun(target, graph, wanted)
-        plan = begun or _plan(graph, framed, wanted)
+        store = target.parent if storage_path is None else place(storage_path, storage_options)
+        plan = begun or _plan(graph, framed, wanted, client, store)
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
     if client is not None and "device" in plan.places.values():
@@ -384,8 +396,23 @@ def _wanted(
     }
 
 
-def _plan(graph: Graph, framed: Framed, wanted: dict[str, Any]) -> Plan:
-    return make_plan(graph, domain=framed.domain, holds_output=False, **wanted)
+def _plan(
+    graph: Graph,
+    framed: Framed,
+    wanted: dict[str, Any],
+    client: Client | None,
+    store: Place,
+) -> Plan:
+    crew = None
+    if client is not None:
+        from ..cluster import crew_of
+
+        crew = crew_of(client, wanted["device"], wanted["dtype"], store)
+        # Volumes and sections that are evaluated side by side share the workers.
+        volumes = math.prod(framed.volume.sizes[d] for d in framed.apart)
+        crew = crew._replace(workers=max(1, crew.workers // volumes))
+    how = {k: v for k, v in wanted.items() if k != "cluster"}
+    return make_plan(graph, domain=framed.domain, holds_output=False, crew=crew, **how)
 
 
 def _begun(path: Place, graph: Graph, wanted: dict[str, Any]) -> Plan | None:

@@ -17,6 +17,7 @@ import xarray as xr
 from .. import __version__
 from ..errors import SurveyError
 from ..output import Output, is_complete, is_unfinished
+from ..storage import on_disk
 from .experiment import Experiment
 from .physics import Physics
 
@@ -111,13 +112,14 @@ class History:
 
     def __init__(self, output: Output, parameters: Sequence[str]) -> None:
         self.output, self.parameters = output, tuple(parameters)
-        self._state = output.aside / "state.pt"
+        self.aside = on_disk(output.aside).absolute()
+        self._state = self.aside / "state.pt"
 
     def shots(self, experiment: Experiment) -> Path:
         """Where workers find the shots: where they lie, or a copy beside the output."""
         if experiment.path is not None:
             return experiment.path
-        copy = self.output.aside.absolute() / "observed.zarr"
+        copy = self.aside / "observed.zarr"
         if not (copy / "zarr.json").exists():
             shots = experiment.shots.drop_encoding()
             if "amplitude" in shots:
@@ -132,13 +134,13 @@ class History:
         physics = experiment.physics
         if physics.storage_mode != "disk" or physics.storage_path is not None:
             return physics
-        folder = self.output.aside.absolute() / "wavefields"
+        folder = self.aside / "wavefields"
         folder.mkdir(exist_ok=True)
         return dataclasses.replace(physics, storage_path=os.fspath(folder))
 
     def batch_size(self, chosen: int) -> int:
         """Size of batches that this output was begun with: other batches, other rounding."""
-        path = self.output.aside / "batch_size"
+        path = self.aside / "batch_size"
         if path.exists():
             return int(path.read_text())
         path.write_text(str(chosen))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,8 @@ import xarray as xr
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..output import Output, check_free, naming_full_disk
+from ..output import Output, check_free
+from ..storage import naming_refusal, on_disk
 from ..survey.geometry import check_choice
 from .bands import low_pass
 from .evaluation import Evaluator
@@ -150,7 +150,7 @@ def invert(
     """
     check_choice("optimiser", optimiser, OPTIMISERS)
     check_choice("misfit", misfit, tuple(MISFITS))
-    path, bands = Path(path), list(bands)
+    path, bands = on_disk(path), list(bands)
     check_free(path, overwrite)
     propagation = options_of(options)
     start = open_model(velocity)
@@ -196,14 +196,14 @@ def invert(
         **propagation.record(),
     }
     with (
-        naming_full_disk(path, "free some, and the same call goes on where it stopped"),
+        naming_refusal(path, "free some, and the same call goes on where it stopped"),
         begin(path, experiment, parameters, iterations * len(bands), record, overwrite) as output,
     ):
         history = History(output, parameters)
         job = Job(history.physics(experiment), history.shots(experiment), misfit)
         with Team(job, client) as team:
             check_traces(team, output, experiment)
-            evaluator = Evaluator(team, output.aside.absolute() / "evaluations", parameters)
+            evaluator = Evaluator(team, history.aside / "evaluations", parameters)
             inversion = _Inversion(
                 experiment,
                 stepper,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from .. import __version__
-from ..output import Output, check_free, naming_full_disk
+from ..output import Output, check_free
+from ..storage import naming_refusal, on_disk
 from .evaluation import Evaluator
 from .experiment import Shots, options_of, set_up
 from .history import History, open_inversion
@@ -74,7 +74,7 @@ def migrate(
     .. [2] Zhang, Y., and Sun, J., 2009, Practical issues in reverse time migration: First Break,
        27, 53-59, https://doi.org/10.3997/1365-2397.2009002
     """
-    path = Path(path)
+    path = on_disk(path)
     check_free(path, overwrite)
     propagation = options_of(options)
     experiment = set_up(velocity, observed, wavelet, propagation, observed=True)
@@ -100,14 +100,14 @@ def migrate(
     }
     encoding = {"image": {"chunks": grid.shape, "_FillValue": None}}
     with (
-        naming_full_disk(path, "free some, and the same call goes on where it stopped"),
+        naming_refusal(path, "free some, and the same call goes on where it stopped"),
         Output.begin(path, template.drop_encoding(), encoding, record, overwrite) as output,
     ):
         history = History(output, ("vp",))
         job = Job(history.physics(experiment), history.shots(experiment))
         with Team(job, client) as team:
             check_traces(team, output, experiment)
-            evaluate = Evaluator(team, output.aside.absolute() / "evaluations", ("vp",))
+            evaluate = Evaluator(team, history.aside / "evaluations", ("vp",))
             physics = experiment.physics
             groups = [((shot, 1.0),) for shot in range(gathers.count)]
             _, gradients = evaluate(

@@ -13,8 +13,9 @@ import numpy as np
 import xarray as xr
 
 from .. import __version__
-from ..output import Output, check_free, naming_full_disk
+from ..output import Output, check_free
 from ..progress import track
+from ..storage import naming_refusal, on_disk
 from .experiment import Experiment, options_of, set_up
 from .gathers import open_shots
 from .memory import choose
@@ -81,7 +82,7 @@ def model_shots(
         with tempfile.TemporaryDirectory() as folder:
             how = {"client": client, "progress": progress, **options}
             return model_shots(velocity, acquisition, Path(folder) / "shots.zarr", **how).load()
-    path = Path(path)
+    path = on_disk(path)
     check_free(path, overwrite)
     acquisition = acquisition.drop_vars("amplitude", errors="ignore")
     experiment = set_up(velocity, acquisition, None, options_of(options), observed=False)
@@ -103,12 +104,12 @@ def model_shots(
         **experiment.options.record(),
     }
     with (
-        naming_full_disk(path, "free some, and the same call goes on where it stopped"),
+        naming_refusal(path, "free some, and the same call goes on where it stopped"),
         Output.begin(path, template, encoding, record, overwrite) as output,
         Team(Shots(physics, path.absolute()), client) as team,
         track("model shots", count, "shots", progress) as advance,
     ):
-        evaluation = Evaluation(output.aside.absolute(), ())
+        evaluation = Evaluation(on_disk(output.aside).absolute(), ())
         parameters = {p: experiment.model[p].to_numpy() for p in physics.parameters}
         wavelet = {"wavelet": experiment.wavelet, "corner": np.array(np.nan)}
         save(evaluation.folder / "input.npz", {**parameters, **wavelet})

@@ -17,8 +17,9 @@ import zarr
 
 from .. import __version__
 from ..errors import GeometryError, OutputExistsError, SurveyError
-from ..output import Output, check_free, naming_full_disk
+from ..output import Output, check_free
 from ..progress import track
+from ..storage import naming_refusal, on_disk
 from ..survey.decode import decode
 from ..survey.geometry import check_choice, scaled, vertical_axis
 from ..survey.parts import run, threads
@@ -97,7 +98,7 @@ def ingest_shots(
         If something else lies at `path`.
     """
     check_choice("nonfinite", nonfinite, ("error", "zero"))
-    path = Path(path)
+    path = on_disk(path)
     if path.resolve() == Path(segy).resolve():
         raise OutputExistsError(f"{path}: is the SEG-Y itself; choose another path to write")
     check_free(path, overwrite)
@@ -118,7 +119,7 @@ def ingest_shots(
     }
     shot_bytes = numbers.shape[1] * file.samples * 4
     with (
-        naming_full_disk(path, "free some, and the same command goes on where it stopped"),
+        naming_refusal(path, "free some, and the same command goes on where it stopped"),
         Output.begin(path, template, encoding, record, overwrite) as output,
         track(f"ingest {file.path.name}", numbers.size, "traces", progress) as advance,
     ):

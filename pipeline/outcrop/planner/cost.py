@@ -99,10 +99,15 @@ class Costs:
         Of the device that computes.
     itemsize : int
         Bytes of a value.
+    workers : int, optional
+        Of a cluster, that evaluate tiles side by side and read and write nothing but the store.
     """
 
-    def __init__(self, graph: Graph, rates: Rates, itemsize: int) -> None:
-        self.graph, self.rates, self.itemsize = graph, rates, itemsize
+    def __init__(
+        self, graph: Graph, rates: Rates, itemsize: int, workers: int | None = None
+    ) -> None:
+        self.graph, self.rates, self.itemsize, self.workers = graph, rates, itemsize, workers
+        self.usual = "device" if workers is None else "disk"
         self.weight_bytes = itemsize * sum(map(math.prod, graph.weights.values()))
         self._point: dict[str, tuple[float, float]] = {}
         self._works: dict[tuple[object, ...], _Work] = {}
@@ -141,13 +146,15 @@ class Costs:
         seconds, read, written = work.seconds, 0.0, 0.0
         for name, size in zip(part.inputs, work.inputs, strict=True):
             read += size * work.tiles
-            seconds += size * work.tiles / self.rates.read(places.get(name, "device"))
+            seconds += size * work.tiles / self.rates.read(places.get(name, self.usual))
         for name in part.outputs:
             moved = self.bytes(name, domain.size)
             written += moved
-            seconds += moved / self.rates.write(places.get(name, "device"))
+            seconds += moved / self.rates.write(places.get(name, self.usual))
         if work.tile_bytes > self.rates.cache:
             seconds *= self.rates.beyond_cache
+        # Where the tiles are no multiple of the workers, some wait.
+        seconds *= math.ceil(work.tiles / (self.workers or 1)) / work.tiles
         return Cost(
             tile,
             seconds,

@@ -15,7 +15,7 @@ from .cost import Cost, Costs
 from .cuts import Cuts, forced
 from .draft import Draft, Task
 from .plan import Plan, Stage, format_bytes
-from .rates import rates
+from .rates import Crew, rates
 
 StorageMode = Literal["auto", "device", "cpu", "disk", "none"]
 
@@ -39,6 +39,7 @@ def make_plan(
     device: str = "cpu",
     host_memory: int | None = None,
     compressed: bool = False,
+    crew: Crew | None = None,
 ) -> Plan:
     """Plan the evaluation of a graph within a memory budget.
 
@@ -65,6 +66,9 @@ def make_plan(
         Bytes of tensors that may be kept in host memory, where the device is another.
     compressed : bool
         Keep stored tensors in 8 bits a value.
+    crew : Crew, optional
+        The workers of a cluster that the plan is for: it fits into what each has to give, and
+        "auto" is "disk" or "none", whichever is predicted to be done first.
 
     Returns
     -------
@@ -86,7 +90,7 @@ def make_plan(
     task = Task(
         graph,
         tuple(n for n in dict.fromkeys(graph.outputs) if n in graph.nodes),
-        memory,
+        memory if crew is None or crew.memory is None else min(memory, crew.memory),
         dtype,
         domain,
         tile,
@@ -95,8 +99,14 @@ def make_plan(
         host_memory,
         compressed,
     )
-    planner = _Planner(task, storage_mode)
-    draft = planner.search()
+    if crew is not None and storage_mode == "auto":
+        storage_mode = "disk"
+        planner = _Planner(task, storage_mode, crew=crew)
+        stored, anew = planner.search(), _Planner(task, "none", planner.costs).search()
+        draft = min(stored, anew, key=lambda d: (d.excess > 0, d.seconds))
+    else:
+        planner = _Planner(task, storage_mode, crew=crew)
+        draft = planner.search()
     if draft.excess and host_memory is not None:
         free = _Planner(replace(task, host_memory=None), storage_mode, planner.costs).search()
         if not free.excess:
@@ -107,7 +117,7 @@ def make_plan(
     if draft.excess:
         least, where = planner.smallest(draft)
         raise MemoryBudgetError(
-            f"memory {format_bytes(memory)} is too small for storage_mode={storage_mode!r}: "
+            f"memory {format_bytes(task.memory)} is too small for storage_mode={storage_mode!r}: "
             f"this network on this volume needs at least {least // 10**6}MB{where}"
         )
     return _finished(draft)
@@ -116,10 +126,18 @@ def make_plan(
 class _Planner:
     """The search for stored tensors and their places."""
 
-    def __init__(self, task: Task, mode: StorageMode, costs: Costs | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        mode: StorageMode,
+        costs: Costs | None = None,
+        crew: Crew | None = None,
+    ) -> None:
         self.task, self.graph, self.mode = task, task.graph, mode
         there = mode == "cpu" and task.device == "cpu"  # host and device are one
         self.first = mode if mode in ("cpu", "disk") and not there else "device"
+        if costs is None and crew is not None:
+            costs = Costs(task.graph, crew.rates, task.itemsize, crew.workers)
         self.costs = costs or Costs(task.graph, rates(task.device, task.dtype), task.itemsize)
         self.fixed = forced(task.graph)
         self.reductions = {

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 
 from ..graph.rules.kernels import convolve
+
+T = TypeVar("T")
 
 # Bytes of a tensor that no cache holds; and of one that no memory freed before can serve.
 _LARGE, _NEW = 2**26, 2**29
@@ -74,6 +77,24 @@ class Rates:
         return {"disk": self.disk, "cpu": self.host}.get(place, self.fresh)
 
 
+class Crew(NamedTuple):
+    """The workers of a cluster, as the planner sees them.
+
+    Attributes
+    ----------
+    workers : int
+        How many.
+    memory : int or None
+        Bytes that each has to give; None where there is no limit.
+    rates : Rates
+        Of one of them; `disk` is what each gets of the store while all use it.
+    """
+
+    workers: int
+    memory: int | None
+    rates: Rates
+
+
 # What is not measured: of the order of what CPUs and data-centre GPUs reach.
 _CPU = Rates(3e10, 2e11, 4e11, 8e9, 5e9, 3e9, 1e-4, 1e-3, 1e9, 1e10, 3e8, 1.25)
 _GPU = Rates(3e12, 3e13, 1e14, 1.5e12, 1.5e12, 1.5e12, 3e-5, 3e-4, 2e9, 2.5e10, 1e12, 1.0)
@@ -98,18 +119,14 @@ def rates(device: str = "cpu", dtype: str = "float32") -> Rates:
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         return _GPU
-    key, path = described(device, dtype, torch.get_num_threads()), _cache() / "rates.json"
-    known = _load(path)
-    if key not in known:
-        known[key] = asdict(_measure(device, dtype))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(f".{os.getpid()}")
-            aside.write_text(json.dumps(known, indent=1))
-            aside.replace(path)
-        except OSError:
-            pass  # measured again next time
-    return Rates(**known[key])
+    fields = set(Rates.__dataclass_fields__)
+    found = remembered(
+        "rates.json",
+        described(device, dtype, torch.get_num_threads()),
+        lambda: asdict(_measure(device, dtype)),
+        lambda known: isinstance(known, dict) and set(known) == fields,
+    )
+    return Rates(**found)
 
 
 def described(device: str, dtype: str, threads: int) -> str:
@@ -119,18 +136,33 @@ def described(device: str, dtype: str, threads: int) -> str:
     return f"{name}, {threads} threads, {dtype}, torch {torch.__version__}"
 
 
-def _cache() -> Path:
+def remembered(file: str, key: str, measure: Callable[[], T], suits: Callable[[object], bool]) -> T:
+    """Return what was measured before and suits, else measure it and keep it.
+
+    Parameters
+    ----------
+    file : str
+        In the cache's folder.
+    key : str
+        What was measured.
+    measure, suits : callable
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("OUTCROP_CACHE") or Path(base) / "outcrop")
-
-
-def _load(path: Path) -> dict[str, dict[str, float]]:
+    path = Path(os.environ.get("OUTCROP_CACHE") or Path(base) / "outcrop") / file
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    fields = set(Rates.__dataclass_fields__)
-    return {k: v for k, v in found.items() if isinstance(v, dict) and set(v) == fields}
+        known = {k: v for k, v in json.loads(path.read_text()).items() if suits(v)}
+    except (OSError, ValueError, AttributeError):
+        known = {}
+    if key not in known:
+        known[key] = measure()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_suffix(f".{os.getpid()}")
+            aside.write_text(json.dumps(known, indent=1))
+            aside.replace(path)
+        except OSError:
+            pass  # measured again next time
+    return known[key]
 
 
 def _measure(device: str, dtype: str) -> Rates:
@@ -171,15 +203,15 @@ def _measure(device: str, dtype: str) -> Rates:
             torch.set_num_threads(threads)
     few, some, many, *moved = (w / s for w, s in zip(work, seconds, strict=True))
     # A few threads take all that the memory gives.
-    bandwidth, fetch = (_rounded(rate * min(threads, 4)) for rate in moved)
+    bandwidth, fetch = (rounded(rate * min(threads, 4)) for rate in moved)
     return replace(
         base,
-        few=_rounded(few * threads),
-        some=_rounded(some * threads),
-        many=_rounded(many * threads),
+        few=rounded(few * threads),
+        some=rounded(some * threads),
+        many=rounded(many * threads),
         bandwidth=bandwidth,
         fetch=fetch,
-        fresh=_rounded(fresh),
+        fresh=rounded(fresh),
     )
 
 
@@ -215,7 +247,7 @@ def _fresh() -> float:
     return best
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """To the next of 1, 1.5, 2, 3, 5, 7 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(value))
     return power * min((1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0), key=lambda m: abs(m - value / power))

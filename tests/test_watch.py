@@ -1,0 +1,285 @@
+"""What is told of a run, and the page about it: against what happened."""
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+import zarr
+from distributed import Client, LocalCluster, WorkerPlugin
+
+import outcrop
+from outcrop import events
+from outcrop.cluster import connect
+from outcrop.engine import patience
+from outcrop.engine.tile import StageRunner
+from outcrop.engine.zarr_stores import PredictionStore
+from outcrop.errors import OutcropError
+from test_predict import make_survey
+from test_volumes import Normed
+
+HOW = {"tile": (16, 16, 16), "storage_mode": "disk"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Normed().eval()
+
+
+@pytest.fixture(scope="module")
+def survey():
+    return make_survey((24, 20, 40))
+
+
+class Page(HTMLParser):
+    """Texts, the JSON, pictures, bars, and everything that a browser would fetch."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.fetched, self.pictures, self.bars, self.titles, self.cells = [], [], 0, [], []
+        self.open, self.json, self.text = [], "", ""
+        self.feed(Path(path).read_text())
+        self.facts = json.loads(self.json)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.open.append((tag, attrs))
+        if tag == "img":
+            self.pictures.append(attrs["src"])
+        elif "src" in attrs or "href" in attrs:
+            self.fetched.append(attrs)
+        self.bars += attrs.get("class") == "tile"
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        tag, attrs = self.open[-1] if self.open else ("", {})
+        if tag == "script":
+            assert attrs == {"type": "application/json", "id": "facts"}
+            self.json += data
+        elif tag == "title":
+            self.titles.append(data)
+        elif tag == "td":
+            self.cells.append(data)
+        else:
+            self.text += data
+
+
+def of(kind, heard):
+    return [e for e in heard if isinstance(e, kind)]
+
+
+def codec_threads():
+    return zarr.config.get("threading.max_workers")
+
+
+@pytest.fixture(scope="module")
+def run(model, survey, tmp_path_factory):
+    """One run on two workers, listened to in every way."""
+    folder = tmp_path_factory.mktemp("run")
+    heard, record = [], outcrop.Record()
+    listeners = [heard.append, record, events.JsonLog(folder / "log.jsonl")]
+    with connect("local", workers=2) as client:
+        found = outcrop.predict(
+            model, survey, folder / "o.zarr", client=client, listeners=listeners, **HOW
+        )
+        assert set(client.run(codec_threads).values()) == {1}
+    outcrop.view.report(record, folder / "o.report.html", survey, found)
+    return folder, heard, found
+
+
+def test_events_are_what_happened(run, survey):
+    _, heard, found = run
+    (begin,), (end,) = of(events.Begin, heard), of(events.End, heard)
+    assert heard[0] is begin
+    assert heard[-1] is end
+    assert end.error is None
+    tiles = of(events.Tile, heard)
+    assert begin.tiles == len(tiles) == sum(s["tiles"] for s in begin.stages)
+    assert begin.voxels == survey.amplitude.size
+    assert begin.provenance["plan_sha256"] == found.attrs["plan_sha256"]
+    assert len({(t.stage, t.tile) for t in tiles}) == len(tiles)
+    assert sum(t.share for t in tiles) == pytest.approx(1)
+    assert [s.stage for s in of(events.Stage, heard)] == [1, 2]
+    assert {w.workers for w in of(events.Workers, heard)} == {2}
+    # Every voxel of the output was written once; the survey was read with halos, by two stages.
+    last = [t for t in tiles if t.stage == len(begin.stages)]
+    assert sum(t.written for t in last) == 4 * survey.amplitude.size
+    assert sum(t.read for t in tiles) >= 2 * 4 * survey.amplitude.size
+    for tile in tiles:
+        assert tile.start <= tile.stop <= tile.time
+        assert 0 < tile.reading + tile.computing + tile.writing <= tile.stop - tile.start + 1e-2
+        assert 0 < tile.memory <= begin.peak_memory
+
+
+def test_the_log_has_a_line_for_each_event(run):
+    folder, heard, _ = run
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line.pop("event") for line in lines] == [type(e).__name__.lower() for e in heard]
+    assert lines == json.loads(json.dumps([asdict(e) for e in heard]))
+
+
+def test_the_page_says_what_happened(run, survey):
+    folder, heard, found = run
+    page, tiles = Page(folder / "o.report.html"), of(events.Tile, heard)
+    assert not page.fetched
+    assert page.bars == len(tiles)
+    assert len([t for t in page.titles if t.startswith("stage ")]) == len(tiles)
+    facts = page.facts
+    assert facts["tiles"] == len(tiles)
+    assert facts["voxels"] == survey.amplitude.size
+    assert facts["seconds"] == pytest.approx(heard[-1].time - heard[0].time)
+    assert facts["peak_memory"] == heard[0].peak_memory
+    assert facts["memory"] == max(t.memory for t in tiles)
+    for kind in ("read", "written"):
+        assert facts[kind] == sum(getattr(t, kind) for t in tiles)
+    assert {w["name"] for w in facts["workers"]} == {t.worker for t in tiles}
+    for worker in facts["workers"]:
+        own = [t for t in tiles if t.worker == worker["name"]]
+        assert worker["tiles"] == len(own)
+        assert worker["computing"] == pytest.approx(sum(t.computing for t in own), rel=1e-5)
+        assert worker["name"] in page.cells
+    for stage in facts["stages"]:
+        assert stage["tiles"] == len([t for t in tiles if t.stage == stage["number"]])
+    for key in ("weights_sha256", "plan_sha256", "input_sha256"):
+        assert found.attrs[key] in page.cells
+    assert "promised" in page.text
+    (picture,) = page.pictures
+    image = matplotlib.image.imread(
+        io.BytesIO(base64.b64decode(picture.removeprefix("data:image/png;base64,")))
+    )
+    assert min(image.shape[:2]) > 300
+    assert np.ptp(image[..., :3]) > 0.5
+
+
+def test_a_long_run_makes_a_small_page(tmp_path):
+    record = outcrop.Record()
+    stage = {"writes": ["y"], "tiles": 50_000, "tile": [8], "operations": 1.0, "seconds": 1.0}
+    begin = {"finished": 0, "share": 0.0, "voxels": 10**9, "volumes": 1, "peak_memory": 100}
+    record(
+        events.Begin(
+            output="<y>.zarr", time=0.0, tiles=50_000, stages=[stage], provenance={}, **begin
+        )
+    )
+    for n in range(50_000):
+        start = 1e-3 * n
+        record(
+            events.Tile(
+                output="<y>.zarr", volume=0, stage=1, tile=n, worker=f"w{n % 2}", start=start,
+                stop=start + 1e-3, reading=0, computing=1e-3, writing=0, read=1, written=1,
+                memory=50, share=1 / 50_000,
+            )
+        )  # fmt: skip
+    record(events.End(output="<y>.zarr", time=51.0, error="a <disk> was full"))
+    outcrop.view.report(record, tmp_path / "r.html")
+    assert (tmp_path / "r.html").stat().st_size < 100_000
+    page = Page(tmp_path / "r.html")
+    assert page.facts["tiles"] == 50_000
+    assert page.facts["voxels"] == 10**9
+    assert "a <disk> was full" in page.text
+    assert page.titles[0] == "<y>.zarr"
+
+
+def test_retries_and_what_stopped_a_run_are_told(model, survey, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(patience, "WAITS", (0.01, 0.01, 0.01))
+    write, count, heard, record = PredictionStore.write, [], [], outcrop.Record()
+
+    def refusing(*arguments):
+        count.append(1)
+        if len(count) in (2, 3) or len(count) > 8:
+            raise OSError(28, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(PredictionStore, "write", refusing)
+    how = {"progress": True, **HOW}
+    with pytest.warns(patience.StorageRefused), pytest.raises(OutcropError):
+        outcrop.predict(model, survey, tmp_path / "o.zarr", listeners=[heard.append, record], **how)
+    assert "No space left" in of(events.End, heard)[0].error
+    assert len(of(events.Retry, heard)) == 5
+    assert re.search(r"stage 2 of 2, 5 retries", capsys.readouterr().err)
+    outcrop.view.report(record, tmp_path / "r.html", survey)
+    page = Page(tmp_path / "r.html")
+    assert page.facts["retries"] == 5
+    assert "was not finished" in page.text
+
+    # The same again counts, and shows, what is done.
+    monkeypatch.setattr(PredictionStore, "write", write)
+    done = len(of(events.Tile, heard))
+    heard.clear()
+    outcrop.predict(model, survey, tmp_path / "o.zarr", listeners=[heard.append], **how)
+    begin = of(events.Begin, heard)[0]
+    assert begin.finished == done
+    assert len(of(events.Tile, heard)) == begin.tiles - done
+    shown = capsys.readouterr().err
+    assert f"resuming: {done} of {begin.tiles} tiles are done" in shown
+    assert begin.share + sum(t.share for t in of(events.Tile, heard)) == pytest.approx(1)
+
+
+def test_the_command_logs_and_reports(survey, tmp_path):
+    survey.chunk(16).to_zarr(tmp_path / "s.zarr", zarr_format=3)
+    command = [sys.executable, "-m", "outcrop.cli.main", "predict", "s.zarr", "o.zarr", "--model",
+               "faultseg3d", "--weights", "seeded", "--log-json", "-"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert told[0] == "begin"
+    assert told[-1] == "end"
+    assert "o.report.html" in done.stderr
+    page = Page(tmp_path / "o.report.html")
+    assert page.facts["tiles"] == told.count("tile")
+    with pytest.raises(OutcropError, match=r"no/log: cannot be written"):
+        events.JsonLog(tmp_path / "no" / "log")
+
+
+class Watched(WorkerPlugin):
+    """Writes down how many threads torch has while a tile is computed."""
+
+    name = "watched"
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def setup(self, worker):
+        compute = StageRunner.compute
+
+        def computing(*arguments):
+            with open(self.path, "a") as seen:
+                seen.write(f"{os.getpid()} {torch.get_num_threads()}\n")
+            return compute(*arguments)
+
+        StageRunner.compute = computing
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(2, 1), (1, 2)])
+def test_workers_keep_to_their_share_of_the_cores(workers, threads, model, survey, tmp_path):
+    heard = []
+    with (
+        LocalCluster(
+            n_workers=workers, threads_per_worker=threads, host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(Watched(tmp_path / "seen"))
+        outcrop.predict(
+            model, survey, tmp_path / "o.zarr", client=client, listeners=[heard.append], **HOW
+        )
+    lines = [line.split() for line in (tmp_path / "seen").read_text().splitlines()]
+    assert len({pid for pid, _ in lines}) == workers
+    assert {int(count) for _, count in lines} == {threads}
+    tiles = of(events.Tile, heard)
+    for worker in {t.worker for t in tiles}:  # one tile at a time
+        own = sorted((t.start, t.stop) for t in tiles if t.worker == worker)
+        assert all(a[1] <= b[0] + 1e-3 for a, b in pairwise(own))
