@@ -20,9 +20,8 @@ import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
 import outcrop
-from outcrop import events
+from outcrop import events, patience
 from outcrop.cluster import connect
-from outcrop.engine import patience
 from outcrop.engine.tile import StageRunner
 from outcrop.engine.zarr_stores import PredictionStore
 from outcrop.errors import OutcropError
