@@ -22,12 +22,14 @@ from ..errors import ArgumentError, ResumeError
 from ..models.card import Card
 from ..models.weights import digest
 from ..output import Output, check_free, naming_full_disk
+from ..planner import parse_bytes
 from .labelled import Volume, all_statistics, frame, mask_of
 from .prediction import predict
 
 Turn = Callable[[xr.Dataset], xr.Dataset]
 
 _EDGE = 128  # of the objects of a merged prediction
+_COPIES = 3  # of a block of each view: two that are interpolated between, and what comes of it
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def predict_views(
             if not (part / "zarr.json").exists():
                 predict(model, view.turn(survey), part, **{**options, **view.options})
             seen.append(view.back(xr.open_zarr(part)))
-        _merge(seen, survey, path, merge, threshold, record, overwrite)
+        memory = parse_bytes(options.get("memory", "2GB"))
+        _merge(seen, path, merge, threshold, record, overwrite, memory)
     return xr.open_zarr(path)
 
 
@@ -294,14 +297,14 @@ def _halved(dim: str) -> tuple[Turn, Turn]:
 
 def _merge(
     seen: list[xr.Dataset],
-    survey: xr.Dataset,
     path: str | os.PathLike[str],
     merge: str,
     threshold: float | None,
     record: Mapping[str, Any],
     overwrite: bool,
+    memory: int,
 ) -> None:
-    """Write the largest or the mean of all views, block by block."""
+    """Write the largest or the mean of all views, as many blocks at once as the memory holds."""
     first = seen[0]
     variables, encoding, merged = {}, {}, {}
     for name, array in first.data_vars.items():
@@ -329,5 +332,9 @@ def _merge(
         Output.begin(path, template, encoding, record, overwrite) as output,
     ):
         targets = [output.array(name) for name in merged]
-        dask.array.store(list(merged.values()), targets, lock=False, scheduler="threads")
+        taken = _COPIES * (len(seen) + 1) * 4 * _EDGE**3
+        threads = max(1, min(os.cpu_count() or 1, memory // taken))
+        dask.array.store(
+            list(merged.values()), targets, lock=False, scheduler="threads", num_workers=threads
+        )
         output.commit()

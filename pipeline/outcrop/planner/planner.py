@@ -97,7 +97,7 @@ def make_plan(
     planner = _Planner(task, storage_mode)
     draft = planner.search()
     if draft.excess and host_memory is not None:
-        free = _Planner(replace(task, host_memory=None), storage_mode, planner.costs).search()
+        free = _Planner(replace(task, host_memory=None), storage_mode, planner).search()
         if not free.excess:
             raise MemoryBudgetError(
                 f"host_memory {format_bytes(host_memory)} is too small for "
@@ -115,17 +115,20 @@ def make_plan(
 class _Planner:
     """The search for stored tensors and their places."""
 
-    def __init__(self, task: Task, mode: StorageMode, costs: Costs | None = None) -> None:
+    def __init__(self, task: Task, mode: StorageMode, like: _Planner | None = None) -> None:
         self.task, self.graph, self.mode = task, task.graph, mode
         there = mode == "cpu" and task.device == "cpu"  # host and device are one
         self.first = mode if mode in ("cpu", "disk") and not there else "device"
-        self.costs = costs or Costs(task.graph, rates(task.device, task.dtype), task.itemsize)
+        # What is known of the same task with another budget holds for this one too.
+        self.costs = (
+            like.costs if like else Costs(task.graph, rates(task.device, task.dtype), task.itemsize)
+        )
         self.fixed = forced(task.graph)
         self.reductions = {
             n for n in self.fixed if isinstance(RULES[task.graph.nodes[n].op], Reduce)
         }
         self.cuts = Cuts(self.costs, task.outputs, self.first)
-        self.sized: dict[tuple[object, ...], list[Cost]] = {}
+        self.sized: dict[tuple[object, ...], list[tuple[Cost, int]]] = like.sized if like else {}
 
     def draft(self, places: Mapping[str, str]) -> Draft:
         return Draft(self.task, self.costs, self.cuts, places, self.reductions, self.sized)
@@ -164,7 +167,7 @@ class _Planner:
         """Smallest budget found for which there is a plan, in bytes, and what asks for it."""
 
         def planned(memory: int) -> Draft:
-            return _Planner(replace(self.task, memory=memory), self.mode, self.costs).search()
+            return _Planner(replace(self.task, memory=memory), self.mode, self).search()
 
         # As it is printed, so that what is named is what was tried.
         least = _megabytes(min(d.least for d in [tried, *self.lean][self.mode != "none" :])[0])
