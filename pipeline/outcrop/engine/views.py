@@ -23,6 +23,7 @@ from ..errors import ArgumentError, ResumeError
 from ..models.card import Card
 from ..models.weights import digest
 from ..output import Output, PathLike, check_free, is_complete
+from ..planner import parse_bytes
 from ..storage import Options, Place, naming_refusal, remove
 from .labelled import Volume, all_statistics, frame, mask_of
 from .prediction import predict
@@ -30,6 +31,7 @@ from .prediction import predict
 Turn = Callable[[xr.Dataset], xr.Dataset]
 
 _EDGE = 128  # of the objects of a merged prediction
+_COPIES = 3  # of a block of each view: two that are interpolated between, and what comes of it
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def predict_views(
             if not is_complete(part):
                 predict(model, view.turn(survey), part, **{**options, **view.options})
             seen.append(view.back(open_dataset(part)))
-        _merge(seen, survey, target, merge, threshold, record, overwrite)
+        memory = parse_bytes(options.get("memory", "2GB"))
+        _merge(seen, target, merge, threshold, record, overwrite, memory)
     return open_dataset(target)
 
 
@@ -295,14 +298,14 @@ def _halved(dim: str) -> tuple[Turn, Turn]:
 
 def _merge(
     seen: list[xr.Dataset],
-    survey: xr.Dataset,
     path: Place,
     merge: str,
     threshold: float | None,
     record: Mapping[str, Any],
     overwrite: bool,
+    memory: int,
 ) -> None:
-    """Write the largest or the mean of all views, block by block."""
+    """Write the largest or the mean of all views, as many blocks at once as the memory holds."""
     first = seen[0]
     variables, encoding, merged = {}, {}, {}
     for name, array in first.data_vars.items():
@@ -331,5 +334,9 @@ def _merge(
         Output.begin(path, template, encoding, record, overwrite) as output,
     ):
         targets = [output.array(name) for name in merged]
-        dask.array.store(list(merged.values()), targets, lock=False, scheduler="threads")
+        taken = _COPIES * (len(seen) + 1) * 4 * _EDGE**3
+        threads = max(1, min(os.cpu_count() or 1, memory // taken))
+        dask.array.store(
+            list(merged.values()), targets, lock=False, scheduler="threads", num_workers=threads
+        )
         output.commit()

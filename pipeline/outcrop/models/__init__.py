@@ -125,7 +125,7 @@ def load(
         if tasks is not None:
             state = _weights.only(state, model)
         others = {
-            f"{other}({', '.join(f'{k}={v!r}' for k, v in variant.items())})": partial(
+            " ".join([other, *(f"{k}={v!r}" for k, v in variant.items())]): partial(
                 item.make, **variant
             )
             for other, item in _ZOO.items()

@@ -178,8 +178,9 @@ def fill(
     with torch.device("meta"):
         count = {name: len(mismatches(make(), state)) for name, make in others.items()}
     best = min(count, key=lambda name: count[name], default=None)
-    if best is not None and count[best] == 0:
-        advice = f"they are those of {best}"
+    fitting = [name for name in others if count[name] == 0]
+    if fitting:
+        advice = f"they are those of {' or '.join(fitting)}"
     elif best is not None and count[best] < len(wrong):
         advice = f"the closest network is {best}, with {count[best]} differences"
     else:

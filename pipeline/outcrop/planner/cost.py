@@ -36,6 +36,9 @@ class Part:
     nodes: tuple[str, ...]
     inputs: tuple[str, ...]
 
+    def __hash__(self) -> int:
+        return hash((self.outputs, self.reduces, self.inputs))  # not the many nodes in between
+
     def kept(self, graph: Graph) -> tuple[str, ...]:
         """Tensors that are wanted on the tile itself."""
         reduced = (graph.nodes[name].operands[0] for name in self.reduces)

@@ -64,9 +64,16 @@ class Cuts:
         self.limit: float = math.inf
         self.shapes: Callable[[Part, Box], Iterable[Shape]] = lambda p, domain: [domain.shape]
         self._seconds: dict[Part, float] = {}
+        self._parts: dict[frozenset[str], list[Part]] = {}
 
     def parts(self, stored: set[str]) -> list[Part]:
         """Stages for these stored tensors, each after those whose results it reads."""
+        key = frozenset(stored)
+        if key not in self._parts:
+            self._parts[key] = self._divided(stored)
+        return self._parts[key]
+
+    def _divided(self, stored: set[str]) -> list[Part]:
         graph = self.graph
         groups: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         plain = {n for n in stored if not self._reduces(n)} - set(self.outputs)

@@ -72,7 +72,7 @@ class Draft:
     reductions : set of str
         Global values.
     sized : dict
-        Costs that drafts of the same task share.
+        Costs, and what each needs, that drafts share whose tasks differ in their budgets alone.
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ class Draft:
         cuts: Cuts,
         places: Mapping[str, str],
         reductions: set[str],
-        sized: dict[tuple[object, ...], list[Cost]],
+        sized: dict[tuple[object, ...], list[tuple[Cost, int]]],
     ) -> None:
         self.task, self.graph, self.costs, self.places = task, task.graph, costs, dict(places)
         self.reductions, self.sized = reductions, sized
@@ -99,17 +99,20 @@ class Draft:
         self.last = {n: i for i, p in enumerate(self.parts) for n in p.inputs}
         self.resident = self._resident()
         self.chosen: list[Cost] = []
+        self.needs: list[int] = []
         self.excess = 0
         if task.host_memory is not None and task.device != "cpu":
             self.excess = max(0, self.host - task.host_memory)
         for i in range(len(self.parts)):
             room, options = task.memory - self.resident[i], self.options(i)
-            fitting = [c for c in options if self.with_buffers(i, c) <= room]
+            fitting = [option for option in options if option[1] <= room]
             if fitting:
-                self.chosen.append(min(fitting, key=lambda c: c.seconds))
+                cost, need = min(fitting, key=lambda option: option[0].seconds)
             else:
-                self.chosen.append(min(options, key=lambda c: self.with_buffers(i, c)))
-                self.excess += self.used(i) - task.memory
+                cost, need = min(options, key=lambda option: option[1])
+                self.excess += need - room
+            self.chosen.append(cost)
+            self.needs.append(need)
 
     @property
     def seconds(self) -> float:
@@ -139,17 +142,17 @@ class Draft:
     def least(self) -> tuple[int, int]:
         """Smallest budget that these stages could do with, and the stage that asks for it."""
         found = [
-            self.resident[i] + min(self.with_buffers(i, c) for c in self.options(i))
+            self.resident[i] + min(need for _, need in self.options(i))
             for i in range(len(self.parts))
         ]
         return max((n, i) for i, n in enumerate(found))
 
     def used(self, i: int) -> int:
         """Memory while stage `i` runs."""
-        return self.resident[i] + self.with_buffers(i, self.chosen[i])
+        return self.resident[i] + self.needs[i]
 
     def _unbounded(self, i: int) -> float:
-        return min(c.seconds for c in self.options(i))
+        return min(cost.seconds for cost, _ in self.options(i))
 
     def bytes(self, name: str) -> int:
         """Room that a stored tensor takes."""
@@ -212,14 +215,15 @@ class Draft:
             return self.task.domain
         return self.graph.whole(part.kept(self.graph)[0])
 
-    def options(self, i: int) -> list[Cost]:
-        """Predictions for every shape of tile that is considered for stage `i`."""
+    def options(self, i: int) -> list[tuple[Cost, int]]:
+        """For every shape of tile that is considered for stage `i`: predictions, bytes needed."""
         part = self.parts[i]
         places = tuple(self.places.get(n, "") for n in (*part.inputs, *part.outputs))
         if (part, places) not in self.sized:
             domain = self.domain(part)
-            self.sized[part, places] = [
+            costs = (
                 self.costs.cost(part, domain, tile, self.places)
                 for tile in self.task.shapes(part, domain)
-            ]
+            )
+            self.sized[part, places] = [(c, self.with_buffers(i, c)) for c in costs]
         return self.sized[part, places]

@@ -102,13 +102,13 @@ def make_plan(
     if crew is not None and storage_mode == "auto":
         storage_mode = "disk"
         planner = _Planner(task, storage_mode, crew=crew)
-        stored, anew = planner.search(), _Planner(task, "none", planner.costs).search()
+        stored, anew = planner.search(), _Planner(task, "none", planner).search()
         draft = min(stored, anew, key=lambda d: (d.excess > 0, d.seconds))
     else:
         planner = _Planner(task, storage_mode, crew=crew)
         draft = planner.search()
     if draft.excess and host_memory is not None:
-        free = _Planner(replace(task, host_memory=None), storage_mode, planner.costs).search()
+        free = _Planner(replace(task, host_memory=None), storage_mode, planner).search()
         if not free.excess:
             raise MemoryBudgetError(
                 f"host_memory {format_bytes(host_memory)} is too small for "
@@ -130,21 +130,25 @@ class _Planner:
         self,
         task: Task,
         mode: StorageMode,
-        costs: Costs | None = None,
+        like: _Planner | None = None,
         crew: Crew | None = None,
     ) -> None:
         self.task, self.graph, self.mode = task, task.graph, mode
         there = mode == "cpu" and task.device == "cpu"  # host and device are one
         self.first = mode if mode in ("cpu", "disk") and not there else "device"
-        if costs is None and crew is not None:
-            costs = Costs(task.graph, crew.rates, task.itemsize, crew.workers)
-        self.costs = costs or Costs(task.graph, rates(task.device, task.dtype), task.itemsize)
+        # What is known of the same task with another budget holds for this one too.
+        if like is not None:
+            self.costs = like.costs
+        elif crew is not None:
+            self.costs = Costs(task.graph, crew.rates, task.itemsize, crew.workers)
+        else:
+            self.costs = Costs(task.graph, rates(task.device, task.dtype), task.itemsize)
         self.fixed = forced(task.graph)
         self.reductions = {
             n for n in self.fixed if isinstance(RULES[task.graph.nodes[n].op], Reduce)
         }
         self.cuts = Cuts(self.costs, task.outputs, self.first)
-        self.sized: dict[tuple[object, ...], list[Cost]] = {}
+        self.sized: dict[tuple[object, ...], list[tuple[Cost, int]]] = like.sized if like else {}
 
     def draft(self, places: Mapping[str, str]) -> Draft:
         return Draft(self.task, self.costs, self.cuts, places, self.reductions, self.sized)
@@ -184,7 +188,7 @@ class _Planner:
         """Smallest budget found for which there is a plan, in bytes, and what asks for it."""
 
         def planned(memory: int) -> Draft:
-            return _Planner(replace(self.task, memory=memory), self.mode, self.costs).search()
+            return _Planner(replace(self.task, memory=memory), self.mode, self).search()
 
         # As it is printed, so that what is named is what was tried.
         least = _megabytes(min(d.least for d in [tried, *self.lean][self.mode != "none" :])[0])
