@@ -317,7 +317,7 @@ def test_interrupted_and_resumed(how, mode, after, undisturbed, tmp_path):
     xr.testing.assert_identical(xr.open_zarr(path).load().drop_attrs(), whole)
 
 
-def test_resuming_with_something_else_is_refused_and_named(model, tmp_path):
+def test_resuming_with_something_else_is_refused_and_named(model, monkeypatch, tmp_path):
     path = tmp_path / "o.zarr"
     interrupt(path, signal.SIGKILL, 3)
     survey = make_survey((32, 24, 32))
@@ -329,6 +329,12 @@ def test_resuming_with_something_else_is_refused_and_named(model, tmp_path):
         outcrop.predict(model, make_survey((32, 24, 32), seed=9), path, **same)
     with pytest.raises(ResumeError, match="plan_sha256"):
         outcrop.predict(model, survey, path, tile=(16, 16, 24), storage_mode="disk")
+    with monkeypatch.context() as patch:
+        patch.setattr("outcrop.engine.prediction.__version__", "9.9")
+        with pytest.raises(
+            ResumeError, match=f"outcrop_version: '{outcrop.__version__}', now '9.9'"
+        ):
+            outcrop.predict(model, survey, path, **same)
     outcrop.predict(model, survey, path, overwrite=True, **same)
 
 

@@ -313,10 +313,13 @@ def test_a_killed_client_goes_on_and_tells_no_secret(s3, proxy, survey, local):
     assert [k for k in keys(s3, "c/") if ".lock" in k] == []
 
 
-@pytest.mark.parametrize("how", ["503", "drop"])
-def test_a_server_that_refuses_once(how, s3, proxy, survey, local):
-    target = f"s3://bucket/d/{how}"
-    proxy.how, proxy.only, proxy.refused = how, "/prediction/c/", 0
+@pytest.mark.parametrize(
+    ("how", "only"),
+    [("503", "/prediction/c/"), ("drop", "/prediction/c/"), ("503", "/survey/amplitude/c/")],
+)
+def test_a_server_that_refuses_once(how, only, s3, proxy, survey, local):
+    target = f"s3://bucket/d/{how}{len(only)}"
+    proxy.how, proxy.only, proxy.refused = how, only, 0
     proxy.refuse = 2 if how == "503" else 12  # s3fs asks five times itself
     with pytest.warns(patience.StorageRefused, match="trying again"):
         found = outcrop.predict(Normed().eval(), survey, target, **HOW)

@@ -12,6 +12,7 @@ import fnmatch
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -239,8 +240,8 @@ def naming_refusal(where: object, then: str) -> Iterator[None]:
     Raises
     ------
     OutcropError
-        If the disk, the quota or the largest size of a file is used up, or an object store
-        refuses. Other errors pass.
+        If the disk, the quota or the largest size of a file is used up, or the disk or an object
+        store refuses. That a file is there or is not passes, as do other errors.
     """
     try:
         yield
@@ -249,10 +250,8 @@ def naming_refusal(where: object, then: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutcropError(f"{where}: no space left ({error.strerror}); {then}") from error
-        remote = "://" in str(where)
-        if not remote or not refuses(error) or isinstance(error, FileExistsError):
-            raise
-        if isinstance(error, FileNotFoundError) and "bucket does not exist" not in str(error):
+        absent = isinstance(error, FileNotFoundError) and "bucket does not exist" not in str(error)
+        if absent or isinstance(error, FileExistsError) or not refuses(error):
             raise
         what = str(error).strip().partition("\n")[0]
         raise OutcropError(f"{where}: {kind(error)}: {what}; {then}") from error
@@ -274,7 +273,7 @@ def write_whole(where: Place, data: bytes) -> None:
     if isinstance(where, Remote):
         where.write_bytes(data)
         return
-    aside = where.with_name(f"{where.name}.{os.getpid()}.new")
+    aside = where.with_name(f"{where.name}.{uuid.uuid4().hex}.new")
     aside.write_bytes(data)
     os.replace(aside, where)
 

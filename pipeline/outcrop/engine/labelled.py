@@ -24,7 +24,8 @@ from ..graph import Box, Graph
 from ..graph.boxes import Lattice, Shape
 from ..models.card import Card, InputCard, OutputCard
 from ..models.normalization import Statistics
-from ..storage import Options
+from ..patience import patiently
+from ..storage import Options, naming_refusal
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -281,10 +282,14 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
     missing = volume.size - samples
 
     def compute(*values: Any) -> list[float]:
-        with naming_bad_chunk(volume):
+        def read() -> list[float]:
             if client is not None:
                 return [float(v) for v in client.gather(client.compute(list(values)))]
             return [float(v) for v in dask.compute(*values, scheduler="threads")]
+
+        then = "once that is mended, run the same command again"
+        with naming_bad_chunk(volume), naming_refusal(volume.name or "the survey", then):
+            return patiently(read)
 
     seen = lazy
     if live is not None and missing and samples:

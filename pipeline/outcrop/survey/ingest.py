@@ -18,6 +18,7 @@ from dask.system import CPU_COUNT
 from zarr.abc.codec import BytesBytesCodec
 from zarr.storage import MemoryStore
 
+from .. import __version__
 from ..errors import OutcropError, OutputExistsError, SurveyError
 from ..output import Output, PathLike, check_free
 from ..progress import track
@@ -175,6 +176,7 @@ def ingest(
     status = file.path.stat()
     record = {
         "command": "ingest",
+        "outcrop_version": __version__,
         "segy": [file.path.name, status.st_size, status.st_mtime_ns],
         "bytes": template.attrs["segy"]["bytes"],
         "domain": domain,
