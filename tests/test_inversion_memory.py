@@ -14,7 +14,7 @@ from outcrop.errors import MemoryBudgetError
 from outcrop.inversion.experiment import Options, set_up
 from outcrop.inversion.memory import batch_memory, choose
 
-# The growth of the resident set at its highest, over a batch, after a tiny one that loads libraries.
+# The growth of the resident set at its highest, over a batch, after one that loads libraries.
 MEASURED = """
 import json, sys
 from pathlib import Path
@@ -120,7 +120,7 @@ def test_batches_are_as_large_as_fit():
         assert chosen(room - 1).shots == 2
         assert chosen("40GB").shots == 40
         assert chosen("40GB", batch_size=7).shots == 7
-        with pytest.raises(MemoryBudgetError, match="7 shots take .* pass a smaller batch_size"):
+        with pytest.raises(MemoryBudgetError, match=r"7 shots take .* pass a smaller batch_size"):
             chosen(room, batch_size=7)
     finally:
         torch.set_num_threads(threads)
@@ -141,5 +141,5 @@ def test_batches_fit_the_worker_and_keep_all_busy():
         many = choose(*facts, memory=None, batch_size=None, client=client)
         assert 2 < many.shots < 2000
         assert many.peak_memory < 700e6
-        with pytest.raises(MemoryBudgetError, match="worker tcp://.* the plan takes"):
+        with pytest.raises(MemoryBudgetError, match=r"worker tcp://.* the plan takes"):
             choose(*facts, memory="4GB", batch_size=None, client=client)
