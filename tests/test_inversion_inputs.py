@@ -386,8 +386,8 @@ def test_shots_that_segy_cannot_tell(gathers, tmp_path):
     late = tmp_path / "late.sgy"
     write_shots(late, traces, sources, receivers, delay=100)
     shots = inversion.ingest_shots(late, tmp_path / "late.zarr", nonfinite="zero")
-    fails(SurveyError, "time starts at 0.1", inversion.invert, model((12, 60)), shots, out,
-          wavelet=inversion.ricker(12.0, 0.002, 40))  # fmt: skip
+    fails(SurveyError, "time starts at 0.1", inversion.invert, model((12, 60)), shots,
+          tmp_path / "o.zarr", wavelet=inversion.ricker(12.0, 0.002, 40))  # fmt: skip
     assert found.sizes["shot"] == 3
 
 
@@ -508,3 +508,26 @@ def test_the_workflow(tmp_path):
     assert found.vp.dims == ("depth", "crossline", "inline")
     assert float(found.misfit[-1]) < float(found.misfit[0])
     assert {p.suffix for p in tmp_path.iterdir()} == {".zarr", ".png"}
+
+
+def test_a_free_surface_reflects_with_the_other_sign():
+    """Two paths: the traces are those of a source and of its image above the surface."""
+    on = model((30, 40))
+    wavelet = inversion.ricker(14.0, 0.0015, 200)
+    dims = ("depth", "inline")
+    survey = inversion.positions([[60.0, 200.0]], [[90.0, 250.0]], wavelet, dims)
+    how = {"pml_width": 20, "precision": "float64"}
+    found = inversion.model_shots(on, survey, free_surface=True, **how).amplitude
+    deep = inversion.velocity(np.full((60, 40), 2000.0), 10.0, origin=(-300.0, 0.0))
+    direct, image = (
+        inversion.model_shots(
+            deep, inversion.positions([[z, 200.0]], [[90.0, 250.0]], wavelet, dims), **how
+        ).amplitude
+        for z in (60.0, -60.0)
+    )
+    largest = float(np.abs(found).max())
+    assert float(np.abs(image).max()) > 0.3 * largest
+    np.testing.assert_allclose(found, direct - image, atol=0.03 * largest)
+    near = inversion.positions([[0.0, 200.0]], [[90.0, 250.0]], wavelet, dims)
+    fails(GeometryError, "depth 0 m is too near to the free surface; put all at 10 m",
+          inversion.model_shots, on, near, free_surface=True)  # fmt: skip

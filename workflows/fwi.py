@@ -33,11 +33,11 @@ class Size(StrEnum):
 
 # Samples along depth, crossline and inline, sources, receivers, samples of a trace.
 SIZES = {
-    Size.tiny: ((12, 16, 16), (2, 2), (4, 4), 130),
-    Size.small: ((20, 32, 32), (2, 2), (14, 14), 220),
-    Size.large: ((32, 64, 64), (4, 4), (28, 28), 400),
+    Size.tiny: ((12, 16, 16), (2, 2), (4, 4), 160),
+    Size.small: ((20, 32, 32), (2, 2), (14, 14), 260),
+    Size.large: ((32, 64, 64), (4, 4), (28, 28), 480),
 }
-SPACING, STEP, FREQUENCY = 10.0, 0.0015, 14.0  # m, s, Hz
+SPACING, STEP, FREQUENCY = 10.0, 0.00125, 14.0  # m, s, Hz
 
 
 def models(shape: tuple[int, ...]) -> tuple:

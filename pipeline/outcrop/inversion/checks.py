@@ -12,7 +12,7 @@ from .acquisition import check_acquisition, time_step
 from .bands import highest_frequency
 from .gathers import Gathers
 from .model import Grid
-from .physics import EQUATIONS, load_deepwave
+from .physics import EQUATIONS, REACH, load_deepwave
 
 # Shots whose positions are looked at together.
 _PIECE = 64
@@ -155,6 +155,27 @@ def check_gathers(gathers: Gathers, grid: Grid, name: str) -> bool:
             _check_inside(gathers, grid, sources, everywhere, rest, "source")
             return between or bool((sources % 1).any())
     return between
+
+
+def check_surface(gathers: Gathers, grid: Grid, interpolated: bool) -> None:
+    """Raise `GeometryError` if a position is too near to a free surface.
+
+    On the surface itself there is no pressure. One between samples is spread over `REACH` of them.
+    """
+    nearest = REACH if interpolated else 1
+    for start in range(0, gathers.count, _PIECE):
+        shots = np.arange(start, min(start + _PIECE, gathers.count))
+        receivers, live = gathers.receivers(shots)
+        sources = gathers.sources(shots)
+        depths = np.concatenate([grid.cells(p)[:, 0] for p in (sources, receivers[live])])
+        if depths.min() < nearest:
+            depth = grid.origin[0] + depths.min() * grid.spacing[0]
+            least = grid.origin[0] + nearest * grid.spacing[0]
+            raise GeometryError(
+                f"shots {shots[0]} to {shots[-1]}: a position at depth {depth:g} m is too near to "
+                f"the free surface; put all at {least:g} m or deeper"
+                + (", or at samples of the model" if interpolated else "")
+            )
 
 
 def _check_inside(

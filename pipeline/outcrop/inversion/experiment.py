@@ -13,7 +13,14 @@ import xarray as xr
 
 from ..errors import ArgumentError, SurveyError
 from ..survey.geometry import check_choice
-from .checks import check_gathers, check_model, check_sampling, check_shots, check_times
+from .checks import (
+    check_gathers,
+    check_model,
+    check_sampling,
+    check_shots,
+    check_surface,
+    check_times,
+)
 from .gathers import Gathers, open_shots
 from .model import Grid, Model, grid_of, open_model
 from .physics import EQUATIONS, Physics, layer_frequency
@@ -209,7 +216,11 @@ def set_up(
     check_sampling(
         model, grid, options.equation, emitted, step, highest, options.accuracy, options.substeps
     )
-    between = check_gathers(Gathers(shots, grid.dims), grid, name)
+    gathers = Gathers(shots, grid.dims)
+    between = check_gathers(gathers, grid, name)
+    if options.free_surface:
+        vertical = "vertical" in (options.source, options.receiver)
+        check_surface(gathers, grid, between or vertical)
     physics = Physics(
         equation=options.equation,
         grid=grid,

@@ -23,7 +23,7 @@ from .memory import choose
 from .misfits import MISFITS
 from .model import Model, open_model
 from .optimisers import OPTIMISERS, Stepper
-from .selection import Selection
+from .selection import Selection, digest
 from .shaping import Shape
 from .shots import Shots as Job
 from .shots import cut
@@ -189,7 +189,7 @@ def invert(
         "bands": bands,
         "bounds": limits,
         "smoothing": smoothing,
-        "mask": None if allowed is None else selection.digest(allowed),
+        "mask": None if allowed is None else digest(allowed),
         "subset": subset,
         "encoding": encoding,
         "seed": seed,

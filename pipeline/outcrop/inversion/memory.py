@@ -63,7 +63,7 @@ def batch_memory(
         That fire together.
     """
     deepwave = load_deepwave()
-    shape, size = physics.grid.shape, physics.dtype.itemsize
+    shape, size = physics.shape, physics.dtype.itemsize
     names = _differentiated(physics, gradients)
     estimate = deepwave.estimate_memory(
         propagator=physics.equation,

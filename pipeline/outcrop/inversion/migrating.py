@@ -17,6 +17,7 @@ from .history import History, open_inversion
 from .inverting import check_traces
 from .memory import choose
 from .model import Model
+from .selection import digest
 from .shots import Shots as Job
 from .shots import cut
 from .tasks import Team
@@ -96,6 +97,7 @@ def migrate(
         "command": "migrate",
         "input": experiment.fingerprint(),
         "laplacian": laplacian,
+        "mask": None if mask is None else digest(mask.to_numpy()),
         **propagation.record(),
     }
     encoding = {"image": {"chunks": grid.shape, "_FillValue": None}}

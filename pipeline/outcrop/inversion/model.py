@@ -160,7 +160,7 @@ def _checked(model: xr.Dataset, name: str) -> xr.Dataset:
         raise SurveyError(
             f"{name}: vp is at most {kept['vp'][1].max():g}; it looks like km/s: multiply by 1000"
         )
-    return xr.Dataset(kept, {d: model[d] for d in dims})
+    return xr.Dataset(kept, {d: model[d] for d in dims if d in model.coords})
 
 
 def grid_of(model: xr.Dataset, name: str = "velocity") -> Grid:

@@ -21,6 +21,8 @@ from .model import Grid
 if TYPE_CHECKING:
     import deepwave
 
+# Samples on either side of a position between samples, over which it is spread.
+REACH = 4
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -96,8 +98,8 @@ class Physics:
         The highest that may occur, m/s. Fixed, as `frequency` is, so that every batch and every
         iteration has the same internal time step and the same absorbing layers.
     between : bool
-        Whether a source or a receiver lies between samples of the model, and all are
-        interpolated by Hicks' method.
+        Whether a source or a receiver lies between samples of the model. Then all are
+        interpolated [1]_, in all batches.
     accuracy : int
         Order in space: 2, 4, 6, 8.
     pml_width : int
@@ -115,6 +117,12 @@ class Physics:
         Keep it in 8 bits a value.
     checkpoint_segments : int, optional
         Into how many pieces the time is cut; wavefields are kept of one, others computed again.
+
+    References
+    ----------
+    .. [1] Hicks, G. J., 2002, Arbitrary source and receiver positioning in finite-difference
+       schemes using Kaiser windowed sinc functions: Geophysics, 67, 156-165,
+       https://doi.org/10.1190/1.1451454
     """
 
     equation: str
@@ -147,12 +155,45 @@ class Physics:
         return EQUATIONS[self.equation].parameters
 
     @property
+    def interpolated(self) -> bool:
+        """Whether positions are not those of samples; forces and velocities lie between them."""
+        return self.between or "vertical" in (self.source, self.receiver)
+
+    @property
     def pml_widths(self) -> list[int]:
         """For each face of the model, the top first."""
         widths = [self.pml_width] * (2 * len(self.grid.dims))
         if self.free_surface:
             widths[0] = 0
         return widths
+
+    @property
+    def margins(self) -> Tensor:
+        """Samples that the model is widened by at the start of each axis.
+
+        Interpolation spreads a position over samples on either side, which must be there. At its
+        edges the model goes on as it ends, which it does in the absorbing layers too.
+        """
+        margins = torch.full((len(self.grid.dims),), float(REACH if self.interpolated else 0))
+        if self.free_surface:
+            margins[0] = 0
+        return margins
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the model as it is propagated over, without absorbing layers."""
+        end = REACH if self.interpolated else 0
+        starts = self.margins.int().tolist()
+        return tuple(n + start + end for n, start in zip(self.grid.shape, starts, strict=True))
+
+    def _widened(self, values: Tensor) -> Tensor:
+        if not self.interpolated:
+            return values
+        starts = self.margins.int().tolist()
+        for axis, (n, start) in enumerate(zip(self.grid.shape, starts, strict=True)):
+            index = torch.arange(-start, n + REACH, device=values.device).clamp(0, n - 1)
+            values = values.index_select(axis, index)
+        return values
 
     def record(
         self,
@@ -196,7 +237,9 @@ class Physics:
         receivers: tuple[Tensor, Tensor],
     ) -> deepwave.PropagatorOutput:
         equation = EQUATIONS[self.equation]
-        values = [model[name] for name in equation.parameters]
+        values = [self._widened(model[name]) for name in equation.parameters]
+        sources = (sources[0], sources[1] + self.margins.to(sources[1]), sources[2])
+        receivers = (receivers[0] + self.margins.to(receivers[0]), receivers[1])
         if self.equation == "elastic":
             values = list(deepwave.vpvsrho_to_lambmubuoyancy(*values))
         into = _channel(self.source, self.grid, equation.pressure_source)
@@ -228,7 +271,7 @@ class Physics:
                 # Of use where Deepwave steps in between the samples of the traces.
                 freq_taper_frac=0.1,
                 time_pad_frac=0.1,
-                location_interpolation="hicks" if self.between else "none",
+                location_interpolation="hicks" if self.interpolated else "none",
                 **how,
             )
 

@@ -84,7 +84,7 @@ class Selection:
             for k in range(self.encoding)
         ]
 
-    @staticmethod
-    def digest(array: np.ndarray) -> str:
-        """Of an array, for a record."""
-        return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+def digest(array: np.ndarray) -> str:
+    """Of an array, for a record."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]

@@ -137,6 +137,7 @@ class _Planner:
         there = mode == "cpu" and task.device == "cpu"  # host and device are one
         self.first = mode if mode in ("cpu", "disk") and not there else "device"
         # What is known of the same task with another budget holds for this one too.
+        self.costs: Costs
         if like is not None:
             self.costs = like.costs
         elif crew is not None:

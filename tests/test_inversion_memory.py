@@ -1,0 +1,145 @@
+"""What a batch of shots takes in memory: a promise, and what batches are sized by."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from distributed import Client, LocalCluster
+
+from outcrop import inversion
+from outcrop.errors import MemoryBudgetError
+from outcrop.inversion.experiment import Options, set_up
+from outcrop.inversion.memory import batch_memory, choose
+
+# The growth of the resident set at its highest, over a batch, after one that loads libraries.
+MEASURED = """
+import json, sys
+from pathlib import Path
+import numpy as np, torch
+from outcrop.engine.memory import USUAL, keep_freed_memory, return_freed_memory
+from outcrop.inversion.evaluation import Evaluator
+from outcrop.inversion.experiment import Options, set_up
+from outcrop.inversion.memory import batch_memory
+from outcrop.inversion.shots import Shots, cut
+from outcrop.inversion.tasks import Team
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+folder, gradients, misfit, threads, options = json.loads(sys.argv[1])
+folder = Path(folder)
+torch.set_num_threads(threads)
+keep_freed_memory(USUAL)
+found = set_up(folder / "m.zarr", folder / "s.zarr", None, Options(**options), observed=True)
+model = {p: found.model[p].to_numpy() for p in found.physics.parameters}
+groups = [((shot, 1.0),) for shot in range(found.gathers.count)]
+with Team(Shots(found.physics, found.path, misfit), None) as team:
+    evaluate = Evaluator(team, folder / "evaluations", gradients)
+    evaluate(model, found.wavelet, None, cut(groups[:1], 1))
+    return_freed_memory()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    evaluate(model, found.wavelet, None, cut(groups, len(groups)))
+    grown = resident("VmHWM") - before
+promised = batch_memory(
+    found.physics, len(groups), found.gathers.receiver_count, tuple(gradients), threads
+)
+print(grown, promised)
+"""
+
+CUBE, SECTION = (24, 32, 32), (60, 100)
+CASES = {
+    "device": (CUBE, 120, ["vp"], "least_squares", 1, {}),
+    "two threads": (CUBE, 120, ["vp"], "least_squares", 2, {}),
+    "compressed": (CUBE, 120, ["vp"], "least_squares", 1, {"storage_compression": True}),
+    "disk": (CUBE, 120, ["vp"], "least_squares", 1, {"storage_mode": "disk"}),
+    "segments": (CUBE, 120, ["vp"], "least_squares", 1, {"checkpoint_segments": 4}),
+    "many samples": (SECTION, 3000, ["vp"], "envelope", 1, {"storage_mode": "disk"}),
+    "acoustic": (CUBE, 120, ["vp", "density"], "least_squares", 1, {"equation": "acoustic"}),
+    "elastic": (SECTION, 260, ["vp", "vs"], "correlation", 1, {"equation": "elastic"}),
+}
+
+
+def experiment(shape, samples, frequency=20.0, equation="scalar"):
+    """A uniform model, and shots of noise over it."""
+    others = {}
+    if equation != "scalar":
+        others["density"] = np.full(shape, 1000.0, dtype=np.float32)
+    if equation == "elastic":
+        others["vs"] = np.full(shape, 1200.0, dtype=np.float32)
+    model = inversion.velocity(np.full(shape, 2500.0, dtype=np.float32), 10.0, **others)
+    lateral = len(shape) - 1
+    shots = inversion.surface_grid(
+        model,
+        sources=(2,) * lateral,
+        receivers=(8, 8) if lateral == 2 else (60,),
+        wavelet=inversion.ricker(frequency, 0.0013, samples),
+    )
+    sizes = (shots.sizes["shot"], shots.sizes["receiver"], samples)
+    noise = np.random.default_rng(0).normal(size=sizes).astype(np.float32)
+    return model, shots.assign(amplitude=(("shot", "receiver", "time"), noise))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("case", CASES)
+def test_promise_of_memory(case, tmp_path):
+    """Never less than what is measured, and not much more."""
+    shape, samples, gradients, misfit, threads, options = CASES[case]
+    equation = options.get("equation", "scalar")
+    frequency = 9.5 if equation == "elastic" else 20.0
+    model, shots = experiment(shape, samples, frequency, equation)
+    model.to_zarr(tmp_path / "m.zarr", consolidated=False)
+    shots.to_zarr(tmp_path / "s.zarr", consolidated=False)
+    options = {**options, "pml_width": 8, "storage_path": str(tmp_path)}
+    argument = json.dumps([str(tmp_path), gradients, misfit, threads, options])
+    command = [sys.executable, "-c", MEASURED, argument]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    grown, promised = map(int, done.stdout.split())
+    assert grown <= promised <= 1.5 * grown, (grown, promised)
+
+
+def test_batches_are_as_large_as_fit():
+    model, shots = experiment((20, 30), 150)
+    found = set_up(model, shots, None, Options(pml_width=8), observed=True)
+    facts = (found.physics, 40, 60, ("vp",))
+    how = {"batch_size": None, "client": None}
+    room = batch_memory(found.physics, 3, 60, ("vp",), 1)
+
+    def chosen(memory, **more):
+        return choose(*facts, **{**how, "memory": memory, **more})
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert chosen(room).shots == 3
+        assert chosen(room - 1).shots == 2
+        assert chosen("40GB").shots == 40
+        assert chosen("40GB", batch_size=7).shots == 7
+        with pytest.raises(MemoryBudgetError, match=r"7 shots take .* pass a smaller batch_size"):
+            chosen(room, batch_size=7)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_batches_fit_the_worker_and_keep_all_busy():
+    model, shots = experiment((20, 30), 150)
+    found = set_up(model, shots, None, Options(pml_width=8), observed=True)
+    facts = (found.physics, 4000, 60, ("vp",))
+    how = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": "700MB"}
+    with (
+        LocalCluster(host="127.0.0.1", dashboard_address=None, **how) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(2)
+        few = choose(found.physics, 4, 60, ("vp",), memory=None, batch_size=None, client=client)
+        assert few.shots == 2
+        many = choose(*facts, memory=None, batch_size=None, client=client)
+        assert 2 < many.shots < 2000
+        assert many.peak_memory < 700e6
+        with pytest.raises(MemoryBudgetError, match=r"worker tcp://.* the plan takes"):
+            choose(*facts, memory="4GB", batch_size=None, client=client)
