@@ -466,11 +466,11 @@ def test_the_shipped_weights_find_the_faults_of_a_new_survey():
     folder = Path(outcrop.models.__file__).parent / "shipped"
     assert all(p.stat().st_size < 4e6 for p in folder.iterdir())
     model = outcrop.models.load("faultseg3d", weights="synthetic-v1")
-    made = random_survey((64, 64, 64), 424_242, ranges={"noise": (0.2, 0.2)}, labels=("fault",))
+    made = random_survey((64, 64, 128), 424_242, ranges={"noise": (0.2, 0.2)}, labels=("fault",))
     x = made.amplitude.to_numpy()
     with torch.inference_mode():
         y = model(torch.from_numpy(((x - x.mean()) / x.std()).T[None, None].copy()))
-    dice = binary_f1_score(y[0, 0].T, torch.from_numpy(made.fault.to_numpy()))
+    dice = binary_f1_score(y[0, 0].permute(2, 1, 0), torch.from_numpy(made.fault.to_numpy()))
     assert dice > 0.6
     with pytest.raises(WeightsError, match="of faultseg3d, not of faultssl"):
         outcrop.models.load("faultssl", weights="synthetic-v1")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from matplotlib.figure import Figure
@@ -134,7 +135,7 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
         with torch.inference_mode():
             found = module(sample["input"][None])
         image = _middle(sample["input"][0], module)
-        reach = float(image.abs().quantile(0.98))
+        reach = float(np.quantile(np.abs(image), 0.98))
         low = 0.0 if image.min() >= 0 else -reach
         column[0].imshow(image, cmap="gray", vmin=low, vmax=reach, aspect="auto")
         for i, name in enumerate(labels):
@@ -152,13 +153,13 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
     save(figure, path)
 
 
-def _middle(values: Tensor, module: TrainingModule) -> Tensor:
+def _middle(values: Tensor, module: TrainingModule) -> np.ndarray:
     """Section through the middle, time downwards."""
     card: Card = module.model.card  # type: ignore[assignment]
     for axis in reversed(range(values.ndim)):
         if values.ndim > 2 and card.axes[axis] == "inline":
             values = values.select(axis, values.shape[axis] // 2)
-    return values
+    return values.numpy()
 
 
 def _versions() -> dict[str, str]:
