@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
+import dask
 import pytest
 import torch
 import typer.main
@@ -33,7 +34,9 @@ import empty  # noqa: E402
 
 @pytest.fixture(scope="module")
 def client():
-    with connect("local", workers=2) as made:
+    # Logs of the scheduler, which soon grow no more.
+    short = {"distributed.admin.log-length": 50, "distributed.admin.low-level-log-length": 50}
+    with dask.config.set(short), connect("local", workers=2) as made:
         yield made
 
 

@@ -256,7 +256,8 @@ def prepared(
     made = plan is None
     if plan is None:
         begun = None if overwrite else _begun(path, graph, wanted)
-        plan = begun or _plan(graph, framed, wanted, client, storage_path or Path(path).parent)
+        beside = os.fspath(path).rpartition("/")[0] or os.curdir
+        plan = begun or _plan(graph, framed, wanted, client, storage_path or beside)
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
     if client is not None and "device" in plan.places.values():
