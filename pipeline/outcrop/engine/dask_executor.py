@@ -153,7 +153,7 @@ class _Run:
                     continue
                 self._take_in(next(running))
         finally:
-            with contextlib.suppress(*_GONE, ValueError):
+            with contextlib.suppress(Exception):  # of a client that is closed, all kinds
                 self.client.unsubscribe_topic("all")
             with contextlib.suppress(*_GONE):
                 self.client.cancel(list(running.futures))
@@ -182,7 +182,7 @@ class _Run:
         sha = hashlib.sha256(repr((str(places.device), sorted(weights))).encode())
         for _, value in sorted(weights.items()):
             sha.update(repr((value.dtype, value.shape)).encode())
-            sha.update(value.flatten().view(torch.uint8).numpy().tobytes())
+            sha.update(value.detach().flatten().view(torch.uint8).numpy().tobytes())
         digest = sha.hexdigest()
         if digest not in self.networks:
             self.networks[digest] = f"outcrop-{digest[:16]}-{id(self):x}"

@@ -137,9 +137,14 @@ class Evaluation:
 
     def _share(self, i: int) -> float:
         """Of the whole work that a tile of stage `i` is."""
-        plan, stage = self.places.plan, self.places.plan.stages[i]
-        whole = plan.operations * (self.places.sections or 1)
-        return stage.operations / whole / stage.count if whole else 0.0
+        plan, stage, volumes = (
+            self.places.plan,
+            self.places.plan.stages[i],
+            self.places.sections or 1,
+        )
+        if not plan.operations:
+            return 1 / sum(each.count for each in plan.stages) / volumes
+        return stage.operations / plan.operations / stage.count / volumes
 
     def _tell_begin(self, tiles: int, finished: Sequence[int]) -> None:
         plan, done = self.places.plan, Counter(finished)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
 from torch import nn
 
+from ..arrays import open_dataset
 from ..errors import ArgumentError, OutputExistsError
-from ..output import is_complete
+from ..output import PathLike, is_complete
 from ..progress import ProgressBar
+from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
 from .labelled import Volume, all_statistics, frame
 from .prediction import identity, predict, prepared
 
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Paths = PathLike | Sequence[PathLike]
 
 
 def predict_all(
@@ -53,7 +54,7 @@ def predict_all(
     OutcropError
         As `predict` does.
     """
-    targets = _targets(surveys, paths)
+    targets = _targets(surveys, paths, options.get("storage_options"))
     if options.pop("progress", False):
         options["listeners"] = [*options.get("listeners", ()), ProgressBar()]
     defaults = {k: v for k, v in (predict.__kwdefaults__ or {}).items() if k != "progress"}
@@ -82,18 +83,19 @@ def predict_all(
             from .dask_executor import run_dask
 
             run_dask(client, evaluations())
-    return [xr.open_zarr(path) for path in targets]
+    return [open_dataset(path) for path in targets]
 
 
-def _targets(surveys: Sequence[Volume], paths: Paths) -> list[Path]:
-    if isinstance(paths, (str, os.PathLike)):
-        names = [
-            Path(s).name if isinstance(s, (str, os.PathLike)) else f"{i}.zarr"
+def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -> list[Place]:
+    named = (str, os.PathLike, Remote)
+    if isinstance(paths, named):
+        folder = place(paths, options)
+        targets: list[Place] = [
+            folder / (place(s).name if isinstance(s, named) else f"{i}.zarr")
             for i, s in enumerate(surveys)
         ]
-        targets = [Path(paths) / name for name in names]
     else:
-        targets = [Path(path) for path in paths]
+        targets = [place(path, options) for path in paths]
     if len(targets) != len(surveys) or len(set(targets)) != len(targets):
         raise ArgumentError(
             f"paths: {len(set(targets))} different ones for {len(surveys)} surveys; give one for "
@@ -102,13 +104,13 @@ def _targets(surveys: Sequence[Volume], paths: Paths) -> list[Path]:
     return targets
 
 
-def _check_same(model: nn.Module, survey: Volume, path: Path, how: dict[str, Any]) -> None:
+def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, Any]) -> None:
     """Raise unless the Zarr at a path is the prediction that is asked for."""
-    framed = frame(model, survey, how["direction"], stacked=True)
+    framed = frame(model, survey, how["direction"], how["storage_options"], stacked=True)
     _, fingerprint = all_statistics(framed, how["client"])
     precision = how["plan"].dtype if how["plan"] else how["precision"]
     wanted = identity(model, framed, fingerprint, precision, how["direction"], how["threshold"])
-    found = xr.open_zarr(path).attrs
+    found = open_dataset(path).attrs
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
     if other:
         raise OutputExistsError(

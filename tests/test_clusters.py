@@ -1,0 +1,180 @@
+"""Plans for clusters, scheduling at scale, and the scripts for SLURM and Kubernetes."""
+
+import py_compile
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cloudpickle
+import dask
+import pytest
+import torch
+import typer.main
+import yaml
+from torch import nn
+
+import outcrop
+from outcrop.cli.main import app
+from outcrop.cluster import connect, crew_of
+from outcrop.engine.dask_executor import run_dask
+from outcrop.engine.whole import example
+from outcrop.events import Stage, Tile
+from outcrop.graph import capture
+from outcrop.planner import make_plan
+from outcrop.planner.rates import _CPU, Crew, remembered
+from test_predict import make_survey
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import empty  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def client():
+    # Logs of the scheduler, which soon grow no more.
+    short = {"distributed.admin.log-length": 50, "distributed.admin.low-level-log-length": 50}
+    with dask.config.set(short), connect("local", workers=2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def graph():
+    """Convolutions that are dear, after one that reduces the grid: worth storing."""
+    torch.manual_seed(0)
+    layers = [nn.Conv3d(1, 32, 3, padding=1), nn.ReLU()]
+    for _ in range(6):
+        layers += [nn.Conv3d(32, 32, 5, padding=2), nn.ReLU()]
+    layers.append(nn.Conv3d(32, 1, 3, padding=1))
+    return capture(nn.Sequential(*layers).eval(), [example((1, 1, 128, 128, 128), torch.float32)])[
+        0
+    ]
+
+
+def crew(workers=2, memory=None, disk=1e9):
+    return Crew(workers, memory, replace(_CPU, disk=disk))
+
+
+def test_auto_stores_where_the_store_is_fast_enough(graph):
+    fast = make_plan(graph, memory=10**9, crew=crew(disk=1e12))
+    slow = make_plan(graph, memory=10**9, crew=crew(disk=1e5))
+    assert set(fast.places.values()) == {"disk"}
+    assert not slow.places
+    for disk, chosen in ((1e12, fast), (1e5, slow)):
+        for mode in ("disk", "none"):
+            other = make_plan(graph, memory=10**9, storage_mode=mode, crew=crew(disk=disk))
+            assert chosen.seconds <= other.seconds
+
+
+def test_a_plan_fits_each_worker_and_occupies_all(graph):
+    plan = make_plan(graph, memory=10**9, crew=crew(memory=3 * 10**8))
+    assert plan.peak_memory <= plan.memory == 3 * 10**8
+    few, many = (make_plan(graph, memory=8 * 10**9, crew=crew(workers=n)) for n in (1, 16))
+    assert min(stage.count for stage in many.stages) >= 16
+    assert many.seconds < few.seconds / 8
+
+
+def test_the_crew_is_measured_once(client, tmp_path, monkeypatch):
+    monkeypatch.setenv("OUTCROP_CACHE", str(tmp_path / "cache"))
+    found = crew_of(client, "cpu", "float32", str(tmp_path / "store"))
+    assert found.workers == 2
+    assert found.memory > 0
+    assert 1e6 < found.rates.disk < 1e11
+    assert not list((tmp_path / "store").iterdir())
+
+    def again(file, key, measure, suits):
+        return remembered(file, key, lambda: pytest.fail("measured again"), suits)
+
+    monkeypatch.setattr("outcrop.planner.rates.remembered", again)
+    assert crew_of(client, "cpu", "float32", str(tmp_path / "store")).rates == found.rates
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("outcrop.planner.rates.remembered", lambda f, k, measure, s: measure())
+    with pytest.raises(outcrop.OutcropError, match=r"worker tcp://.*: cannot write in .*file/x"):
+        crew_of(client, "cpu", "float32", str(tmp_path / "file" / "x"))
+
+
+def test_predict_plans_for_the_workers(client, tmp_path):
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 1, 1)).eval()
+    survey = make_survey((40, 32, 32))
+    heard = []
+    outcrop.predict(network, survey, tmp_path / "o.zarr", client=client, listeners=[heard.append])
+    assert heard[0].stages[-1]["tiles"] >= 2
+    assert len({e.worker for e in heard if isinstance(e, Tile)}) == 2
+
+
+def test_very_many_tiles_take_little_of_client_and_scheduler(client, tmp_path, monkeypatch):
+    """The scheduler lives in this process, too."""
+    tiles, sent, submit = 5000, [], client.submit
+
+    def measured(*arguments, **options):
+        sent.append((len(cloudpickle.dumps(arguments[1:])), len(arguments[6])))
+        return submit(*arguments, **options)
+
+    monkeypatch.setattr(client, "submit", measured)
+    memory, heard = empty.Memory(tiles // 10), []
+    whole = empty.evaluation(
+        tiles,
+        tmp_path / "o.zarr",
+        [memory, lambda e: isinstance(e, Stage) and heard.append(e)],
+    )
+    run_dask(client, [whole])
+    assert memory.tiles == sum(count for _, count in sent) == tiles
+    assert len(heard) == 1
+    # What grows with the tiles would have grown by less than 200 MB for 200,000.
+    growth = memory.resident[-1] - memory.resident[2]
+    assert growth * 200_000 / (0.7 * tiles) < 200e6
+    assert all(size < 500 + 200 * count for size, count in sent)
+    assert max(size for size, _ in sent) < 20_000
+
+
+# The scripts
+
+
+def options_of(command):
+    if command[0] == "outcrop":
+        known = typer.main.get_command(app).commands[command[1]].params
+        return {option for parameter in known for option in parameter.opts}
+    help_text = subprocess.run(
+        [sys.executable, "-m", "dask", command[1], "--help"], capture_output=True, text=True
+    ).stdout
+    return set(re.findall(r"--[a-z-]+", help_text))
+
+
+def test_slurm_script_uses_options_that_exist():
+    script = ROOT / "workflows" / "slurm.sh"
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    lines = script.read_text().replace("\\\n", " ").splitlines()
+    commands = [
+        re.search(r"(outcrop|dask) .*?(?= &|$)", line)[0] for line in lines if line[:4] == "srun"
+    ]
+    assert len(commands) == 3
+    for command in map(shlex.split, commands):
+        used = {word for word in command if word.startswith("--")}
+        assert used <= options_of(command), command
+
+
+@pytest.mark.parametrize("name", ["slurm.py", "kubernetes.py"])
+def test_scripts_compile_and_call_what_exists(name):
+    script = ROOT / "workflows" / name
+    py_compile.compile(str(script), doraise=True)
+    for attribute in re.findall(r"outcrop\.([a-zA-Z.]+)", script.read_text()):
+        found = outcrop
+        for part in attribute.split("."):
+            found = getattr(found, part)
+
+
+def test_kubernetes_file_is_what_the_operator_takes():
+    spec = yaml.safe_load((ROOT / "workflows" / "kubernetes.yaml").read_text())
+    assert spec["apiVersion"] == "kubernetes.dask.org/v1"
+    assert spec["kind"] == "DaskCluster"
+    (worker,), (scheduler,) = (
+        spec["spec"][role]["spec"]["containers"] for role in ("worker", "scheduler")
+    )
+    assert worker["image"] == scheduler["image"]
+    assert {a for a in worker["args"] if a.startswith("--")} <= options_of(worker["args"])
+    ports = {p["name"]: p["containerPort"] for p in scheduler["ports"]}
+    service = spec["spec"]["scheduler"]["service"]
+    assert {p["name"]: p["port"] for p in service["ports"]} == ports
+    assert service["selector"]["dask.org/cluster-name"] == spec["metadata"]["name"]

@@ -1,0 +1,18 @@
+#!/bin/bash
+# Faults of a survey in one SLURM job: the scheduler, a worker for each GPU, and the client.
+#
+#     sbatch slurm.sh survey.zarr faults.zarr w.pth
+#
+# Submitted again with the same line, an unfinished prediction goes on where it stopped.
+#SBATCH --ntasks=10 --cpus-per-task=8 --gpus=8 --time=12:00:00
+set -euo pipefail
+survey=$1 out=$2 weights=$3
+file=$PWD/scheduler-$SLURM_JOB_ID.json
+
+srun --exact -n1 --gpus=0 dask scheduler --scheduler-file "$file" &
+srun --exact -n8 --gpus-per-task=1 dask worker --scheduler-file "$file" --nthreads 1 \
+    --resources GPU=1 --no-dashboard &
+until [ -f "$file" ]; do sleep 1; done
+srun --exact -n1 --gpus=0 outcrop predict "$survey" "$out" --model faultseg3d \
+    --weights "$weights" --device cuda --memory 60GB --cluster "$file" \
+    --log-json "$out.log.jsonl"
