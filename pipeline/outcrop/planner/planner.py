@@ -120,7 +120,7 @@ class _Planner:
         there = mode == "cpu" and task.device == "cpu"  # host and device are one
         self.first = mode if mode in ("cpu", "disk") and not there else "device"
         # What is known of the same task with another budget holds for this one too.
-        self.costs = (
+        self.costs: Costs = (
             like.costs if like else Costs(task.graph, rates(task.device, task.dtype), task.itemsize)
         )
         self.fixed = forced(task.graph)
