@@ -59,7 +59,8 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # which typer makes of Ctrl-C
             raise
-        typer.echo("interrupted; the same command goes on where it stopped", err=True)
+        how = "with --resume " if "train" in sys.argv else ""
+        typer.echo(f"interrupted; the same command {how}goes on where it stopped", err=True)
         sys.exit(130)
 
 

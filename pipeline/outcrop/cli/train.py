@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -130,7 +131,8 @@ def command(
         overwrite=overwrite,
         progress=True,
     )
-    typer.echo(f"{out / 'weights.safetensors'}: the best weights; {out / 'training.json'}: how")
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # once, of several processes
+        typer.echo(f"{out / 'weights.safetensors'}: the best weights; {out / 'training.json'}: how")
 
 
 def _numbers(crop: str) -> int | tuple[int, ...]:

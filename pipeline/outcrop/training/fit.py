@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -250,9 +251,12 @@ def fit(
             enable_model_summary=False,
             deterministic="warn" if accelerator != "cpu" and torch.cuda.is_available() else None,
         )
-        trainer.fit(module, train, check, ckpt_path=folder / LAST if resume else None)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, train, check, ckpt_path=folder / LAST if resume else None)
+        except SystemExit:  # which Lightning makes of Ctrl-C
+            signal.signal(signal.SIGINT, interrupt)
+            raise KeyboardInterrupt from None
         return finish(folder, module, check, trainer)
 
 
@@ -372,6 +376,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", module="lightning")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", module="torchmetrics")
+            warnings.filterwarnings("ignore", message="Grad strides do not match")
             yield
     finally:
         logger.setLevel(level)

@@ -27,7 +27,7 @@ def random_noise(
         Amplitude spectrum of the signal, of the frequency in Hz; the noise is whitened: it has
         the square root of it.
     smoothing : int
-        How often it is averaged with its neighbouring traces (1/4, 1/2, 1/4).
+        As for `smooth`.
 
     Returns
     -------
@@ -35,10 +35,7 @@ def random_noise(
         float32.
     """
     grain = rng.standard_normal(tuple(shape), dtype=np.float32)
-    for _ in range(smoothing):
-        for axis in (0, 1):
-            inner = np.moveaxis(grain, axis, 0)
-            inner[1:-1] = 0.5 * inner[1:-1] + 0.25 * (inner[:-2] + inner[2:])
+    smooth(grain, smoothing)
     filter_traces(grain, [lambda f: np.sqrt(np.abs(spectrum(f)))])
     return unit(grain)
 
@@ -107,6 +104,14 @@ def smooth_field(rng: np.random.Generator, shape: Sequence[int], nodes: int) -> 
         weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(nodes))).astype(np.float32)
         field = np.moveaxis(np.tensordot(weights, field, (1, axis)), 0, axis)
     return np.ascontiguousarray(field)
+
+
+def smooth(volume: Array, times: int) -> None:
+    """Average every trace with its neighbours (1/4, 1/2, 1/4) along both axes, in place."""
+    for _ in range(times):
+        for axis in (0, 1):
+            inner = np.moveaxis(volume, axis, 0)
+            inner[1:-1] = 0.5 * inner[1:-1] + 0.25 * (inner[:-2] + inner[2:])
 
 
 def unit(volume: Array) -> Array:

@@ -32,6 +32,7 @@ RANGES: Ranges = {
     "layer_thickness": (1.5, 4.0),
     "peak_frequency": (16.0, 48.0),
     "loss": (0.65, 1.0),  # peak frequency at the bottom over that at the top
+    "lateral_smoothing": (-3, 7),  # times; below 0 is never
     "amplitude_variation": (0.0, 0.5),
     "noise": (0.0, 0.7),
     "coherent_noise": (0.0, 0.4),
@@ -70,6 +71,7 @@ def random_survey(
     def draw(name: str) -> float:
         return float(rng.uniform(*ranges[name]))
 
+    blur = max(0, round(draw("lateral_smoothing")))
     peak = math.exp(rng.uniform(*np.log(ranges["peak_frequency"])))
     return synthetic_survey(
         shape,
@@ -83,7 +85,8 @@ def random_survey(
         phase=float(rng.choice([0.0, rng.uniform(-180, 180)])),
         amplitude_variation=draw("amplitude_variation"),
         noise=draw("noise"),
-        noise_smoothing=int(rng.integers(6)),
+        lateral_smoothing=blur,
+        noise_smoothing=blur + int(rng.integers(5)),
         coherent_noise=draw("coherent_noise") * float(rng.integers(2)),
         footprint=draw("footprint") * float(rng.integers(2)),
         labels=labels,

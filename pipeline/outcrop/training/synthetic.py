@@ -32,7 +32,7 @@ from ..errors import OutputExistsError
 from .geology import FINE, Array, Fault, Fold, draw_faults, reflectivity, sine_cosine
 from .noise import coherent_noise as plane_events
 from .noise import footprint as stripes
-from .noise import random_noise, smooth_field, unit
+from .noise import random_noise, smooth, smooth_field, unit
 from .wavelets import SAMPLE_INTERVAL, WAVELETS, filter_traces, ricker_spectrum
 
 LABELS = ("fault", "fault_dip", "fault_strike", "rgt", "dhr")
@@ -53,6 +53,7 @@ def synthetic_survey(
     peak_frequency: float | tuple[float, float] = 32.0,
     wavelet: str = "ricker",
     phase: float = 0.0,
+    lateral_smoothing: int = 0,
     amplitude_variation: float = 0.0,
     noise: float = 0.2,
     noise_smoothing: int = 1,
@@ -82,6 +83,9 @@ def synthetic_survey(
         Its kind.
     phase : float
         Of the wavelet, in degrees.
+    lateral_smoothing : int
+        How often the image is averaged with its neighbouring traces: n times widen a break to
+        about 2.4 √(n/2) traces, as the lateral resolution of migration does.
     amplitude_variation : float
         Standard deviation of the logarithm of a gain that varies smoothly through the volume.
     noise, coherent_noise : float
@@ -152,6 +156,7 @@ def synthetic_survey(
         return turn * kind(frequency, peak_frequency)
 
     filter_traces(amplitude, [partial(signal, peak_frequency=p) for p in peaks])
+    smooth(amplitude, lateral_smoothing)
     if amplitude_variation:
         amplitude *= np.exp(amplitude_variation * smooth_field(rng, shape, 4))
     unit(amplitude)
