@@ -34,7 +34,7 @@ OTHER = {
     "folding": (0.3, 1.2),
     "layer_thickness": (2.0, 3.5),
     "peak_frequency": (20.0, 40.0),
-    "noise": (0.1, 0.6),
+    "noise": (0.1, 0.5),
 }
 OTHER_SHAPE = (112, 128, 144)
 

@@ -198,3 +198,71 @@ def test_segy_is_not_overwritten_unasked(survey, tmp_path):
     with pytest.raises(OutputExistsError, match=r"s\.sgy"):
         write_segy(survey, path)
     write_segy(survey, path, overwrite=True)
+
+
+@pytest.mark.parametrize(("fault", "dip", "strike"), [(PLANE, 65, 20), (BENT, 110, 20)])
+def test_angles_are_those_of_the_faults(fault, dip, strike):
+    made = synthetic_survey(SHAPE, seed=5, faults=[fault], noise=0.0)
+    on = made.fault.values
+    found = {name: made[name].values for name in ("fault_dip", "fault_strike")}
+    assert all((values[~on] == 0).all() for values in found.values())
+    bend = dict.fromkeys(found, 0.5 if fault is PLANE else 12)
+    np.testing.assert_allclose(found["fault_dip"][on], dip, atol=bend["fault_dip"])
+    np.testing.assert_allclose(found["fault_strike"][on], strike, atol=bend["fault_strike"])
+    # In the middle of the surface they are exactly these, however it is bent.
+    x, y, z = (np.array([c]) for c in fault.centre)
+    np.testing.assert_allclose(np.ravel(fault.attitude(x, y, z)), (dip, strike), atol=1e-9)
+
+
+def spectrum(values):
+    power = (np.abs(np.fft.rfft(values)) ** 2).mean((0, 1))
+    return np.fft.rfftfreq(values.shape[2], 0.004), power
+
+
+def test_an_ormsby_wavelet_keeps_to_its_band_and_a_phase_is_a_phase():
+    shape = (12, 12, 256)
+    made = synthetic_survey(shape, 1, peak_frequency=30.0, wavelet="ormsby", noise=0.0)
+    frequency, power = spectrum(made.amplitude.values)
+    outside = (frequency < 0.2 * 30) | (frequency > 2.1 * 30)
+    assert power[outside].sum() < 0.01 * power.sum()
+    turned = synthetic_survey(
+        shape, 1, peak_frequency=30.0, wavelet="ormsby", noise=0.0, phase=90.0
+    )
+    both = [a.amplitude.values[:, :, 30:-30].ravel() for a in (made, turned)]
+    assert abs(np.corrcoef(*both)[0, 1]) < 0.05
+    np.testing.assert_allclose(spectrum(turned.amplitude.values)[1].sum(), power.sum(), rtol=0.02)
+
+
+def test_frequency_falls_with_depth_and_the_sharp_image_has_twice_as_much():
+    made = synthetic_survey((16, 16, 512), 2, peak_frequency=(40.0, 20.0), noise=0.0)
+
+    def mean(values):
+        frequency, power = spectrum(values)
+        return (frequency * power).sum() / power.sum()
+
+    amplitude, dhr = made.amplitude.values, made.dhr.values
+    top, bottom = mean(amplitude[:, :, :170]), mean(amplitude[:, :, -170:])
+    assert bottom < 0.75 * top
+    assert 1.5 * top < mean(dhr[:, :, :170]) < 2.4 * top
+
+
+def test_lateral_smoothing_widens_breaks():
+    sharp, smooth = (
+        synthetic_survey(SHAPE, 6, faults=[PLANE], noise=0.0, lateral_smoothing=n).amplitude.values
+        for n in (0, 6)
+    )
+    steps = [np.abs(np.diff(a, axis=1)).max() for a in (sharp, smooth)]
+    assert steps[1] < 0.6 * steps[0]
+
+
+@pytest.mark.parametrize("kind", ["coherent_noise", "footprint", "amplitude_variation"])
+def test_what_lies_over_the_signal_is_as_strong_as_asked(kind):
+    clean, noisy = (
+        synthetic_survey(SHAPE, 2, noise=0.0, **{kind: n}).amplitude.values for n in (0.0, 0.4)
+    )
+    correlation = np.corrcoef(clean.ravel(), noisy.ravel())[0, 1]
+    if kind == "coherent_noise":
+        assert correlation == pytest.approx(1 / np.sqrt(1 + 0.4**2), abs=0.02)
+    else:  # gains: they change amplitudes, never a sign
+        assert 0.7 < correlation < 0.999
+        assert ((clean * noisy)[np.abs(clean) > 1e-3] >= 0).all()

@@ -30,12 +30,12 @@ RANGES: Ranges = {
     "folding": (0.1, 1.4),
     "tilt": (0.0, 0.4),
     "layer_thickness": (1.5, 4.0),
-    "peak_frequency": (16.0, 48.0),
+    "peak_frequency": (18.0, 48.0),
     "loss": (0.65, 1.0),  # peak frequency at the bottom over that at the top
-    "lateral_smoothing": (-3, 7),  # times; below 0 is never
+    "lateral_smoothing": (-3, 5),  # times; below 0 is never
     "amplitude_variation": (0.0, 0.5),
-    "noise": (0.0, 0.7),
-    "coherent_noise": (0.0, 0.4),
+    "noise": (0.0, 0.5),
+    "coherent_noise": (0.0, 0.3),
     "footprint": (0.0, 0.25),
 }
 
