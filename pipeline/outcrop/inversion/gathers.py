@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from ..arrays import open_for_writing
 from ..errors import SurveyError
 from ..output import is_complete, is_unfinished
 
@@ -90,7 +91,7 @@ class Gathers:
     def write(self, shots: np.ndarray, traces: np.ndarray) -> None:
         """Write the traces of shots."""
         assert isinstance(self.source, Path)
-        array = zarr.open_array(self.source / "amplitude", mode="r+")
+        array = open_for_writing(self.source / "amplitude")
         for shot, gather in zip(shots, traces, strict=True):
             array[int(shot)] = gather
 

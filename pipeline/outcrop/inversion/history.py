@@ -16,10 +16,12 @@ import xarray as xr
 
 from .. import __version__
 from ..errors import SurveyError
-from ..output import Output, is_complete, is_unfinished
+from ..output import Output, aside_of, is_complete, is_unfinished
 from ..storage import on_disk
 from .experiment import Experiment
 from .physics import Physics
+
+_BATCH_SIZE = "batch_size"
 
 
 def begin(
@@ -100,20 +102,26 @@ def open_inversion(path: str | os.PathLike[str]) -> xr.Dataset:
     return xr.open_zarr(path, consolidated=False)
 
 
+def begun_with(path: Path) -> int | None:
+    """Size of the batches of an unfinished output: others would round otherwise."""
+    kept = aside_of(path) / _BATCH_SIZE
+    return int(kept.read_text()) if is_unfinished(path) and kept.exists() else None
+
+
 class History:
     """Reads and writes the iterations of an output that is not yet whole.
 
     Parameters
     ----------
     output : Output
-    parameters : sequence of str
-        That change.
+    batch_size : int
+        Of its batches.
     """
 
-    def __init__(self, output: Output, parameters: Sequence[str]) -> None:
-        self.output, self.parameters = output, tuple(parameters)
-        self.aside = on_disk(output.aside).absolute()
+    def __init__(self, output: Output, batch_size: int) -> None:
+        self.output, self.aside = output, on_disk(output.aside).absolute()
         self._state = self.aside / "state.pt"
+        (self.aside / _BATCH_SIZE).write_text(str(batch_size))
 
     def shots(self, experiment: Experiment) -> Path:
         """Where workers find the shots: where they lie, or a copy beside the output."""
@@ -137,14 +145,6 @@ class History:
         folder = self.aside / "wavefields"
         folder.mkdir(exist_ok=True)
         return dataclasses.replace(physics, storage_path=os.fspath(folder))
-
-    def batch_size(self, chosen: int) -> int:
-        """Size of batches that this output was begun with: other batches, other rounding."""
-        path = self.aside / "batch_size"
-        if path.exists():
-            return int(path.read_text())
-        path.write_text(str(chosen))
-        return chosen
 
     def write_model(self, iteration: int, values: Mapping[str, np.ndarray]) -> None:
         """Write the model at the start of an iteration."""

@@ -18,7 +18,7 @@ from ..survey.geometry import check_choice
 from .bands import low_pass
 from .evaluation import Evaluator
 from .experiment import Experiment, Shots, options_of, set_up
-from .history import History, begin, open_inversion
+from .history import History, begin, begun_with, open_inversion
 from .memory import choose
 from .misfits import MISFITS
 from .model import Model, open_model
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Bounds = tuple[float, float] | Mapping[str, tuple[float, float]]
 _CHECKED = 64  # shots whose traces one task looks at
+# Of a parameter's largest value: its largest change in the first step.
+_FIRST = {"lbfgs": 0.02, "adam": 0.005, "sgd": 0.005}
 
 
 def invert(
@@ -88,8 +90,8 @@ def invert(
     optimiser_options : mapping, optional
         Of torch's class, such as `history_size` or `momentum`; `lr` scales all steps.
     step : float or mapping, optional
-        Largest change of vp (of each parameter) in the first step, in its unit; 2 % of its largest
-        value unless given.
+        Largest change of vp (of each parameter) in the first step, in its unit; unless given 2 %
+        of its largest value with L-BFGS, which searches along it, and 0.5 % with the others.
     misfit : {"least_squares", "correlation", "envelope"}
         See `outcrop.inversion.misfits`.
     bands : sequence of float or None
@@ -159,7 +161,7 @@ def invert(
     experiment = set_up(start, observed, wavelet, propagation, observed=True, max_velocity=fastest)
     _check_parameters(experiment, parameters)
     _check_bands(bands, experiment, iterations)
-    steps = _steps(start, parameters, step)
+    steps = _steps(start, parameters, step, _FIRST[optimiser])
     allowed = _allowed(mask, experiment)
     selection = Selection(experiment.gathers, subset, encoding, seed)
     selection.check(optimiser, misfit)
@@ -169,7 +171,7 @@ def invert(
         experiment.gathers.receiver_count,
         tuple(parameters),
         memory=propagation.memory,
-        batch_size=propagation.batch_size,
+        batch_size=(None if overwrite else begun_with(path)) or propagation.batch_size,
         client=client,
         sources=selection.sources_at_once,
     )
@@ -199,7 +201,7 @@ def invert(
         naming_refusal(path, "free some, and the same call goes on where it stopped"),
         begin(path, experiment, parameters, iterations * len(bands), record, overwrite) as output,
     ):
-        history = History(output, parameters)
+        history = History(output, need.shots)
         job = Job(history.physics(experiment), history.shots(experiment), misfit)
         with Team(job, client) as team:
             check_traces(team, output, experiment)
@@ -210,7 +212,7 @@ def invert(
                 Shape(experiment.grid, smoothing, allowed, limits),
                 selection,
                 evaluator,
-                history.batch_size(need.shots),
+                need.shots,
             )
             inversion.run(history, bands, iterations, on_iteration or (lambda n, f: None))
         output.commit({"inverted_with": record})
@@ -337,10 +339,13 @@ def _bounds(
 
 
 def _steps(
-    model: xr.Dataset, parameters: Sequence[str], given: float | Mapping[str, float] | None
+    model: xr.Dataset,
+    parameters: Sequence[str],
+    given: float | Mapping[str, float] | None,
+    share: float,
 ) -> dict[str, float]:
     named = dict(given) if isinstance(given, Mapping) else {} if given is None else {"vp": given}
-    steps = {p: float(named.pop(p, 0.02 * float(model[p].max()))) for p in parameters}
+    steps = {p: float(named.pop(p, share * float(model[p].max()))) for p in parameters}
     if named or min(steps.values()) <= 0:
         raise ArgumentError(f"step={given!r}: pass a positive number for vp, or for each parameter")
     return steps

@@ -13,7 +13,7 @@ from ..output import Output, check_free
 from ..storage import naming_refusal, on_disk
 from .evaluation import Evaluator
 from .experiment import Shots, options_of, set_up
-from .history import History, open_inversion
+from .history import History, begun_with, open_inversion
 from .inverting import check_traces
 from .memory import choose
 from .model import Model
@@ -86,7 +86,7 @@ def migrate(
         gathers.receiver_count,
         ("vp",),
         memory=propagation.memory,
-        batch_size=propagation.batch_size,
+        batch_size=(None if overwrite else begun_with(path)) or propagation.batch_size,
         client=client,
     )
     attrs = {"units": "1", "long_name": "reverse-time migration"}
@@ -105,7 +105,7 @@ def migrate(
         naming_refusal(path, "free some, and the same call goes on where it stopped"),
         Output.begin(path, template.drop_encoding(), encoding, record, overwrite) as output,
     ):
-        history = History(output, ("vp",))
+        history = History(output, need.shots)
         job = Job(history.physics(experiment), history.shots(experiment))
         with Team(job, client) as team:
             check_traces(team, output, experiment)
@@ -116,7 +116,7 @@ def migrate(
                 {p: experiment.model[p].to_numpy() for p in physics.parameters},
                 experiment.wavelet,
                 None,
-                cut(groups, history.batch_size(need.shots)),
+                cut(groups, need.shots),
             )
         values = -gradients["vp"]
         if laplacian:

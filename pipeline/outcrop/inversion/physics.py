@@ -176,7 +176,9 @@ class Physics:
         """
         margins = torch.full((len(self.grid.dims),), float(REACH if self.interpolated else 0))
         if self.free_surface:
-            margins[0] = 0
+            # The surface is the first sample of the model. Deepwave's scalar equation has it one
+            # sample above the first of what it is given.
+            margins[0] = -1 if self.equation == "scalar" else 0
         return margins
 
     @property
@@ -187,11 +189,13 @@ class Physics:
         return tuple(n + start + end for n, start in zip(self.grid.shape, starts, strict=True))
 
     def _widened(self, values: Tensor) -> Tensor:
-        if not self.interpolated:
+        if self.shape == self.grid.shape:
             return values
         starts = self.margins.int().tolist()
-        for axis, (n, start) in enumerate(zip(self.grid.shape, starts, strict=True)):
-            index = torch.arange(-start, n + REACH, device=values.device).clamp(0, n - 1)
+        for axis, (n, after, start) in enumerate(
+            zip(self.grid.shape, self.shape, starts, strict=True)
+        ):
+            index = torch.arange(-start, after - start, device=values.device).clamp(0, n - 1)
             values = values.index_select(axis, index)
         return values
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import dask.array
 import numpy as np
 import xarray as xr
-import zarr
 
 from .. import __version__
+from ..arrays import open_for_writing
 from ..errors import GeometryError, OutputExistsError, SurveyError
 from ..output import Output, check_free
 from ..progress import track
@@ -155,7 +155,7 @@ class _Job:
 def _write(job: _Job, item: tuple[int, np.ndarray]) -> None:
     """Write one shot. Twice does no harm."""
     shot, traces = item
-    array = zarr.open_array(job.path / "amplitude", mode="r+")
+    array = open_for_writing(job.path / "amplitude")
     gather = np.zeros(array.shape[1:], dtype=array.dtype)
     there = np.flatnonzero(traces >= 0)
     order = there[np.argsort(traces[there])]
