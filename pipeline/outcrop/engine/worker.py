@@ -17,7 +17,14 @@ from ..cluster import versions
 from ..errors import OutcropError
 from ..graph import Box
 from .globals import GlobalStore
-from .memory import ALL, USUAL, keep_freed_memory, reset_highest_resident, return_freed_memory
+from .memory import (
+    ALL,
+    USUAL,
+    Watch,
+    keep_freed_memory,
+    reset_highest_resident,
+    return_freed_memory,
+)
 from .places import Places, Section
 from .spent import Peak, Spent
 from .stores import Store
@@ -73,6 +80,8 @@ class Job(WorkerPlugin):
         """Nothing is open yet."""
         self.stores: dict[Section, dict[str, Store]] = {}
         self.runners: dict[int, StageRunner] = {}
+        on_cpu = self.places.device.type == "cpu"
+        self.watch = Watch(self.places.plan.peak_memory) if on_cpu else None
 
     def run(
         self, network: Network, section: Section, stage: int, tiles: Sequence[tuple[int, Box]]
@@ -97,6 +106,7 @@ class Job(WorkerPlugin):
                     {},
                     places.device,
                     self.compile,
+                    self.watch,
                 )
             runner = self.runners[stage]
             runner.stores = self._stores(section)
