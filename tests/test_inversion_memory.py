@@ -76,7 +76,7 @@ def experiment(shape, samples, frequency=20.0, equation="scalar"):
     shots = inversion.surface_grid(
         model,
         sources=(2,) * lateral,
-        receivers=(8, 8) if lateral == 2 else (60,),
+        receivers=(8, 8) if lateral == 2 else (min(60, shape[1] - 4),),
         wavelet=inversion.ricker(frequency, 0.0013, samples),
     )
     sizes = (shots.sizes["shot"], shots.sizes["receiver"], samples)
