@@ -80,7 +80,7 @@ class Stepper:
                 x.grad = (self.scale * self.units[name] * gradients[name]).contiguous()
             return self.scale * value
 
-        self.optimiser.step(closure)  # type: ignore[arg-type]
+        self.optimiser.step(closure)
         for group in self.optimiser.param_groups:
             if self.kind == "lbfgs":
                 group["lr"] = self.rate
