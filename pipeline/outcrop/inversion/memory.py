@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 # Bytes that a batch takes whatever its size: buffers of libraries, blocks that are not given back.
-_FIXED = 24 << 20
+_FIXED = 12 << 20
 # Of the memory that is free on this machine, what is taken unless the user says.
 _SHARE = 0.6
 
