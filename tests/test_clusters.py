@@ -78,7 +78,7 @@ def test_a_plan_fits_each_worker_and_occupies_all(graph):
 
 def test_the_crew_is_measured_once(client, tmp_path, monkeypatch):
     monkeypatch.setenv("OUTCROP_CACHE", str(tmp_path / "cache"))
-    found = crew_of(client, "cpu", "float32", str(tmp_path / "store"))
+    found = crew_of(client, "cpu", "float32", tmp_path / "store")
     assert found.workers == 2
     assert found.memory > 0
     assert 1e6 < found.rates.disk < 1e11
@@ -88,11 +88,11 @@ def test_the_crew_is_measured_once(client, tmp_path, monkeypatch):
         return remembered(file, key, lambda: pytest.fail("measured again"), suits)
 
     monkeypatch.setattr("outcrop.planner.rates.remembered", again)
-    assert crew_of(client, "cpu", "float32", str(tmp_path / "store")).rates == found.rates
+    assert crew_of(client, "cpu", "float32", tmp_path / "store").rates == found.rates
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("outcrop.planner.rates.remembered", lambda f, k, measure, s: measure())
     with pytest.raises(outcrop.OutcropError, match=r"worker tcp://.*: cannot write in .*file/x"):
-        crew_of(client, "cpu", "float32", str(tmp_path / "file" / "x"))
+        crew_of(client, "cpu", "float32", tmp_path / "file" / "x")
 
 
 def test_predict_plans_for_the_workers(client, tmp_path):

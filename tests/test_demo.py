@@ -50,6 +50,7 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     # What an interrupted demo may have left.
     (folder / "out" / "synthetic.zarr" / "unfinished").mkdir(parents=True)
+    (folder / "out" / "synthetic.zarr" / "unfinished" / "zarr.json").write_text("{}")
     for name in ("synthetic.sgy", "faults.sgy", "sections.png"):
         (folder / "out" / name).write_text("cut off")
     command = ("-m", "outcrop.cli.main", "demo", "--out", "out", "--size", 44, "--workers", 2)

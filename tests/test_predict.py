@@ -239,9 +239,11 @@ def test_an_output_that_exists_is_kept(model, survey, tmp_path):
     outcrop.predict(model, survey, path, overwrite=True)
 
 
-# A run in a process of its own, slow enough to be interrupted: it says when a tile is done.
+# A run in a process of its own: it says when a tile is done, and waits to be interrupted soon
+# after as many as it is told.
 RUN = """
 import sys
+import time
 import torch
 sys.path.insert(0, {tests!r})
 from test_predict import make_survey
@@ -250,20 +252,25 @@ from outcrop import models
 import outcrop
 torch.set_num_threads(1)
 finish = prediction.Output.finish
+last = int(sys.argv[2]) + 2
+done = []
 def told(self, key):
     finish(self, key)
     print(key, flush=True)
+    done.append(key)
+    if len(done) == last:
+        time.sleep(300)
 prediction.Output.finish = told
-model = models.load("faultseg3d", weights="seeded", version={version!r})
+model = models.load("faultseg3d", weights="seeded", version="2020")
 survey = make_survey((32, 24, 32))
 outcrop.predict(model, survey, sys.argv[1], tile=(8, 8, 8), storage_mode={mode!r})
 """
 
 
-def start(path, mode="disk", version="2020"):
-    code = RUN.format(tests=str(Path(__file__).parent), mode=mode, version=version)
+def start(path, mode="disk", after=10**6):
+    code = RUN.format(tests=str(Path(__file__).parent), mode=mode)
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(path)],
+        [sys.executable, "-c", code, str(path), str(after)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -271,7 +278,7 @@ def start(path, mode="disk", version="2020"):
 
 
 def interrupt(path, how, after, mode="disk"):
-    process = start(path, mode)
+    process = start(path, mode, after)
     keys = [process.stdout.readline().strip() for _ in range(after)]
     process.send_signal(how)
     keys += process.communicate()[0].split()

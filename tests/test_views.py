@@ -212,7 +212,7 @@ def test_raw_files_in_and_out(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.glob("out.*")) == [
-        "out.fdip", "out.fsem", "out.rgt", "out.zarr"
+        "out.fdip", "out.fsem", "out.report.html", "out.rgt", "out.zarr"
     ]  # fmt: skip
     model = models.load("mtl-infer-2d", weights="seeded", tasks=("rgt", "fault")).double()
     exact = values.astype(np.float64)
