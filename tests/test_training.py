@@ -418,7 +418,7 @@ def test_two_samples_are_overfitted_and_what_a_run_leaves_predicts_the_same(tmp_
 
 COMMAND = (
     "train", "faultseg3d", "--size", "32", "--crop", "16", "--samples", "4",
-    "--validation", "2", "--per-volume", "2", "--workers", "1", "--accelerator", "cpu",
+    "--val-samples", "2", "--per-volume", "2", "--workers", "1", "--accelerator", "cpu",
     "--epochs", "4", "--seed", "3",
 )  # fmt: skip
 
