@@ -222,7 +222,7 @@ def test_traces_and_options_are_checked(tmp_path):
     for match, options in cases.items():
         fails(ArgumentError, match, inversion.invert, on, shots, out, **options)
     fails(MemoryBudgetError, "1 shot takes .* and 1 MB may be taken; keep wavefields on disk",
-          inversion.invert, on, shots, out, memory="1MB")  # fmt: skip
+          inversion.invert, on, shots, tmp_path / "other.zarr", memory="1MB")  # fmt: skip
 
 
 # Shaping, bands, selection
