@@ -44,7 +44,9 @@ def command(
     ] = True,
     epochs: Annotated[int, typer.Option(help="How many; it is validated after each.")] = 100,
     samples: Annotated[int, typer.Option(help="Crops in an epoch.")] = 400,
-    validation_samples: Annotated[int, typer.Option("--val-samples", help="Crops to validate with.")] = 8,
+    validation_samples: Annotated[
+        int, typer.Option("--val-samples", help="Crops to validate with.")
+    ] = 8,
     batch: Annotated[int, typer.Option(help="Crops at a time on each device.")] = 1,
     accumulate: Annotated[int, typer.Option(help="Batches to a step.")] = 1,
     loss: Annotated[

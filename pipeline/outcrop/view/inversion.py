@@ -183,10 +183,12 @@ def draw_gathers(
 ) -> Figure:
     """Draw gathers of one shot, and how far the others are from the first.
 
+    The differences have colours of their own, the same for all of them.
+
     Parameters
     ----------
     gathers : mapping of str to xarray.DataArray
-        (receiver, time) by their titles, all in the same colours.
+        (receiver, time) by their titles.
     path : path-like, optional
         Picture to write.
     title : str, optional
@@ -196,17 +198,18 @@ def draw_gathers(
     matplotlib.figure.Figure
     """
     observed, *others = gathers.items()
-    columns = dict(gathers)
-    columns |= {f"{observed[0]} − {t}": observed[1] - g.to_numpy() for t, g in others}
-    clip = float(np.percentile(np.abs(observed[1].to_numpy()), 99)) or 1.0
+    apart = {f"{observed[0]} − {t}": observed[1] - g.to_numpy() for t, g in others}
+    clips = {name: _clip(*gathers.values()) for name in gathers}
+    clips |= {name: _clip(*apart.values()) for name in apart}
+    columns = {**gathers, **apart}
     figure = Figure(figsize=(2.4 * len(columns) + 0.6, 4.0), layout="constrained")
     for ax, (name, gather) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
         time = gather["time"].to_numpy()
         ax.imshow(
             gather.transpose("time", "receiver"),
             cmap="gray",
-            vmin=-clip,
-            vmax=clip,
+            vmin=-clips[name],
+            vmax=clips[name],
             extent=(-0.5, gather.sizes["receiver"] - 0.5, float(time[-1]), float(time[0])),
             aspect="auto",
         )
@@ -217,6 +220,11 @@ def draw_gathers(
     if title:
         figure.suptitle(title)
     return _saved(figure, path)
+
+
+def _clip(*gathers: xr.DataArray) -> float:
+    """Amplitude that the colours end at."""
+    return max(float(np.percentile(np.abs(g.to_numpy()), 99)) for g in gathers) or 1.0
 
 
 def _model(found: xr.Dataset, iteration: int) -> xr.Dataset:
