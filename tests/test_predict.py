@@ -302,13 +302,14 @@ def undisturbed(tmp_path_factory):
     ("how", "mode", "after"),
     [
         (signal.SIGKILL, "disk", 3),
-        (signal.SIGKILL, "disk", 130),
+        (signal.SIGKILL, "disk", 80),
         (signal.SIGKILL, "none", 3),
         (signal.SIGINT, "disk", 60),
     ],
 )
 def test_interrupted_and_resumed(how, mode, after, undisturbed, tmp_path):
     everything, whole = undisturbed[mode]
+    assert after + 2 < len(everything)
     path = tmp_path / "o.zarr"
     done = interrupt(path, how, after, mode)
     assert not is_complete(path)
