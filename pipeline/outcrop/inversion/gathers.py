@@ -32,13 +32,18 @@ def open_shots(path: str | os.PathLike[str]) -> xr.Dataset:
     SurveyError
         If it is something else, or unfinished.
     """
+    return open_written(path, "outcrop ingest --shots")
+
+
+def open_written(path: str | os.PathLike[str], by: str) -> xr.Dataset:
+    """Open a Zarr that is whole; `by` says what writes such."""
     path = Path(path)
     if is_unfinished(path):
         raise SurveyError(
             f"{path}: is unfinished; run what writes it again, and it goes on where it stopped"
         )
     if not is_complete(path):
-        raise SurveyError(f"{path}: is no Zarr group; pass one that outcrop ingest --shots wrote")
+        raise SurveyError(f"{path}: is no Zarr group; pass one that {by} wrote")
     return xr.open_zarr(path, consolidated=False)
 
 

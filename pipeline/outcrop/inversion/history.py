@@ -15,10 +15,10 @@ import torch
 import xarray as xr
 
 from .. import __version__
-from ..errors import SurveyError
-from ..output import Output, aside_of, is_complete, is_unfinished
+from ..output import Output, aside_of, is_unfinished
 from ..storage import on_disk
 from .experiment import Experiment
+from .gathers import open_written
 from .physics import Physics
 
 _BATCH_SIZE = "batch_size"
@@ -92,14 +92,7 @@ def open_inversion(path: str | os.PathLike[str]) -> xr.Dataset:
     SurveyError
         If it is something else, or unfinished.
     """
-    path = Path(path)
-    if is_unfinished(path):
-        raise SurveyError(
-            f"{path}: is unfinished; run what writes it again, and it goes on where it stopped"
-        )
-    if not is_complete(path):
-        raise SurveyError(f"{path}: is no Zarr group; pass one that outcrop invert wrote")
-    return xr.open_zarr(path, consolidated=False)
+    return open_written(path, "outcrop invert")
 
 
 def begun_with(path: Path) -> int | None:
