@@ -1,7 +1,9 @@
 """FaultSeg3d from Zarr to Zarr on 1, 2 and more worker processes, and what limits them.
 
 Each case runs in a process of its own, after a small volume that loads libraries and kernels, with
-the plan that was made for the most workers. Seconds run from the first tile to the last commit:
+the plan that was made for the most workers. A case has as many cores as workers: scheduler and
+client take their share of the same ones, and the local executor, which reads and writes beside
+computing, gets no more than one worker. Seconds run from the first tile to the last commit:
 statistics and planning are the same for all. Shares are of the workers' time, from their own
 clocks: what is neither reading, computing nor writing is waiting for tasks.
 
@@ -45,6 +47,8 @@ def case(workers: int, size: int, memory: str, repeat: int, folder: Path) -> lis
     from outcrop.cluster import connect
     from outcrop.planner import Plan
 
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[: max(1, workers)])
     torch.set_num_threads(1)
     model = outcrop.models.load("faultseg3d", weights="seeded")
     found = []

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import dask
 import pytest
 import torch
 import typer.main
+import xarray as xr
 import yaml
 from torch import nn
 
@@ -102,6 +104,20 @@ def test_predict_plans_for_the_workers(client, tmp_path):
     outcrop.predict(network, survey, tmp_path / "o.zarr", client=client, listeners=[heard.append])
     assert heard[0].stages[-1]["tiles"] >= 2
     assert len({e.worker for e in heard if isinstance(e, Tile)}) == 2
+
+
+def test_workers_may_come_late(tmp_path):
+    from distributed import Client, LocalCluster
+
+    survey = make_survey((24, 24, 24))
+    model = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1)).eval()
+    expected = outcrop.predict(model, survey, tmp_path / "a.zarr")
+    plan = outcrop.plan(model, survey)
+    quiet = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(**quiet) as cluster, Client(cluster) as late:
+        threading.Timer(1.0, cluster.scale, [1]).start()
+        found = outcrop.predict(model, survey, tmp_path / "b.zarr", plan=plan, client=late)
+    xr.testing.assert_equal(found.drop_attrs(), expected.drop_attrs())
 
 
 def test_very_many_tiles_take_little_of_client_and_scheduler(client, tmp_path, monkeypatch):

@@ -158,6 +158,27 @@ def test_modelling_on_a_cluster_and_interrupted(cube, clients, tmp_path, monkeyp
     np.testing.assert_array_equal(again.amplitude, expected.amplitude)
 
 
+def test_what_is_written_is_verified_and_what_is_gone_is_an_error(line, tmp_path):
+    start, true, _ = line
+    path = tmp_path / "shots.zarr"
+    plan = acquisition(true, (3,), (8,), 200)
+    inversion.model_shots(true, plan, path, pml_width=PML)
+    with pytest.warns(UserWarning, match="mask: {radius"):
+        inversion.invert(
+            start, path, tmp_path / "v.zarr", iterations=1, pml_width=PML, storage_compression=True
+        )
+    inversion.migrate(start, path, tmp_path / "m.zarr", pml_width=PML)
+    for written in (path, tmp_path / "v.zarr", tmp_path / "m.zarr"):
+        assert not outcrop.verify(written).damage
+    (path / "amplitude/c/1/0/0").unlink()
+    assert [d.what for d in outcrop.verify(path).damage] == ["is missing"]
+    with pytest.raises(outcrop.errors.MissingChunkError, match="amplitude chunk c/1/0/0"):
+        inversion.invert(start, path, tmp_path / "w.zarr", iterations=1, pml_width=PML)
+    (tmp_path / "v.zarr/vp/c/0/0").unlink()
+    with pytest.raises(outcrop.errors.MissingChunkError, match="vp"):
+        inversion.open_inversion(tmp_path / "v.zarr").vp.load()
+
+
 # Gradients
 
 
@@ -194,6 +215,23 @@ def test_compression_is_lossy_and_close(cube, tmp_path):
     _, exact = ours(start, path, tmp_path / "a", 2, None)
     _, found = ours(start, path, tmp_path / "b", 2, None, storage_compression=True)
     assert 0 < difference(found, exact) < 0.05
+    _, _, own = plain(start, path, storage_compression=True)
+    _, one = ours(start, path, tmp_path / "c", 1, None, storage_compression=True)
+    assert difference(one, own) <= 1e-5
+
+
+def test_compression_garbles_the_gradient_around_sources_alone(tmp_path):
+    start, true = block((16, 24, 24))
+    path = tmp_path / "shots.zarr"
+    plan = acquisition(true, (2, 2), (12, 12), 200, frequency=10.0)
+    inversion.model_shots(true, plan, path, pml_width=PML)
+    _, _, exact = plain(start, path)
+    _, found = ours(start, path, tmp_path / "a", 2, None, storage_compression=True)
+    cells = np.moveaxis(np.indices(exact.shape), 0, -1)
+    sources = np.stack([plan[f"source_{d}"].to_numpy() for d in start.vp.dims], axis=-1) / 10.0
+    far = np.abs(cells[..., None, :] - sources).max(axis=-1).min(axis=-1) >= 8  # Deepwave's blocks
+    assert difference(found[far], exact[far]) < 0.01
+    assert difference(found, exact) > 0.05  # in Deepwave too
 
 
 def test_checkpoint_segments_change_nothing_but_memory(line, tmp_path):
@@ -349,6 +387,8 @@ def test_the_process_is_killed_and_the_same_call_goes_on(line, calm, tmp_path, m
     monkeypatch.setattr(Shots, "gradient", counted)
     with pytest.raises(outcrop.errors.ResumeError, match="misfit"):
         inversion.invert(start, path, out, misfit="envelope", **HOW)
+    with pytest.raises(outcrop.errors.MemoryBudgetError, match=r"begun so.*\(overwrite\)"):
+        inversion.invert(start, path, out, memory="1MB", **HOW)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -9,7 +9,7 @@ import platform
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -136,9 +136,9 @@ def _on_gpus(how: dict[str, Any]) -> Any:
     return LocalCUDACluster(resources={"GPU": 1}, **how)
 
 
-def versions() -> dict[str, str]:
-    """Versions that must be the same wherever tiles are evaluated; builds of one may differ."""
-    return {p: importlib.metadata.version(p).split("+")[0] for p in ("outcrop", "torch")}
+def versions(*more: str) -> dict[str, str]:
+    """Versions that must be the same on all machines, of `more` packages too; builds may differ."""
+    return {p: importlib.metadata.version(p).split("+")[0] for p in ("outcrop", "torch", *more)}
 
 
 class Needs(Protocol):
@@ -273,15 +273,26 @@ def check_workers(client: Client, plan: Needs) -> None:
 
 def _suitable(client: Client, device: str) -> dict[str, dict[str, Any]]:
     """Facts of every worker, all of which have our versions; OutcropError otherwise."""
-    ours = versions()
     facts: dict[str, dict[str, Any]] = client.run(_facts, device, on_error="return")
+    _check_versions(facts)
+    return facts
+
+
+def check_versions(client: Client, *more: str) -> None:
+    """Raise `OutcropError` if a worker has other versions of outcrop, torch, and more packages."""
+    _check_versions(client.run(versions, *more, on_error="return"), *more)
+
+
+def _check_versions(facts: Mapping[str, Any], *more: str) -> None:
+    ours = versions(*more)
     for worker, found in facts.items():
         if isinstance(found, OutcropError):
             raise OutcropError(f"worker {worker}: {found}")
         if not isinstance(found, dict):
+            wanted = " and ".join(f"{p} {ours[p]}" for p in ("outcrop", *more))
             raise OutcropError(
-                f"worker {worker}: cannot load outcrop {ours['outcrop']} "
-                f"({type(found).__name__}: {found}); install the same version there"
+                f"worker {worker}: cannot load {wanted} ({type(found).__name__}: {found}); "
+                "install the same versions there"
             )
         for package, version in ours.items():
             if found[package] != version:
@@ -289,7 +300,6 @@ def _suitable(client: Client, device: str) -> dict[str, dict[str, Any]]:
                     f"worker {worker}: has {package} {found[package]}, here it is {version}; "
                     "install the same version there"
                 )
-    return facts
 
 
 def _facts(device: str, dask_worker: Any) -> dict[str, Any]:

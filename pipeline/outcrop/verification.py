@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from .output import PathLike
 
 _META = "zarr.json"
-# What says where a dataset comes from: a survey, a prediction, one that is not exact.
+# What says where a dataset comes from: a survey, an inversion or what goes into it, a prediction,
+# one that is not exact.
 _SURVEY = ("segy", "outcrop_version")
+_INVERSION = ("ingested_with", "modelled_with", "inverted_with", "migrated_with")
 _PREDICTION = ("model", "weights_sha256", "input_sha256", "outcrop_version")
 _EXACT = ("precision", "plan_sha256", "torch_version")
 
@@ -77,7 +79,7 @@ class Verification:
 def verify(
     path: PathLike, *, storage_options: Options | None = None, progress: bool = False
 ) -> Verification:
-    """Check a survey that `ingest` wrote, or a prediction: every object is read.
+    """Check what outcrop wrote, a survey, a prediction or an inversion: every object is read.
 
     All objects must be there, with the size and the checksum (CRC-32) that were recorded when
     they were written; all chunks must decode, with the checksum that each of them carries
@@ -141,8 +143,11 @@ def verify(
 
 def _provenance(attributes: Mapping[str, Any]) -> Iterator[Damage]:
     """Yield what the attributes should say and do not."""
-    wanted: tuple[str, ...] = _SURVEY
-    if "segy" not in attributes:
+    if "segy" in attributes:
+        wanted: tuple[str, ...] = _SURVEY
+    elif any(name in attributes for name in _INVERSION):
+        wanted = ("outcrop_version",)
+    else:
         wanted = _PREDICTION if "sliding_window" in attributes else (*_PREDICTION, *_EXACT)
     for name in wanted:
         value = attributes.get(name)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import hashlib
-import time
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -14,13 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from distributed import as_completed
 from torch import Tensor
 
 from ..cluster import check_workers
-from ..errors import OutcropError
 from ..graph import Box
-from ..patience import refuses
+from ..tasks import AHEAD, Window, quietly
 from .globals import GlobalStore
 from .places import Places, Section
 from .schedule import Schedule
@@ -32,13 +27,6 @@ if TYPE_CHECKING:
 
     from .evaluation import Evaluation
 
-# What calls to a scheduler end with that is not there any more.
-_GONE = (OSError, asyncio.CancelledError, concurrent.futures.CancelledError)
-_LOST = "the scheduler was lost, and the same command goes on where it stopped"
-# Tasks that a worker is given before the first of them is done.
-_AHEAD = 2
-# Seconds between looks at which workers there are.
-_LOOK = 2.0
 # Seconds of short tiles, and how many of them, that go as one task.
 _TASK, _MOST = 0.1, 256
 
@@ -65,14 +53,11 @@ def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:
     """
     run = _Run(client, evaluations)
     try:
-        run.all()
-    except _GONE as error:
-        if getattr(error, "errno", None) is not None:  # of a disk
-            raise
-        raise OutcropError(f"{type(error).__name__}: {_LOST}") from error
+        with run.window:
+            run.all()
     finally:
         for name in run.registered:
-            with contextlib.suppress(*_GONE):
+            with quietly():
                 client.unregister_worker_plugin(name)
 
 
@@ -132,31 +117,27 @@ class _Run:
         self.registered: list[str] = []
         self.networks: dict[str, str] = {}
         self.waiting = self._begun(evaluations)
+        self.more = True  # evaluations that are not begun
         self.open: list[_Work] = []
-        self.given: dict[tuple[str, int], tuple[_Work, int, list[int]]] = {}
-        self.resources: dict[str, int] | None = None
-        self.count, self.looked, self.number = 0, 0.0, 0
+        self.window = Window(client, self._note_workers)
         self.lost: deque[Mapping[str, Any]] = deque()
 
     def all(self) -> None:
         """Run every tile."""
-        running = as_completed()
         self.client.subscribe_topic("all", self._hear)
         try:
             while True:
-                for future in self._submitted():
-                    running.add(future)
-                if running.is_empty():
-                    if not self.open:
-                        return
-                    time.sleep(0.1)  # no worker is there, for the moment
-                    continue
-                self._take_in(next(running))
+                self._submit()
+                if not (self.window or self.open or self.more):
+                    return
+                done = self.window.take(lambda what: _named(what[1], what[2]))
+                while self.lost:
+                    self._lose(self.lost.popleft())
+                if done is not None:
+                    self._take_in(*done)
         finally:
             with contextlib.suppress(Exception):  # of a client that is closed, all kinds
                 self.client.unsubscribe_topic("all")
-            with contextlib.suppress(*_GONE):
-                self.client.cancel(list(running.futures))
 
     def _begun(self, evaluations: Iterable[Evaluation]) -> Iterator[_Work]:
         """Make one evaluation after the other known to the workers; yield its volumes."""
@@ -171,7 +152,7 @@ class _Run:
             self._register(job)
             todo = evaluation.todo()
             task = _Begun(evaluation, job, weights, {}, len(todo))
-            evaluation.note_workers(self._workers())
+            evaluation.note_workers(self.window.workers())
             for section, finished in todo.items():
                 yield _Work(task, section, finished)
             if not todo:
@@ -193,17 +174,13 @@ class _Run:
         self.registered.append(plugin.name)
         self.client.register_plugin(plugin, name=plugin.name)
 
-    def _submitted(self) -> Iterator[Any]:
+    def _submit(self) -> None:
         """Submit tiles while workers have room and a tile can run."""
-        while len(self.given) < _AHEAD * self._workers() and (found := self._take()):
+        while self.window.has_room() and (found := self._take()):
             work, i, tiles = found
-            job, self.number = work.task.job, self.number + 1
-            key = job.name, self.number  # Dask keeps what it knows of a task by the first alone
-            self.given[key] = work, i, [n for n, _ in tiles]
-            yield self.client.submit(
-                call, job.network, job.name, "run", work.section, i, tiles,
-                key=key, pure=False, resources=self.resources,
-            )  # fmt: skip
+            job, what = work.task.job, (work, i, [n for n, _ in tiles])
+            task = job.network, job.name, "run", work.section, i, tiles
+            self.window.submit(job.name, what, call, *task)
 
     def _take(self) -> tuple[_Work, int, list[tuple[int, Box]]] | None:
         """Some tiles of one stage that can run now."""
@@ -217,6 +194,7 @@ class _Run:
                     self._complete(work, i)
             if work in self.open and (found := self._some(work)):
                 return found
+        self.more = False
         return None
 
     def _some(self, work: _Work) -> tuple[_Work, int, list[tuple[int, Box]]] | None:
@@ -226,7 +204,7 @@ class _Run:
         i, n, tile = first
         tiles = [(n, tile)]
         # Towards the end of a stage smaller tasks, so that all workers have some.
-        share = work.schedule.left(i) // (2 * _AHEAD * max(1, self.count))
+        share = work.schedule.left(i) // (2 * AHEAD * max(1, self.window.count))
         for _ in range(min(work.task.batch(i), share) - 1):
             following = work.schedule.take(i)
             if following is None:
@@ -234,18 +212,9 @@ class _Run:
             tiles.append(following[1:])
         return work, i, tiles
 
-    def _workers(self) -> int:
-        """Number of workers there are: those with a GPU, where any has one."""
-        if time.monotonic() > self.looked + _LOOK or not self.count:
-            workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-            on_gpu = sum("GPU" in facts["resources"] for facts in workers)
-            count, self.looked = on_gpu or len(workers), time.monotonic()
-            self.resources = {"GPU": 1} if on_gpu else None
-            if count != self.count:
-                self.count = count
-                for evaluation in self._evaluations():
-                    evaluation.note_workers(count)
-        return self.count
+    def _note_workers(self, count: int) -> None:
+        for evaluation in self._evaluations():
+            evaluation.note_workers(count)
 
     def _evaluations(self) -> list[Evaluation]:
         return list({id(w.task): w.task.evaluation for w in self.open}.values())
@@ -255,18 +224,13 @@ class _Run:
         if event[1].get("action") == "remove-worker" and not event[1].get("expected"):
             self.lost.append(event[1])
 
-    def _take_in(self, future: Any) -> None:
+    def _take_in(self, what: tuple[_Work, int, list[int]], result: Any) -> None:
         """Note tiles that are written."""
-        while self.lost:
-            self._lose(self.lost.popleft())
-        work, i, numbers = self.given.pop(future.key)
-        if future.status != "finished":
-            _raise(future, i, numbers)
-        worker, spent, warned = future.result()
-        future.release()
+        work, i, numbers = what
+        worker, spent, warned = result
         evaluation, task = work.task.evaluation, work.task
         for message, category in warned:
-            place = f"stage {i + 1}, tile {', '.join(map(str, numbers))}: {message}"
+            place = f"{_named(i, numbers)}: {message}"
             evaluation.warned(place, category)
             warnings.warn(place, category, stacklevel=2)
         taken = sum(s.stop - s.start for s in spent) / len(spent)
@@ -279,11 +243,11 @@ class _Run:
 
     def _lose(self, event: Mapping[str, Any]) -> None:
         """Tell whose tiles were on a worker that was lost."""
-        self.looked = 0.0
+        self.window.look_again()
         again: dict[int, int] = {}
         for key in event["processing-tasks"]:
-            if key in self.given:
-                work, _, numbers = self.given[key]
+            if key in self.window.given:
+                work, _, numbers = self.window.given[key]
                 again[id(work.task)] = again.get(id(work.task), 0) + len(numbers)
         for work in {id(w.task): w for w in self.open}.values():
             count = again.get(id(work.task), 0)
@@ -319,16 +283,5 @@ class _Run:
                 work.task.evaluation.finish()
 
 
-def _raise(future: Any, i: int, numbers: list[int]) -> None:
-    """Say what went wrong with a tile."""
-    where = f"stage {i + 1}, tile {', '.join(map(str, numbers))}"
-    if future.status != "error":
-        raise OutcropError(f"{where}: {future.status}; {_LOST}")
-    error = future.exception()
-    of_store = refuses(error) and not isinstance(error, OSError)
-    if isinstance(error, OutcropError) or getattr(error, "errno", None) is not None or of_store:
-        raise error
-    raise OutcropError(
-        f"{where}: {type(error).__name__}: {error}; "
-        "if workers were killed for lack of memory, pass a smaller memory (--memory)"
-    ) from error
+def _named(i: int, numbers: list[int]) -> str:
+    return f"stage {i + 1}, tile {', '.join(map(str, numbers))}"

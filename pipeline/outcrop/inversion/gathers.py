@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from ..arrays import open_for_writing
+from ..arrays import Whole, open_dataset, open_for_writing, store_of
 from ..errors import SurveyError
 from ..output import is_complete, is_unfinished
 
@@ -44,7 +44,7 @@ def open_written(path: str | os.PathLike[str], by: str) -> xr.Dataset:
         )
     if not is_complete(path):
         raise SurveyError(f"{path}: is no Zarr group; pass one that {by} wrote")
-    return xr.open_zarr(path, consolidated=False)
+    return open_dataset(path)
 
 
 class Gathers:
@@ -104,7 +104,8 @@ class Gathers:
         if isinstance(self.source, xr.Dataset):
             return self.source[name]
         if name not in self._opened:
-            self._opened[name] = zarr.open_array(self.source / name, mode="r")
+            store = Whole(store_of(self.source))
+            self._opened[name] = zarr.open_array(store, path=name, mode="r")
         return self._opened[name]
 
     def _rows(self, name: str, shots: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,8 @@ def invert(
         experiment.gathers.receiver_count,
         tuple(parameters),
         memory=propagation.memory,
-        batch_size=(None if overwrite else begun_with(path)) or propagation.batch_size,
+        batch_size=propagation.batch_size,
+        begun_with=None if overwrite else begun_with(path),
         client=client,
         sources=selection.sources_at_once,
     )
@@ -377,6 +379,12 @@ def _check_bands(bands: Sequence[float | None], experiment: Experiment, iteratio
 
 def _allowed(mask: xr.DataArray | None, experiment: Experiment) -> np.ndarray | None:
     if mask is None:
+        if experiment.physics.storage_compression:
+            warnings.warn(
+                "storage_compression garbles the gradient up to 8 cells from sources; pass a mask "
+                "(mask: {radius: ...})",
+                stacklevel=3,
+            )
         return None
     if set(mask.dims) != set(experiment.grid.dims):
         raise ArgumentError(f"mask: has dimensions {mask.dims}, the model {experiment.grid.dims}")

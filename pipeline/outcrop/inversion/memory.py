@@ -110,6 +110,7 @@ def choose(
     batch_size: int | None,
     client: Client | None,
     sources: int = 1,
+    begun_with: int | None = None,
 ) -> Need:
     """Choose how many shots a task takes: as many as fit, and no more than keep all workers busy.
 
@@ -124,6 +125,8 @@ def choose(
     batch_size : int, optional
         Shots of a task; chosen unless given.
     client : distributed.Client, optional
+    begun_with : int, optional
+        Shots of a task of what goes on: others would be rounded otherwise.
 
     Raises
     ------
@@ -144,16 +147,17 @@ def choose(
     def need(shots: int) -> int:
         return batch_memory(physics, shots, receivers, gradients, threads, sources)
 
-    wanted = batch_size or max(1, -(-count // workers))
+    fixed = begun_with or batch_size
+    wanted = fixed or max(1, -(-count // workers))
     shots = min(wanted, count)
     if room is not None:
         fits = _largest(need, shots, room)
-        if fits < (shots if batch_size else 1):
-            least = shots if batch_size else 1
+        if fits < (shots if fixed else 1):
+            least = shots if fixed else 1
             raise MemoryBudgetError(
                 f"{least} {'shot takes' if least == 1 else 'shots take'} "
                 f"{format_bytes(need(least))} of memory and {format_bytes(room)} may be taken; "
-                + _way_out(physics, bool(gradients), batch_size)
+                + _way_out(physics, bool(gradients), batch_size, begun_with)
             )
         shots = fits
     chosen = Need(shots, need(shots), physics.device)
@@ -186,7 +190,11 @@ def _room(memory: str | int | None, device: str, client: Client | None) -> int |
     return int(psutil.virtual_memory().available * _SHARE)
 
 
-def _way_out(physics: Physics, gradient: bool, batch_size: int | None) -> str:
+def _way_out(
+    physics: Physics, gradient: bool, batch_size: int | None, begun_with: int | None
+) -> str:
+    if begun_with is not None:
+        return "it was begun so: pass as much memory (memory:), or begin anew (overwrite)"
     if batch_size is not None and batch_size > 1:
         return "pass a smaller batch_size, or more memory (memory:)"
     if gradient and physics.storage_mode != "disk":

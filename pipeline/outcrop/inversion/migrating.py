@@ -86,7 +86,8 @@ def migrate(
         gathers.receiver_count,
         ("vp",),
         memory=propagation.memory,
-        batch_size=(None if overwrite else begun_with(path)) or propagation.batch_size,
+        batch_size=propagation.batch_size,
+        begun_with=None if overwrite else begun_with(path),
         client=client,
     )
     attrs = {"units": "1", "long_name": "reverse-time migration"}

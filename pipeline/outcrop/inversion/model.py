@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..arrays import open_dataset
 from ..errors import SurveyError
 from ..output import is_complete
 from .acquisition import DIMS
@@ -120,7 +121,7 @@ def open_model(model: Model, name: str = "velocity") -> xr.Dataset:
         path, name = Path(model), str(model)
         if not is_complete(path):
             raise SurveyError(f"{path}: is no Zarr group; write one with .to_zarr({str(path)!r})")
-        found = xr.open_zarr(path, consolidated=False)
+        found = open_dataset(path)
     else:
         found = model.rename("vp").to_dataset() if isinstance(model, xr.DataArray) else model
     return _checked(found, name)

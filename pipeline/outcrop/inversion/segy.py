@@ -139,7 +139,7 @@ def ingest_shots(
             threads(shot_bytes),
             client,
         )
-        output.commit()
+        output.commit({"ingested_with": record})
     return open_shots(path)
 
 
