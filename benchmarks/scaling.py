@@ -1,9 +1,9 @@
 """FaultSeg3d from Zarr to Zarr on 1, 2 and more worker processes, and what limits them.
 
 Each case runs in a process of its own, after a small volume that loads libraries and kernels, with
-the plan that was made for the most workers. A case has as many cores as workers: scheduler and
-client take their share of the same ones, and the local executor, which reads and writes beside
-computing, gets no more than one worker. Seconds run from the first tile to the last commit:
+the plan that was made for the most workers. Each worker has one core, and so has the local executor,
+whose threads for reading and writing would take another; scheduler and client run on what there is,
+with as many workers as cores beside them. Seconds run from the first tile to the last commit:
 statistics and planning are the same for all. Shares are of the workers' time, from their own
 clocks: what is neither reading, computing nor writing is waiting for tasks.
 
@@ -39,6 +39,12 @@ def make_survey(size: int, path: Path) -> None:
     survey.chunk(64).to_zarr(path, zarr_format=3, consolidated=False)
 
 
+def pin(core: int) -> None:
+    """Keep all threads of this process, and those they will start, on one core."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), {core})
+
+
 def case(workers: int, size: int, memory: str, repeat: int, folder: Path) -> list[dict[str, Any]]:
     """Run one case in this process; 0 workers are the local executor."""
     import torch
@@ -48,11 +54,15 @@ def case(workers: int, size: int, memory: str, repeat: int, folder: Path) -> lis
     from outcrop.planner import Plan
 
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[: max(1, workers)])
     torch.set_num_threads(1)
     model = outcrop.models.load("faultseg3d", weights="seeded")
     found = []
     with connect("local" if workers else None, workers or None) as client:
+        if client is None:
+            pin(cores[0])
+        else:
+            for core, worker in zip(cores, client.scheduler_info()["workers"], strict=False):
+                client.run(pin, core, workers=[worker])
         outcrop.predict(
             model, folder / "64.zarr", folder / "warm.zarr", client=client, overwrite=True
         )

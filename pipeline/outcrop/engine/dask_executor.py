@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation
 
 # Seconds of short tiles, and how many of them, that go as one task.
-_TASK, _MOST = 0.1, 256
+_TASK, _MOST = 0.5, 256
 
 
 def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:

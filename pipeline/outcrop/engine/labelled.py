@@ -26,6 +26,7 @@ from ..models.card import Card, InputCard, OutputCard
 from ..models.normalization import Statistics
 from ..patience import patiently
 from ..storage import Options, naming_refusal
+from ..survey.reading import in_blocks, open_unchunked
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -107,7 +108,7 @@ class Framed:
         extents = self.stacked
         for where in np.ndindex(*extents.values()):
             here = dict(zip(extents, where, strict=True))
-            yield {name: volume.isel(here) for name, volume in self.volumes.items()}
+            yield {name: in_blocks(volume).isel(here) for name, volume in self.volumes.items()}
 
     @property
     def domain(self) -> Box:
@@ -153,9 +154,7 @@ def frame(
     elif direction is not None:
         raise ArgumentError(f"direction: {card.name or 'the network'} is no network of sections")
     if isinstance(data, (str, os.PathLike)):
-        from ..survey import open as open_survey
-
-        where, data = str(data), open_survey(data, storage_options=storage_options)
+        where, data = str(data), open_unchunked(data, storage_options)
     else:
         where = "the survey"
     volumes = _variables(card, data, where)
@@ -207,7 +206,7 @@ def _variables(
                 "all variables that go in must have the same"
             )
         if volume.dims != first.dims:
-            volumes[name] = volume.transpose(*first.dims)
+            volumes[name] = in_blocks(volume).transpose(*first.dims)
     return volumes
 
 

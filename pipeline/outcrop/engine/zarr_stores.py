@@ -13,18 +13,21 @@ import zarr
 from torch import Tensor
 
 from ..arrays import located, open_for_writing, open_whole, store_of
-from ..errors import NonFiniteError
+from ..errors import MissingChunkError, NonFiniteError
 from ..graph import Box
-from ..graph.boxes import Shape
+from ..graph.boxes import Lattice, Shape
 from ..models.card import InputCard
 from ..models.normalization import NORMALIZATIONS, Statistics
-from ..storage import Place, place, remove
+from ..storage import Place, Remote, place, remove
 from .labelled import Framed, naming_bad_chunk
 from .stores import ArrayStore
 
 
 class ZarrStore(ArrayStore):
     """A tensor between stages, one chunk per tile, so that no two tiles share a chunk.
+
+    A tile reads a margin of many chunks. On a file system just the pages with it are mapped; of an
+    object store Zarr reads whole chunks.
 
     Parameters
     ----------
@@ -50,12 +53,14 @@ class ZarrStore(ArrayStore):
     ) -> None:
         super().__init__((*shape[: len(shape) - rank], *domain.shape), rank, dtype)
         self.path, self.domain = place(path), domain
+        self.lattice = Lattice(domain, tile)
+        self.chunk = (*self.stored[: self.batch], *tile, *self.stored[self.batch + rank :])
         self.arrays: dict[str, zarr.Array] = {}
         if not (self.path / "zarr.json").exists():
             zarr.create_array(
                 store_of(self.path),
                 shape=self.stored,
-                chunks=(*self.stored[: self.batch], *tile, *self.stored[self.batch + rank :]),
+                chunks=self.chunk,
                 dtype=self.raw,
                 compressors=None,
                 fill_value=0,
@@ -67,7 +72,29 @@ class ZarrStore(ArrayStore):
         return self.arrays[mode]
 
     def read(self, box: Box) -> Tensor:
-        return super().read(box.within(self.domain))
+        if isinstance(self.path, Remote):
+            return super().read(box.within(self.domain))
+        first, last = self.batch, self.batch + len(box.shape)
+        values = np.empty((*self.stored[:first], *box.shape, *self.stored[last:]), self.raw)
+        for _, tile in self.lattice.touching(box):
+            part = box & tile
+            number = [0] * len(self.chunk)
+            number[first:last] = (
+                a // n
+                for a, n in zip(tile.within(self.domain).start, self.lattice.tile, strict=True)
+            )
+            values[self._index(part.within(box))] = self._mapped(number)[
+                self._index(part.within(tile))
+            ]
+        return torch.from_numpy(values).view(self.dtype).permute(self.back)
+
+    def _mapped(self, number: Sequence[int]) -> np.ndarray:
+        """A chunk, of which nothing is read yet."""
+        name = "/".join(map(str, ("c", *number)))
+        try:
+            return np.memmap(str(self.path / name), self.raw, "r", shape=self.chunk)
+        except FileNotFoundError:
+            raise MissingChunkError(f"{self.path}: chunk {name} is missing") from None
 
     def write(self, box: Box, value: Tensor) -> None:
         super().write(box.within(self.domain), value)
@@ -104,11 +131,7 @@ class SurveyStore:
         here = framed.at(section)
         self.framed, self.here = framed, here
         wanted = {each.name for each in inputs if each.name}
-        self.volumes = {
-            name: volume.isel(here).transpose(*framed.axes).drop_vars(volume.coords)
-            for name, volume in framed.volumes.items()
-            if name in wanted
-        }
+        self.volumes = {n: v.variable for n, v in framed.volumes.items() if n in wanted}
         self.shape = tuple(framed.volume.sizes[a] for a in framed.axes)
         self.live = None
         if "live" in framed.volume.coords:
@@ -137,7 +160,8 @@ class SurveyStore:
                 naming_bad_chunk(self.framed.volumes[name], whole),
                 dask.config.set(scheduler="synchronous"),
             ):
-                samples[name] = volume[inside.slices].to_numpy()
+                found = volume.isel(placed | self.here).load()
+            samples[name] = found.transpose(*self.framed.axes).values
         exact = np.dtype("float64" if self.dtype == torch.float64 else "float32")
         target = inside.shifted(self.before).within(box)
         for channel, each in zip(x[0], self.inputs, strict=True):

@@ -50,13 +50,28 @@ def open(
     MissingChunkError
         When a chunk that outcrop wrote is read and is gone.
     """
+    if shape is not None:
+        raw = place(path, storage_options)
+        if isinstance(raw, Remote):
+            raise SurveyError(f"{raw}: raw samples are read from a file system; copy them to one")
+        return _open_raw(raw, tuple(shape))
+    dataset = open_unchunked(path, storage_options)
+    return dataset.assign({name: in_blocks(v) for name, v in dataset.data_vars.items()})
+
+
+def open_unchunked(path: PathLike, storage_options: Options | None = None) -> xr.Dataset:
+    """Open a survey in Zarr, lazily: its variables are no Dask arrays, but its coordinates are.
+
+    Any part of a variable is then one request to Zarr, and no graph of all blocks travels with it.
+
+    Parameters
+    ----------
+    path, storage_options
+        As for `open`, whose errors it raises.
+    """
     path = place(path, storage_options)
     if not path.exists():
         raise SurveyError(f"{path}: does not exist; check the path")
-    if shape is not None:
-        if isinstance(path, Remote):
-            raise SurveyError(f"{path}: raw samples are read from a file system; copy them to one")
-        return _open_raw(path, tuple(shape))
     if is_unfinished(path):
         raise SurveyError(
             f"{path}: is unfinished; run the command that writes it again, and it goes on where "
@@ -69,7 +84,6 @@ def open(
         )
     if not is_complete(path):
         raise SurveyError(f"{path}: is no Zarr group; pass one that outcrop ingest wrote")
-    # Blocks are objects in the store: shards where there are any.
     dataset = open_dataset(path, chunks=None)
     if not {"inline", "crossline"} <= set(dataset.dims):
         has = ", ".join(map(str, dataset.dims)) or "none"
@@ -77,14 +91,23 @@ def open(
             f"{path}: is no survey: it has dimensions {has} "
             "instead of inline and crossline; pass one that outcrop ingest wrote"
         )
-    lazy = {}
-    for name, variable in dataset.variables.items():
-        if name not in dataset.dims:
-            extents = variable.encoding.get("shards") or variable.encoding["chunks"]
-            lazy[name] = variable.chunk(dict(zip(variable.dims, extents, strict=True)))
-    return dataset.assign({n: v for n, v in lazy.items() if n in dataset.data_vars}).assign_coords(
-        {n: v for n, v in lazy.items() if n in dataset.coords}
-    )
+    others = (name for name in dataset.coords if name not in dataset.dims)
+    return dataset.assign_coords({name: in_blocks(dataset.coords[name]) for name in others})
+
+
+def in_blocks(variable: xr.DataArray) -> xr.DataArray:
+    """Return a variable as a Dask array, one block for each object in the store.
+
+    Parameters
+    ----------
+    variable : xarray.DataArray
+        One that is a Dask array, or did not come from Zarr, is returned as it is.
+    """
+    extents = variable.encoding.get("shards") or variable.encoding.get("chunks")
+    if variable.chunks is not None or extents is None:
+        return variable
+    blocks = variable.variable.chunk(dict(zip(variable.dims, extents, strict=True)))
+    return variable.copy(deep=False, data=blocks.data)
 
 
 def _open_raw(path: Path, shape: tuple[int, ...]) -> xr.Dataset:
