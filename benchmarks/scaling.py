@@ -1,7 +1,7 @@
 """FaultSeg3d from Zarr to Zarr on 1, 2 and more worker processes, and what limits them.
 
 Each case runs in a process of its own, after a small volume that loads libraries and kernels, with
-the plan that was made for the most workers. Each worker has one core, and so has the local executor,
+the plan that was made for the most workers. Each worker has one core; so has the local executor,
 whose threads for reading and writing would take another; scheduler and client run on what there is,
 with as many workers as cores beside them. Seconds run from the first tile to the last commit:
 statistics and planning are the same for all. Shares are of the workers' time, from their own

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import outcrop
+from outcrop.engine import lean
 from outcrop.errors import ArgumentError
 
 
@@ -152,12 +153,18 @@ import sys, psutil, torch, outcrop
 from outcrop.models.faultseg3d import FaultSeg3d
 torch.manual_seed(0)
 network = FaultSeg3d().train()
+half = sys.argv[3] == "bfloat16, channels last"
+layout = torch.channels_last_3d if half else torch.contiguous_format
+network.to(memory_format=layout)
 def step(n):
     x, y = torch.randn(1, 1, n, n, n), (torch.rand(1, 1, n, n, n) > 0.9).float()
+    x = x.contiguous(memory_format=layout)
     base = psutil.Process().memory_info().rss
     open("/proc/self/clear_refs", "w").write("5")
     with outcrop.offload(sys.argv[1], sys.argv[2]):
-        torch.nn.functional.binary_cross_entropy(network(x), y).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = network(x)
+        torch.nn.functional.binary_cross_entropy(found.float(), y).backward()
     peak = next(l for l in open("/proc/self/status") if l.startswith("VmHWM"))
     return int(peak.split()[1]) * 1024 - base
 step(16)  # with which libraries are loaded
@@ -166,11 +173,12 @@ print(step(96))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark from /proc")
-def test_a_training_step_takes_half_the_memory(tmp_path):
+@pytest.mark.parametrize("how", ["float32", "bfloat16, channels last"])
+def test_a_training_step_takes_half_the_memory(how, tmp_path):
     peaks = {}
     for mode in ("device", "disk"):
         done = subprocess.run(
-            [sys.executable, "-c", STEP, mode, str(tmp_path)], capture_output=True, text=True
+            [sys.executable, "-c", STEP, mode, str(tmp_path), how], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         peaks[mode] = int(done.stdout)
@@ -186,3 +194,34 @@ def test_weights_stay_where_they_are(tmp_path):
         assert on_disk(tmp_path) == 0
     y.sum().backward()
     assert net.weight.grad is not None
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "padding": 2, "dilation": 2, "groups": 2},
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": (2, 3, 1), "bias": False},
+    ],
+)
+def test_lean_convolutions_are_convolutions(how, layout, monkeypatch):
+    monkeypatch.setattr(lean, "_LARGE", 1)
+    monkeypatch.setattr(lean, "_SLAB", 2000)
+    torch.manual_seed(0)
+    conv = nn.Conv3d(4, 6, **how).double().to(memory_format=layout)
+    x = torch.randn(2, 4, 11, 7, 9, dtype=torch.float64).to(memory_format=layout)
+
+    def gradients():
+        conv.zero_grad()
+        own = x.clone().requires_grad_()
+        y = conv(own)
+        y.square().sum().backward()
+        return [y, own.grad, *(p.grad.clone() for p in conv.parameters())]
+
+    expected = gradients()
+    with lean.LeanConvolutions():
+        found = gradients()
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

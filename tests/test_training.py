@@ -423,6 +423,18 @@ COMMAND = (
 )  # fmt: skip
 
 
+def test_two_processes_share_the_crops(tmp_path):
+    run = tmp_path / "run"
+    words = "train faultseg3d --data synthetic --size 32 --crop 32 --epochs 1 --samples 4"
+    how = "--val-samples 2 --workers 0 --accelerator cpu --devices 2 --strategy ddp"
+    command = [sys.executable, "-m", "outcrop.cli.main", *words.split(), *how.split()]
+    subprocess.run([*command, "--out", str(run)], check=True, timeout=300)
+    made = json.loads((run / "training.json").read_text())
+    assert made["processes"] == 2
+    assert made["epochs"][-1]["step"] == 2  # of four crops, two for each
+    outcrop.models.load("faultseg3d", weights=run / "weights.safetensors")
+
+
 def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
     options = {**QUICK, "epochs": 4, "seed": 3}
     whole = fit("faultseg3d", out=tmp_path / "whole", **options)

@@ -256,3 +256,20 @@ def test_no_object_is_written_by_two_tiles(pairs, before, dims, axes):
             assert writers.setdefault(index, n) == n
     counts = [-(-sizes[d] // e) for d, e in zip(dims, extent, strict=True)]
     assert len(writers) == np.prod(counts)
+
+
+def test_damage_is_named_by_info_and_export_too(tmp_path):
+    survey = tmp_path / "s.zarr"
+    outcrop.ingest(SEGY, survey)
+    chunk = next((survey / "amplitude" / "c").rglob("0"))
+    while chunk.is_dir():
+        chunk = chunk / "0"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 255
+    chunk.write_bytes(data)
+    where = r"amplitude: chunk c/0/0/0 cannot be decoded, of inline 111 to 133"
+    with pytest.raises(SurveyError, match=where):
+        outcrop.info(survey)
+    with pytest.raises(SurveyError, match=where):
+        outcrop.export(outcrop.open(survey), tmp_path / "o.sgy")
+    assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
@@ -18,15 +17,14 @@ from torch import nn
 from zarr.codecs import ZstdCodec
 
 from ..arrays import encoding as encoded
-from ..arrays import located
-from ..errors import ArgumentError, MissingChunkError, OutcropError, SurveyError
+from ..errors import ArgumentError, SurveyError
 from ..graph import Box, Graph
-from ..graph.boxes import Lattice, Shape
+from ..graph.boxes import Shape
 from ..models.card import Card, InputCard, OutputCard
 from ..models.normalization import Statistics
 from ..patience import patiently
 from ..storage import Options, naming_refusal
-from ..survey.reading import in_blocks, open_unchunked
+from ..survey.reading import in_blocks, naming_bad_chunk, open_unchunked
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -208,47 +206,6 @@ def _variables(
         if volume.dims != first.dims:
             volumes[name] = in_blocks(volume).transpose(*first.dims)
     return volumes
-
-
-@contextlib.contextmanager
-def naming_bad_chunk(volume: xr.DataArray, part: Box | None = None) -> Iterator[None]:
-    """Turn what a damaged chunk raises into one line that says which it is.
-
-    Parameters
-    ----------
-    volume : xarray.DataArray
-    part : Box, optional
-        What is read in the block, along the volume's dimensions; all of it unless given.
-
-    Raises
-    ------
-    SurveyError
-        If a chunk cannot be decoded, or is gone. Other errors pass.
-    """
-    try:
-        yield
-    except Exception as error:
-        ours = isinstance(error, OutcropError) and not isinstance(error, MissingChunkError)
-        if ours or isinstance(error, (OSError, MemoryError)):
-            raise
-        whole = Box.whole(volume.shape)
-        blocks = volume.encoding.get("shards") or volume.encoding.get("chunks") or volume.shape
-        lattice = Lattice(whole, tuple(blocks))
-        for _, block in lattice.touching(part or whole):
-            try:
-                with dask.config.set(scheduler="synchronous"):
-                    volume[block.slices].to_numpy()
-            except Exception as found:
-                index = "/".join(str(a // n) for a, n in zip(block.start, blocks, strict=True))
-                what = "cannot be decoded"
-                if isinstance(found, MissingChunkError):
-                    what, found = "is missing", MissingChunkError("written, and gone")
-                place = located([volume[d] for d in volume.dims], block.start, block.stop)
-                raise SurveyError(
-                    f"{volume.name}: chunk c/{index} {what}, of {place} ({found}); "
-                    "ingest the survey again, or restore that file"
-                ) from error
-        raise
 
 
 def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Statistics, str]:

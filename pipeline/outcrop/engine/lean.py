@@ -1,7 +1,8 @@
 """Convolutions on a CPU that take little memory beside their operands.
 
 oneDNN, which evaluates them, works on copies of input, output and their gradients in a layout of
-its own: as much memory again as the operands take. Here these copies are of a slab at a time.
+its own: as much memory again as the operands take. Here these copies are of a slab at a time. Of
+operands with channels last it makes none.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class LeanConvolutions(TorchDispatchMode):
     ) -> Any:
         if func is _aten.convolution.default:
             x, weight, bias, stride, padding, dilation, transposed, _, groups = args
-            if not transposed and _is_large(x):
+            if not transposed and _is_large(x) and x.is_contiguous():
                 return _forward(x, weight, bias, stride, padding, dilation, groups)
         if func is _aten.convolution_backward.default:
             _, x, _, _, stride, *_, transposed, _, _, mask = args
@@ -45,7 +46,10 @@ class LeanConvolutions(TorchDispatchMode):
 
 
 def _is_large(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.ndim in (4, 5) and x.is_contiguous() and x.nbytes >= _LARGE
+    if x.device.type != "cpu" or x.ndim not in (4, 5) or x.nbytes < _LARGE:
+        return False
+    last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return x.is_contiguous() or x.is_contiguous(memory_format=last)
 
 
 def _slabs(x: Tensor, extent: int) -> Iterator[tuple[int, int]]:
@@ -119,6 +123,10 @@ def _backward(
             groups,
             [False, *mask[1:]],
         )
+    if not x.is_contiguous():
+        how = stride, padding, dilation, transposed, output_padding, groups
+        x_grad, _, _ = backward(grad, x, weight, None, *how, [True, False, False])
+        return x_grad, weight_grad, bias_grad
     reach = dilation[0] * (weight.shape[2] - 1)
     x_grad = torch.empty_like(x)
     one = x.new_zeros(())  # only the shape of the input matters for its gradient

@@ -19,7 +19,8 @@ from ..graph.boxes import Lattice, Shape
 from ..models.card import InputCard
 from ..models.normalization import NORMALIZATIONS, Statistics
 from ..storage import Place, Remote, place, remove
-from .labelled import Framed, naming_bad_chunk
+from ..survey.reading import naming_bad_chunk
+from .labelled import Framed
 from .stores import ArrayStore
 
 
@@ -153,11 +154,10 @@ class SurveyStore:
             return x
         samples, placed = {}, dict(zip(self.framed.axes, inside.slices, strict=True))
         placed.update({d: slice(i, i + 1) for d, i in self.here.items()})
-        ends = [placed[d] for d in map(str, self.framed.volume.dims)]
-        whole = Box(tuple(s.start for s in ends), tuple(s.stop for s in ends))
+        region = tuple(placed[str(d)] for d in self.framed.volume.dims)
         for name, volume in self.volumes.items():
             with (
-                naming_bad_chunk(self.framed.volumes[name], whole),
+                naming_bad_chunk(self.framed.volumes[name], region),
                 dask.config.set(scheduler="synchronous"),
             ):
                 found = volume.isel(placed | self.here).load()

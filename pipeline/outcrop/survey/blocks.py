@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import OutcropError, OutputExistsError
+from .reading import naming_bad_chunk
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -95,11 +96,12 @@ def _units(volume: xr.DataArray) -> list[Sequence[int]]:
 def read(volume: xr.DataArray, block: Block, client: Client | None = None) -> np.ndarray:
     """Load one block; on the workers of `client`, if the volume is a Dask array."""
     part = volume[block]
-    if part.chunks is None:
-        return part.to_numpy()
-    if client is not None:
-        return np.asarray(client.compute(part.data).result())
-    return np.asarray(part.data.compute(scheduler="synchronous"))
+    with naming_bad_chunk(volume, block):
+        if part.chunks is None:
+            return part.to_numpy()
+        if client is not None:
+            return np.asarray(client.compute(part.data).result())
+        return np.asarray(part.data.compute(scheduler="synchronous"))
 
 
 def in_threads(work: Callable[[Any], Result], items: Iterable[Any]) -> Iterator[Result]:

@@ -16,6 +16,7 @@ from ..storage import Options, Place, Remote, place, size
 from . import geometry
 from .candidates import Candidate, candidates
 from .decode import FORMATS, decode
+from .reading import naming_bad_chunk
 from .reading import open as open_survey
 from .segy import FIELDS, SegyFile
 from .segy import field as header_field
@@ -249,7 +250,8 @@ def _some_traces(volume: xr.DataArray, live: np.ndarray) -> np.ndarray:
     found = [np.empty((0, volume.shape[-1]), dtype=volume.dtype)]
     for corner in itertools.product(*spread):
         region = tuple(slice(s, s + c) for s, c in zip(corner, chunks, strict=False))
-        found.append(volume[region].to_numpy()[live[region]])
+        with naming_bad_chunk(volume, region):
+            found.append(volume[region].to_numpy()[live[region]])
     traces = np.concatenate(found)
     return traces[np.unique(np.linspace(0, len(traces) - 1, _TRACES).astype(int))[-len(traces) :]]
 

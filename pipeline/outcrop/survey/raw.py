@@ -8,6 +8,7 @@ from pathlib import Path
 import xarray as xr
 
 from ..models.card import Card
+from .reading import naming_bad_chunk
 
 _BLOCK = 64 << 20  # bytes that are held at a time
 
@@ -41,7 +42,9 @@ def write_raw(prediction: xr.Dataset, card: Card, stem: str | os.PathLike[str]) 
         step = max(1, _BLOCK // max(4 * values[0].size, 1))
         with open(aside, "wb") as file:
             for first in range(0, values.sizes["inline"], step):
-                part = values.isel(inline=slice(first, first + step)).to_numpy()
+                lines = slice(first, first + step)
+                with naming_bad_chunk(values, [lines]):
+                    part = values[lines].to_numpy()
                 (part / output.scale).astype("<f4", order="C").tofile(file)
         os.replace(aside, path)
         paths.append(path)

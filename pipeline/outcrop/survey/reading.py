@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask
 import dask.array
 import numpy as np
 import xarray as xr
 
-from ..arrays import open_dataset
-from ..errors import SurveyError
+from ..arrays import located, open_dataset
+from ..errors import MissingChunkError, OutcropError, SurveyError
 from ..output import is_complete, is_unfinished
 from ..storage import Options, Remote, place
 
@@ -108,6 +111,57 @@ def in_blocks(variable: xr.DataArray) -> xr.DataArray:
         return variable
     blocks = variable.variable.chunk(dict(zip(variable.dims, extents, strict=True)))
     return variable.copy(deep=False, data=blocks.data)
+
+
+@contextlib.contextmanager
+def naming_bad_chunk(volume: xr.DataArray, region: Sequence[slice] = ()) -> Iterator[None]:
+    """Turn what a damaged chunk raises into one line that says which it is.
+
+    Parameters
+    ----------
+    volume : xarray.DataArray
+        Of a survey in Zarr.
+    region : sequence of slice
+        What is read in the block, along the volume's first dimensions; all of the others.
+
+    Raises
+    ------
+    SurveyError
+        If a chunk cannot be decoded, or is gone. Other errors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        ours = isinstance(error, OutcropError) and not isinstance(error, MissingChunkError)
+        if ours or isinstance(error, (OSError, MemoryError)):
+            raise
+        # By name: true of a volume that was transposed, or is a part along other dimensions.
+        stored = volume.encoding.get("shards") or volume.encoding.get("chunks") or volume.shape
+        names = volume.encoding.get("preferred_chunks", volume.dims)
+        extents = dict(zip(names, stored, strict=False))
+        blocks = [extents.get(dim, n) for dim, n in volume.sizes.items()]
+        whole = [slice(0, n) for n in volume.shape]
+        parts = [*region, *whole[len(region) :]]
+        ranges = (
+            range(part.start // n, -(-min(part.stop, extent) // n))
+            for part, n, extent in zip(parts, blocks, volume.shape, strict=True)
+        )
+        for number in itertools.product(*ranges):
+            start = [i * n for i, n in zip(number, blocks, strict=True)]
+            stop = [min(a + n, e) for a, n, e in zip(start, blocks, volume.shape, strict=True)]
+            try:
+                with dask.config.set(scheduler="synchronous"):
+                    volume[tuple(map(slice, start, stop))].to_numpy()
+            except Exception as found:
+                what = "cannot be decoded"
+                if isinstance(found, MissingChunkError):
+                    what, found = "is missing", MissingChunkError("written, and gone")
+                place = located([volume[d] for d in volume.dims], start, stop)
+                raise SurveyError(
+                    f"{volume.name}: chunk c/{'/'.join(map(str, number))} {what}, of {place} "
+                    f"({found}); ingest the survey again, or restore that file"
+                ) from error
+        raise
 
 
 def _open_raw(path: Path, shape: tuple[int, ...]) -> xr.Dataset:
