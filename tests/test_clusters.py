@@ -1,5 +1,6 @@
 """Plans for clusters, scheduling at scale, and the scripts for SLURM and Kubernetes."""
 
+import json
 import py_compile
 import re
 import shlex
@@ -17,6 +18,7 @@ import typer.main
 import xarray as xr
 import yaml
 from torch import nn
+from typer.testing import CliRunner
 
 import outcrop
 from outcrop.cli.main import app
@@ -104,6 +106,18 @@ def test_predict_plans_for_the_workers(client, tmp_path):
     outcrop.predict(network, survey, tmp_path / "o.zarr", client=client, listeners=[heard.append])
     assert heard[0].stages[-1]["tiles"] >= 2
     assert len({e.worker for e in heard if isinstance(e, Tile)}) == 2
+
+
+def test_the_command_plans_for_the_workers(tmp_path):
+    make_survey((40, 32, 32)).to_zarr(tmp_path / "s.zarr", zarr_format=3, consolidated=False)
+    words = ["plan", str(tmp_path / "s.zarr"), "--model", "faultseg3d", "--json"]
+    how = ["--cluster", "local", "--workers", "2", "--storage-path", str(tmp_path)]
+    one, two = (
+        json.loads(CliRunner().invoke(app, [*words, *more], catch_exceptions=False).output)
+        for more in ([], how)
+    )
+    assert min(stage["tile"] for stage in two["stages"]) < min(s["tile"] for s in one["stages"])
+    assert set(two["places"].values()) <= {"disk"}
 
 
 def test_workers_may_come_late(tmp_path):

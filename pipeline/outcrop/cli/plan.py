@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ._shared import (
+    Cluster,
     Device,
     Direction,
     HostMemory,
@@ -19,8 +20,13 @@ from ._shared import (
     StorageCompression,
     StorageMode,
     Tasks,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    Workers,
     options_of,
     survey_of,
+    tls_of,
 )
 
 
@@ -39,6 +45,18 @@ def command(
     storage_compression: StorageCompression = False,
     precision: Precision = "float32",
     device: Device = "cpu",
+    storage_path: Annotated[
+        str | None,
+        typer.Option(
+            help="With a cluster, where tensors between stages would be: how fast that is, is "
+            "measured. The folder for temporary files unless given."
+        ),
+    ] = None,
+    cluster: Cluster = None,
+    workers: Workers = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     draw: Annotated[
         Path | None, typer.Option(help="Picture of the plan to write, such as plan.png.")
@@ -49,20 +67,24 @@ def command(
     Example: outcrop plan f3.zarr --model faultseg3d --memory 2GB --draw plan.png
     """
     from .. import models
+    from ..cluster import connect
     from ..engine import plan
 
     network = models.load(model, weights="seeded", **options_of(option, tasks))
-    made = plan(
-        network,
-        survey_of(survey, shape),
-        memory=memory,
-        host_memory=host_memory,
-        storage_mode=storage_mode,  # type: ignore[arg-type]
-        storage_compression=storage_compression,
-        precision=precision,
-        device=device,
-        direction=direction,
-    )
+    with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
+        made = plan(
+            network,
+            survey_of(survey, shape),
+            memory=memory,
+            host_memory=host_memory,
+            storage_mode=storage_mode,  # type: ignore[arg-type]
+            storage_compression=storage_compression,
+            precision=precision,
+            device=device,
+            direction=direction,
+            storage_path=storage_path,
+            client=client,
+        )
     if draw is not None:
         from ..view import draw_plan
 
