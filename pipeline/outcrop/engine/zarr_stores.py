@@ -23,6 +23,9 @@ from ..survey.reading import naming_bad_chunk
 from .labelled import Framed
 from .stores import ArrayStore
 
+# Chunks of a survey that are read at a time: each is in memory twice, stored and decoded.
+_CHUNKS = 4
+
 
 class ZarrStore(ArrayStore):
     """A tensor between stages, one chunk per tile, so that no two tiles share a chunk.
@@ -159,6 +162,7 @@ class SurveyStore:
             with (
                 naming_bad_chunk(self.framed.volumes[name], region),
                 dask.config.set(scheduler="synchronous"),
+                zarr.config.set({"async.concurrency": _CHUNKS}),
             ):
                 found = volume.isel(placed | self.here).load()
             samples[name] = found.transpose(*self.framed.axes).values
