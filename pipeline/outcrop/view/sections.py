@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..errors import SurveyError
 from .save import save
@@ -104,9 +105,9 @@ def sections(
     figure = Figure(figsize=(_HEIGHT * sum(widths) + 4.2, _HEIGHT + 1.0), layout="constrained")
     all_axes = figure.subplots(1, 3, width_ratios=widths, gridspec_kw={"wspace": 0.06})
     for ax, (cut, (rows, columns)) in zip(all_axes, panels.items(), strict=True):
-        low, high = _edges(seismic, rows)
+        low, high = edges(seismic, rows)
         down = rows == vertical
-        extent = (*_edges(seismic, columns), *((high, low) if down else (low, high)))
+        extent = (*edges(seismic, columns), *((high, low) if down else (low, high)))
         amplitudes = ax.imshow(
             images[cut],
             cmap=cmap,
@@ -130,6 +131,7 @@ def sections(
                 interpolation="nearest",
             )
         ax.set_facecolor(_BLANK)
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         ax.set_xlabel(_label(seismic, columns))
         ax.set_ylabel(_label(seismic, rows))
         ax.set_title(f"{_label(seismic, cut, at[cut])}", fontsize="medium")
@@ -192,7 +194,8 @@ def _bin(volume: xr.DataArray, dim: str) -> float:
     return float(np.median(steps)) if steps.size else 1.0
 
 
-def _edges(volume: xr.DataArray, dim: str) -> tuple[float, float]:
+def edges(volume: xr.DataArray, dim: str) -> tuple[float, float]:
+    """Coordinates of an axis half a sample before its first and beyond its last sample."""
     values = volume[dim].to_numpy().astype(float)
     half = (values[-1] - values[0]) / (2 * (len(values) - 1)) if len(values) > 1 else 0.5
     return values[0] - half, values[-1] + half
@@ -202,7 +205,7 @@ def _to_scale(ax: Axes, volume: xr.DataArray, bins: dict[str, float]) -> None:
     """Make a metre as long along the inlines of a map as along its crosslines."""
     per_number = {}
     for dim, size in bins.items():
-        low, high = _edges(volume, dim)
+        low, high = edges(volume, dim)
         per_number[dim] = size * volume.sizes[dim] / abs(high - low)
     ax.set_aspect(per_number["inline"] / per_number["crossline"], anchor="N")
 

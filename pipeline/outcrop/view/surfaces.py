@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .save import save
+from .sections import edges
 
 _MAPS = 3
 
@@ -47,27 +49,41 @@ def surfaces(
     at = seismic.sizes["inline"] // 2
     section = seismic.isel(inline=at).transpose(vertical, "crossline")
     clip = float(np.nanpercentile(np.abs(section), 99)) or None
-    down = seismic[vertical].to_numpy()
-    across = seismic["crossline"].to_numpy()
-    extent = (across[0], across[-1], down[-1], down[0])
+    low, high = edges(seismic, vertical)
     axes[0].imshow(
-        section, cmap="gray", vmin=clip and -clip, vmax=clip, extent=extent, aspect="auto"
+        section,
+        cmap="gray",
+        vmin=clip and -clip,
+        vmax=clip,
+        extent=(*edges(seismic, "crossline"), high, low),
+        aspect="auto",
+        interpolation="bilinear",
     )
     for line in times.isel(inline=at):
-        axes[0].plot(across, line, lw=1.2)
+        axes[0].plot(seismic["crossline"], line, lw=1.2, label=f"{float(line['horizon']):.2f}")
     units = times.attrs["units"]
     axes[0].set_xlabel("crossline")
     axes[0].set_ylabel(f"{vertical} ({units})")
     axes[0].set_title(f"inline {seismic['inline'].to_numpy()[at]:g}", fontsize="medium")
+    axes[0].legend(title="relative time", fontsize="x-small", title_fontsize="x-small")
     for ax, surface in zip(axes[1:], maps, strict=True):
-        shown = ax.pcolormesh(
-            surface["crossline"], surface["inline"], surface.transpose("inline", "crossline"),
-            cmap="viridis_r", shading="nearest",
-        )  # fmt: skip
+        what = f"relative time {float(surface['horizon']):.2f}"
+        if surface.notnull().any():
+            shown = ax.pcolormesh(
+                surface["crossline"], surface["inline"], surface.transpose("inline", "crossline"),
+                cmap="viridis_r", shading="nearest",
+            )  # fmt: skip
+            figure.colorbar(shown, ax=ax, label=units, shrink=0.8)
+        else:
+            what += ": nowhere"
+            ax.set_xlim(edges(seismic, "crossline"))
+            ax.set_ylim(edges(seismic, "inline"))
         ax.set_xlabel("crossline")
         ax.set_ylabel("inline")
-        ax.set_title(f"relative time {float(surface['horizon']):.2f}", fontsize="medium")
-        figure.colorbar(shown, ax=ax, label=units, shrink=0.8)
+        ax.set_title(what, fontsize="medium")
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax in axes:
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if title:
         figure.suptitle(title)
     if path is not None:
