@@ -87,9 +87,11 @@ def score(
         "other parameters": _score(model, _synthetic(count, SEED + 1, OTHER, OTHER_SHAPE)),
         "another simulator (mtl)": _score(model, [(image, label > 0.5)]),
     }
-    print(f"{'data':26}{'volumes':>8}{'dice':>8}{'iou':>8}{'prec.':>8}{'recall':>8}{'AP':>8}")
+    heads = "dice", "mean", "iou", "prec.", "recall", "AP"
+    print(f"{'data':26}{'volumes':>8}" + "".join(f"{head:>8}" for head in heads))
     for name, each in found.items():
-        row = (each[k] for k in ("dice", "iou", "precision", "recall", "average_precision"))
+        keys = "dice", "mean dice", "iou", "precision", "recall", "average_precision"
+        row = (each[k] for k in keys)
         print(f"{name:26}{each['volumes']:8d}" + "".join(f"{v:8.3f}" for v in row))
     results.write_text(
         json.dumps(
@@ -116,7 +118,7 @@ def _synthetic(count, seed, ranges, shape):
 
 
 def _score(model, volumes):
-    """Scores over all voxels of all volumes together, and the Dice coefficient of each."""
+    """Scores over all voxels of all volumes together, and the Dice coefficient of each volume."""
     dice, probabilities, labels = [], [], []
     for image, label in volumes:
         x = (image - image.mean(dtype=np.float64)) / image.std(dtype=np.float64)
@@ -133,6 +135,7 @@ def _score(model, volumes):
         **_ratios(y >= THRESHOLD, label),
         "average_precision": float(precision),
         "share of faults": float(label.mean()),
+        "mean dice": float(np.mean(dice)),
         "dice of each": dice,
     }
 
