@@ -104,7 +104,7 @@ def sections(
     ]
     figure = Figure(figsize=(_HEIGHT * sum(widths) + 4.2, _HEIGHT + 1.0), layout="constrained")
     all_axes = figure.subplots(1, 3, width_ratios=widths, gridspec_kw={"wspace": 0.06})
-    for ax, (cut, (rows, columns)) in zip(all_axes, panels.items(), strict=True):
+    for ax, width, (cut, (rows, columns)) in zip(all_axes, widths, panels.items(), strict=True):
         low, high = edges(seismic, rows)
         down = rows == vertical
         extent = (*edges(seismic, columns), *((high, low) if down else (low, high)))
@@ -131,7 +131,7 @@ def sections(
                 interpolation="nearest",
             )
         ax.set_facecolor(_BLANK)
-        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(3 + round(3 * width), integer=True))
         ax.set_xlabel(_label(seismic, columns))
         ax.set_ylabel(_label(seismic, rows))
         ax.set_title(f"{_label(seismic, cut, at[cut])}", fontsize="medium")
