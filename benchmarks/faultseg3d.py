@@ -44,10 +44,12 @@ app = typer.Typer(help=__doc__, add_completion=False)
 @app.command()
 def train(
     out: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    epochs: Annotated[int, typer.Option(help="Of 200 crops of 64 samples.")] = 24,
+    epochs: Annotated[int, typer.Option(help="Of as many voxels as 200 crops of 64³.")] = 24,
+    crop: Annotated[int, typer.Option(help="Samples along each axis.")] = 64,
     max_time: Annotated[str | None, typer.Option(help="hours:minutes:seconds.")] = None,
     weights: Annotated[str, typer.Option(help="To start from.")] = "seeded",
     learning_rate: Annotated[float, typer.Option(help="At most.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of the surveys; not that of the scores.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on.")] = False,
 ) -> None:
     """Train: on one core about a second a crop, in bfloat16."""
@@ -56,14 +58,14 @@ def train(
         "synthetic",
         out=out,
         weights=weights,
-        crop=64,
+        crop=crop,
         epochs=epochs,
-        samples=200,
+        samples=round(200 * (64 / crop) ** 3),
         validation_samples=16,
         max_time=max_time,
         learning_rate=learning_rate,
         precision="bf16-mixed",
-        seed=1,
+        seed=seed,
         resume=resume,
         progress=True,
     )
