@@ -1,6 +1,7 @@
 """Run a plan: one tile, stores, and the executors."""
 
-from .prediction import plan, predict
+from .planning import plan
+from .prediction import predict
 from .saved import offload
 from .several import predict_all
 from .views import predict_views, refine

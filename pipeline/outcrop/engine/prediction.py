@@ -5,86 +5,32 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
-import tempfile
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
 from .. import __version__
 from ..arrays import open_dataset
 from ..errors import ArgumentError
 from ..events import Listener
-from ..graph import Graph, capture
 from ..models.weights import digest
-from ..output import Output, PathLike, aside_of, check_free
-from ..planner import Plan, make_plan, parse_bytes
+from ..output import Output, PathLike, check_free
+from ..planner import Plan
 from ..planner.planner import StorageMode
 from ..progress import ProgressBar
-from ..storage import Options, Place, Remote, naming_refusal, place
+from ..storage import Options, Remote, naming_refusal, place
 from .evaluation import Evaluation
-from .labelled import Framed, Volume, all_statistics, frame, output_cards, template
+from .labelled import Framed, Volume, frame, output_cards, template
 from .places import Places
-from .whole import example, find_device, to_dtype
+from .planning import PLAN, begun_plan, captured, plan_for, wanted_of
+from .statistics import all_statistics
+from .whole import find_device
 
 if TYPE_CHECKING:
     from distributed import Client
-
-
-# The plan of an unfinished prediction.
-_PLAN = "plan.json"
-
-
-def plan(
-    model: nn.Module,
-    data: Volume,
-    *,
-    memory: str | int = "2GB",
-    host_memory: str | int | None = None,
-    storage_mode: StorageMode = "auto",
-    storage_compression: bool = False,
-    precision: str = "float32",
-    device: str = "cpu",
-    tile: Sequence[int] | None = None,
-    direction: str | None = None,
-    storage_path: PathLike | None = None,
-    client: Client | None = None,
-    storage_options: Options | None = None,
-) -> Plan:
-    """Plan `predict` without running it: no sample is read.
-
-    Parameters
-    ----------
-    model, data, memory, host_memory, storage_mode, storage_compression, precision, device, tile, \
-direction, storage_options
-        As for `predict`. A GPU need not be there.
-    client : distributed.Client, optional
-        Plan for its workers.
-    storage_path : path-like, optional
-        With a client, where its workers would keep tensors between stages: how fast that is, is
-        measured. The folder for temporary files unless given.
-
-    Returns
-    -------
-    Plan
-        Print it, or pass it to `predict`.
-
-    Raises
-    ------
-    SurveyError, UnsupportedOperatorError, MemoryBudgetError
-        As `predict` does.
-    """
-    framed = frame(model, data, direction, storage_options, stacked=True)
-    graph, _ = _capture(model, framed)
-    wanted = _wanted(
-        memory, host_memory, storage_mode, storage_compression, precision, device, tile
-    )
-    return _plan(
-        graph, framed, wanted, client, place(storage_path or tempfile.gettempdir(), storage_options)
-    )
 
 
 def predict(
@@ -257,16 +203,16 @@ def prepared(
         raise ArgumentError(f"nonfinite={nonfinite!r}: take 'error' or 'warn'")
     target = check_free(path, overwrite, storage_options)
     framed = frame(model, data, direction, storage_options, stacked=True)
-    graph, state = _capture(model, framed)
-    wanted = _wanted(
+    graph, state = captured(model, framed)
+    wanted = wanted_of(
         memory, host_memory, storage_mode, storage_compression, precision, device, tile
     )
     wanted["cluster"] = client is not None
     made = plan is None
     if plan is None:
-        begun = None if overwrite else _begun(target, graph, wanted)
+        begun = None if overwrite else begun_plan(target, graph, wanted)
         store = target.parent if storage_path is None else place(storage_path, storage_options)
-        plan = begun or _plan(graph, framed, wanted, client, store)
+        plan = begun or plan_for(graph, framed, wanted, client, store)
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
     if client is not None and "device" in plan.places.values():
@@ -312,7 +258,7 @@ def prepared(
     ):
         if made and not output.resumed:
             record = json.dumps({"wanted": wanted, "plan": plan.to_dict()})
-            (output.aside / _PLAN).write_text(record)
+            (output.aside / PLAN).write_text(record)
         folder = output.aside / "stored"
         if storage_path is not None:  # which several predictions may share
             alone = repr((sorted(provenance.items()), str(target.absolute())))
@@ -365,64 +311,3 @@ def identity(
     if threshold is not None:
         facts["threshold"] = f"{threshold:g}"
     return facts
-
-
-def _capture(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:
-    dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    count = len(framed.card.inputs)
-    given, width = (count, 1) if framed.card.separate else (1, count)
-    return capture(model, [example((1, width, *framed.grid), dtype) for _ in range(given)])
-
-
-def _wanted(
-    memory: str | int,
-    host_memory: str | int | None,
-    storage_mode: StorageMode,
-    storage_compression: bool,
-    precision: str,
-    device: str,
-    tile: Sequence[int] | None,
-) -> dict[str, Any]:
-    """What a plan is asked for, as plain data."""
-    to_dtype(precision)
-    return {
-        "memory": parse_bytes(memory),
-        "host_memory": None if host_memory is None else parse_bytes(host_memory),
-        "storage_mode": storage_mode,
-        "compressed": storage_compression,
-        "dtype": precision,
-        "device": device,
-        "tile": None if tile is None else list(tile),
-    }
-
-
-def _plan(
-    graph: Graph,
-    framed: Framed,
-    wanted: dict[str, Any],
-    client: Client | None,
-    store: Place,
-) -> Plan:
-    crew = None
-    if client is not None:
-        from ..cluster import crew_of
-
-        crew = crew_of(client, wanted["device"], wanted["dtype"], store)
-        # Volumes and sections that are evaluated side by side share the workers.
-        volumes = math.prod(framed.volume.sizes[d] for d in framed.apart)
-        crew = crew._replace(workers=max(1, crew.workers // volumes))
-    how = {k: v for k, v in wanted.items() if k != "cluster"}
-    return make_plan(graph, domain=framed.domain, holds_output=False, crew=crew, **how)
-
-
-def _begun(path: Place, graph: Graph, wanted: dict[str, Any]) -> Plan | None:
-    """The plan of an unfinished prediction of which the same was wanted.
-
-    Made now it might be another: it depends on how fast the machine is found to be.
-    """
-    try:
-        found = json.loads((aside_of(path) / _PLAN).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    plan = Plan.from_dict(found["plan"])
-    return plan if found["wanted"] == wanted and plan.graph == graph.digest() else None

@@ -16,8 +16,9 @@ from ..output import PathLike, is_complete
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
-from .labelled import Volume, all_statistics, frame
+from .labelled import Volume, frame
 from .prediction import identity, predict, prepared
+from .statistics import all_statistics
 
 Paths = PathLike | Sequence[PathLike]
 

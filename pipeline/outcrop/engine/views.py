@@ -25,8 +25,9 @@ from ..models.weights import digest
 from ..output import Output, PathLike, check_free, is_complete
 from ..planner import parse_bytes
 from ..storage import Options, Place, naming_refusal, remove
-from .labelled import Volume, all_statistics, frame, mask_of
+from .labelled import Volume, frame, mask_of
 from .prediction import predict
+from .statistics import all_statistics
 
 Turn = Callable[[xr.Dataset], xr.Dataset]
 

@@ -17,7 +17,8 @@ from ..models.weights import digest
 from ..output import Output, PathLike, check_free
 from ..progress import track
 from ..storage import Options, naming_refusal
-from .labelled import Volume, all_statistics, frame, template
+from .labelled import Volume, frame, template
+from .statistics import all_statistics
 from .zarr_stores import PredictionStore, SurveyStore
 
 # Sections that are evaluated side by side.

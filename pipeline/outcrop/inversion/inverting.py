@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..errors import ArgumentError
 from ..output import Output, check_free
 from ..storage import naming_refusal, on_disk
 from ..survey.geometry import check_choice
+from .arguments import Bounds, bounds_of, check_bands, check_parameters, mask_weights, steps_of
 from .bands import low_pass
 from .evaluation import Evaluator
 from .experiment import Experiment, Shots, options_of, set_up
@@ -33,7 +32,6 @@ from .tasks import Team
 if TYPE_CHECKING:
     from distributed import Client
 
-Bounds = tuple[float, float] | Mapping[str, tuple[float, float]]
 _CHECKED = 64  # shots whose traces one task looks at
 # Of a parameter's largest value: its largest change in the first step.
 _FIRST = {"lbfgs": 0.02, "adam": 0.005, "sgd": 0.005}
@@ -157,13 +155,13 @@ def invert(
     check_free(path, overwrite)
     propagation = options_of(options)
     start = open_model(velocity)
-    limits = _bounds(start, parameters, bounds)
+    limits = bounds_of(start, parameters, bounds)
     fastest = limits["vp"][1] if "vp" in limits else None
     experiment = set_up(start, observed, wavelet, propagation, observed=True, max_velocity=fastest)
-    _check_parameters(experiment, parameters)
-    _check_bands(bands, experiment, iterations)
-    steps = _steps(start, parameters, step, _FIRST[optimiser])
-    allowed = _allowed(mask, experiment)
+    check_parameters(experiment, parameters)
+    check_bands(bands, experiment, iterations)
+    steps = steps_of(start, parameters, step, _FIRST[optimiser])
+    allowed = mask_weights(mask, experiment)
     selection = Selection(experiment.gathers, subset, encoding, seed)
     selection.check(optimiser, misfit)
     need = choose(
@@ -316,84 +314,6 @@ class _Inversion:
 
     def _values(self, model: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return {n: v.numpy().astype(self.experiment.physics.precision) for n, v in model.items()}
-
-
-def _bounds(
-    model: xr.Dataset, parameters: Sequence[str], given: Bounds | None
-) -> dict[str, tuple[float, float]]:
-    named = dict(given) if isinstance(given, Mapping) else {} if given is None else {"vp": given}
-    limits = {}
-    for name in parameters:
-        if name not in model:
-            continue
-        low, high = float(model[name].min()), float(model[name].max())
-        limits[name] = tuple(map(float, named.pop(name, (0.7 * low, 1.3 * high))))
-        if not 0 <= limits[name][0] < limits[name][1]:
-            raise ArgumentError(f"bounds {limits[name]} of {name}: pass the lower one first")
-        if low < limits[name][0] or high > limits[name][1]:
-            raise ArgumentError(
-                f"bounds {limits[name]} of {name}: the model starts with {low:g} to {high:g}; "
-                "widen them"
-            )
-    if named:
-        raise ArgumentError(f"bounds: {next(iter(named))} is none of the parameters to change")
-    return limits  # type: ignore[return-value]
-
-
-def _steps(
-    model: xr.Dataset,
-    parameters: Sequence[str],
-    given: float | Mapping[str, float] | None,
-    share: float,
-) -> dict[str, float]:
-    named = dict(given) if isinstance(given, Mapping) else {} if given is None else {"vp": given}
-    steps = {p: float(named.pop(p, share * float(model[p].max()))) for p in parameters}
-    if named or min(steps.values()) <= 0:
-        raise ArgumentError(f"step={given!r}: pass a positive number for vp, or for each parameter")
-    return steps
-
-
-def _check_parameters(experiment: Experiment, parameters: Sequence[str]) -> None:
-    known = experiment.physics.parameters
-    if (
-        not parameters
-        or not set(parameters) <= set(known)
-        or len(set(parameters)) < len(parameters)
-    ):
-        raise ArgumentError(
-            f"parameters {tuple(parameters)}: the {experiment.physics.equation} equation has "
-            f"{', '.join(known)}; choose some of them"
-        )
-
-
-def _check_bands(bands: Sequence[float | None], experiment: Experiment, iterations: int) -> None:
-    nyquist = 0.5 / experiment.physics.time_step
-    if iterations < 1 or not bands:
-        raise ArgumentError(f"iterations={iterations}, bands={bands}: pass one or more")
-    for corner in bands:
-        if corner is not None and not 0 < corner < nyquist:
-            raise ArgumentError(
-                f"bands: {corner:g} Hz is not between 0 and the Nyquist frequency, {nyquist:g} Hz"
-            )
-
-
-def _allowed(mask: xr.DataArray | None, experiment: Experiment) -> np.ndarray | None:
-    if mask is None:
-        if experiment.physics.storage_compression:
-            warnings.warn(
-                "storage_compression garbles the gradient up to 8 cells from sources; pass a mask "
-                "(mask: {radius: ...})",
-                stacklevel=3,
-            )
-        return None
-    if set(mask.dims) != set(experiment.grid.dims):
-        raise ArgumentError(f"mask: has dimensions {mask.dims}, the model {experiment.grid.dims}")
-    values = mask.transpose(*experiment.grid.dims).to_numpy().astype(np.float64)
-    if values.shape != experiment.grid.shape:
-        raise ArgumentError(f"mask: has shape {values.shape}, the model {experiment.grid.shape}")
-    if not (np.isfinite(values).all() and values.min() >= 0 and 0 < values.max() <= 1):
-        raise ArgumentError("mask: pass values from 0 to 1, some of them above 0")
-    return values
 
 
 def check_traces(team: Team, output: Output, experiment: Experiment) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from ..models.card import Card
 from ..models.normalization import NORMALIZATIONS
 from .augment import apparent_dip, augmented, draw_stretch, stretched
-from .sources import Array, Source, Volume
+from .volumes import Array, Source, Volume
 
 
 class Crops(Dataset[dict[str, Tensor]]):

@@ -33,7 +33,8 @@ from .crops import Crops, Numbers
 from .module import Activations, TrainingModule
 from .objectives import Objective, objective_of
 from .run import BEST, LAST, Record, begin, finish
-from .sources import Source, source_of, split
+from .sources import source_of, split
+from .volumes import Source
 
 _LANES = 4  # volumes that crops come from by turns
 _SCHEDULES = ("cosine", "plateau", "constant")

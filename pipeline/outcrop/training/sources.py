@@ -6,72 +6,24 @@ import copy
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from ..errors import SurveyError, TrainingDataError
-from ..models.normalization import Statistics
 from ..output import is_complete, is_unfinished
 from .blocks import Blocks
 from .recipes import RANGES, Ranges, random_survey
-
-Array = np.ndarray
-Extents = tuple[int, ...]  # inlines, crosslines, samples
+from .volumes import Array, Extents, Source, Volume, check_finite, statistics_of
 
 # Labels by the suffixes of the multi-task networks' files, and what their values are times.
 _RAW = {"fault": "fsem", "fault_dip": "fdip", "fault_strike": "fstrike"}
 _HALF_TURNS = ("fault_dip", "fault_strike")
 _CACHE = 1 << 30  # bytes of a survey's blocks that each process keeps
 _HELD_OUT = 1_000_000  # between the seeds of synthetic surveys to train and to validate with
-
-
-class Volume(NamedTuple):
-    """A volume to take crops from.
-
-    Attributes
-    ----------
-    values : mapping of str to array-like
-        `amplitude` and the labels: (inlines, crosslines, samples), sliced when they are needed.
-    statistics : Statistics
-        Of the amplitudes of the live traces.
-    live : numpy.ndarray or None
-        (inlines, crosslines), bool: where there are traces.
-    """
-
-    values: Mapping[str, Any]
-    statistics: Statistics
-    live: Array | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Numbers of inlines, crosslines and samples."""
-        return tuple(self.values["amplitude"].shape)
-
-
-class Source(Protocol):
-    """Volumes by number, each the same whenever it is asked for.
-
-    Attributes
-    ----------
-    volumes : int or None
-        How many there are; None where there is no end.
-    shape : tuple of int
-        Of the smallest volume.
-    description : dict
-        What to write down so that the same volumes can be had again.
-    """
-
-    volumes: int | None
-    shape: Extents
-    description: dict[str, Any]
-
-    def read(self, number: int) -> Volume:
-        """Return a volume."""
-        ...
 
 
 class Synthetic:
@@ -219,7 +171,7 @@ class Survey:
     volumes: int | None = 1
 
     def __init__(self, path: str | os.PathLike[str], labels: Sequence[str]) -> None:
-        from ..engine.labelled import statistics
+        from ..engine.statistics import statistics
         from ..survey import open as open_survey
 
         try:
@@ -294,27 +246,6 @@ class Survey:
     def read(self, number: int) -> Volume:
         """Return the survey, whatever the number."""
         return self.volume
-
-
-def statistics_of(amplitude: Array) -> Statistics:
-    """Statistics of a volume in memory."""
-    return Statistics(
-        float(amplitude.mean(dtype=np.float64)),
-        float(amplitude.std(dtype=np.float64)) or 1.0,
-        float(amplitude.min()),
-        float(amplitude.max()),
-    )
-
-
-def check_finite(values: Array, where: str) -> None:
-    """Raise `TrainingDataError` that says at which sample a value is NaN or infinite."""
-    bad = ~np.isfinite(values)
-    if bad.any():
-        at = ", ".join(str(i) for i in np.argwhere(bad)[0])
-        raise TrainingDataError(
-            f"{where}: {int(bad.sum()):,} values are NaN or infinite, the first at (inline, "
-            f"crossline, sample) ({at}), from 0; repair or leave out this file"
-        )
 
 
 def _check_lazily(label: xr.DataArray, where: str) -> None:

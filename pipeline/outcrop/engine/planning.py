@@ -1,0 +1,137 @@
+"""`plan`: how a network would be evaluated over a labelled survey."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..graph import Graph, capture
+from ..output import PathLike, aside_of
+from ..planner import Plan, make_plan, parse_bytes
+from ..planner.planner import StorageMode
+from ..storage import Options, Place, place
+from .labelled import Framed, Volume, frame
+from .whole import example, to_dtype
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+PLAN = "plan.json"  # the name of the plan of an unfinished prediction
+
+
+def plan(
+    model: nn.Module,
+    data: Volume,
+    *,
+    memory: str | int = "2GB",
+    host_memory: str | int | None = None,
+    storage_mode: StorageMode = "auto",
+    storage_compression: bool = False,
+    precision: str = "float32",
+    device: str = "cpu",
+    tile: Sequence[int] | None = None,
+    direction: str | None = None,
+    storage_path: PathLike | None = None,
+    client: Client | None = None,
+    storage_options: Options | None = None,
+) -> Plan:
+    """Plan `predict` without running it: no sample is read.
+
+    Parameters
+    ----------
+    model, data, memory, host_memory, storage_mode, storage_compression, precision, device, tile, \
+direction, storage_options
+        As for `predict`. A GPU need not be there.
+    client : distributed.Client, optional
+        Plan for its workers.
+    storage_path : path-like, optional
+        With a client, where its workers would keep tensors between stages: how fast that is, is
+        measured. The folder for temporary files unless given.
+
+    Returns
+    -------
+    Plan
+        Print it, or pass it to `predict`.
+
+    Raises
+    ------
+    SurveyError, UnsupportedOperatorError, MemoryBudgetError
+        As `predict` does.
+    """
+    framed = frame(model, data, direction, storage_options, stacked=True)
+    graph, _ = captured(model, framed)
+    wanted = wanted_of(
+        memory, host_memory, storage_mode, storage_compression, precision, device, tile
+    )
+    return plan_for(
+        graph, framed, wanted, client, place(storage_path or tempfile.gettempdir(), storage_options)
+    )
+
+
+def captured(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:
+    """Return the graph of a network on a volume's grid, and its weights."""
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    count = len(framed.card.inputs)
+    given, width = (count, 1) if framed.card.separate else (1, count)
+    return capture(model, [example((1, width, *framed.grid), dtype) for _ in range(given)])
+
+
+def wanted_of(
+    memory: str | int,
+    host_memory: str | int | None,
+    storage_mode: StorageMode,
+    storage_compression: bool,
+    precision: str,
+    device: str,
+    tile: Sequence[int] | None,
+) -> dict[str, Any]:
+    """What a plan is asked for, as plain data."""
+    to_dtype(precision)
+    return {
+        "memory": parse_bytes(memory),
+        "host_memory": None if host_memory is None else parse_bytes(host_memory),
+        "storage_mode": storage_mode,
+        "compressed": storage_compression,
+        "dtype": precision,
+        "device": device,
+        "tile": None if tile is None else list(tile),
+    }
+
+
+def plan_for(
+    graph: Graph,
+    framed: Framed,
+    wanted: dict[str, Any],
+    client: Client | None,
+    store: Place,
+) -> Plan:
+    """Return the best plan, for this process or for the workers of a cluster."""
+    crew = None
+    if client is not None:
+        from ..cluster import crew_of
+
+        crew = crew_of(client, wanted["device"], wanted["dtype"], store)
+        # Volumes and sections that are evaluated side by side share the workers.
+        volumes = math.prod(framed.volume.sizes[d] for d in framed.apart)
+        crew = crew._replace(workers=max(1, crew.workers // volumes))
+    how = {k: v for k, v in wanted.items() if k != "cluster"}
+    return make_plan(graph, domain=framed.domain, holds_output=False, crew=crew, **how)
+
+
+def begun_plan(path: Place, graph: Graph, wanted: dict[str, Any]) -> Plan | None:
+    """The plan of an unfinished prediction of which the same was wanted.
+
+    Made now it might be another: it depends on how fast the machine is found to be.
+    """
+    try:
+        found = json.loads((aside_of(path) / PLAN).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    plan = Plan.from_dict(found["plan"])
+    return plan if found["wanted"] == wanted and plan.graph == graph.digest() else None

@@ -1,0 +1,97 @@
+"""What `invert` is asked for, checked against the model and the shots."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+
+from ..errors import ArgumentError
+from .experiment import Experiment
+
+Bounds = tuple[float, float] | Mapping[str, tuple[float, float]]
+
+
+def bounds_of(
+    model: xr.Dataset, parameters: Sequence[str], given: Bounds | None
+) -> dict[str, tuple[float, float]]:
+    """Return the lowest and highest value that each parameter may take."""
+    named = dict(given) if isinstance(given, Mapping) else {} if given is None else {"vp": given}
+    limits = {}
+    for name in parameters:
+        if name not in model:
+            continue
+        low, high = float(model[name].min()), float(model[name].max())
+        limits[name] = tuple(map(float, named.pop(name, (0.7 * low, 1.3 * high))))
+        if not 0 <= limits[name][0] < limits[name][1]:
+            raise ArgumentError(f"bounds {limits[name]} of {name}: pass the lower one first")
+        if low < limits[name][0] or high > limits[name][1]:
+            raise ArgumentError(
+                f"bounds {limits[name]} of {name}: the model starts with {low:g} to {high:g}; "
+                "widen them"
+            )
+    if named:
+        raise ArgumentError(f"bounds: {next(iter(named))} is none of the parameters to change")
+    return limits  # type: ignore[return-value]
+
+
+def steps_of(
+    model: xr.Dataset,
+    parameters: Sequence[str],
+    given: float | Mapping[str, float] | None,
+    share: float,
+) -> dict[str, float]:
+    """Return by how much each parameter may change in the first step."""
+    named = dict(given) if isinstance(given, Mapping) else {} if given is None else {"vp": given}
+    steps = {p: float(named.pop(p, share * float(model[p].max()))) for p in parameters}
+    if named or min(steps.values()) <= 0:
+        raise ArgumentError(f"step={given!r}: pass a positive number for vp, or for each parameter")
+    return steps
+
+
+def check_parameters(experiment: Experiment, parameters: Sequence[str]) -> None:
+    """Raise `ArgumentError` unless the equation has all of the parameters."""
+    known = experiment.physics.parameters
+    if (
+        not parameters
+        or not set(parameters) <= set(known)
+        or len(set(parameters)) < len(parameters)
+    ):
+        raise ArgumentError(
+            f"parameters {tuple(parameters)}: the {experiment.physics.equation} equation has "
+            f"{', '.join(known)}; choose some of them"
+        )
+
+
+def check_bands(bands: Sequence[float | None], experiment: Experiment, iterations: int) -> None:
+    """Raise `ArgumentError` unless every corner lies below the Nyquist frequency."""
+    nyquist = 0.5 / experiment.physics.time_step
+    if iterations < 1 or not bands:
+        raise ArgumentError(f"iterations={iterations}, bands={bands}: pass one or more")
+    for corner in bands:
+        if corner is not None and not 0 < corner < nyquist:
+            raise ArgumentError(
+                f"bands: {corner:g} Hz is not between 0 and the Nyquist frequency, {nyquist:g} Hz"
+            )
+
+
+def mask_weights(mask: xr.DataArray | None, experiment: Experiment) -> np.ndarray | None:
+    """Return how much of the gradient each cell keeps, 0 to 1; None for all of it."""
+    if mask is None:
+        if experiment.physics.storage_compression:
+            warnings.warn(
+                "storage_compression garbles the gradient up to 8 cells from sources; pass a mask "
+                "(mask: {radius: ...})",
+                stacklevel=3,
+            )
+        return None
+    if set(mask.dims) != set(experiment.grid.dims):
+        raise ArgumentError(f"mask: has dimensions {mask.dims}, the model {experiment.grid.dims}")
+    values = mask.transpose(*experiment.grid.dims).to_numpy().astype(np.float64)
+    if values.shape != experiment.grid.shape:
+        raise ArgumentError(f"mask: has shape {values.shape}, the model {experiment.grid.shape}")
+    if not (np.isfinite(values).all() and values.min() >= 0 and 0 < values.max() <= 1):
+        raise ArgumentError("mask: pass values from 0 to 1, some of them above 0")
+    return values

@@ -1,0 +1,80 @@
+"""What sources of training data give: volumes by number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..errors import TrainingDataError
+from ..models.normalization import Statistics
+
+Array = np.ndarray
+Extents = tuple[int, ...]  # inlines, crosslines, samples
+
+
+class Volume(NamedTuple):
+    """A volume to take crops from.
+
+    Attributes
+    ----------
+    values : mapping of str to array-like
+        `amplitude` and the labels: (inlines, crosslines, samples), sliced when they are needed.
+    statistics : Statistics
+        Of the amplitudes of the live traces.
+    live : numpy.ndarray or None
+        (inlines, crosslines), bool: where there are traces.
+    """
+
+    values: Mapping[str, Any]
+    statistics: Statistics
+    live: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers of inlines, crosslines and samples."""
+        return tuple(self.values["amplitude"].shape)
+
+
+class Source(Protocol):
+    """Volumes by number, each the same whenever it is asked for.
+
+    Attributes
+    ----------
+    volumes : int or None
+        How many there are; None where there is no end.
+    shape : tuple of int
+        Of the smallest volume.
+    description : dict
+        What to write down so that the same volumes can be had again.
+    """
+
+    volumes: int | None
+    shape: Extents
+    description: dict[str, Any]
+
+    def read(self, number: int) -> Volume:
+        """Return a volume."""
+        ...
+
+
+def statistics_of(amplitude: Array) -> Statistics:
+    """Statistics of a volume in memory."""
+    return Statistics(
+        float(amplitude.mean(dtype=np.float64)),
+        float(amplitude.std(dtype=np.float64)) or 1.0,
+        float(amplitude.min()),
+        float(amplitude.max()),
+    )
+
+
+def check_finite(values: Array, where: str) -> None:
+    """Raise `TrainingDataError` that says at which sample a value is NaN or infinite."""
+    bad = ~np.isfinite(values)
+    if bad.any():
+        at = ", ".join(str(i) for i in np.argwhere(bad)[0])
+        raise TrainingDataError(
+            f"{where}: {int(bad.sum()):,} values are NaN or infinite, the first at (inline, "
+            f"crossline, sample) ({at}), from 0; repair or leave out this file"
+        )
