@@ -1,6 +1,7 @@
 """Plans for clusters, scheduling at scale, and the scripts for SLURM and Kubernetes."""
 
 import json
+import os
 import py_compile
 import re
 import shlex
@@ -195,6 +196,35 @@ def test_scripts_compile_and_call_what_exists(name):
             found = getattr(found, part)
 
 
+def test_slurm_script_predicts_on_the_jobs_that_it_submits(tmp_path):
+    """SLURM's two commands are stood in for: `sbatch` runs the job that it is handed right here."""
+    commands = {
+        "sbatch": 'job=$(mktemp -p "$JOBS"); cp "${@: -1}" "$job"; setsid bash "$job" &>/dev/null &\n'
+        'echo "Submitted batch job $!"',
+        "scancel": 'for job; do kill -- "-$job"; done',
+    }
+    for name, does in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    make_survey(shape=(32, 32, 32)).to_zarr(tmp_path / "survey.zarr")
+    script = ROOT / "workflows" / "slurm.py"
+    arguments = [tmp_path / "survey.zarr", tmp_path / "faults.zarr", "--weights", "synthetic-v1"]
+    subprocess.run(
+        [sys.executable, script, *arguments, "--jobs", "2", "--memory", "1GB", "--device", "cpu"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "JOBS": str(tmp_path)},
+        cwd=tmp_path,
+        timeout=120,
+        check=True,
+    )
+    model = outcrop.models.load("faultseg3d", weights="synthetic-v1")
+    faults = outcrop.predict(model, tmp_path / "survey.zarr", tmp_path / "here.zarr", memory="1GB")
+    xr.testing.assert_identical(
+        outcrop.open(tmp_path / "faults.zarr").fault.load().drop_attrs(),
+        faults.fault.load().drop_attrs(),
+    )
+    assert "workers" in (tmp_path / "faults.zarr.report.html").read_text()
+
+
 def test_kubernetes_file_is_what_the_operator_takes():
     spec = yaml.safe_load((ROOT / "workflows" / "kubernetes.yaml").read_text())
     assert spec["apiVersion"] == "kubernetes.dask.org/v1"
@@ -203,6 +233,8 @@ def test_kubernetes_file_is_what_the_operator_takes():
         spec["spec"][role]["spec"]["containers"] for role in ("worker", "scheduler")
     )
     assert worker["image"] == scheduler["image"]
+    for quantities in worker["resources"].values():  # numbers are refused
+        assert all(isinstance(quantity, str) for quantity in quantities.values())
     assert {a for a in worker["args"] if a.startswith("--")} <= options_of(worker["args"])
     ports = {p["name"]: p["containerPort"] for p in scheduler["ports"]}
     service = spec["spec"]["scheduler"]["service"]

@@ -462,6 +462,16 @@ def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
     assert [e["step"] for e in after] == [4, 8, 12, 16]
 
 
+def test_the_last_epoch_is_kept_though_an_earlier_one_is_better(tmp_path):
+    nothing = {"learning_rate": 1e-30, "averaging": 0.0}  # changes
+    fit("faultseg3d", out=tmp_path, **QUICK, **nothing, epochs=3)
+    kept = {
+        name: torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
+        for name in ("best", "last")
+    }
+    assert kept == {"best": 0, "last": 2}
+
+
 def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(OutputExistsError, match="other things"):

@@ -21,7 +21,8 @@ def main(
     weights: Annotated[str, typer.Option(help="File of weights.")],
     model: Annotated[str, typer.Option(help="Network: see `outcrop models`.")] = "faultseg3d",
     memory: Annotated[str, typer.Option(help="Of the GPU, for one worker.")] = "60GB",
-    jobs: Annotated[int, typer.Option(help="Workers: one GPU each.")] = 4,
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    jobs: Annotated[int, typer.Option(help="Workers, with a GPU each.")] = 4,
     partition: Annotated[str, typer.Option(help="Of SLURM, with GPUs.")] = "gpu",
     time: Annotated[str, typer.Option(help="Longest time of a job.")] = "12:00:00",
 ) -> None:
@@ -31,6 +32,7 @@ def main(
 
     survey, out = survey.absolute(), out.absolute()  # as the workers see them
     network = outcrop.models.load(model, weights=weights)
+    on_gpu = device == "cuda"
     record, log = outcrop.Record(), outcrop.events.JsonLog(f"{out}.log.jsonl")
     with (
         SLURMCluster(
@@ -39,8 +41,8 @@ def main(
             cores=1,  # one tile at a time
             job_cpu=8,
             memory="64GB",
-            job_extra_directives=["--gpus-per-task=1"],
-            worker_extra_args=["--resources", "GPU=1"],
+            job_extra_directives=["--gpus-per-task=1"] if on_gpu else [],
+            worker_extra_args=["--resources", "GPU=1"] if on_gpu else [],
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -52,7 +54,7 @@ def main(
             survey,
             out,
             memory=memory,
-            device="cuda",
+            device=device,
             client=client,
             progress=True,
             listeners=[record, log],

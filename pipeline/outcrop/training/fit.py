@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -344,14 +345,11 @@ def _time(limit: timedelta | str | None) -> timedelta | None:
 def _callbacks(
     folder: Path, averaging: float, max_time: timedelta | None, record: Record
 ) -> list[Callback]:
+    kept = partial(ModelCheckpoint, folder / "checkpoints", enable_version_counter=False)
     callbacks: list[Callback] = [
-        ModelCheckpoint(
-            folder / "checkpoints",
-            filename=Path(BEST).stem,
-            monitor="val_loss",
-            save_last=True,
-            enable_version_counter=False,
-        ),
+        kept(filename=Path(BEST).stem, monitor="val_loss"),
+        # Every epoch's: Lightning's own `save_last` writes none unless there is a new best.
+        kept(filename=Path(LAST).stem),
         LearningRateMonitor(),
         record,
     ]
