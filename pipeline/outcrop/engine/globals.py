@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..graph import RULES, Box, Node, Reduce
+from ..patience import patiently
 from ..storage import place, remove, write_whole
 
 if TYPE_CHECKING:
+    from ..output import Fence
+    from ..planner import Plan
     from ..storage import Place
 
 # States that are merged at once. A power of two: merging two by two, in the order of the tiles,
@@ -28,11 +32,13 @@ class GlobalStore:
     node : Node
         The reduction that makes it.
     dtype : torch.dtype
-        Precision of the computation.
+        Of the value.
     device : torch.device or str
         Where the value is read.
     folder : path-like or Remote, optional
         Keep states and value there, where other processes find them; in memory unless given.
+    fence : Fence, optional
+        Asked before a state is kept.
     """
 
     slow = False
@@ -43,8 +49,10 @@ class GlobalStore:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         folder: Place | None = None,
+        fence: Fence | None = None,
     ) -> None:
         self.node, self.dtype, self.device = node, dtype, str(device)
+        self.fence = fence
         self.folder = None if folder is None else place(folder)
         self.states: dict[int, Tensor] = {}
         self.value: Tensor | None = None
@@ -56,6 +64,8 @@ class GlobalStore:
         if self.folder is None:
             self.states[number] = state.cpu()
             return
+        if self.fence is not None:
+            self.fence.check()
         self._save(self._state(0, number), state)
 
     def levels(self, count: int) -> Iterator[tuple[int, range]]:
@@ -76,7 +86,7 @@ class GlobalStore:
             members = range(group * GROUP, (group + 1) * GROUP)
             paths = (self._state(level, n) for n in members)
             states = [_load(p) for p in paths if p.exists()]
-            self._save(target, self._merged(states))
+            patiently(partial(self._save, target, self._merged(states)))
 
     def finish(self) -> None:
         """Merge the states, two by two in the order of the tiles, into the value."""
@@ -90,7 +100,7 @@ class GlobalStore:
         if self.folder is None:
             self.value = value.to(self.device)
             return
-        self._save(self._final, value)
+        patiently(partial(self._save, self._final, value))
         for path in self.folder.glob("*.state"):
             path.unlink()
 
@@ -152,4 +162,15 @@ class GlobalStore:
 
 
 def _load(path: Place) -> Tensor:
-    return torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
+    return torch.load(io.BytesIO(patiently(path.read_bytes)), weights_only=True)
+
+
+def to_merge(plan: Plan, i: int, is_written: Callable[[int], bool]) -> list[str]:
+    """Return the global values of stage `i`, all of whose tiles are written, that are still wanted.
+
+    Of the others, which just stages read that are written too, an earlier run has removed the
+    states and the value.
+    """
+    stages = list(enumerate(plan.stages))
+    readers = {name: [k for k, s in stages if name in s.inputs] for name in plan.stages[i].reduces}
+    return [name for name, ks in readers.items() if not ks or not all(map(is_written, ks))]

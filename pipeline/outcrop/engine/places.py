@@ -12,6 +12,7 @@ import torch
 from ..graph import RULES, Graph, Reduce
 from ..models.card import OutputCard
 from ..models.normalization import Statistics
+from ..output import Fence
 from ..planner import Plan, Stage
 from ..storage import Place, Remote
 from .globals import GlobalStore
@@ -49,6 +50,10 @@ class Places:
         Of the masks that are written beside probabilities.
     shared : bool
         Whether several processes read and write.
+    nonfinite : str
+        What to do with NaN and infinite values.
+    fence : Fence, optional
+        Asked before a tile is written, where the process that writes may outlast its run.
     """
 
     graph: Graph
@@ -62,6 +67,7 @@ class Places:
     threshold: float | None = None
     shared: bool = False
     nonfinite: str = "error"
+    fence: Fence | None = None
 
     @property
     def kept(self) -> bool:
@@ -110,19 +116,22 @@ class Places:
                 self.framed.card.activation,
                 section,
                 self.nonfinite,
+                self.fence,
             )
         node, layout, rank = self.graph.nodes[name], self.graph.layouts[name], self.graph.rank
-        dtype = to_dtype(self.plan.dtype)
+        kind = getattr(torch, node.dtype or self.plan.dtype)
         path = self.path(name, section)
         if isinstance(RULES[node.op], Reduce):
             on_disk = self.shared or self.kept
-            return GlobalStore(node, dtype, self.device, path if on_disk else None)
+            folder = path if on_disk else None
+            return GlobalStore(node, kind, self.device, folder, self.fence)
         writer, place = self._writers[name], self.plan.places[name]
-        kind = getattr(torch, node.dtype) if node.dtype else dtype
         if place == "disk":
             path.parent.mkdir(parents=True, exist_ok=True)
         if self.shared or (place == "disk" and isinstance(path, Remote)):
-            return ZarrStore(path, layout.stored, rank, kind, writer.domain, writer.tile)
+            return ZarrStore(
+                path, layout.stored, rank, kind, writer.domain, writer.tile, self.fence
+            )
         assert not isinstance(path, Remote)
         return make_store(
             place,

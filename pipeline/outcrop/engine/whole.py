@@ -7,12 +7,14 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..graph import RULES, Reduce, capture
 from ..graph.boxes import Shape
+from ..graph.capture import precision_of
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from ..storage import naming_refusal
@@ -22,6 +24,8 @@ from .local import run_local
 from .memory import empty
 from .stores import MemoryStore, Store
 from .tiled_stores import make_store
+
+Array = np.ndarray
 
 _PRECISIONS = {
     "float64": torch.float64,
@@ -71,7 +75,7 @@ def to_compute(
 
 def whole_volume(
     module: nn.Module,
-    x: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    x: Tensor | Array | Sequence[Tensor | Array] | Mapping[str, Tensor | Array],
     *,
     memory: str | int = "2GB",
     host_memory: str | int | None = None,
@@ -90,7 +94,7 @@ def whole_volume(
     ----------
     module : torch.nn.Module
         In eval mode. Left as it is.
-    x : torch.Tensor, or sequence or dict of them
+    x : torch.Tensor or numpy.ndarray, or sequence or dict of them
         What its forward takes: each (batch, channels, grid axes...). A dict is passed by keyword.
     memory : str or int
         Memory that the evaluation may take beside `x`, such as "2GB", on the device that computes;
@@ -107,7 +111,7 @@ def whole_volume(
         largest magnitude in its block of 8×8×8.
     precision : {"float64", "float32", "bfloat16", "float16"}, optional
         Of the arithmetic and the stored tensors; that of `x` unless given. The result has the
-        precision of `x`.
+        dtype that the module gives it.
     device : torch.device or str, optional
         What computes, such as "cuda"; where `x` lies unless given. The result lies where `x` does.
     tile : sequence of int, optional
@@ -134,23 +138,30 @@ def whole_volume(
         If storage_mode, storage_path, precision, device or tile is not one of the allowed values.
     """
     folder = scratch_folder("storage_path", storage_path)
-    args: tuple[Tensor, ...] = ()
-    kwargs: dict[str, Tensor] = {}
-    if isinstance(x, Tensor):
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(x, (Tensor, np.ndarray)):
         args = (x,)
     elif isinstance(x, Mapping):
         kwargs = dict(x)
     else:
         args = tuple(x)
+    args = tuple(map(_as_tensor, args))
+    kwargs = {name: _as_tensor(value) for name, value in kwargs.items()}
     given = [*args, *kwargs.values()]
+    if max((a.ndim for a in given), default=0) < 3:
+        raise ArgumentError("x: has no grid axes; pass (batch, channels, grid axes...)")
     if plan is not None:
         precision = plan.dtype
-    dtype = given[0].dtype if precision is None else to_dtype(precision)
+    own = precision_of(module, given)
+    dtype = own if precision is None else to_dtype(precision)
     graph, state = capture(
         module,
         [example(tuple(a.shape), a.dtype).to(a.device) for a in args],
         {k: example(tuple(a.shape), a.dtype).to(a.device) for k, a in kwargs.items()},
     )
+    if not graph.nodes:
+        return graph.nest(dict(zip(graph.inputs, given, strict=True)))
     home = given[0].device
     where = home if device is None else find_device(device)
     if plan is None:
@@ -161,6 +172,7 @@ def whole_volume(
             dtype=str(dtype).removeprefix("torch."),
             tile=tile,
             holds_output=where == home,
+            output_itemsize=own.itemsize,
             device=where.type,
             host_memory=None if host_memory is None else parse_bytes(host_memory),
             compressed=storage_compression,
@@ -175,13 +187,13 @@ def whole_volume(
 
     def make(name: str) -> Store:
         layout, node = graph.layouts[name], graph.nodes[name]
-        if isinstance(RULES[node.op], Reduce):
-            reduced[name] = GlobalStore(node, dtype, where)
-            return reduced[name]
         kind = getattr(torch, node.dtype) if node.dtype else dtype
+        if isinstance(RULES[node.op], Reduce):
+            reduced[name] = GlobalStore(node, kind, where)
+            return reduced[name]
         if name in graph.outputs:
-            full = given[0].dtype if node.dtype is None else kind
-            results[name] = empty(layout.shape, full, home)
+            with torch.inference_mode(False):  # the caller's tensor, as any other
+                results[name] = empty(layout.shape, own if node.dtype is None else kind, home)
             return MemoryStore(layout.to_store(results[name], layout.whole), kind, apart)
         stage = writers[name]
         return make_store(
@@ -199,8 +211,23 @@ def whole_volume(
     inputs: dict[str, Store] = {}
     for name, value in results.items():
         layout = graph.layouts[name]
-        inputs[name] = MemoryStore(layout.to_store(value, layout.whole), dtype, apart)
+        kind = getattr(torch, graph.kinds[name]) if name in graph.kinds else dtype
+        inputs[name] = MemoryStore(layout.to_store(value, layout.whole), kind, apart)
     with naming_refusal(folder, "choose another storage_path, or storage_mode='none'"):
         run_local(graph, plan, weights, inputs, make, device=where, compile=compile)
-    results.update({n: reduced[n].get().to(home) for n in graph.outputs if n in reduced})
+    for name in reduced.keys() & set(graph.outputs):
+        node = graph.nodes[name]
+        kind = getattr(torch, node.dtype) if node.dtype else own
+        results[name] = reduced[name].get().to(home, kind, copy=True)
     return graph.nest(results)
+
+
+def _as_tensor(value: Any) -> Tensor:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if not isinstance(value, Tensor):
+        raise ArgumentError(
+            f"x: pass tensors or NumPy arrays of (batch, channels, grid axes...), "
+            f"not {type(value).__name__}"
+        )
+    return value

@@ -31,15 +31,20 @@ class Builder:
     nodes: dict[str, Node] = field(default_factory=dict)
     layouts: dict[str, Layout] = field(default_factory=dict)
     shapes: dict[str, Shape] = field(default_factory=dict)  # of the weights
+    kinds: dict[str, str] = field(default_factory=dict)  # of the inputs
     graph: Graph = field(init=False)
 
     def __post_init__(self) -> None:
         self.shapes.update({k: tuple(v.shape) for k, v in self.weights.items()})
-        self.graph = Graph(self.rank, (), (), self.nodes, self.layouts, self.shapes)
+        self.graph = Graph(self.rank, (), (), self.nodes, self.layouts, self.shapes, self.kinds)
 
     def shape(self, name: str) -> Shape:
         """Shape of a tensor or a weight."""
         return self.layouts[name].shape if name in self.layouts else self.shapes[name]
+
+    def kind_of(self, dtype: torch.dtype) -> str | None:
+        """Name of a dtype; None if it is that of the module's own arithmetic."""
+        return None if dtype == self.dtype else str(dtype).removeprefix("torch.")
 
     def constant(self, name: str, value: Tensor) -> Ref:
         """Add a tensor that the module did not bring as a parameter or buffer."""
@@ -62,7 +67,7 @@ class Builder:
         Where its rule cannot tell, or it has none, its operands are taken whole.
         """
         used = tuple(dict.fromkeys(refs(tuple(args.values()))))
-        other = None if dtype is None or dtype.is_floating_point else str(dtype)[6:]
+        other = None if dtype is None else self.kind_of(dtype)
         node = Node(
             name=name,
             op=op,
@@ -105,10 +110,8 @@ class Builder:
             source, path = self.layouts[name], ""
             if name in self.nodes:
                 path = self.nodes[name].module
-            dtype = self.nodes[name].dtype if name in self.nodes else None
-            node = Node(
-                made, op, "", {"self": Ref(name)}, (name,), (), source.shape, path, dtype=dtype
-            )
+            args, kind = {"self": Ref(name)}, self.graph.kind(name)
+            node = Node(made, op, "", args, (name,), (), source.shape, path, dtype=kind)
             layout = RULES[op].layout(node, self.graph)
             assert layout is not None
             self.nodes[made], self.layouts[made] = node, layout

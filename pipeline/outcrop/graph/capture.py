@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,8 +66,7 @@ def capture(
         elif spec.target is not None:
             weights[spec.arg.name] = _find(program, spec.target)
 
-    dtype = next((a.dtype for a in given if a.is_floating_point()), torch.float32)
-    builder = Builder(max(a.ndim for a in given) - 2, dtype, weights)
+    builder = Builder(max(a.ndim for a in given) - 2, precision_of(module, given), weights)
     refs = _build(program, builder, set(inputs))
 
     leaves = []
@@ -98,20 +97,38 @@ def capture(
     return fuse(graph), weights
 
 
+def precision_of(module: nn.Module, given: Iterable[Tensor]) -> torch.dtype:
+    """Return the dtype of a module's arithmetic: of its first input that is no integer, or its own.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    given : iterable of torch.Tensor
+        Its inputs.
+    """
+    every = (*given, *module.parameters(), *module.buffers())
+    return next((a.dtype for a in every if a.is_floating_point()), torch.float32)
+
+
 def _export(
     module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
 ) -> torch.export.ExportedProgram:
     try:
         # Operators stay as large as they were written. Tracing anew, which takes longer than the
         # export, is for what needs it.
-        with warnings.catch_warnings():
+        # Without gradients, so that a forward that does without them too has nothing to switch.
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, args, kwargs, strict=False)
             table = _decompositions()
             calls = [fx for fx in program.graph.nodes if fx.op == "call_function"]
             if all(fx.target not in table and _is_known(fx) and _can_replace(fx) for fx in calls):
                 return program
+            for fx in calls:
+                _check_change(fx)
             return program.run_decompositions(table)
+    except UnsupportedOperatorError:
+        raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UnsupportedOperatorError(
@@ -156,6 +173,19 @@ def _can_replace(fx: torch.fx.Node) -> bool:
     return not _is_view(changed) and not any(map(_is_view, readers))
 
 
+def _check_change(fx: torch.fx.Node) -> None:
+    """Refuse a change in place of what einsum returned: a view, or not, and torch knows neither."""
+    target = fx.target
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+        return
+    changed = fx.args[0] if fx.args else None
+    if isinstance(changed, torch.fx.Node) and changed.target == torch.ops.aten.einsum.default:
+        raise UnsupportedOperatorError(
+            f"operator {target._schema.name.removeprefix('aten::')}: changes in place what einsum "
+            "returned, which may be a view of its operand; call the one that returns a new tensor"
+        )
+
+
 def _is_view(fx: torch.fx.Node) -> bool:
     """Whether what a call returns may share memory with what it takes."""
     if not isinstance(fx.target, torch._ops.OpOverload):
@@ -188,6 +218,9 @@ def _build(
                 shape, builder.rank
             )
             refs[fx.name] = Ref(fx.name)
+            kind = builder.kind_of(fx.meta["val"].dtype)
+            if kind is not None:
+                builder.kinds[fx.name] = kind
         if fx.op != "call_function":
             continue
         result, source = None, fx
@@ -197,6 +230,11 @@ def _build(
         path = where[-1][0] if where else ""
         target = source.target
         if not isinstance(target, torch._ops.OpOverload):
+            if "autocast" in str(target):
+                raise UnsupportedOperatorError(
+                    f"autocast in submodule {path!r}: cannot be evaluated by tiles; take it out of "
+                    "the forward and pass precision (--precision)"
+                )
             raise UnsupportedOperatorError(
                 f"{target} in submodule {path!r}: control flow cannot be evaluated by tiles"
             )
@@ -248,6 +286,11 @@ _MAYBE_VIEWS = {
         "dropout",
         "feature_dropout",
         "alpha_dropout",
+        "feature_alpha_dropout",
+        "einsum",
+        "meshgrid",
+        "broadcast_tensors",
+        "positive",
         "flatten",
         "reshape",
         "reshape_as",
@@ -258,6 +301,8 @@ _MAYBE_VIEWS = {
         "ravel",
         "chunk",
         "tensor_split",
+        "atleast_1d",
+        "atleast_2d",
         "atleast_3d",
         "pad",
         "clone",

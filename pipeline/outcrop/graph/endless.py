@@ -16,7 +16,7 @@ from .rules import RULES
 from .rules.kernels import padded
 
 # Points between the first tile and the edge of the grid on which it is evaluated: more than any
-# halo, and divisible by any factor between resolutions. Nothing of that size is allocated.
+# halo, and divisible by most factors between resolutions. Nothing of that size is allocated.
 _FAR = 2**8 * 3 * 5 * 7
 
 
@@ -143,11 +143,12 @@ def endless(
     begins = [s * a for scale in scales.values() for s, a in zip(scale, domain.start, strict=True)]
     if any(x.denominator > 1 for x in (*steps, *begins)):
         return None
-    offsets = {name: tuple(int(_FAR * s) for s in scale) for name, scale in scales.items()}
+    far = math.lcm(_FAR, *(s.denominator for scale in scales.values() for s in scale))
+    offsets = {name: tuple(int(far * s) for s in scale) for name, scale in scales.items()}
     enlarged = _enlarged(graph, nodes, offsets)
     if enlarged is None:
         return None
-    start = tuple(_FAR if a in axes else first for a, first in enumerate(domain.start))
+    start = tuple(far if a in axes else first for a, first in enumerate(domain.start))
     stop = (min(a + t, a + n) for a, t, n in zip(start, tile, domain.shape, strict=True))
     first = Box(start, tuple(stop))
     boxes = needed(enlarged, nodes, dict.fromkeys(kept, first), extents)
@@ -186,7 +187,7 @@ def _moves(
                 return None
     for name in nodes:  # two names of one memory
         node = graph.nodes[name]
-        if node.operands and RULES[node.op].is_view(node, graph):
+        if node.operands and RULES[node.op].may_share:
             other = node.operands[0]
             if fills.get(name, fills.get(other)) != fills.get(other, fills.get(name)):
                 return None

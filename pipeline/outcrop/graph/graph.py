@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch.utils import _pytree as pytree
 
 from .boxes import Box, Shape
@@ -46,7 +47,8 @@ class Node:
     result : int, optional
         Which of the operator's results it is, if it has several.
     dtype : str, optional
-        Of the result, where that is not the precision of the computation: "bool", "int64", …
+        Of the result, where that is not the precision of the computation: "bool", "int64", or
+        "float64" in a network in single precision.
     """
 
     name: str
@@ -81,6 +83,8 @@ class Graph:
         How every tensor lies on its grid, inputs included, weights excluded.
     weights : mapping of str to tuple of int
         Shape of every parameter, buffer and constant, by the name used in the nodes.
+    kinds : mapping of str to str
+        Dtypes of the inputs that are not in the precision of the computation.
     structure : tuple, optional
         How the module's forward nests its outputs: a tree, and its leaves.
     """
@@ -91,6 +95,7 @@ class Graph:
     nodes: Mapping[str, Node]
     layouts: Mapping[str, Layout]
     weights: Mapping[str, Shape]
+    kinds: Mapping[str, str] = field(default_factory=dict)
     structure: tuple[Any, tuple[Any, ...]] | None = None
 
     @cached_property
@@ -102,6 +107,15 @@ class Graph:
         """How a tensor or a weight lies on the grid."""
         found = self.layouts.get(name)
         return Layout.fixed(self.weights[name], self.rank) if found is None else found
+
+    def kind(self, name: str) -> str | None:
+        """Dtype of a tensor, where that is not the precision of the computation."""
+        return self.nodes[name].dtype if name in self.nodes else self.kinds.get(name)
+
+    def itemsize(self, name: str, precise: int) -> int:
+        """Bytes of a value of a tensor, `precise` in the precision of the computation."""
+        kind = self.kind(name)
+        return precise if kind is None else getattr(torch, kind).itemsize
 
     def shape(self, name: str) -> Shape:
         """Full shape of a tensor."""
@@ -126,6 +140,7 @@ class Graph:
         return values if spec is None else pytree.tree_unflatten(values, spec)
 
     def digest(self) -> str:
-        """SHA-256 of the operators, their arguments and their shapes."""
-        text = repr((self.rank, self.inputs, self.outputs, list(self.nodes.values())))
+        """SHA-256 of the operators, their arguments and all shapes."""
+        shapes = sorted((*self.weights.items(), *((n, self.shape(n)) for n in self.inputs)))
+        text = repr((self.rank, self.inputs, self.outputs, list(self.nodes.values()), shapes))
         return hashlib.sha256(text.encode()).hexdigest()

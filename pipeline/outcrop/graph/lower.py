@@ -44,7 +44,8 @@ class Call:
         name, n = self.name, 1
         while name in self.builder.nodes or name in self.builder.weights:
             name, n = f"{self.name}.{n}", n + 1
-        return self.builder.add(name, op, args, shape, self.module, overload)
+        kind = self.dtype
+        return self.builder.add(name, op, args, shape, self.module, overload, dtype=kind)
 
     def plain(self) -> Ref:
         """Add it as it is."""
@@ -60,9 +61,9 @@ class Call:
         )
 
 
-def _globally(call: Call, dims: tuple[int, ...]) -> bool:
-    """Whether reducing `dims` of the first argument leaves no axis of the grid."""
-    (own,) = (call.builder.layouts.get(call.args[k].name) for k in ("self",))
+def _globally(call: Call, dims: tuple[int, ...], name: str = "self") -> bool:
+    """Whether reducing `dims` of an argument leaves no axis of the grid."""
+    own = call.builder.layouts.get(call.args[name].name)
     if own is None or own.is_fixed:
         return False
     left = [a for i, axes in enumerate(own.dims) if i not in dims for a in axes]
@@ -71,6 +72,9 @@ def _globally(call: Call, dims: tuple[int, ...]) -> bool:
 
 def _reduction(kind: str) -> Callable[[Call], Ref]:
     def lower(call: Call) -> Ref:
+        if call.overload == "other":  # of two tensors, point by point
+            call.op, call.overload = {"max": "maximum", "min": "minimum"}[call.op], "default"
+            return call.plain()
         own = call.builder.shape(call.args["self"].name)
         dims = normalized(call.args.get("dim"), len(own))
         root = call.op == "std"
@@ -117,8 +121,8 @@ def _stored_norm(call: Call) -> Ref:
     """A norm by statistics that lie with the weights."""
     keys = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
     args = {k: call.args[k] for k in keys}
-    op = "_native_batch_norm_legit_no_training"
-    return call.builder.add(call.name, op, args, call.shape, call.module, result=0)
+    op, kind = "_native_batch_norm_legit_no_training", call.dtype
+    return call.builder.add(call.name, op, args, call.shape, call.module, result=0, dtype=kind)
 
 
 def _instance_norm(call: Call) -> Ref:
@@ -145,9 +149,9 @@ def _batch_norm(call: Call) -> Ref:
 def _layer_norm(call: Call) -> Ref:
     x, over = call.args["input"], len(call.args["normalized_shape"])
     shape = call.builder.shape(x.name)
-    if not any(call.dims(x.name)[-over:]):
-        return call.plain()
     dims = tuple(range(len(shape) - over, len(shape)))
+    if not any(call.dims(x.name)[-over:]) or not _globally(call, dims, "input"):
+        return call.plain()
     small = (*shape[:-over], *(1,) * over)
     args = {"self": x, "dims": dims, "keepdim": True}
     mean = call.add("global_mean", {**args, "count": math.prod(shape[-over:])}, small)
@@ -164,10 +168,36 @@ def _layer_norm(call: Call) -> Ref:
     return made
 
 
+def _rms_norm(call: Call) -> Ref:
+    x, over = call.args["input"], len(call.args["normalized_shape"])
+    shape = call.builder.shape(x.name)
+    dims = tuple(range(len(shape) - over, len(shape)))
+    small = (*shape[:-over], *(1,) * over)
+    on_grid = any(call.dims(x.name)[-over:])
+    if on_grid and not _globally(call, dims, "input"):
+        return call.plain()
+    squares = call.add("mul", {"self": x, "other": x}, shape, "Tensor")
+    args = {"self": squares, "keepdim": True}
+    if on_grid:
+        args |= {"dims": dims, "count": math.prod(shape[-over:])}
+        mean = call.add("global_mean", args, small)
+    else:
+        mean = call.add("mean", {**args, "dim": dims, "dtype": None}, small, "dim")
+    eps = torch.finfo(call.dtype).eps if call.args["eps"] is None else call.args["eps"]
+    raised = call.add("add", {"self": mean, "other": eps, "alpha": 1}, small, "Scalar")
+    scale = call.add("rsqrt", {"self": raised}, small)
+    made = call.add("mul", {"self": x, "other": scale}, shape, "Tensor")
+    if call.args["weight"] is None:
+        return made
+    return call.add("mul", {"self": made, "other": call.args["weight"]}, shape, "Tensor")
+
+
 def _softmax(call: Call) -> Ref:
     x, dim = call.args["self"], call.args["dim"] % len(call.shape)
     if not _globally(call, (dim,)):
         return call.plain()
+    if call.args["dtype"] is not None:
+        x = call.add("convert", {"self": x, "dtype": call.args["dtype"]}, call.shape)
     small = tuple(1 if d == dim else n for d, n in enumerate(call.shape))
     most = call.add("global_amax", {"self": x, "dims": (dim,), "keepdim": True}, small)
     args = {"self": x, "other": most, "alpha": 1}
@@ -226,7 +256,7 @@ def _convert(call: Call) -> Ref:
     if x.name in builder.weights:
         return builder.constant(call.name, builder.weights[x.name].to(target))
     if target == builder.dtype:
-        if x.name in builder.layouts and getattr(builder.nodes.get(x.name), "dtype", None) is None:
+        if x.name in builder.layouts and builder.graph.kind(x.name) is None:
             return x
         target = builder.constant(call.name + ".like", torch.zeros((), dtype=builder.dtype))
     return builder.add(
@@ -244,6 +274,7 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     "group_norm": _group_norm,
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit"), _batch_norm),
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     **dict.fromkeys(("softmax", "log_softmax"), _softmax),
     "mean": _reduction("global_mean"),
     "sum": _reduction("global_sum"),

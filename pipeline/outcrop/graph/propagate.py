@@ -85,8 +85,8 @@ def overwritten(
     last, shared, found = last_uses(graph, nodes, outputs), set(given), {}
     for name in nodes:
         node, rule = graph.nodes[name], RULES[graph.nodes[name].op]
-        if rule.is_view(node, graph) and node.operands:
-            shared |= {name, node.operands[0]}
+        if rule.may_share:
+            shared |= {name, *node.operands}
         target = rule.spared(node, graph)
         if target in last[name] and target not in shared:
             found[name] = target

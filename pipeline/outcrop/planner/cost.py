@@ -119,7 +119,7 @@ class Costs:
         """Size of a tensor, or of `points` of its grid."""
         layout = self.graph.layouts[name]
         count = math.prod(layout.grid) if points is None else points
-        return self.itemsize * layout.width * count
+        return self.graph.itemsize(name, self.itemsize) * layout.width * count
 
     def point(self, name: str) -> tuple[float, float]:
         """Operations and seconds for one point of a node's grid."""

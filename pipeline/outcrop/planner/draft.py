@@ -31,6 +31,7 @@ class Task:
     domain: Box | None
     tile: Sequence[int] | None
     holds_output: bool
+    output_itemsize: int
     device: str
     host_memory: int | None
     compressed: bool
@@ -157,7 +158,7 @@ class Draft:
     def bytes(self, name: str) -> int:
         """Room that a stored tensor takes."""
         size = self.costs.bytes(name)
-        if not self.task.compressed or name in self.reductions:
+        if not self.task.compressed or name in self.reductions or self.graph.kind(name):
             return size
         return size // self.task.itemsize + size // 128
 
@@ -176,8 +177,9 @@ class Draft:
         held, made = self._stored("device"), 0
         for i, part in enumerate(self.parts):
             for name in set(part.outputs) & set(self.task.outputs):
-                if self.task.holds_output:  # in single precision at least
-                    made += max(4, self.task.itemsize) * math.prod(self.graph.shape(name))
+                if self.task.holds_output:
+                    size = self.graph.itemsize(name, self.task.output_itemsize)
+                    made += size * math.prod(self.graph.shape(name))
             held[i] += every + made
         return held
 

@@ -36,6 +36,7 @@ def make_plan(
     domain: Box | None = None,
     tile: Sequence[int] | None = None,
     holds_output: bool = True,
+    output_itemsize: int = 4,
     device: str = "cpu",
     host_memory: int | None = None,
     compressed: bool = False,
@@ -60,6 +61,8 @@ def make_plan(
         Shape of the tiles of every stage, instead of the planner's own choice.
     holds_output : bool
         Whether the process that evaluates the tiles also holds the whole output in memory.
+    output_itemsize : int
+        Bytes of a value of that output.
     device : str
         "cpu" or "cuda".
     host_memory : int, optional
@@ -85,6 +88,10 @@ def make_plan(
         raise ArgumentError(
             f"storage_mode {storage_mode!r}: choose one of {', '.join(get_args(StorageMode))}"
         )
+    if not graph.nodes:
+        raise ArgumentError("the network computes nothing: what it returns is its input")
+    if any(0 in graph.shape(name) for name in graph.outputs):
+        raise ArgumentError("the network returns a tensor without values; is the volume too small?")
     if tile is not None and (len(tile) != graph.rank or min(tile) < 1):
         raise ArgumentError(f"tile {tuple(tile)}: give {graph.rank} positive extents")
     task = Task(
@@ -95,6 +102,7 @@ def make_plan(
         domain,
         tile,
         holds_output,
+        output_itemsize,
         device,
         host_memory,
         compressed,

@@ -42,12 +42,13 @@ from .window import AveragePool, Convolution, Pool, TransposedConvolution
 __all__ = ["RULES", "Reduce", "Rule", "Values"]
 
 _POINTWISE = (
-    "abs add addcdiv addcmul bitwise_and bitwise_not bitwise_or ceil clamp clamp_max clamp_min "
-    "cos div elu eq erf exp expm1 floor floor_divide ge gelu gt hardshrink hardsigmoid hardswish "
-    "hardtanh isfinite isinf isnan le leaky_relu lerp log log10 log1p log2 log_sigmoid logical_and "
-    "logical_not logical_or lt masked_fill maximum minimum mish mul nan_to_num ne neg pow "
-    "reciprocal relu relu6 remainder round rsqrt rsub selu sigmoid sign silu sin softplus "
-    "softshrink softsign sqrt square sub tan tanh threshold trunc where xlogy"
+    "abs acos add addcdiv addcmul asin atan atan2 bitwise_and bitwise_not bitwise_or ceil celu "
+    "clamp clamp_max clamp_min copysign cos cosh div elu eq erf exp expm1 floor floor_divide fmod "
+    "ge gelu gt hardshrink hardsigmoid hardswish hardtanh hypot isfinite isinf isnan le "
+    "leaky_relu lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logit lt "
+    "masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal relu relu6 remainder "
+    "round rsqrt rsub selu sigmoid sign silu sin sinh softplus softshrink softsign sqrt square "
+    "sub tan tanh threshold trunc where xlogy"
 )
 _ALONG = "cumprod cumsum glu log_softmax softmax sort"
 _REDUCTIONS = (

@@ -25,6 +25,7 @@ class Rule:
     """
 
     of_images = False  # whether the first operand is an image: batch, channels, then the grid
+    may_share = False  # whether the result may lie in the memory of any operand
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         """How the result lies on the grid; None if the rule cannot evaluate it by boxes."""
@@ -82,7 +83,7 @@ class Rule:
         return 0
 
     def is_view(self, node: Node, graph: Graph) -> bool:
-        """Whether the result shares the memory of its first operand."""
+        """Whether the result takes no memory of its own, as it lies in its first operand's."""
         return False
 
 
@@ -187,6 +188,8 @@ def normalized(dims: Any, rank: int) -> tuple[int, ...]:
 
 class Opaque(Rule):
     """An operator without a rule: evaluated in one piece, on operands that are taken whole."""
+
+    may_share = True
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         fixed = not any(graph.layouts[name].held for name in node.operands)

@@ -78,6 +78,7 @@ class Pointwise(Rule):
             or node.overload not in in_place.overloads()
             or graph.shape(node.operands[0]) != node.shape
             or node.dtype is not None
+            or graph.kind(node.operands[0]) is not None
             or node.args[next(iter(node.args))] != Ref(node.operands[0])
         ):
             return None
@@ -213,6 +214,7 @@ class Convert(Pointwise):
     """A change of dtype; to the module's own, it is one to the precision of the computation."""
 
     cuts = False
+    may_share = True
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         (x,) = (values[name] for name in node.operands)
@@ -220,11 +222,13 @@ class Convert(Pointwise):
         return x.to(values[target.name].dtype if isinstance(target, Ref) else target)
 
     def is_view(self, node: Node, graph: Graph) -> bool:
-        return True
+        return graph.kind(node.operands[0]) == node.dtype
 
 
 class Expand(Rule):
     """A tensor repeated along dimensions of extent one, which holds no memory."""
+
+    may_share = True
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         own = graph.layout(node.args["self"].name)

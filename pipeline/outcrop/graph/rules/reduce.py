@@ -65,7 +65,8 @@ class Reduce(Rule):
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         x = values[node.operands[0]]
-        return self.result(node, self.state(node, x), x.dtype)
+        dtype = x.dtype if node.dtype is None else getattr(torch, node.dtype)
+        return self.result(node, self.state(node, x), dtype)
 
     def operations(self, node: Node, graph: Graph) -> float:
         return float(math.prod(graph.shape(node.operands[0])))
@@ -88,6 +89,8 @@ class Reduce(Rule):
 
 
 def _accurate(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return x.double()
     return x if x.dtype == torch.float64 else x.float()
 
 

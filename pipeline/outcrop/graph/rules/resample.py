@@ -16,7 +16,7 @@ from torch import Tensor
 from ..boxes import Box
 from ..graph import Graph, Node
 from ..layout import Layout
-from .base import Rule, Values, normalized
+from .base import Rule, Values
 from .kernels import padded
 from .window import with_axes
 
@@ -34,11 +34,15 @@ class Gather(Rule):
         From a node and the operand's shape to the `Map` of every dimension that changes.
     """
 
+    may_share = True  # a tile may need nothing but a part of the operand
+
     def __init__(self, maps: Callable[[Node, tuple[int, ...]], dict[int, Map]]) -> None:
         self.maps = maps
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         own = graph.layouts[node.operands[0]]
+        if node.args.get("mode") == "circular" and min(node.args["pad"]) < 0:
+            return None  # ATen wraps around what is left
         changed = self.maps(node, own.shape)
         if len(node.shape) != len(own.shape) or any(len(own.dims[i]) > 1 for i in changed):
             return None
@@ -98,7 +102,7 @@ class Gather(Rule):
         return x
 
     def is_view(self, node: Node, graph: Graph) -> bool:
-        return True
+        return node.op == "slice"
 
 
 def _take(x: Tensor, dim: int, index: np.ndarray) -> Tensor:
@@ -125,7 +129,7 @@ def flip_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
     def backwards(n: int) -> Map:
         return lambda i: n - 1 - i
 
-    return {d: backwards(shape[d]) for d in normalized(node.args["dims"], len(shape))}
+    return {d % len(shape): backwards(shape[d]) for d in node.args["dims"]}
 
 
 def roll_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:

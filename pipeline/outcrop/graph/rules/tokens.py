@@ -64,16 +64,27 @@ def _cut(
 class Einsum(Rule):
     """A sum of products over named dimensions; where it sums over an axis, taken whole."""
 
+    may_share = True  # where it does nothing but rearrange
+
     def _labels(self, node: Node, graph: Graph) -> tuple[list[tuple[str, str]], str]:
         """Return each operand with its labels, and those of the result."""
         names = [ref.name for ref in node.args["tensors"]]
         inputs, _, output = node.args["equation"].replace(" ", "").partition("->")
         return list(zip(names, inputs.split(","), strict=True)), output
 
+    def _is_plain(self, node: Node) -> bool:
+        """Whether every dimension is named, and no two of an operand alike."""
+        inputs, arrow, _ = node.args["equation"].replace(" ", "").partition("->")
+        return (
+            bool(arrow)
+            and "." not in inputs
+            and all(len(set(labels)) == len(labels) for labels in inputs.split(","))
+        )
+
     def off_grid(self, node: Node, graph: Graph) -> tuple[str, ...]:
-        parts, output = self._labels(node, graph)
-        if "->" not in node.args["equation"] or "." in node.args["equation"]:
+        if not self._is_plain(node):
             return node.operands
+        parts, output = self._labels(node, graph)
         seen: dict[int, str] = {}  # which label has an axis
         found = []
         for name, labels in parts:
@@ -86,7 +97,7 @@ class Einsum(Rule):
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         parts, output = self._labels(node, graph)
-        if "->" not in node.args["equation"] or "." in node.args["equation"]:
+        if not self._is_plain(node):
             return None if any(graph.layout(n).held for n, _ in parts) else _fixed(node, graph)
         rows = []
         for name, labels in parts:

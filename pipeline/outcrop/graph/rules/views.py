@@ -16,6 +16,8 @@ from .base import Rule, Values, aligned
 class Rearrange(Rule):
     """A view under which every axis keeps its extent: permutations, new dimensions of one."""
 
+    may_share = True
+
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         grid = graph.grid(node.name)
         return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
@@ -114,6 +116,8 @@ class View(Rearrange):
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         own = graph.layouts[node.operands[0]]
+        if node.overload == "dtype":
+            return None  # other values, of the same bits
         factors: list[tuple[int, int]] = []  # extent, and axis or -1
         for n, axes in zip(own.shape, own.dims, strict=True):
             factors += [(own.grid[a], a) for a in axes] or [(n, -1)]

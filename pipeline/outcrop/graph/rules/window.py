@@ -183,6 +183,11 @@ class Convolution(Window):
             padding = 0
         return kernel, per_axis(node.args["stride"], n), per_axis(padding, n), dilation
 
+    def outside_value(self, node: Node, graph: Graph) -> float | None:
+        if node.args["padding"] != "same":
+            return super().outside_value(node, graph)
+        return self.outside if max(self._kernel(node, graph)) > 1 else None
+
     def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
         _, stride, _, dilation = self.geometry(node, graph)
         weight, bias = (resolve(node.args[k], values) for k in ("weight", "bias"))
