@@ -8,8 +8,10 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cloudpickle
 import dask
@@ -22,10 +24,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import outcrop
+from outcrop import cluster, tasks
 from outcrop.cli.main import app
 from outcrop.cluster import connect, crew_of
 from outcrop.engine.dask_executor import run_dask
 from outcrop.engine.whole import example
+from outcrop.errors import SurveyError
 from outcrop.events import Stage, Tile
 from outcrop.graph import capture
 from outcrop.planner import make_plan
@@ -160,6 +164,77 @@ def test_very_many_tiles_take_little_of_client_and_scheduler(client, tmp_path, m
     assert max(size for size, _ in sent) < 20_000
 
 
+def test_a_window_waits_for_what_runs(client, tmp_path):
+    """No task of a run that is stopped writes into what the next one makes."""
+    began, ended = tmp_path / "began", tmp_path / "ended"
+
+    def task():
+        began.write_text("")
+        time.sleep(1.0)
+        ended.write_text("")
+
+    with tasks.Window(client) as window:
+        window.submit("slow", 0, task)
+        while not began.exists():
+            time.sleep(0.01)
+    assert ended.exists()
+
+
+def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):
+    monkeypatch.setattr(tasks, "_LOOK", 0.1)
+    counted = []
+    with tasks.Window(client, counted.append) as window:
+        window.submit("slow", 0, time.sleep, 1.0)
+        assert window.take(str) is None
+        assert counted == [2]
+        window.client, window.count = nobody(), 2
+        time.sleep(0.2)
+        with pytest.warns(UserWarning, match="no worker is there") as caught:
+            counts = [window.workers(), window.workers()]
+        assert counts == [0, 0]
+        assert len(caught) == 1
+        window.client = client
+        while window.take(str) is None:
+            pass
+    assert counted[1] == 0
+
+
+def nobody():
+    return SimpleNamespace(scheduler_info=lambda n_workers: {"workers": {}})
+
+
+def test_a_worker_that_dies_while_it_is_measured(client, monkeypatch):
+    monkeypatch.setattr(cluster, "_LOOK", 0.1)
+    gone = "tcp://127.0.0.1:1"
+    task = client.submit(time.sleep, 0, workers=gone, allow_other_workers=False, pure=False)
+    with pytest.raises(cluster._WorkerLostError, match=gone):
+        cluster._wait_for(client, {gone: task})
+
+
+def test_beside_workers_with_gpus_others_do_not_count():
+    def of(**workers):
+        info = {"workers": {name: {"resources": r} for name, r in workers.items()}}
+        return SimpleNamespace(scheduler_info=lambda n_workers: info)
+
+    assert cluster._with_gpu(of(a={}, b={"GPU": 1})) == ["b"]
+    assert cluster._with_gpu(of(a={}, b={})) is None
+
+
+def test_relative_paths_and_a_survey_that_workers_do_not_see(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    make_survey((16, 16, 16)).to_zarr("s.zarr", zarr_format=3)
+    model = nn.Conv3d(1, 1, 1).eval()
+    with connect("local", workers=1) as made:
+        made.run(os.chdir, tmp_path / "elsewhere")
+        outcrop.predict(model, "s.zarr", "o.zarr", client=made, storage_path="scratch")
+        assert not list((tmp_path / "elsewhere").iterdir())
+        seen = outcrop.open("o.zarr").prediction
+        os.rename("o.zarr", "hidden")
+        with pytest.raises(SurveyError, match="is not to be seen from"):
+            made.compute(seen).result()
+
+
 # The scripts
 
 
@@ -199,7 +274,8 @@ def test_scripts_compile_and_call_what_exists(name):
 def test_slurm_script_predicts_on_the_jobs_that_it_submits(tmp_path):
     """SLURM's two commands are stood in for: `sbatch` runs the job that it is handed right here."""
     commands = {
-        "sbatch": 'job=$(mktemp -p "$JOBS"); cp "${@: -1}" "$job"; setsid bash "$job" &>/dev/null &\n'
+        "sbatch": 'job=$(mktemp -p "$JOBS"); cp "${@: -1}" "$job"\n'
+        'setsid bash "$job" &>/dev/null &\n'
         'echo "Submitted batch job $!"',
         "scancel": 'for job; do kill -- "-$job"; done',
     }

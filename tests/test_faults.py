@@ -1,5 +1,6 @@
 """What breaks while a prediction is made, on one machine and on a cluster of real processes."""
 
+import json
 import os
 import signal
 import socket
@@ -10,11 +11,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 from torch import nn
 
@@ -23,12 +26,14 @@ from outcrop import patience
 from outcrop.cluster import Tls, check_workers, connect
 from outcrop.engine.globals import GlobalStore
 from outcrop.engine.tile import StageRunner
+from outcrop.engine.worker import Job, Network
 from outcrop.engine.zarr_stores import PredictionStore, SurveyStore, ZarrStore
 from outcrop.errors import (
     MemoryBudgetError,
     NonFiniteError,
     OutcropError,
     OutputExistsError,
+    ResumeError,
     SurveyError,
 )
 from outcrop.events import Retry, Tile
@@ -189,6 +194,60 @@ def test_a_worker_killed_in_the_middle(place, client, model, survey, calm, tmp_p
     assert len(tiles) == len(set(tiles)) == heard[0].tiles
 
 
+class Chain(nn.Module):
+    """Two norms in a row: what the first gives is removed before the third stage."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.a, self.b = nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 2, 3, padding=1)
+        self.first, self.second = nn.InstanceNorm3d(2), nn.InstanceNorm3d(2)
+        self.c = nn.Conv3d(2, 1, 3, padding=1)
+
+    def forward(self, x):
+        x = torch.relu(self.first(self.a(x)))
+        return self.c(torch.relu(self.second(self.b(x))))
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+def stopping(stage, tiles=3):
+    """Return a listener that stops a run in a stage."""
+    heard = []
+
+    def stop(event):
+        if isinstance(event, Tile) and event.stage == stage:
+            heard.append(event)
+            if len(heard) == tiles:
+                raise Stop
+
+    return stop
+
+
+@pytest.mark.parametrize("where", ["this process", "a cluster"])
+def test_stopped_in_every_stage_of_a_chain_of_norms(where, client, tmp_path):
+    chain, small = Chain().eval(), make_survey((16, 16, 16))
+    how = {**HOW, "client": client if where == "a cluster" else None}
+    expected = outcrop.predict(chain, small, tmp_path / "calm.zarr", **how)
+    assert len(outcrop.plan(chain, small, **HOW).stages) == 3
+    path = tmp_path / "o.zarr"
+    for stage in (1, 2, 3):
+        with pytest.raises(Stop):
+            outcrop.predict(chain, small, path, listeners=[stopping(stage)], **how)
+    same(outcrop.predict(chain, small, path, **how), expected.load())
+
+
+def test_begun_in_process_and_not_gone_on_with_by_a_cluster(client, tmp_path):
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    plan = outcrop.plan(chain, small, **HOW)
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, plan=plan, listeners=[stopping(2)])
+    with pytest.raises(ResumeError, match="executor: 'this process', now 'a cluster'"):
+        outcrop.predict(chain, small, path, plan=plan, client=client)
+
+
 RUN = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -309,6 +368,16 @@ def test_tls(model, survey, calm, tmp_path):
         ):
             wrapped.recv(1)
     same(found, calm)
+    for address, shown, said in (
+        ("tls://127.0.0.1:1", None, "pass --tls-ca"),
+        ("tcp://127.0.0.1:1", Tls(cert, cert, key), "does not encrypt"),
+    ):
+        (tmp_path / "s.json").write_text(json.dumps({"address": address}))
+        with (
+            pytest.raises(OutcropError, match=said),
+            connect(str(tmp_path / "s.json"), tls=shown),
+        ):
+            pass
     with pytest.raises(OutcropError, match=r"none\.pem: not found"):
         connect("local", 1, Tls(tmp_path / "none.pem", cert, key)).__enter__()
 
@@ -403,6 +472,55 @@ def test_a_store_that_refuses_for_good(model, survey, tmp_path, monkeypatch):
     monkeypatch.setattr(PredictionStore, "write", write)
     found = outcrop.predict(model, survey, path, **HOW)
     assert np.isfinite(found.prediction.values).all()
+
+
+def test_states_and_values_are_kept_at_the_second_attempt(tmp_path, monkeypatch):
+    node = SimpleNamespace(op="norm_stats")
+    save, count = outcrop.engine.globals.write_whole, []
+
+    def full(*arguments):
+        count.append(arguments)
+        if len(count) > 2 and len(count) % 2:
+            raise OSError(28, "No space left on device")
+        save(*arguments)
+
+    monkeypatch.setattr(patience, "WAITS", (0.0,))
+    monkeypatch.setattr(outcrop.engine.globals, "write_whole", full)
+    monkeypatch.setattr(GlobalStore, "_merged", lambda self, states: sum(states))
+    rule = SimpleNamespace(result=lambda node, value, dtype: value)
+    monkeypatch.setattr(outcrop.engine.globals, "RULES", {"norm_stats": rule})
+    monkeypatch.setattr(outcrop.engine.globals, "Reduce", SimpleNamespace)
+    store = GlobalStore(node, torch.float32, folder=tmp_path / "g")
+    store.put(0, torch.ones(1))
+    store.put(1, torch.ones(1))
+    with pytest.warns(patience.StorageRefused):
+        store.merge(0, 0)
+    with pytest.warns(patience.StorageRefused):
+        store.finish()
+    assert store.get().item() == 2
+    assert [p.name for p in (tmp_path / "g").iterdir()] == ["value"]
+
+
+def test_two_workers_create_a_stored_tensor_at_once(tmp_path, monkeypatch):
+    create = zarr.create_array
+
+    def both(*arguments, **options):
+        create(*arguments, **options)
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(zarr, "create_array", both)
+    box = Box((0, 0, 0), (4, 4, 4))
+    fence = SimpleNamespace(check=lambda: pytest.fail("asked"))
+    store = ZarrStore(tmp_path / "x", (1, 1, 4, 4, 4), 3, torch.float32, box, (2, 2, 2), fence)
+    with pytest.raises(pytest.fail.Exception, match="asked"):
+        store.write(box, torch.zeros(1, 1, 4, 4, 4))
+
+
+def test_a_worker_of_another_version_that_joins_late_is_named():
+    network = Network("n", {}, torch.device("cpu"), {"outcrop": "0.1"})
+    network.address = "tcp://w:1"
+    with pytest.raises(OutcropError, match=r"worker tcp://w:1: has .*install the same versions"):
+        Job("j", "n", None).run(network, None, 0, [])
 
 
 class Holed(nn.Module):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 
 import outcrop
 from outcrop import inversion
@@ -440,6 +442,71 @@ def test_bounds_hold(line, tmp_path):
     )
     assert found.vp.min() >= 1990.0
     assert found.vp.max() == 2050.0
+
+
+def test_lbfgs_converges_under_active_bounds(line, tmp_path):
+    """Cells on a bound leave the others free to go on."""
+    start, _, path = line
+    how = {"iterations": 8, "pml_width": PML, "step": 40.0, "bounds": (1990.0, 2050.0)}
+    misfit = inversion.invert(start, path, tmp_path / "o.zarr", **how).misfit.to_numpy()
+    assert misfit[-1] < 0.3 * misfit[0]
+    assert (np.diff(misfit) < 0).all()
+
+
+def interrupted(start, shots, out, **how):
+    """Stop an inversion after its first iteration."""
+
+    def stop(iteration, misfit):
+        if iteration == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inversion.invert(start, shots, out, on_iteration=stop, **how)
+
+
+@pytest.mark.parametrize("kind", ["path", "dataset"])
+def test_other_traces_do_not_resume(kind, line, tmp_path):
+    """Of whichever shot; with the former ones the same call goes on."""
+    start, true, _ = line
+    path, out = tmp_path / "s.zarr", tmp_path / "o.zarr"
+    how = {"iterations": 2, "pml_width": PML, "step": 30.0}
+    inversion.model_shots(true, acquisition(true, (8,), (8,), 200), path, pml_width=PML)
+    shots = inversion.open_shots(path).load()
+    other = shots.copy(deep=True)
+    other.amplitude[1] *= 2
+
+    def given(data):
+        if kind == "dataset":
+            return data
+        zarr.open_array(path / "amplitude")[...] = data.amplitude.to_numpy()
+        return path
+
+    interrupted(start, given(shots), out, **how)
+    with pytest.raises(outcrop.errors.ResumeError, match="other traces than those of"):
+        inversion.invert(start, given(other), out, **how)
+    found = inversion.invert(start, given(shots), out, **how)
+    expected = inversion.invert(start, shots, tmp_path / "p.zarr", **how)
+    same(found, expected.load())
+    assert found.attrs["inverted_with"]["traces"] == expected.attrs["inverted_with"]["traces"]
+
+
+def test_killed_while_shots_are_copied(line, tmp_path, monkeypatch):
+    """A copy that is cut off, and a size of batches that was never written, are made again."""
+    start, _, path = line
+    out, shots = tmp_path / "o.zarr", inversion.open_shots(path).load()
+    how = {"iterations": 1, "pml_width": PML}
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shots, "check", killed)
+        with pytest.raises(KeyboardInterrupt):
+            inversion.invert(start, shots, out, **how)
+    shutil.rmtree(out / "unfinished" / "observed.zarr" / "amplitude")
+    (out / "unfinished" / "batch_size").write_text("")
+    found = inversion.invert(start, shots, out, **how)
+    assert found.misfit[1] < found.misfit[0]
 
 
 def test_migration_shows_the_reflector(tmp_path):

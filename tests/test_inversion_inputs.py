@@ -25,6 +25,7 @@ from outcrop.errors import (
 from outcrop.inversion.bands import low_pass
 from outcrop.inversion.checks import SamplingError, largest_time_step
 from outcrop.inversion.config import Run
+from outcrop.inversion.experiment import Options, set_up
 from outcrop.inversion.model import grid_of
 from outcrop.inversion.selection import Selection
 from outcrop.inversion.shaping import Shape
@@ -164,6 +165,12 @@ def test_stability_holds_for_the_upper_bound(tmp_path):
         SamplingError, "not stable for 9000 m/s", inversion.invert, on, shots, tmp_path / "o",
         bounds=(1500.0, 9000.0),
     )  # fmt: skip
+    fast = model(vp=2500.0)
+    late = inversion.model_shots(fast, plan(fast, step=0.0016), pml_width=PML)
+    fails(
+        SamplingError, r"3250 m/s, the upper bound \(1\.3 times .* or pass lower bounds",
+        inversion.invert, fast, late, tmp_path / "o",
+    )  # fmt: skip
     assert not (tmp_path / "o").exists()
 
 
@@ -185,6 +192,77 @@ def test_positions_are_checked():
           good.drop_vars("source_inline"))  # fmt: skip
     feet = good.assign_coords(source_inline=good.source_inline.assign_attrs(units="ft"))
     fails(SurveyError, "source_inline is in ft", inversion.model_shots, on, feet)
+
+
+def test_positions_in_another_order_are_an_error():
+    on, dims = model((16, 24)), ("depth", "inline")
+    receivers = [[[10.0, x + 10.0 * shot] for x in (60, 90, 120)] for shot in range(3)]
+    sources = [[10.0, x] for x in (40.0, 100.0, 160.0)]
+    wavelet = inversion.ricker(14.0, 0.0015, 200)
+    good = inversion.positions(sources, receivers, wavelet, dims)
+    turned = {f"receiver_{d}": good[f"receiver_{d}"].transpose("receiver", "shot") for d in dims}
+    fails(SurveyError, r"receiver_depth is over \(receiver, shot\) instead of \(receiver\) or "
+          r"\(shot, receiver\); transpose it", inversion.model_shots, on,
+          good.assign_coords(turned))  # fmt: skip
+    spread = good.source_inline.broadcast_like(good.receiver_inline)
+    fails(SurveyError, r"source_inline is over \(shot, receiver\) instead of \(shot\)",
+          inversion.model_shots, on, good.assign_coords(source_inline=spread))  # fmt: skip
+
+
+def test_receivers_of_any_shot_tell_experiments_apart():
+    on, dims = model((16, 24)), ("depth", "inline")
+    receivers = np.array([[[10.0, 60.0], [10.0, 90.0]]] * 6)
+    sources = [[10.0, 40.0]] * 6
+    found = []
+    for _ in range(2):
+        survey = inversion.positions(sources, receivers, inversion.ricker(14.0, 0.0015, 200), dims)
+        found.append(set_up(on, survey, None, Options(), observed=False).fingerprint())
+        receivers[1, 0, 1] += 10.0
+    assert found[0] != found[1]
+
+
+def test_masks_of_migrations_are_checked(tmp_path):
+    on = model()
+    shots = inversion.model_shots(on, plan(on), pml_width=PML)
+    for values, match in ((np.ones((3, 4)), "has shape"), (np.full((16, 20), np.nan), "0 to 1")):
+        mask = xr.DataArray(values, dims=("depth", "inline"))
+        fails(ArgumentError, f"mask: .*{match}", inversion.migrate, on, shots, tmp_path / "o",
+              mask=mask)  # fmt: skip
+    assert not (tmp_path / "o").exists()
+
+
+def test_kinds_of_arguments_are_checked(tmp_path):
+    on = model()
+    shots = inversion.model_shots(on, plan(on), pml_width=PML)
+    cases = {
+        "iterations=1.5: pass a whole number, 1 or more": {"iterations": 1.5},
+        "smoothing=-5: pass a number, 0 or more": {"smoothing": -5},
+        "bands=8: pass a list of corners": {"bands": 8},
+        "bounds=1500: pass the lower and the upper one": {"bounds": 1500},
+        "step='x': pass a number": {"step": "x"},
+        "optimiser_options=.*: pass names": {"optimiser_options": [1]},
+        "subset='x': pass a whole number": {"subset": "x", "optimiser": "adam"},
+        "seed=-1: pass a whole number, 0 or more": {"seed": -1},
+        "batch_size=1.5: pass a whole number, 1 or more": {"batch_size": 1.5},
+        "pml_width='x': pass a whole number": {"pml_width": "x"},
+        "device='gpu': pass cpu or cuda": {"device": "gpu"},
+    }
+    for match, options in cases.items():
+        fails(ArgumentError, match, inversion.invert, on, shots, tmp_path / "o", **options)
+    assert not (tmp_path / "o").exists()
+    how = {"iterations": 1, "pml_width": PML, "wavelet": 2 * shots.wavelet}
+    bounds = (on.vp.min() - 100, on.vp.max() + 100)  # numbers, though no floats
+    found = inversion.invert(
+        on, shots, tmp_path / "o", parameters="vp", bounds=bounds, step=np.float32(20), **how
+    )
+    assert found.attrs["inverted_with"]["parameters"] == ["vp"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named():
+    on = model()
+    fails(ArgumentError, "device='cuda': torch finds no such GPU", inversion.model_shots, on,
+          plan(on), device="cuda")  # fmt: skip
 
 
 def test_traces_and_options_are_checked(tmp_path):
@@ -434,8 +512,10 @@ def test_outcrop_invert(folder):
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
         f"iteration {n}" for n in range(5)
     ]
-    assert re.search(r"inverted.zarr: vp, 16 depth × 20 inline; misfit [\d.]+ %", done.stdout)
     found = inversion.open_inversion(folder / "inverted.zarr")
+    share = 100 * float(found.misfit[4] / found.misfit[2])
+    told = f"vp, 16 depth × 20 inline; misfit {share:.3g} % of the first in the last band"
+    assert f"inverted.zarr: {told}" in done.stdout
     np.testing.assert_array_equal(found.corner, [9.0, 9.0, np.nan, np.nan, np.nan])
     assert found.attrs["inverted_with"]["bands"] == [9.0, None]
     for name in ("models", "misfit", "gathers"):
@@ -452,7 +532,17 @@ def test_run_files_are_checked(folder):
     cases = [
         ({"iteration": 3}, "iteration: no such key; there are accuracy"),
         ({"wavelet": 14.0}, "wavelet: is no mapping"),
-        ({"wavelet": {"klauder": 3}}, "wavelet: write ricker: and its frequency"),
+        ({"wavelet": {"klauder": 3}}, "wavelet: klauder: no such key; there are ricker, file"),
+        ({"wavelet": {}}, "wavelet: write ricker: and its frequency"),
+        ({"wavelet": {"ricker": "abc"}}, "wavelet: ricker='abc': pass a number above 0"),
+        ({"mask": {"radius": 30, "foo": 1}}, "mask: foo: no such key; there are water_bottom"),
+        ({"mask": {"water_bottom": "deep"}}, "mask: water_bottom='deep': pass a number"),
+        ({"velocity": 3}, "run.yaml: velocity=3: pass a path"),
+        ({"storage_path": 5}, "run.yaml: storage_path=5: pass a path"),
+        ({"iterations": "ten"}, "run.yaml: iterations='ten': pass a whole number"),
+        ({"smoothing": "25 m"}, "run.yaml: smoothing='25 m': pass a number"),
+        ({"bands": ["low"]}, r"run.yaml: bands=\['low'\]: pass a list"),
+        ({"bounds": [1500]}, r"run.yaml: bounds=\[1500\]: pass the lower"),
         ({"wavelet": {"file": "none.txt"}}, "none.txt: no wavelet"),
         ({"observed": "none.zarr"}, "none.zarr: is no Zarr group"),
     ]

@@ -8,7 +8,9 @@ import pytest
 import xarray as xr
 
 import outcrop
-from outcrop.errors import OutputExistsError, ResumeError, SurveyError
+from outcrop import journal, patience
+from outcrop import output as outputs
+from outcrop.errors import OutcropError, OutputExistsError, ResumeError, SurveyError
 from outcrop.output import Output, check_free, is_complete, is_unfinished
 
 
@@ -82,6 +84,74 @@ def test_what_may_be_written_over(tmp_path, template):
     for overwrite in (False, True):  # it holds more than a Zarr
         with pytest.raises(OutputExistsError, match="folder of other things"):
             check_free(tmp_path, overwrite)
+
+
+def test_a_killed_overwrite_is_gone_on_with(tmp_path, template, monkeypatch):
+    """Killed while the old output is deleted: the path holds the new one, which is begun."""
+    path = tmp_path / "a.zarr"
+    with Output.begin(path, template, ENCODING, {"run": 1}) as output:
+        output.commit()
+    remove = outputs.remove
+
+    def killed(where):
+        if where.exists():
+            raise KeyboardInterrupt
+        remove(where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Output.begin(path, template, ENCODING, {"run": 2}, overwrite=True)
+    assert is_unfinished(path)
+    with Output.begin(path, template, ENCODING, {"run": 2}, overwrite=True) as output:
+        output.commit()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_a_run_that_is_over_writes_nothing(tmp_path, template):
+    path = tmp_path / "a.zarr"
+    with Output.begin(path, template, ENCODING, {}) as first:
+        first.fence.check()
+    with Output.begin(path, template, ENCODING, {}, overwrite=True) as second:
+        with pytest.raises(OutputExistsError, match="this tile belongs to is over"):
+            first.fence.check()
+        second.fence.check()
+        second.commit()
+    with pytest.raises(OutputExistsError, match="is over"):
+        second.fence.check()
+
+
+def test_nothing_after_the_commit_fails_a_run(tmp_path, template, monkeypatch):
+    path = tmp_path / "a.zarr"
+
+    def refuse(*arguments):
+        raise OutcropError("ServiceUnavailable")
+
+    with Output.begin(path, template, ENCODING, {}) as output:
+        monkeypatch.setattr(outputs, "remove", refuse)
+        monkeypatch.setattr(outputs.zarr, "consolidate_metadata", refuse)
+        output.commit()
+    assert outcrop.open(path).amplitude.shape == (4, 3, 8)
+
+
+def test_a_full_disk_leaves_no_torn_line(tmp_path, template, monkeypatch):
+    path, append, count = tmp_path / "a.zarr", journal._append, []
+
+    def full(file, size, data):
+        count.append(data)
+        if len(count) % 2:
+            append(file, size, data[:2])
+            raise OSError(28, "No space left on device")
+        append(file, size, data)
+
+    monkeypatch.setattr(journal, "_append", full)
+    monkeypatch.setattr(patience, "WAITS", (0.0,))
+    with Output.begin(path, template, ENCODING, {}) as output:
+        for key in ("one", "two"):
+            with pytest.warns(patience.StorageRefused, match="No space left"):
+                output.finish(key)
+    with Output.begin(path, template, ENCODING, {}) as again:
+        assert again.finished == {"one", "two"}
 
 
 def test_raw_samples(tmp_path):

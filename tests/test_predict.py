@@ -8,20 +8,26 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import dask.array
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from distributed.client import FutureCancelledError
+from distributed.scheduler import KilledWorker
 from torch import nn
 
 import outcrop
 from outcrop import models
 from outcrop.cluster import connect
+from outcrop.engine.statistics import statistics
 from outcrop.errors import (
     ArgumentError,
     MemoryBudgetError,
+    OutcropError,
     OutputExistsError,
     ResumeError,
     SurveyError,
@@ -344,6 +350,43 @@ def test_resuming_with_something_else_is_refused_and_named(model, monkeypatch, t
         ):
             outcrop.predict(model, survey, path, **same)
     outcrop.predict(model, survey, path, overwrite=True, **same)
+
+
+def test_the_fingerprint_knows_where_samples_are():
+    """Sums alone are the same for lines in reverse; blocks do not matter."""
+    lines = np.random.default_rng(0).integers(-9, 9, (16, 8, 24)).astype(np.float32)
+    dims = ("inline", "crossline", "twt")
+    coords = {d: np.arange(n) for d, n in zip(dims, lines.shape, strict=True)}
+    forward, back = (xr.DataArray(v, coords, dims) for v in (lines, lines[::-1]))
+    found, fingerprint = statistics(forward)
+    assert statistics(forward.chunk({"inline": 8, "twt": 8})) == (found, fingerprint)
+    same, other = statistics(back)
+    assert same == found
+    assert other != fingerprint
+
+
+def test_workers_lost_during_statistics_are_one_line():
+    def read(block):
+        pytest.fail("the client reads the survey")
+
+    blocks = dask.array.zeros((8, 8, 8), chunks=4).map_blocks(read, dtype="f4", meta=np.empty(0))
+    volume = xr.DataArray(blocks, dims=("inline", "crossline", "twt"), name="amplitude")
+
+    class Lost:
+        def __init__(self, error):
+            self.error = error
+
+        def compute(self, values):
+            return values
+
+        def gather(self, futures):
+            raise self.error
+
+    worker = SimpleNamespace(address="tcp://w", name="w")
+    for error in (FutureCancelledError("k", "lost"), KilledWorker("k", worker, 3)):
+        with pytest.raises(OutcropError, match="statistics of amplitude: ") as caught:
+            statistics(volume, Lost(error))
+        assert "\n" not in str(caught.value)
 
 
 def test_the_plan_that_was_begun_is_kept_to(model, undisturbed, monkeypatch, tmp_path):

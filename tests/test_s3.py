@@ -24,12 +24,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 import outcrop
-from outcrop import locks, patience, storage
+from outcrop import journal, locks, patience, storage
 from outcrop.cli.main import app
 from outcrop.cluster import connect
+from outcrop.engine.globals import GlobalStore
 from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
-from outcrop.output import is_complete, is_unfinished
-from outcrop.storage import place
+from outcrop.events import Tile
+from outcrop.output import Output, is_complete, is_unfinished
+from outcrop.storage import Remote, place
 
 SEGY = Path(__file__).parent / "data" / "segy" / "f3.sgy"
 SECRET = "sentinel-8f2b61c0"
@@ -391,6 +393,53 @@ def test_create_is_exclusive(s3):
     for thread in threads:
         thread.join()
     assert results.count(True) == 1
+
+
+def test_stored_tensors_are_deleted_once_it_is_noted(s3, survey, monkeypatch):
+    """Whoever dies right after goes on without them."""
+    target, heard, seen, remove = "s3://bucket/i/faults", [], [], GlobalStore.remove
+
+    def removed(store):
+        noted = [k for k in keys(s3, "i/faults/unfinished/") if "finished-" in k]
+        texts = (s3.get_object(Bucket="bucket", Key=k)["Body"].read() for k in noted)
+        tiles = [e for e in heard if isinstance(e, Tile)]
+        seen.append((b"".join(texts).count(b"\n"), len(tiles)))
+        remove(store)
+
+    monkeypatch.setattr(GlobalStore, "remove", removed)
+    monkeypatch.setattr(journal, "_EVERY", 1000.0)
+    outcrop.predict(Normed().eval(), survey, target, listeners=[heard.append], **HOW)
+    assert seen
+    assert all(noted == done for noted, done in seen)
+
+
+def test_a_killed_overwrite_is_gone_on_with(s3, monkeypatch):
+    target = "s3://bucket/j/a"
+    template = xr.Dataset({"x": ("x", np.arange(4.0))})
+    with Output.begin(target, template, {}, {"run": 1}) as output:
+        output.commit()
+    ask = Remote.ask
+
+    def killed(self, what, *arguments, **options):
+        if what == "rm":
+            raise KeyboardInterrupt
+        return ask(self, what, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Remote, "ask", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Output.begin(target, template, {}, {"run": 2}, overwrite=True)
+    assert not is_complete(target)
+    with Output.begin(target, template, {}, {"run": 2}, overwrite=True) as output:
+        output.commit()
+    assert xr.open_zarr(target).x.shape == (4,)
+
+
+def test_azure_names_its_account_in_the_url():
+    url = "abfs://container@account.dfs.core.windows.net/a"
+    assert str(place(url)) == url
+    with pytest.raises(ArgumentError, match="credentials in it"):
+        place("abfs://name:secret@account/a")
 
 
 def test_what_cannot_be_reached_is_one_line(s3, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import segyio
 
 from outcrop.errors import OutputExistsError
 from outcrop.training.geology import Fault
+from outcrop.training.recipes import random_survey
 from outcrop.training.synthetic import synthetic_survey, write_segy
 
 SHAPE = (40, 48, 64)
@@ -244,6 +245,19 @@ def test_frequency_falls_with_depth_and_the_sharp_image_has_twice_as_much():
     top, bottom = mean(amplitude[:, :, :170]), mean(amplitude[:, :, -170:])
     assert bottom < 0.75 * top
     assert 1.5 * top < mean(dhr[:, :, :170]) < 2.4 * top
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_sharp_image_has_the_phase_of_the_image(seed):
+    made = random_survey((24, 24, 96), seed, labels=("dhr",))
+    assert np.corrcoef(made.amplitude.values.ravel(), made.dhr.values.ravel())[0, 1] > 0.1
+
+
+def test_the_sharp_image_turns_with_the_phase():
+    images = [
+        synthetic_survey((12, 12, 128), 1, noise=0.0, phase=p, labels=("dhr",)) for p in (0, 180)
+    ]
+    np.testing.assert_allclose(images[1].dhr, -images[0].dhr, atol=1e-5)
 
 
 def test_lateral_smoothing_widens_breaks():

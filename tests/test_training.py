@@ -30,9 +30,10 @@ from outcrop.training.blocks import Blocks
 from outcrop.training.crops import Crops, Numbers
 from outcrop.training.fit import fit
 from outcrop.training.module import Activations, TrainingModule
-from outcrop.training.objectives import objective_of
+from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey
 from outcrop.training.sources import RawFolder, Survey, Synthetic, source_of, split
+from outcrop.training.volumes import Volume, statistics_of
 
 ROOT = Path(__file__).parents[1]
 MTL = ROOT / "tests" / "data" / "mtl"
@@ -117,6 +118,34 @@ def test_every_number_of_an_epoch_comes_once_by_turns_of_volumes():
     assert [n // 4 for n in found[:6]] == [12, 13, 14, 12, 13, 14]
 
 
+@pytest.mark.parametrize(("batch", "workers"), [(1, 1), (1, 4), (2, 2), (3, 4), (4, 2)])
+def test_crops_of_a_volume_go_to_one_worker(batch, workers, monkeypatch, tmp_path):
+    numbers = loader(monkeypatch, tmp_path, batch=batch, workers=workers).sampler
+    who = {}
+    for n, number in enumerate(numbers):
+        who.setdefault(number // 2, set()).add(n // batch % workers)
+    assert all(len(w) == 1 for w in who.values())
+
+
+def test_workers_do_not_change_the_data(monkeypatch, tmp_path):
+    found = [list(loader(monkeypatch, tmp_path, workers=n).sampler) for n in (0, 1, 3, 6)]
+    assert all(f == found[0] for f in found)
+
+
+def loader(monkeypatch, folder, **options):
+    """What `fit` trains with."""
+    caught = []
+
+    def stop(_, module, train, *args, **kwargs):
+        caught.append(train)
+        raise InterruptedError
+
+    monkeypatch.setattr("lightning.Trainer.fit", stop)
+    with pytest.raises(InterruptedError):
+        fit("faultseg3d", out=folder, overwrite=True, **{**QUICK, "samples": 48, **options})
+    return caught[0]
+
+
 @pytest.mark.parametrize("name", ["mirrored", "turned"])
 def test_angles_turn_with_the_crop(name, monkeypatch):
     """The labels of a turned survey are those that the turned faults would have been given."""
@@ -168,6 +197,79 @@ def test_time_stretches_and_faults_get_steeper():
     )
 
 
+class Bytes:
+    """A survey as 8-bit software leaves it: its mean is far from zero."""
+
+    volumes = 1
+    shape = (32, 32, 32)
+
+    def read(self, number):
+        amplitude = np.random.default_rng(0).normal(128, 25, self.shape).clip(0, 200)
+        amplitude = amplitude.astype(np.float32)
+        return Volume({"amplitude": amplitude, "fault": amplitude > 180}, statistics_of(amplitude))
+
+
+@pytest.mark.parametrize(
+    ("network", "reach"),
+    [("faultseg3d", 0.4), ("faultssl", 0.2), ("unet25d", 0.05)],  # 25, of 256, is one deviation
+)
+def test_amplitudes_are_scaled_and_flipped_about_their_mean(network, reach):
+    card = outcrop.models.card(network)
+    crops, plain = (
+        Crops(Bytes(), card, {"fault": 1.0}, (16,) * 3, augment=augment_, per_volume=1)
+        for augment_ in (True, False)
+    )
+    expected = float(plain[0]["input"][0].mean())
+    flips = set()
+    for number in range(8):
+        sample = crops[number]
+        # Bright or dark is where the faults are, by the sign.
+        on = sample["fault"] > 0.9
+        flips.add(bool(sample["input"][:1][on].mean() < sample["input"][:1].mean()))
+        if network == "faultseg3d" or card.inputs[0].normalization in ("zscore", "zscore-clip"):
+            assert float(sample["input"][0].mean()) == pytest.approx(expected, abs=reach)
+        else:
+            assert float(sample["input"][0].min()) >= 0
+            assert float(sample["input"][0].max()) <= 1.3
+    assert flips == {True, False}
+
+
+def test_statistics_of_a_flipped_volume_are_flipped():
+    amplitude = np.random.default_rng(0).normal(128, 20, (8, 8, 8)).clip(100, 200)
+    rng = np.random.default_rng
+    for seed in range(6):
+        found, statistics = augment.rescaled(
+            {"amplitude": amplitude}, statistics_of(amplitude), rng(seed)
+        )
+        deviation = amplitude - amplitude.mean()
+        gain = (found["amplitude"] - amplitude.mean()) / deviation
+        np.testing.assert_allclose(gain, gain[0, 0, 0], rtol=1e-3)
+        flipped = np.sign(gain[0, 0, 0]) * deviation + amplitude.mean()
+        np.testing.assert_allclose(statistics, statistics_of(flipped), rtol=1e-6)
+
+
+def test_amplitudes_of_zero_mean_are_multiplied():
+    values = {name: v - v.mean() for name, v in Synthetic(("dhr",), 24).read(0).values.items()}
+    statistics = statistics_of(values["amplitude"])
+    found, _ = augment.rescaled(values, statistics, np.random.default_rng(3))
+    draws = np.random.default_rng(3)
+    gain = 1.25 ** draws.uniform(-1, 1) * draws.choice([-1.0, 1.0])
+    for name in ("amplitude", "dhr"):
+        np.testing.assert_allclose(found[name], values[name] * gain, atol=1e-5)
+
+
+def test_positions_are_those_that_a_stretched_crop_covers():
+    card = outcrop.models.card("unet25d")
+    crops = Crops(Synthetic(("fault",), 24), card, {"fault": 1.0}, (8, 16, 16))
+    extents = []
+    for number in range(24):
+        places = crops[number]["input"][1:]
+        assert 0 <= places.min() <= places.max() <= 1
+        reach = [float(p.max() - p.min()) * 23 for p in places]
+        extents.append(max(reach))
+    assert max(extents) > 16  # squeezed: it covers more samples than it has
+
+
 def test_labels_of_a_folder_are_those_that_were_written(tmp_path):
     surveys = write_folder(tmp_path / "raw")
     labels = ("fault", "fault_dip", "fault_strike", "rgt", "dhr")
@@ -188,6 +290,31 @@ def test_the_sample_of_another_group_is_read_as_it_is():
     assert source.shape == (64, 64, 64)
     assert set(np.unique(volume.values["fault"])) == {0, 1}
     assert volume.statistics.deviation == pytest.approx(1.953, abs=1e-3)
+
+
+@pytest.mark.parametrize(("values", "says"), [((0, 255), "divide by 255"), ((-1, 1), "make them")])
+@pytest.mark.parametrize("kind", ["raw", "zarr"])
+def test_labels_that_are_no_probabilities_are_named(kind, values, says, tmp_path):
+    made = random_survey((20, 24, 32), 1, labels=("fault",))
+    low, high = values
+    fault = np.where(made.fault, high, low).astype(np.int16)
+    if kind == "raw":
+        path, where = write_raw(tmp_path / "raw", made.amplitude, fault), r"0_fsem\.bin"
+    else:
+        made["fault"] = made.fault.dims, fault
+        made.to_zarr(path := tmp_path / "survey.zarr", zarr_format=3)
+        where = r"survey\.zarr: fault"
+    with pytest.raises(TrainingDataError, match=f"{where}: labels from {low} to {high}, .*{says}"):
+        fit("faultseg3d", path, out=tmp_path / "run", shape=made.fault.shape, crop=16, loss="dice")
+    assert not (tmp_path / "run").exists()
+
+
+def write_raw(folder, amplitude, fault):
+    folder.mkdir()
+    for number in range(2):
+        np.asarray(amplitude, "<f4").tofile(folder / f"{number}.bin")
+        np.asarray(fault, "<f4").tofile(folder / f"{number}_fsem.bin")
+    return folder
 
 
 def spoil_nan(folder):
@@ -330,8 +457,27 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"loss": "nonsense"}, "dice-bce, balanced-bce, dice"),
         ({"schedule": "nonsense"}, "cosine, plateau, constant"),
         ({"crop": 20}, "crop 20: .*multiples of 8"),
-        ({"crop": 48}, "less than a crop of 48"),
+        ({"crop": 48}, "^synthetic, size 32: .* less than a crop of 48"),
         ({"epochs": 0}, "epochs 0"),
+        ({"accumulate": 0}, "accumulate 0: choose at least 1"),
+        ({"per_volume": 0}, "per_volume 0"),
+        ({"validation_samples": 0}, "validation_samples 0"),
+        ({"size": 0}, "size 0"),
+        ({"nodes": 0}, "nodes 0"),
+        ({"workers": -1}, "workers -1"),
+        ({"seed": -1}, "seed -1"),
+        ({"averaging": 2}, "averaging 2: .*less than 1"),
+        ({"learning_rate": -1.0}, "learning_rate -1.0: choose more than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate nan"),
+        ({"accelerator": "x"}, "accelerator x"),
+        ({"accelerator": "tpu"}, "accelerator tpu"),
+        ({"devices": "many"}, "devices many"),
+        ({"devices": 0}, "devices 0"),
+        ({"strategy": "x"}, "strategy x"),
+        ({"devices": 5, "strategy": "ddp"}, "samples 4: .*each of 5 processes"),
+        ({"max_time": "0:00:-5"}, "max_time .*more than 0:00:00"),
+        ({"shape": (1, 2)}, r"shape \(1, 2\)"),
+        ({"network": "karstseg3d"}, "synthetic: has no label karst, only fault"),
         ({"activations": "none"}, "one of device, cpu, disk"),
         ({"max_time": "soon"}, "hours:minutes:seconds"),
         ({"weights": "gone.pth"}, "gone.pth"),
@@ -343,10 +489,39 @@ def test_bad_arguments_are_named_and_nothing_is_written(options, says, tmp_path)
     with pytest.raises(outcrop.OutcropError, match=says) as caught:
         fit(**arguments, out=tmp_path / "run")
     assert isinstance(caught.value, (ArgumentError, TrainingDataError, WeightsError))
+    assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
+def test_the_rank_correlation_is_the_mean_over_crops_of_voxels_everywhere():
+    objective = objective_of(outcrop.models.card("bi21rgt3d"))
+    metrics = objective.metrics()
+    along = torch.linspace(0, 1, 64)
+    target = along.expand(2, 1, 64, 64, 64).contiguous()
+    # Right but for where the first inline is; and turned upside down.
+    found = target + 2 * along[:, None, None]
+    found[1] = 1 - target[1]
+    update(metrics, {"rgt": found}, {"rgt": target})
+    ranks = metrics["rgt/rank_correlation"].compute()
+    one = np.corrcoef(rank(found[0]), rank(target[0]))[0, 1]
+    assert float(ranks) == pytest.approx((one - 1) / 2, abs=0.02)
+
+
+def rank(values):
+    return values.flatten().double().numpy().argsort().argsort()
+
+
 # Runs
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("network", ["faultseg3d", "mtl-refine-2d"])
+def test_precisions_train_and_leave_float32(network, precision, tmp_path):
+    more = {"infer_weights": "seeded", "crop": 32} if "refine" in network else {}
+    options = {**QUICK, "samples": 2, "epochs": 1, "precision": precision, **more}
+    model = fit(network, out=tmp_path, **options)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert np.isfinite(history(tmp_path)["best"]["val_loss"])
 
 
 def history(folder):
@@ -470,6 +645,52 @@ def test_the_last_epoch_is_kept_though_an_earlier_one_is_better(tmp_path):
         for name in ("best", "last")
     }
     assert kept == {"best": 0, "last": 2}
+
+
+def test_moved_and_resumed_it_keeps_the_best_weights(tmp_path, monkeypatch):
+    options = {**QUICK, "samples": 2, "schedule": "constant", "averaging": 0.0}
+    best = fit("faultseg3d", out=tmp_path / "a", **options, epochs=1)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+
+    def worse(self, batch, _):
+        update(self.scores, self(batch["input"]), batch)
+        self.log("val_loss", torch.tensor(99.0), batch_size=1)
+
+    monkeypatch.setattr(TrainingModule, "validation_step", worse)
+    found = fit("faultseg3d", out=tmp_path / "b", **options, epochs=2, resume=True)
+    for one, other in zip(best.parameters(), found.parameters(), strict=True):
+        assert torch.equal(one, other)
+    record = history(tmp_path / "b")
+    assert record["best"]["epoch"] == 0
+    assert [e["epoch"] for e in record["epochs"]] == [0, 1]
+    assert record["settings"]["epochs"] == 2
+
+
+def test_the_record_holds_all_settings_and_starting_weights(tmp_path):
+    first = outcrop.models.load("faultseg3d", weights="seeded")
+    start = tmp_path / "start.safetensors"
+    outcrop.models.weights.write(first.state_dict(), start)
+    options = {**QUICK, "samples": 2, "weights": start, "max_time": "1:00:00"}
+    fit("faultseg3d", out=tmp_path / "run", **options, epochs=1)
+    settings = history(tmp_path / "run")["settings"]
+    assert settings["start_sha256"] == outcrop.models.weights.digest(first)
+    assert settings["infer_sha256"] is None
+    free = ("epochs", "max_time", "workers", "accelerator", "devices", "nodes", "strategy")
+    assert [settings[name] for name in free] == [1, "1:00:00", 0, "cpu", 1, 1, "auto"]
+    assert settings["activations"] == "device"
+
+    with torch.no_grad():
+        next(first.parameters()).add_(1)
+    outcrop.models.weights.write(first.state_dict(), start)
+    with pytest.raises(ResumeError, match="begun with start_sha256"):
+        fit("faultseg3d", out=tmp_path / "run", **options, epochs=2, resume=True)
+
+
+def test_surveys_to_validate_with_are_never_those_of_another_seed_to_train_with(tmp_path):
+    for name, validation in (("a", None), ("b", "synthetic")):
+        fit("faultseg3d", out=tmp_path / name, validation=validation, **QUICK, epochs=1, seed=2)
+    seeds = [history(tmp_path / n)["settings"]["validation"]["seed"] for n in "ab"]
+    assert seeds == [1_000_002] * 2
 
 
 def test_folders_of_others_are_left_alone(tmp_path):

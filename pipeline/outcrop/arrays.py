@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore, WrapperStore
 
-from .errors import MissingChunkError
+from .errors import MissingChunkError, SurveyError
 from .storage import Place, Remote
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def store_of(where: Place) -> Store:
         from zarr.storage import FsspecStore
 
         return FsspecStore(where.system(asynchronous=True), path=where.key)
-    return LocalStore(where)
+    return LocalStore(where.absolute())  # a worker may have another current folder
 
 
 def encoding(dtype: Any, *compressors: BytesBytesCodec) -> dict[str, Any]:
@@ -84,11 +85,18 @@ class Whole(WrapperStore[Any]):
     Parameters
     ----------
     store : zarr.abc.store.Store
-    told : bool
-        Whether that is so of those arrays alone that have checksums; of all otherwise.
+    told : collection of str, optional
+        Arrays of which that is so; those that have checksums unless given.
+
+    Raises
+    ------
+    MissingChunkError
+        If a chunk is not there.
+    SurveyError
+        If nothing of its array is, as on a machine that does not see the place.
     """
 
-    def __init__(self, store: Store, told: bool = True) -> None:
+    def __init__(self, store: Store, told: Collection[str] | None = None) -> None:
         super().__init__(store)
         self.told = told
 
@@ -102,21 +110,36 @@ class Whole(WrapperStore[Any]):
         found = await self._store.get(key, prototype, byte_range)
         if found is None and (cut := f"/{key}".find("/c/")) >= 0:
             array, chunk = key[: max(0, cut - 1)], key[cut:]
-            if not self.told or await self._store.exists(f"{array}/{CHECKSUMS}"):
+            if not await self._store.exists(f"{array}/zarr.json".lstrip("/")):
+                raise SurveyError(
+                    f"{self._store}: {array} is not to be seen from {platform.node()}; take a path "
+                    "that is the same on every machine, or put the array back"
+                )
+            if await self._is_told(array):
                 raise MissingChunkError(f"{self._store}: {array} chunk {chunk} is missing")
         return found
+
+    async def _is_told(self, array: str) -> bool:
+        if self.told is not None:
+            return array in self.told
+        return await self._store.exists(f"{array}/{CHECKSUMS}")
 
 
 def open_dataset(where: Place, chunks: Any = "auto") -> xr.Dataset:
     """Open a group, lazily: `chunks` as for `xarray.open_zarr`."""
-    consolidated = "consolidated_metadata" in json.loads((where / "zarr.json").read_text())
-    return xr.open_zarr(Whole(store_of(where)), chunks=chunks, consolidated=consolidated)
+    root = json.loads((where / "zarr.json").read_text())
+    consolidated = root.get("consolidated_metadata")
+    names = consolidated["metadata"] if consolidated else (p.name for p in where.iterdir())
+    # Now: whoever reads chunks later may not see the place.
+    told = frozenset(n for n in names if (where / n / CHECKSUMS).is_file())
+    store = Whole(store_of(where), told)
+    return xr.open_zarr(store, chunks=chunks, consolidated="consolidated_metadata" in root)
 
 
 def open_whole(where: Place, mode: Any) -> zarr.Array:
     """Open an array of which every chunk is written before it is read."""
     store = store_of(where)
-    array = zarr.open_array(Whole(store, told=False) if mode == "r" else store, mode=mode)
+    array = zarr.open_array(Whole(store, told=("",)) if mode == "r" else store, mode=mode)
     return array.with_config({"write_empty_chunks": True})
 
 

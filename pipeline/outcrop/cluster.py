@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import time
@@ -18,7 +19,7 @@ from .errors import MemoryBudgetError, OutcropError
 from .storage import Place, Remote
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
     from .planner.rates import Crew, Rates
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 _ALONE = {"ZARR_THREADING__MAX_WORKERS": "1"}
 # Bytes that each worker writes and reads to measure a store.
 _SAMPLE = 2**24
+# Seconds between looks at whether they still are there.
+_LOOK = 2.0
+# How often workers are measured anew when one is lost meanwhile.
+_ATTEMPTS = 3
 # Seconds that a worker takes for a tile beside all else: Dask's task, opening Zarr arrays.
 _TILE = 5e-3
 
@@ -94,18 +99,29 @@ def connect(
             f"--cluster {cluster}: neither 'local' nor 'cuda', nor an address such as "
             "tcp://host:8786, nor an existing scheduler file"
         )
-    if cluster.startswith("tls://") and tls is None:
-        raise OutcropError(f"--cluster {cluster}: pass --tls-ca, --tls-cert and --tls-key too")
     where = {"scheduler_file": cluster} if as_file else {"address": cluster}
     try:
+        address = json.loads(Path(cluster).read_text())["address"] if as_file else cluster
+        _check_tls(cluster, address, tls)
         client = Client(**where, security=secure, timeout="10s")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise OutcropError(
             f"--cluster {cluster}: no scheduler answers there ({error}); start one with "
             "`dask scheduler`, or use --cluster local"
         ) from error
     with client:
         yield client
+
+
+def _check_tls(cluster: str, address: str, tls: Tls | None) -> None:
+    """Raise if client and scheduler do not both encrypt."""
+    if address.startswith("tls://") and tls is None:
+        raise OutcropError(f"--cluster {cluster}: pass --tls-ca, --tls-cert and --tls-key too")
+    if address.startswith("tcp://") and tls is not None:
+        raise OutcropError(
+            f"--cluster {cluster}: its scheduler, at {address}, does not encrypt; start it with "
+            "--tls-ca-file, --tls-cert and --tls-key, or leave out those options here"
+        )
 
 
 def _security(tls: Tls | None) -> Any:
@@ -169,20 +185,41 @@ def crew_of(client: Client, device: str, dtype: str, folder: Place) -> Crew:
     OutcropError
         If a worker does not suit, or cannot write there.
     """
+    for _ in range(_ATTEMPTS):
+        if not client.scheduler_info()["workers"]:
+            warnings.warn("no worker is there yet: waiting for the first", stacklevel=2)
+            client.wait_for_workers(1)
+        try:
+            return _measured(client, device, dtype, folder)
+        except _WorkerLostError as error:
+            lost = error
+    raise OutcropError(
+        f"worker {lost}: was lost while it was measured, as others were before; look at its log, "
+        "or pass a plan"
+    )
+
+
+class _WorkerLostError(Exception):
+    """Holds the address of a worker."""
+
+
+def _measured(client: Client, device: str, dtype: str, folder: Place) -> Crew:
+    """The workers there are now."""
     from .planner.rates import Crew, remembered, rounded
 
-    if not client.scheduler_info()["workers"]:
-        warnings.warn("no worker is there yet: waiting for the first", stacklevel=2)
-        client.wait_for_workers(1)
     facts = _suitable(client, device)
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    there = [w for w in facts if "GPU" in workers[w]["resources"]] or list(facts)
+    there = [w for w in facts if w in workers]
+    if not there:
+        raise _WorkerLostError(next(iter(facts), "unknown"))
     rooms = [facts[w]["memory"] for w in there if facts[w]["memory"] is not None]
     resources = {"GPU": 1} if "GPU" in workers[there[0]]["resources"] else None
 
     def gather(function: Callable[..., Any], *args: Any, on: list[str]) -> list[Any]:
         options = {"pure": False, "allow_other_workers": False, "resources": resources}
-        return client.gather([client.submit(function, *args, workers=w, **options) for w in on])
+        tasks = {w: client.submit(function, *args, workers=w, **options) for w in on}
+        _wait_for(client, tasks)
+        return client.gather(list(tasks.values()))
 
     def measure() -> float:
         some = there[:16]
@@ -196,6 +233,20 @@ def crew_of(client: Client, device: str, dtype: str, folder: Place) -> Crew:
     (rates,) = gather(_rates, device, dtype, on=there[:1])
     rates = replace(rates, disk=disk, tile=max(rates.tile, _TILE))
     return Crew(len(there), int(min(rooms)) if rooms else None, rates)
+
+
+def _wait_for(client: Client, tasks: Mapping[str, Future]) -> None:
+    """Wait for a task on each of some workers; Dask itself waits for a lost one to come back."""
+    from distributed import wait
+
+    while not all(task.done() for task in tasks.values()):
+        with contextlib.suppress(TimeoutError):
+            wait(list(tasks.values()), timeout=_LOOK)
+        there = client.scheduler_info(n_workers=-1)["workers"]
+        for worker, task in tasks.items():
+            if worker not in there and not task.done():
+                client.cancel(list(tasks.values()))
+                raise _WorkerLostError(worker)
 
 
 def _store_name(folder: Place) -> str:
@@ -272,15 +323,24 @@ def check_workers(client: Client, plan: Needs) -> None:
 
 
 def _suitable(client: Client, device: str) -> dict[str, dict[str, Any]]:
-    """Facts of every worker, all of which have our versions; OutcropError otherwise."""
-    facts: dict[str, dict[str, Any]] = client.run(_facts, device, on_error="return")
+    """Facts of all who get tasks, all of which have our versions; OutcropError otherwise."""
+    facts: dict[str, dict[str, Any]] = client.run(
+        _facts, device, on_error="return", workers=_with_gpu(client)
+    )
     _check_versions(facts)
     return facts
 
 
+def _with_gpu(client: Client) -> list[str] | None:
+    """Workers with the resource GPU, which then get all tasks; None where none has it."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return [w for w, facts in workers.items() if "GPU" in facts["resources"]] or None
+
+
 def check_versions(client: Client, *more: str) -> None:
     """Raise `OutcropError` if a worker has other versions of outcrop, torch, and more packages."""
-    _check_versions(client.run(versions, *more, on_error="return"), *more)
+    found = client.run(versions, *more, on_error="return", workers=_with_gpu(client))
+    _check_versions(found, *more)
 
 
 def _check_versions(facts: Mapping[str, Any], *more: str) -> None:
@@ -321,6 +381,6 @@ def _facts(device: str, dask_worker: Any) -> dict[str, Any]:
 
 def least_room(client: Client, device: str) -> int | None:
     """Bytes of memory that every worker has to give; None where they know no limit."""
-    found = client.run(_facts, device, on_error="ignore").values()
+    found = client.run(_facts, device, on_error="ignore", workers=_with_gpu(client)).values()
     rooms = [facts["memory"] for facts in found if facts["memory"] is not None]
     return int(min(rooms)) if rooms else None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
+from .patience import patiently
 from .storage import Place, Remote
 
 # In an object store nothing can be appended to: seconds between rewrites of the last object, and
@@ -51,8 +54,9 @@ class Journal:
     def add(self, line: str) -> None:
         """Note one line."""
         if not isinstance(self.folder, Remote):
-            with open(self.folder / f"{self.name}.txt", "a") as file:
-                file.write(line + "\n")
+            file = self.folder / f"{self.name}.txt"
+            size = file.stat().st_size if file.exists() else 0
+            patiently(partial(_append, file, size, f"{line}\n".encode()))
             return
         with self.lock:
             self.text, self.put = self.text + line + "\n", False
@@ -78,3 +82,10 @@ class Journal:
         self.latest, self.put = time.monotonic(), True
         if len(self.text) > _ENOUGH:
             self.number, self.text = self.number + 1, ""
+
+
+def _append(file: Path, size: int, data: bytes) -> None:
+    """Write to the end of a file of that size, which an attempt before may have made longer."""
+    with open(file, "ab") as opened:
+        opened.truncate(size)
+        opened.write(data)

@@ -12,8 +12,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -24,12 +28,14 @@ from .arrays import ASIDE, CHECKSUMS, Noting, open_for_writing, store_of
 from .errors import OutputExistsError, ResumeError
 from .journal import Journal
 from .locks import Lock, take
-from .storage import Options, Place, Remote, place, read_all, remove, write_whole
+from .patience import patiently
+from .storage import Options, Place, Remote, files, place, read_all, remove, write_whole
 
 PathLike = str | os.PathLike[str] | Remote
 
 _ROOT = "zarr.json"
 _RECORD = "record.json"
+_RUN = "run"
 
 
 def aside_of(path: PathLike) -> Place:
@@ -67,6 +73,32 @@ def check_free(path: PathLike, overwrite: bool = False, options: Options | None 
     )
 
 
+@dataclass(frozen=True)
+class Fence:
+    """Keeps tasks of a run that is over out of what another run writes to the same place.
+
+    Attributes
+    ----------
+    output : pathlib.Path or Remote
+    run : str
+        Of whoever may write.
+    """
+
+    output: Place
+    run: str
+
+    def check(self) -> None:
+        """Raise `OutputExistsError` if another run has begun, or the output is whole."""
+        try:
+            found = (aside_of(self.output) / _RUN).read_text()
+        except (FileNotFoundError, NotADirectoryError):
+            found = ""
+        if found != self.run:
+            raise OutputExistsError(
+                f"{self.output}: the run that this tile belongs to is over; it is not written"
+            )
+
+
 class Output:
     """A Zarr dataset being written, by one process at a time; a context that ends with the writing.
 
@@ -78,6 +110,8 @@ class Output:
         Keys of the parts that are done, those of an earlier, interrupted call included.
     resumed : bool
         Whether an earlier call had begun this output.
+    fence : Fence
+        For tasks on other machines, which may outlast this call.
     """
 
     def __init__(self, path: Place, resumed: bool, lock: Lock) -> None:
@@ -86,6 +120,8 @@ class Output:
         self._lock = lock
         self._journal = Journal(self.aside, "finished")
         self.finished = set(self._journal.read()) if resumed else set()
+        self.fence = Fence(path, uuid.uuid4().hex)
+        write_whole(self.aside / _RUN, self.fence.run.encode())
 
     def __enter__(self) -> Output:
         return self
@@ -145,6 +181,8 @@ class Output:
         overwrite: bool,
     ) -> bool:
         """Return whether an earlier call began."""
+        if not isinstance(target, Remote):
+            remove(_old(target))  # which a call that died has left
         # A round trip through JSON, so that tuples and NumPy scalars compare as they are read.
         facts = json.loads(json.dumps(dict(record)))
         if is_unfinished(target) and not overwrite:
@@ -178,8 +216,7 @@ class Output:
             held: dict[str, Any] = {}
             create(MemoryStore(held))
             made = {key: value.to_bytes() for key, value in held.items()}
-            remove(target)
-            (target / ASIDE / _ROOT).write_bytes(made.pop(_ROOT))
+            _remove_all_but_root(target, made.pop(_ROOT))
             target.ask("pipe", {f"{target.key}/{key}": data for key, data in made.items()})
             (target / ASIDE / _RECORD).write_text(text)
             return False
@@ -196,8 +233,10 @@ class Output:
             with contextlib.suppress(OSError):
                 remove(beside)
             raise
-        remove(target)
+        if target.exists():  # to delete it takes time, and half of it might open
+            os.replace(target, _old(target))
         os.replace(beside, target)
+        remove(_old(target))
         return False
 
     @property
@@ -215,6 +254,11 @@ class Output:
         self.finished.add(key)
         self._journal.add(key)
 
+    def flush(self) -> None:
+        """See to it that the journal is stored: what it makes needless may be deleted then."""
+        self._lock.check()
+        self._journal.flush()
+
     def commit(self, attributes: Mapping[str, Any] | None = None) -> None:
         """Make the dataset whole: from here on it opens.
 
@@ -223,16 +267,15 @@ class Output:
         attributes : mapping, optional
             Attributes to add to the dataset, known only now.
         """
-        self._lock.check()
-        self._journal.flush()
+        self.flush()
         self._keep_checksums()
         root = json.loads((self.aside / _ROOT).read_text())
         root["attributes"] = {**root.get("attributes", {}), **(attributes or {})}
-        write_whole(self.path / _ROOT, json.dumps(root, indent=1).encode())
+        patiently(partial(write_whole, self.path / _ROOT, json.dumps(root, indent=1).encode()))
         # Losing the consolidated metadata or leaving the journal would cost time, not data.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             remove(self.aside)
-        with _no_members():
+        with contextlib.suppress(Exception), _no_members():
             zarr.consolidate_metadata(store_of(self.path))
 
     def _keep_checksums(self) -> None:
@@ -243,7 +286,23 @@ class Output:
             if slash:  # the root's own metadata is not final yet
                 arrays.setdefault(array, {})[name] = note.decode()
         for array, notes in arrays.items():
-            write_whole(self.path / array / CHECKSUMS, json.dumps(notes, indent=0).encode())
+            data = json.dumps(notes, indent=0).encode()
+            patiently(partial(write_whole, self.path / array / CHECKSUMS, data))
+
+
+def _old(target: Path) -> Path:
+    """Where what is overwritten lies until it is deleted."""
+    return target.parent / f".{target.name}.old"
+
+
+def _remove_all_but_root(target: Remote, root: bytes) -> None:
+    """Delete what lies at a place; leave an output that is begun, however far that gets."""
+    aside = target / ASIDE
+    (aside / _RECORD).unlink(missing_ok=True)
+    (aside / _ROOT).write_bytes(root)
+    (target / _ROOT).unlink(missing_ok=True)
+    if others := [f"{target.key}/{key}" for key in files(target) if key != f"{ASIDE}/{_ROOT}"]:
+        target.ask("rm", others)
 
 
 @contextlib.contextmanager

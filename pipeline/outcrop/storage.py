@@ -203,7 +203,9 @@ def place(path: str | os.PathLike[str] | Remote, options: Options | None = None)
         if re.match(r"(s3|gs|gcs|abfs|az):/", text):
             raise ArgumentError(f"{text}: a pathlib.Path holds no URL; pass it as a string")
         return Path(path)
-    if "@" in rest.partition("/")[0]:
+    owner, at, _ = rest.partition("/")[0].rpartition("@")
+    # Azure's URLs have container@account there.
+    if at and (scheme not in ("abfs", "abfss") or ":" in owner):
         raise ArgumentError(
             f"{scheme}://…: has credentials in it; put them into the environment or storage_options"
         )
@@ -262,7 +264,7 @@ def remove(where: Place) -> None:
     if isinstance(where, Remote):
         with contextlib.suppress(FileNotFoundError):
             where.ask("rm", where.key, recursive=True)
-    elif where.is_dir():
+    elif where.is_dir() and not where.is_symlink():
         shutil.rmtree(where)
     else:
         where.unlink(missing_ok=True)
@@ -274,8 +276,12 @@ def write_whole(where: Place, data: bytes) -> None:
         where.write_bytes(data)
         return
     aside = where.with_name(f"{where.name}.{uuid.uuid4().hex}.new")
-    aside.write_bytes(data)
-    os.replace(aside, where)
+    try:
+        aside.write_bytes(data)
+        os.replace(aside, where)
+    except OSError:  # such as no space left
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def size(where: Place) -> int:

@@ -6,11 +6,13 @@ import asyncio
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from distributed import as_completed
+from distributed.scheduler import KilledWorker
 
 from .errors import OutcropError
 from .patience import refuses
@@ -21,17 +23,20 @@ if TYPE_CHECKING:
 # What calls to a scheduler end with that is not there any more.
 _GONE = (OSError, asyncio.CancelledError, concurrent.futures.CancelledError)
 _LOST = "the scheduler was lost, and the same command goes on where it stopped"
+_MEMORY = "if workers were killed for lack of memory, pass a smaller memory (--memory)"
 # Tasks that a worker is given before the first of them is done.
 AHEAD = 2
 # Seconds between looks at which workers there are.
 _LOOK = 2.0
+# Seconds that workers get to end what they do when nobody wants it any more.
+_END = 30.0
 
 
 class Window:
     """Tasks under way, so few that neither client nor scheduler grows with the number of all.
 
-    A context: leaving it cancels what is under way, and a scheduler that is lost meanwhile is an
-    `OutcropError`.
+    A context: leaving it cancels what is under way, waits a while for tasks that a worker is in the
+    middle of, and a scheduler that is lost meanwhile is an `OutcropError`.
 
     Parameters
     ----------
@@ -44,6 +49,7 @@ class Window:
         self.client, self.on_count = client, on_count
         self.given: dict[Any, Any] = {}
         self.count, self._number, self._looked = 0, 0, 0.0
+        self._warned = False
         self._resources: dict[str, int] | None = None
         self._running = as_completed()
 
@@ -53,11 +59,26 @@ class Window:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        lost = isinstance(error, _GONE) and getattr(error, "errno", None) is None
         with quietly():
             self.client.cancel(list(self._running.futures))
+            if self.given and not lost and self.client.status == "running":
+                self._wait_for_the_last()
         # An OSError with a number is that of a disk.
-        if isinstance(error, _GONE) and getattr(error, "errno", None) is None:
+        if lost:
             raise OutcropError(f"{type(error).__name__}: {_LOST}") from error
+
+    def _wait_for_the_last(self) -> None:
+        """Wait until no worker is in the middle of a task: Dask cannot stop one that runs."""
+        names, until = {name for name, _ in self.given}, time.monotonic() + _END
+        while (left := until - time.monotonic()) > 0:
+            # As `client.run`, but for a limited time.
+            busy = self.client.sync(
+                self.client._run, _is_busy, names, on_error="ignore", callback_timeout=left
+            )
+            if not any(busy.values()):
+                return
+            time.sleep(0.05)
 
     def __len__(self) -> int:
         return len(self.given)
@@ -73,6 +94,9 @@ class Window:
             on_gpu = sum("GPU" in facts["resources"] for facts in workers)
             count, self._looked = on_gpu or len(workers), time.monotonic()
             self._resources = {"GPU": 1} if on_gpu else None
+            if not count and not self._warned:
+                warnings.warn("no worker is there: waiting for one", stacklevel=2)
+            self._warned = not count
             if count != self.count:
                 self.count = count
                 if self.on_count is not None:
@@ -105,7 +129,7 @@ class Window:
     def take(self, where: Callable[[Any], str]) -> tuple[Any, Any] | None:
         """Wait for the next task that is done; return what it was and its result.
 
-        None, after a moment, if there is none, since no worker is there.
+        None, after a moment, if there is none yet: the caller may look what became of the workers.
 
         Parameters
         ----------
@@ -120,6 +144,11 @@ class Window:
         if not self.given:
             time.sleep(0.1)
             return None
+        condition = self._running.thread_condition
+        with condition:
+            if not condition.wait_for(self._running.has_ready, timeout=_LOOK):
+                self.workers()
+                return None
         future = next(self._running)
         what = self.given.pop(future.key)
         if future.status != "finished":
@@ -127,6 +156,35 @@ class Window:
         result = future.result()
         future.release()
         return what, result
+
+
+@contextlib.contextmanager
+def naming_loss(where: str) -> Iterator[None]:
+    """Turn what is raised when the scheduler or workers are lost into one line.
+
+    Parameters
+    ----------
+    where : str
+        What is computed in the block.
+
+    Raises
+    ------
+    OutcropError
+    """
+    try:
+        yield
+    except KilledWorker as error:
+        raise OutcropError(f"{where}: {error}; {_MEMORY}") from error
+    except _GONE as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise OutcropError(f"{where}: {type(error).__name__}: {_LOST}") from error
+
+
+def _is_busy(names: set[str], dask_worker: Any) -> bool:
+    """Whether a worker, which Dask hands over by this name, runs one of our tasks."""
+    running = dask_worker.state.all_running_tasks
+    return any(isinstance(task.key, tuple) and task.key[0] in names for task in running)
 
 
 def quietly() -> contextlib.suppress:
@@ -142,7 +200,4 @@ def _raise(future: Any, where: str) -> None:
     of_store = refuses(error) and not isinstance(error, OSError)
     if isinstance(error, OutcropError) or getattr(error, "errno", None) is not None or of_store:
         raise error
-    raise OutcropError(
-        f"{where}: {type(error).__name__}: {error}; "
-        "if workers were killed for lack of memory, pass a smaller memory (--memory)"
-    ) from error
+    raise OutcropError(f"{where}: {type(error).__name__}: {error}; {_MEMORY}") from error

@@ -45,7 +45,10 @@ def command(
             typer.echo(f"Dask dashboard: {client.dashboard_link}", err=True)
         found = wanted.invert(client=client, overwrite=overwrite, on_iteration=told)
     sizes = " × ".join(f"{n} {d}" for d, n in found["vp"].sizes.items())
-    fall = float(found["misfit"][-1] / found["misfit"][0])
-    typer.echo(f"{wanted.output}: vp, {sizes}; misfit {100 * fall:.3g} % of the first")
+    how = found.attrs["inverted_with"]
+    # Each band has another misfit.
+    fall = float(found["misfit"][-1] / found["misfit"][-1 - how["iterations"]])
+    band = " in the last band" if len(how["bands"]) > 1 else ""
+    typer.echo(f"{wanted.output}: vp, {sizes}; misfit {100 * fall:.3g} % of the first{band}")
     if wanted.pictures is not None:
         typer.echo(f"{wanted.pictures}: models.png, misfit.png, gathers.png")

@@ -36,7 +36,11 @@ def command(
     shape: Shape = None,
     size: Annotated[int, typer.Option(help="Of synthetic surveys, along each axis.")] = 128,
     crop: Annotated[
-        str, typer.Option(help="Of crops: one number, or inlines,crosslines,samples.")
+        str,
+        typer.Option(
+            help="Of crops: one number, or inlines,crosslines,samples: not the order of --shape, "
+            "which is that of raw files."
+        ),
     ] = "64",
     per_volume: Annotated[int, typer.Option(help="Crops in turn from each volume.")] = 8,
     augment: Annotated[

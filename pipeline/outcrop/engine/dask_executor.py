@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import uuid
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..cluster import check_workers
 from ..graph import Box
 from ..tasks import AHEAD, Window, quietly
-from .globals import GlobalStore
+from .globals import GlobalStore, to_merge
 from .places import Places, Section
 from .schedule import Schedule
 from .tile import StageRunner
@@ -84,7 +85,10 @@ class _Work:
     def complete(self, i: int) -> None:
         """Free what stage `i` was the last to need."""
         self.runners.pop(i, None)
-        for name in self.schedule.spent(i) & self.plan.places.keys() & self.stores.keys():
+        spent = self.schedule.spent(i) & self.plan.places.keys() & self.stores.keys()
+        if spent:
+            self.task.evaluation.output.flush()
+        for name in spent:
             self.stores.pop(name).remove()
 
     @property
@@ -147,7 +151,7 @@ class _Run:
             # How outputs are nested concerns the caller alone.
             places = replace(places, graph=replace(places.graph, structure=None))
             weights = evaluation.weights_on("cpu")  # the client of a cluster may have no GPU
-            name = f"outcrop-{places.plan.digest()[:16]}-{id(evaluation):x}"
+            name = f"outcrop-{places.plan.digest()[:16]}-{uuid.uuid4().hex}"
             job = Job(name, self._network(weights, places), places, evaluation.compile)
             self._register(job)
             todo = evaluation.todo()
@@ -166,7 +170,7 @@ class _Run:
             sha.update(value.detach().flatten().view(torch.uint8).numpy().tobytes())
         digest = sha.hexdigest()
         if digest not in self.networks:
-            self.networks[digest] = f"outcrop-{digest[:16]}-{id(self):x}"
+            self.networks[digest] = f"outcrop-{digest[:16]}-{uuid.uuid4().hex}"
             self._register(Network(self.networks[digest], dict(weights), places.device))
         return self.networks[digest]
 
@@ -257,7 +261,7 @@ class _Run:
     def _complete(self, work: _Work, i: int) -> None:
         """Merge the global values of a stage that is written, and free what is not read again."""
         stage, job = work.plan.stages[i], work.task.job
-        for name in stage.reduces:
+        for name in to_merge(work.plan, i, work.schedule.is_written):
             store = work.stores[name]
             assert isinstance(store, GlobalStore)
             for level, groups in store.levels(stage.count):

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ResumeError
 from ..events import Begin, End, Event, Listener, Retry, Stage, Tile, Warn, Workers, tell
 from ..output import Output
-from ..patience import StorageRefused
+from ..patience import StorageRefused, patiently
 from ..storage import remove
 from .local import run_local
 from .places import Places, Section
@@ -95,6 +95,7 @@ class Evaluation:
                     places.device,
                     self.compile,
                     partial(self.on_stage, section),
+                    self.output.flush,
                 )
         self.finish()
 
@@ -122,8 +123,9 @@ class Evaluation:
 
     def finish(self) -> None:
         """Make the output whole: every tile is written."""
+        self.output.flush()
         remove(self.places.folder)
-        self.bring_to_own_range()
+        patiently(self.bring_to_own_range)
         self.output.commit()
         self.is_whole = True
         self._tell(End)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..graph import Box, Graph
 from ..planner import Plan
-from .globals import GlobalStore
+from .globals import GlobalStore, to_merge
 from .memory import ALL, USUAL, Watch, keep_freed_memory, return_freed_memory
 from .spent import Peak, Spent, timed
 from .stores import Store
@@ -34,6 +35,7 @@ def run_local(
     device: torch.device | str = "cpu",
     compile: bool = False,
     on_stage: Callable[[int], None] | None = None,
+    before_removal: Callable[[], None] | None = None,
 ) -> None:
     """Run a plan in this process, on all its threads.
 
@@ -58,6 +60,8 @@ def run_local(
         Compile what many tiles have in common.
     on_stage : callable, optional
         Told of every stage that is.
+    before_removal : callable, optional
+        Called before tensors are removed: that their readers are done has to be noted by then.
 
     Raises
     ------
@@ -65,6 +69,8 @@ def run_local(
         If the memory is used up even by the smallest part of a tile.
     """
     stores = dict(inputs)
+    done = Counter(i for i, _ in finished)
+    written = {i for i, stage in enumerate(plan.stages) if done[i] == stage.count}
     keep_freed_memory(ALL)
     with contextlib.ExitStack() as stack, torch.inference_mode():
         stack.callback(keep_freed_memory, USUAL)
@@ -77,10 +83,13 @@ def run_local(
             for n, spent in _overlapped(runner, todo, peak):
                 if on_tile is not None:
                     on_tile(i, n, spent)
-            finish_globals(stores, stage.reduces)
-            for name in unused_after(plan, i) & stores.keys() - inputs.keys():
-                if name in plan.places:
-                    stores.pop(name).remove()
+            written.add(i)
+            finish_globals(stores, to_merge(plan, i, written.__contains__))
+            unused = unused_after(plan, i) & plan.places.keys() & stores.keys() - inputs.keys()
+            if unused and before_removal is not None:
+                before_removal()
+            for name in unused:
+                stores.pop(name).remove()
             return_freed_memory()
             if on_stage is not None:
                 on_stage(i)

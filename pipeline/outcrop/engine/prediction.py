@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +22,7 @@ from ..output import Output, PathLike, check_free
 from ..planner import Plan
 from ..planner.planner import StorageMode
 from ..progress import ProgressBar
-from ..storage import Options, Remote, naming_refusal, place
+from ..storage import Options, Remote, naming_refusal, place, remove
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, frame, output_cards, template
 from .places import Places
@@ -202,6 +203,11 @@ def prepared(
     if nonfinite not in ("error", "warn"):
         raise ArgumentError(f"nonfinite={nonfinite!r}: take 'error' or 'warn'")
     target = check_free(path, overwrite, storage_options)
+    if client is not None:
+        # Workers have current folders of their own.
+        target = target.absolute()
+        if isinstance(data, (str, os.PathLike)):
+            data = str(place(data, storage_options).absolute())
     framed = frame(model, data, direction, storage_options, stacked=True)
     graph, state = captured(model, framed)
     wanted = wanted_of(
@@ -212,6 +218,7 @@ def prepared(
     if plan is None:
         begun = None if overwrite else begun_plan(target, graph, wanted)
         store = target.parent if storage_path is None else place(storage_path, storage_options)
+        store = store.absolute()
         plan = begun or plan_for(graph, framed, wanted, client, store)
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
@@ -221,7 +228,7 @@ def prepared(
         )
     if client is not None and plan.compressed:
         raise ArgumentError("storage_compression: not with a client; leave it out")
-    scratch = target if storage_path is None else place(storage_path, storage_options)
+    scratch = target if storage_path is None else place(storage_path, storage_options).absolute()
     if plan.compressed and isinstance(scratch, Remote):
         raise ArgumentError(
             "storage_compression: not in an object store; pass a storage_path on a disk"
@@ -235,6 +242,10 @@ def prepared(
         "storage_compression": "8 bits a value" if plan.compressed else "none",
         "plan_sha256": plan.digest(),
     }
+    begun_by = dict(provenance)
+    if "disk" in plan.places.values() and not isinstance(scratch, Remote):
+        # Which store tensors in other forms.
+        begun_by["executor"] = "this process" if client is None else "a cluster"
     written = (
         (stage.tile, cards[name])
         for stage in plan.stages
@@ -254,7 +265,7 @@ def prepared(
     goes_on = "once that is mended, the same command goes on where it stopped"
     with (
         naming_refusal(target, goes_on),
-        Output.begin(target, empty, encoding, provenance, overwrite) as output,
+        Output.begin(target, empty, encoding, begun_by, overwrite) as output,
     ):
         if made and not output.resumed:
             record = json.dumps({"wanted": wanted, "plan": plan.to_dict()})
@@ -263,6 +274,8 @@ def prepared(
         if storage_path is not None:  # which several predictions may share
             alone = repr((sorted(provenance.items()), str(target.absolute())))
             folder = scratch / hashlib.sha256(alone.encode()).hexdigest()[:16]
+            if not output.resumed:
+                remove(folder)  # of a run that was overwritten
         places = Places(
             graph,
             plan,
@@ -275,6 +288,7 @@ def prepared(
             threshold,
             shared=client is not None,
             nonfinite=nonfinite,
+            fence=None if client is None else output.fence,
         )
         evaluation = Evaluation(places, state, output, listeners, empty.attrs, compile)
         try:

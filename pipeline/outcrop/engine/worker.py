@@ -88,7 +88,10 @@ class Job(WorkerPlugin):
     ) -> tuple[str, list[Spent], list[Warned]]:
         """Evaluate some tiles on this worker; return its name, what they took and warned of."""
         if network.versions != versions():
-            raise OutcropError(f"this worker has {versions()}, the client {network.versions}")
+            raise OutcropError(
+                f"worker {network.address}: has {versions()}, the client {network.versions}; "
+                "install the same versions there"
+            )
         with network.turn, torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             torch.set_num_threads(network.threads)  # which OpenMP knows of each thread by itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from ..graph import Box
 from ..graph.boxes import Lattice, Shape
 from ..models.card import InputCard
 from ..models.normalization import NORMALIZATIONS, Statistics
+from ..output import Fence
 from ..storage import Place, Remote, place, remove
 from ..survey.reading import naming_bad_chunk
 from .labelled import Framed
@@ -44,6 +46,8 @@ class ZarrStore(ArrayStore):
     domain : Box
         The part of the grid that is written and read.
     tile : tuple of int
+    fence : Fence, optional
+        Asked before something is written.
     """
 
     def __init__(
@@ -54,21 +58,25 @@ class ZarrStore(ArrayStore):
         dtype: torch.dtype,
         domain: Box,
         tile: Shape,
+        fence: Fence | None = None,
     ) -> None:
+        self.fence = fence
         super().__init__((*shape[: len(shape) - rank], *domain.shape), rank, dtype)
         self.path, self.domain = place(path), domain
         self.lattice = Lattice(domain, tile)
         self.chunk = (*self.stored[: self.batch], *tile, *self.stored[self.batch + rank :])
         self.arrays: dict[str, zarr.Array] = {}
         if not (self.path / "zarr.json").exists():
-            zarr.create_array(
-                store_of(self.path),
-                shape=self.stored,
-                chunks=self.chunk,
-                dtype=self.raw,
-                compressors=None,
-                fill_value=0,
-            )
+            # Other workers create it, too.
+            with contextlib.suppress(zarr.errors.ContainsArrayError):
+                zarr.create_array(
+                    store_of(self.path),
+                    shape=self.stored,
+                    chunks=self.chunk,
+                    dtype=self.raw,
+                    compressors=None,
+                    fill_value=0,
+                )
 
     def open(self, mode: Any) -> zarr.Array:
         if mode not in self.arrays:
@@ -101,6 +109,8 @@ class ZarrStore(ArrayStore):
             raise MissingChunkError(f"{self.path}: chunk {name} is missing") from None
 
     def write(self, box: Box, value: Tensor) -> None:
+        if self.fence is not None:
+            self.fence.check()
         super().write(box.within(self.domain), value)
 
     def remove(self) -> None:
@@ -210,6 +220,8 @@ class PredictionStore:
         Which of the volumes or sections that the network takes one by one.
     nonfinite : {"error", "warn"}
         What to do with NaN and infinite values.
+    fence : Fence, optional
+        Asked before something is written.
     """
 
     slow = True
@@ -223,7 +235,9 @@ class PredictionStore:
         activation: str = "none",
         section: int | None = None,
         nonfinite: str = "error",
+        fence: Fence | None = None,
     ) -> None:
+        self.fence = fence
         self.paths, self.masks = list(paths), list(masks)
         self.threshold, self.activation = threshold, activation
         self.nonfinite = nonfinite
@@ -238,6 +252,8 @@ class PredictionStore:
         raise NotImplementedError("a prediction is only written")
 
     def write(self, box: Box, value: Tensor) -> None:
+        if self.fence is not None:
+            self.fence.check()
         slices = box.shifted(tuple(-b for b in self.before)).slices
         index: list[slice | int] = [slices[i] for i in self.turn]
         for i, section in self.fixed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 import xarray as xr
@@ -229,21 +229,31 @@ def streamer(
 def check_acquisition(acquisition: xr.Dataset, dims: Sequence[str], name: str) -> None:
     """Raise `SurveyError` unless a dataset says where sources and receivers are, in metres."""
     for dim in dims:
-        for variable, needed in ((f"source_{dim}", {"shot"}), (f"receiver_{dim}", {"receiver"})):
+        for variable, orders in (
+            (f"source_{dim}", (("shot",),)),
+            (f"receiver_{dim}", (("receiver",), ("shot", "receiver"))),
+        ):
             if variable not in acquisition.variables:
                 raise SurveyError(
                     f"{name}: has no {variable}, the position along the model's {dim} in m; build "
                     "it with outcrop.inversion.positions or outcrop ingest --shots"
                 )
             found = acquisition[variable]
-            if not needed <= set(found.dims) <= {"shot", "receiver"}:
-                raise SurveyError(f"{name}: {variable} has dimensions {found.dims}")
+            if found.dims not in orders:
+                raise SurveyError(
+                    f"{name}: {variable} is over {_order(found.dims)} instead of "
+                    f"{' or '.join(map(_order, orders))}; transpose it"
+                )
             units = found.attrs.get("units", "m")
             if units not in ("m", "metre", "metres", "meter", "meters"):
                 raise SurveyError(f"{name}: {variable} is in {units}; convert it to m")
     laid = {acquisition[f"receiver_{dim}"].dims for dim in dims}
     if len(laid) != 1:
         raise SurveyError(f"{name}: receiver positions have different dimensions: {laid}")
+
+
+def _order(dims: Iterable[Hashable]) -> str:
+    return f"({', '.join(map(str, dims))})"
 
 
 def time_step(time: xr.DataArray, name: str) -> float:

@@ -65,11 +65,11 @@ def check_parameters(experiment: Experiment, parameters: Sequence[str]) -> None:
         )
 
 
-def check_bands(bands: Sequence[float | None], experiment: Experiment, iterations: int) -> None:
+def check_bands(bands: Sequence[float | None], experiment: Experiment) -> None:
     """Raise `ArgumentError` unless every corner lies below the Nyquist frequency."""
     nyquist = 0.5 / experiment.physics.time_step
-    if iterations < 1 or not bands:
-        raise ArgumentError(f"iterations={iterations}, bands={bands}: pass one or more")
+    if not bands:
+        raise ArgumentError("bands: is empty; pass one or more, None (null) for no filter")
     for corner in bands:
         if corner is not None and not 0 < corner < nyquist:
             raise ArgumentError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _ORDER = 6
+_PIECE = 1 << 20  # bytes of padded traces that are filtered at a time
 
 
 def low_pass(traces: np.ndarray, corner: float | None, time_step: float) -> np.ndarray:
@@ -36,8 +37,14 @@ def low_pass(traces: np.ndarray, corner: float | None, time_step: float) -> np.n
     s = 1j * tangents / np.tan(np.pi * corner * time_step)
     response = 1 / np.prod(s - np.exp(1j * angles), axis=1)
     response[~np.isfinite(response)] = 0  # at the Nyquist frequency, where the tangent has a pole
-    spectrum = np.fft.rfft(traces, length, axis=-1) * response
-    return np.fft.irfft(spectrum, length, axis=-1)[..., :samples].astype(traces.dtype)
+    rows, filtered = traces.reshape(-1, samples), np.empty(traces.shape, traces.dtype)
+    out = filtered.reshape(-1, samples)
+    count = max(1, _PIECE // (16 * length))
+    for start in range(0, len(rows), count):
+        some = slice(start, start + count)
+        spectrum = np.fft.rfft(rows[some], length, axis=-1) * response
+        out[some] = np.fft.irfft(spectrum, length, axis=-1)[:, :samples]
+    return filtered
 
 
 def highest_frequency(wavelet: np.ndarray, time_step: float) -> float:

@@ -110,12 +110,15 @@ def check_sampling(
         )
     longest = largest_time_step(grid, max_velocity)
     if step > longest * (1 + 1e-9) and not substeps:
-        wider = step / longest
+        wider, above, lower = step / longest, "", ""
+        if max_velocity > float(model["vp"].max()):
+            above = ", the upper bound (1.3 times the highest unless bounds are given),"
+            lower = ", or pass lower bounds"
         raise SamplingError(
-            f"time step {1000 * step:g} ms: is not stable for {max_velocity:g} m/s on a spacing of "
-            f"{_list(grid.spacing)} m; take {_down(1000 * longest)} ms, or a spacing of "
+            f"time step {1000 * step:g} ms: is not stable for {max_velocity:g} m/s{above} on a "
+            f"spacing of {_list(grid.spacing)} m; take {_down(1000 * longest)} ms, or a spacing of "
             f"{_list([_up(s * wider) for s in grid.spacing])} m, or let Deepwave step in between "
-            "with substeps=True (substeps: true)"
+            "with substeps=True (substeps: true)" + lower
         )
 
 

@@ -15,6 +15,7 @@ from .acquisition import ricker, time_step, wavelet
 from .experiment import Options
 from .gathers import open_shots
 from .inverting import invert
+from .kinds import check_kinds
 from .model import open_model
 from .shaping import mask
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # What a file says that is no argument of `invert`, or in another form.
 _OWN = {"velocity", "observed", "output", "true", "pictures", "wavelet", "mask"}
+_MAPPINGS = {"wavelet": ("ricker", "file"), "mask": ("water_bottom", "radius")}
 _ARGUMENTS = {
     name
     for name, parameter in inspect.signature(invert).parameters.items()
@@ -58,6 +60,7 @@ class Run:
         for key in ("velocity", "observed", "output"):
             if key not in self.facts:
                 raise ArgumentError(f"{self.path}: has no {key}: the path of a Zarr; add it")
+        self._check_values()
         self.output = self._path("output")
         self.pictures = self._path("pictures") if "pictures" in self.facts else None
 
@@ -77,7 +80,7 @@ class Run:
         source = self._wavelet(shots)
         allowed = None
         if "mask" in facts:
-            allowed = mask(velocity, open_shots(shots), **self._named("mask"))
+            allowed = mask(velocity, open_shots(shots), **facts["mask"])
         found = invert(
             velocity,
             shots,
@@ -93,6 +96,22 @@ class Run:
             self._draw(found, shots, source)
         return found
 
+    def _check_values(self) -> None:
+        facts = dict(self.facts)
+        for key, known in _MAPPINGS.items():
+            if key not in facts:
+                continue
+            named = facts.pop(key)
+            if not isinstance(named, dict):
+                raise ArgumentError(f"{self.path}: {key}: is no mapping; see docs/inversion.md")
+            for name, value in named.items():
+                if name not in known:
+                    raise ArgumentError(
+                        f"{self.path}: {key}: {name}: no such key; there are {', '.join(known)}"
+                    )
+                facts[f"{key}: {name}"] = value
+        check_kinds(facts, f"{self.path}: ")
+
     def _draw(self, found: xr.Dataset, shots: Path, source: xr.DataArray | None) -> None:
         from ..view.inversion import draw_inversion
 
@@ -106,17 +125,12 @@ class Run:
     def _path(self, key: str) -> Path:
         return self.path.parent / os.fspath(self.facts[key])
 
-    def _named(self, key: str) -> dict[str, Any]:
-        if not isinstance(self.facts[key], dict):
-            raise ArgumentError(f"{self.path}: {key}: is no mapping; see docs/inversion.md")
-        return dict(self.facts[key])
-
     def _wavelet(self, path: Path) -> xr.DataArray | None:
         if "wavelet" not in self.facts:
             return None
         shots = open_shots(path)
         step, samples = time_step(shots["time"], str(path)), shots.sizes["time"]
-        named = self._named("wavelet")
+        named = self.facts["wavelet"]
         if set(named) == {"ricker"}:
             return ricker(float(named["ricker"]), step, samples)
         if set(named) == {"file"}:

@@ -16,7 +16,7 @@ import xarray as xr
 
 from .. import __version__
 from ..output import Output, aside_of, is_unfinished
-from ..storage import on_disk
+from ..storage import on_disk, write_whole
 from .experiment import Experiment
 from .gathers import open_written
 from .physics import Physics
@@ -98,7 +98,10 @@ def open_inversion(path: str | os.PathLike[str]) -> xr.Dataset:
 def begun_with(path: Path) -> int | None:
     """Size of the batches of an unfinished output: others would round otherwise."""
     kept = aside_of(path) / _BATCH_SIZE
-    return int(kept.read_text()) if is_unfinished(path) and kept.exists() else None
+    if not is_unfinished(path) or not kept.exists():
+        return None
+    text = kept.read_text()
+    return int(text) if text.isdecimal() else None
 
 
 class History:
@@ -114,20 +117,19 @@ class History:
     def __init__(self, output: Output, batch_size: int) -> None:
         self.output, self.aside = output, on_disk(output.aside).absolute()
         self._state = self.aside / "state.pt"
-        (self.aside / _BATCH_SIZE).write_text(str(batch_size))
+        write_whole(self.aside / _BATCH_SIZE, str(batch_size).encode())
 
     def shots(self, experiment: Experiment) -> Path:
-        """Where workers find the shots: where they lie, or a copy beside the output."""
+        """Where workers find the shots: where they lie, or a copy beside the output.
+
+        A call that goes on copies them again: the copy may be cut off, or of other traces.
+        """
         if experiment.path is not None:
             return experiment.path
         copy = self.aside / "observed.zarr"
-        if not (copy / "zarr.json").exists():
-            shots = experiment.shots.drop_encoding()
-            if "amplitude" in shots:
-                chunks = {"amplitude": {"chunks": (1, *shots["amplitude"].shape[1:])}}
-            else:
-                chunks = {}
-            shots.to_zarr(copy, mode="w", consolidated=False, zarr_format=3, encoding=chunks)
+        shots = experiment.shots.drop_encoding()
+        chunks = {"amplitude": {"chunks": (1, *shots["amplitude"].shape[1:])}}
+        shots.to_zarr(copy, mode="w", consolidated=False, zarr_format=3, encoding=chunks)
         return copy
 
     def physics(self, experiment: Experiment) -> Physics:

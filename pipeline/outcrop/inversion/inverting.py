@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ..errors import ResumeError
 from ..output import Output, check_free
 from ..storage import naming_refusal, on_disk
 from ..survey.geometry import check_choice
@@ -19,6 +21,7 @@ from .bands import low_pass
 from .evaluation import Evaluator
 from .experiment import Experiment, Shots, options_of, set_up
 from .history import History, begin, begun_with, open_inversion
+from .kinds import check_kinds
 from .memory import choose
 from .misfits import MISFITS
 from .model import Model, open_model
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 _CHECKED = 64  # shots whose traces one task looks at
+_SEEN = "checked "  # in the journal, before the digest of the traces
 # Of a parameter's largest value: its largest change in the first step.
 _FIRST = {"lbfgs": 0.02, "adam": 0.005, "sgd": 0.005}
 
@@ -43,7 +47,7 @@ def invert(
     path: str | os.PathLike[str],
     *,
     wavelet: xr.DataArray | None = None,
-    parameters: Sequence[str] = ("vp",),
+    parameters: str | Sequence[str] = ("vp",),
     iterations: int = 20,
     optimiser: str = "lbfgs",
     optimiser_options: Mapping[str, Any] | None = None,
@@ -80,7 +84,7 @@ def invert(
         Zarr to write.
     wavelet : xarray.DataArray, optional
         What the sources emitted, (time) or (shot, time); the one in `observed` unless given.
-    parameters : sequence of str
+    parameters : str or sequence of str
         What to change: of `vp`, `vs`, `density`, those that the equation has.
     iterations : int
         In each band.
@@ -98,7 +102,7 @@ def invert(
         filter. The optimiser begins anew in each.
     bounds : (float, float) or mapping, optional
         On vp (on each parameter); from 0.7 times the least to 1.3 times the largest value at the
-        start unless given. Stability is checked for the upper one.
+        start unless given. Stability is checked for the upper one of vp.
     smoothing : float
         Standard deviation in m of a Gaussian on the gradient.
     mask : xarray.DataArray, optional
@@ -149,6 +153,14 @@ def invert(
     .. [4] Krebs, J. R., et al., 2009, Fast full-wavefield seismic inversion using encoded sources:
        Geophysics, 74, WCC177-WCC188, https://doi.org/10.1190/1.3230502
     """
+    check_kinds(
+        {
+            "parameters": parameters, "iterations": iterations, "step": step, "bands": bands,
+            "optimiser_options": optimiser_options, "bounds": bounds, "smoothing": smoothing,
+            "subset": subset, "encoding": encoding, "seed": seed,
+        }
+    )  # fmt: skip
+    parameters = [parameters] if isinstance(parameters, str) else list(parameters)
     check_choice("optimiser", optimiser, OPTIMISERS)
     check_choice("misfit", misfit, tuple(MISFITS))
     path, bands = on_disk(path), list(bands)
@@ -159,7 +171,7 @@ def invert(
     fastest = limits["vp"][1] if "vp" in limits else None
     experiment = set_up(start, observed, wavelet, propagation, observed=True, max_velocity=fastest)
     check_parameters(experiment, parameters)
-    check_bands(bands, experiment, iterations)
+    check_bands(bands, experiment)
     steps = steps_of(start, parameters, step, _FIRST[optimiser])
     allowed = mask_weights(mask, experiment)
     selection = Selection(experiment.gathers, subset, encoding, seed)
@@ -174,6 +186,7 @@ def invert(
         begun_with=None if overwrite else begun_with(path),
         client=client,
         sources=selection.sources_at_once,
+        misfit=misfit,
     )
     stepper = Stepper(
         optimiser,
@@ -184,7 +197,7 @@ def invert(
     record = {
         "command": "invert",
         "input": experiment.fingerprint(),
-        "parameters": list(parameters),
+        "parameters": parameters,
         "iterations": iterations,
         "optimiser": [optimiser, dict(optimiser_options or {}), steps],
         "misfit": misfit,
@@ -204,7 +217,7 @@ def invert(
         history = History(output, need.shots)
         job = Job(history.physics(experiment), history.shots(experiment), misfit)
         with Team(job, client) as team:
-            check_traces(team, output, experiment)
+            traces = check_traces(team, output, experiment)
             evaluator = Evaluator(team, history.aside / "evaluations", parameters)
             inversion = _Inversion(
                 experiment,
@@ -215,7 +228,7 @@ def invert(
                 need.shots,
             )
             inversion.run(history, bands, iterations, on_iteration or (lambda n, f: None))
-        output.commit({"inverted_with": record})
+        output.commit({"inverted_with": {**record, "traces": traces}})
     return open_inversion(path)
 
 
@@ -263,7 +276,7 @@ class _Inversion:
             history.write_gradient(self.iteration, value, corner, gradients)
             told(self.iteration, value)
             self.stepper.step(lambda corner=corner: self._at_x(corner))  # type: ignore[misc]
-            self.base = self._moved()[0]
+            self.base = self._clamped(self._moved())
             self.iteration += 1
             history.write_model(self.iteration, self._values(self.base))
             history.save(
@@ -280,21 +293,24 @@ class _Inversion:
 
     def _at_x(self, corner: float | None) -> tuple[float, dict[str, Tensor]]:
         """Misfit where the optimiser is, and its gradient with respect to what it moves."""
-        model, inside = self._moved()
-        value, gradients = self._evaluate(model, corner)
+        moved = self._moved()
+        value, found = self._evaluate(self._clamped(moved), corner)
+        gradients = {name: torch.as_tensor(g) for name, g in found.items()}
         return value, {
-            name: self.shape.back(torch.as_tensor(g) * inside[name])
+            name: self.shape.back(g * self.shape.free(name, moved[name], g))
             for name, g in gradients.items()
         }
 
-    def _moved(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        model, inside = {}, {}
+    def _moved(self) -> dict[str, Tensor]:
+        """Where the optimiser is, bounds aside."""
+        moved = {}
         for name, base in self.base.items():
             unit = self.stepper.units.get(name, 0.0)  # not known before the first gradient
-            free = base + unit * self.shape.update(self.stepper.x[name])
-            model[name] = self.shape.clamp(name, free)
-            inside[name] = self.shape.inside(name, free)
-        return model, inside
+            moved[name] = base + unit * self.shape.update(self.stepper.x[name])
+        return moved
+
+    def _clamped(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.shape.clamp(name, v) for name, v in values.items()}
 
     def _evaluate(
         self, model: Mapping[str, Tensor], corner: float | None
@@ -316,11 +332,30 @@ class _Inversion:
         return {n: v.numpy().astype(self.experiment.physics.precision) for n, v in model.items()}
 
 
-def check_traces(team: Team, output: Output, experiment: Experiment) -> None:
-    """Raise `SurveyError` if an observed trace is not finite, or a shot silent; once."""
-    if "checked" in output.finished:
-        return
+def check_traces(team: Team, output: Output, experiment: Experiment) -> str:
+    """Look at every observed trace, and return the SHA-256 of all.
+
+    Raises
+    ------
+    SurveyError
+        If one is not finite, or a shot silent.
+    ResumeError
+        If an earlier call began with others.
+    """
     count = experiment.gathers.count
     pieces = (tuple(range(k, min(k + _CHECKED, count))) for k in range(0, count, _CHECKED))
-    team.run(("check", piece) for piece in pieces)
-    output.finish("checked")
+    found: dict[tuple[int, ...], str] = {}
+    team.run(
+        (("check", piece) for piece in pieces), lambda task, digest: found.update({task[1]: digest})
+    )
+    traces = hashlib.sha256("".join(found[p] for p in sorted(found)).encode()).hexdigest()
+    begun = {key for key in output.finished if key.startswith(_SEEN)}
+    if begun - {_SEEN + traces}:
+        raise ResumeError(
+            f"{output.path}: holds an unfinished output begun with other traces than those of "
+            f"{experiment.path or 'the shots'} now; pass those again, or overwrite=True "
+            "(--overwrite)"
+        )
+    if not begun:
+        output.finish(_SEEN + traces)
+    return traces

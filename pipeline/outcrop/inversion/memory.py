@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _FIXED = 12 << 20
 # Of the memory that is free on this machine, what is taken unless the user says.
 _SHARE = 0.6
+# Traces that a misfit keeps for its gradient, beside those that least squares does.
+_MISFIT_COPIES = {"least_squares": 0, "correlation": 2, "envelope": 9}
 
 
 class Need(NamedTuple):
@@ -45,6 +47,7 @@ def batch_memory(
     gradients: tuple[str, ...],
     threads: int,
     sources: int = 1,
+    misfit: str = "least_squares",
 ) -> int:
     """Bytes that one batch takes at most, beside what the process takes without it: a promise.
 
@@ -61,6 +64,8 @@ def batch_memory(
         That compute.
     sources : int
         That fire together.
+    misfit : str
+        A key of `MISFITS`.
     """
     deepwave = load_deepwave()
     shape, size = physics.shape, physics.dtype.itemsize
@@ -85,6 +90,12 @@ def batch_memory(
     if gradients and physics.storage_mode == "disk":
         slots = _slots(estimate, physics, shots)
         history = slots * shots * padded * (2 if physics.storage_compression else 1)
+    kept = estimate["auxiliary_state_bytes"]
+    if gradients and (physics.checkpoint_segments or 1) > 1:
+        # A piece is computed again while the one after it is still there, from a state which
+        # Deepwave counts without the halo of its differences.
+        history *= 2
+        kept = kept * _halo(estimate, physics) + 4 * fields
     on_gpu = physics.device != "cpu"
     side_by_side = shots if on_gpu else min(shots, threads)
     scratch = 0
@@ -94,9 +105,12 @@ def batch_memory(
     copies = fields * (3 if gradients else 2) + 4 * padded * len(physics.parameters)
     substeps = _substeps(physics)
     samples = physics.samples * substeps
-    traces = shots * receivers * size * (6 * physics.samples + 3 * samples)
+    # Between steps traces are resampled by Fourier transforms, forward and back.
+    fine = (3 if substeps == 1 else 12) * samples
+    coarse = (6 + (_MISFIT_COPIES[misfit] if gradients else 0)) * physics.samples
+    traces = shots * receivers * size * (coarse + fine)
     emitted = shots * sources * size * (2 * physics.samples + 2 * samples)
-    total = copies + history + scratch + traces + emitted + estimate["auxiliary_state_bytes"]
+    total = copies + history + scratch + traces + emitted + kept
     return int(total) + _FIXED
 
 
@@ -111,12 +125,13 @@ def choose(
     client: Client | None,
     sources: int = 1,
     begun_with: int | None = None,
+    misfit: str = "least_squares",
 ) -> Need:
     """Choose how many shots a task takes: as many as fit, and no more than keep all workers busy.
 
     Parameters
     ----------
-    physics, receivers, gradients, sources
+    physics, receivers, gradients, sources, misfit
         As for `batch_memory`.
     count : int
         Shots to be propagated.
@@ -140,12 +155,14 @@ def choose(
         found = client.scheduler_info(n_workers=-1)["workers"].values()
         threads = max((facts["nthreads"] for facts in found), default=1)
         workers = max(1, len(found))
-    if batch_size is not None and batch_size < 1:
-        raise ArgumentError(f"batch_size={batch_size}: pass one shot or more")
+    elif physics.device != "cpu" and not torch.cuda.is_available():
+        raise ArgumentError(
+            f"device={physics.device!r}: torch finds no such GPU here; choose cpu, or pass a client"
+        )
     room = _room(memory, physics.device, client)
 
     def need(shots: int) -> int:
-        return batch_memory(physics, shots, receivers, gradients, threads, sources)
+        return batch_memory(physics, shots, receivers, gradients, threads, sources, misfit)
 
     fixed = begun_with or batch_size
     wanted = fixed or max(1, -(-count // workers))
@@ -214,6 +231,12 @@ def _differentiated(physics: Physics, gradients: tuple[str, ...]) -> list[str]:
         },
     }[physics.equation]
     return sorted({name for g in gradients for name in own[g]})
+
+
+def _halo(estimate: Any, physics: Physics) -> float:
+    """How much larger a padded model is than without the halo of the differences."""
+    inner = math.prod(n - physics.accuracy for n in estimate["padded_model_shape"])
+    return float(estimate["padded_model_elements"] / inner)
 
 
 def _slots(estimate: object, physics: Physics, shots: int) -> int:

@@ -11,6 +11,7 @@ import xarray as xr
 from .. import __version__
 from ..output import Output, check_free
 from ..storage import naming_refusal, on_disk
+from .arguments import mask_weights
 from .evaluation import Evaluator
 from .experiment import Shots, options_of, set_up
 from .history import History, begun_with, open_inversion
@@ -61,7 +62,8 @@ def migrate(
     Returns
     -------
     xarray.Dataset
-        `image` over the axes of the model, lazy: positive where velocity rises.
+        `image` over the axes of the model, lazy: from negative to positive, going down, where
+        velocity rises.
 
     Raises
     ------
@@ -80,6 +82,7 @@ def migrate(
     propagation = options_of(options)
     experiment = set_up(velocity, observed, wavelet, propagation, observed=True)
     grid, gathers = experiment.grid, experiment.gathers
+    weights = mask_weights(mask, experiment)
     need = choose(
         experiment.physics,
         gathers.count,
@@ -98,7 +101,7 @@ def migrate(
         "command": "migrate",
         "input": experiment.fingerprint(),
         "laplacian": laplacian,
-        "mask": None if mask is None else digest(mask.to_numpy()),
+        "mask": None if weights is None else digest(weights),
         **propagation.record(),
     }
     encoding = {"image": {"chunks": grid.shape, "_FillValue": None}}
@@ -109,7 +112,7 @@ def migrate(
         history = History(output, need.shots)
         job = Job(history.physics(experiment), history.shots(experiment))
         with Team(job, client) as team:
-            check_traces(team, output, experiment)
+            traces = check_traces(team, output, experiment)
             evaluate = Evaluator(team, history.aside / "evaluations", ("vp",))
             physics = experiment.physics
             groups = [((shot, 1.0),) for shot in range(gathers.count)]
@@ -122,10 +125,10 @@ def migrate(
         values = -gradients["vp"]
         if laplacian:
             values = -_laplacian(values, grid.spacing)
-        if mask is not None:
-            values = values * mask.transpose(*grid.dims).to_numpy()
+        if weights is not None:
+            values = values * weights
         output.array("image")[...] = values.astype(np.float32)
-        output.commit({"migrated_with": record})
+        output.commit({"migrated_with": {**record, "traces": traces}})
     return open_inversion(path)
 
 

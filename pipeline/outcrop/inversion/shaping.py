@@ -119,10 +119,14 @@ class Shape:
         """Values within the bounds of a parameter."""
         return values.clamp(*self.bounds[name])
 
-    def inside(self, name: str, values: Tensor) -> Tensor:
-        """Where values are within the bounds."""
+    def free(self, name: str, values: Tensor, gradient: Tensor) -> Tensor:
+        """Where a step down the gradient changes the clamped values: not on a bound and out of it.
+
+        Without that, L-BFGS would learn of steps that `clamp` takes back.
+        """
         low, high = self.bounds[name]
-        return (values >= low) & (values <= high)
+        falls, rises = (values <= low) & (gradient > 0), (values >= high) & (gradient < 0)
+        return (values >= low) & (values <= high) & ~falls & ~rises
 
     def _masked(self, values: Tensor) -> Tensor:
         return values if self.root is None else values * self.root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -70,10 +71,19 @@ class Shots(Job):
         self.physics, self.misfit = physics, misfit
         self.gathers = Gathers(path, physics.grid.dims)
 
-    def check(self, shots: tuple[int, ...]) -> None:
-        """Raise `SurveyError` if traces of shots are not finite, or all are silent."""
+    def check(self, shots: tuple[int, ...]) -> str:
+        """Return the SHA-256 of the traces of shots.
+
+        Raises
+        ------
+        SurveyError
+            If they are not finite, or all of a shot's are silent.
+        """
+        digest = hashlib.sha256()
         for shot in shots:
             traces = self.gathers.traces(np.array([shot]))[0]
+            digest.update(f"{traces.dtype}{traces.shape}".encode())
+            digest.update(np.ascontiguousarray(traces).data)
             bad = ~np.isfinite(traces)
             if bad.any():
                 receiver, sample = np.argwhere(bad)[0]
@@ -86,6 +96,7 @@ class Shots(Job):
                 raise SurveyError(
                     f"{self.gathers.source}: shot {shot}: all traces are zero; leave the shot out"
                 )
+        return digest.hexdigest()
 
     def model(self, evaluation: Evaluation, batch: Batch) -> None:
         """Model the traces of shots, and write them."""

@@ -127,13 +127,14 @@ def naming_bad_chunk(volume: xr.DataArray, region: Sequence[slice] = ()) -> Iter
     Raises
     ------
     SurveyError
-        If a chunk cannot be decoded, or is gone. Other errors pass.
+        If a chunk cannot be decoded, or is gone. Other errors pass, those of lost workers too.
     """
     try:
         yield
     except Exception as error:
         ours = isinstance(error, OutcropError) and not isinstance(error, MissingChunkError)
-        if ours or isinstance(error, (OSError, MemoryError)):
+        lost = type(error).__module__.partition(".")[0] in ("distributed", "concurrent")
+        if ours or lost or isinstance(error, (OSError, MemoryError)):
             raise
         # By name: true of a volume that was transposed, or is a part along other dimensions.
         stored = volume.encoding.get("shards") or volume.encoding.get("chunks") or volume.shape

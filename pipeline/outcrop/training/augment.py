@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ..models.normalization import Statistics
+
 Array = np.ndarray
 Crop = Mapping[str, Array]
 
@@ -37,7 +39,7 @@ def stretched(crop: Crop, samples: int) -> dict[str, Array]:
 
 
 def augmented(crop: Crop, rng: np.random.Generator) -> dict[str, Array]:
-    """Turn a crop about the time axis, mirror it, change its amplitudes and their sign.
+    """Turn a crop about the time axis, and mirror it.
 
     Parameters
     ----------
@@ -60,10 +62,37 @@ def augmented(crop: Crop, rng: np.random.Generator) -> dict[str, Array]:
     for _ in range(int(rng.integers(4)) if square else 2 * int(rng.integers(2))):
         result = {name: values.swapaxes(0, 1)[::-1] for name, values in result.items()}
         result = _turned(result, lambda x, y, z: (-y, x, z))
-    gain = _GAIN ** rng.uniform(-1, 1) * rng.choice([-1.0, 1.0])
-    for name in {"amplitude", "dhr"} & result.keys():
-        result[name] = result[name] * np.float32(gain)
     return result
+
+
+def rescaled(
+    crop: Crop, statistics: Statistics, rng: np.random.Generator
+) -> tuple[dict[str, Array], Statistics]:
+    """Change amplitudes and their sign, about the mean of the volume.
+
+    Parameters
+    ----------
+    crop : mapping of str to numpy.ndarray
+        With `amplitude`; `dhr` is changed along.
+    statistics : Statistics
+        Of the volume.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    crop : dict of str to numpy.ndarray
+    statistics : Statistics
+        Of a volume of the new sign; a gain is not to be normalised away.
+    """
+    gain = np.float32(_GAIN ** rng.uniform(-1, 1) * rng.choice([-1.0, 1.0]))
+    mean = np.float32(statistics.mean)
+    result = dict(crop)
+    for name in {"amplitude", "dhr"} & result.keys():
+        result[name] = (result[name] - mean) * gain + mean
+    if gain < 0:
+        lowest, highest = (2 * statistics.mean - a for a in (statistics.highest, statistics.lowest))
+        statistics = statistics._replace(lowest=lowest, highest=highest)
+    return result, statistics
 
 
 def apparent_dip(dip: Array, strike: Array) -> Array:

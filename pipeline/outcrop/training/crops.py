@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..models.card import Card
-from ..models.normalization import NORMALIZATIONS
-from .augment import apparent_dip, augmented, draw_stretch, stretched
+from ..models.normalization import NORMALIZATIONS, Statistics
+from .augment import apparent_dip, augmented, draw_stretch, rescaled, stretched
 from .volumes import Array, Source, Volume
 
 
@@ -72,31 +72,36 @@ class Crops(Dataset[dict[str, Tensor]]):
         if volume.live is not None:  # no trace: not a number until the amplitudes are normalised
             dead = ~volume.live[box[:2]]
             crop["amplitude"] = np.where(dead[:, :, None], np.float32(np.nan), crop["amplitude"])
+        statistics = volume.statistics
         if self.augment:
             crop = augmented(stretched(crop, self.size[2]), rng)
-        return self._tensors(crop, volume, starts)
+            crop, statistics = rescaled(crop, statistics, rng)
+        # Where the crop's voxels are, as a share of the volume.
+        places = [
+            np.linspace(a, a + s - 1, size) / max(n - 1, 1)
+            for a, s, size, n in zip(starts, sizes, self.size, extents, strict=True)
+        ]
+        return self._tensors(crop, statistics, places)
 
     def _tensors(
-        self, crop: dict[str, Array], volume: Volume, starts: Sequence[int]
+        self, crop: dict[str, Array], statistics: Statistics, places: Sequence[Array]
     ) -> dict[str, Tensor]:
         axes = self._axes()
         channels = []
         for card in self.card.inputs:
             if card.normalization == "position":
                 axis = axes[card.axis]
-                n, size = volume.shape[axis], self.size[axis]
-                at = (starts[axis] + np.arange(size)) / max(n - 1, 1)
-                extents = [size if a == axis else 1 for a in range(3)]
-                value = np.broadcast_to(at.reshape(extents), self.size)
+                extents = [-1 if a == axis else 1 for a in range(3)]
+                value = np.broadcast_to(places[axis].reshape(extents), self.size)
             else:
                 how = NORMALIZATIONS[card.normalization]
-                value = np.nan_to_num(how(crop["amplitude"], volume.statistics), nan=0.0)
+                value = np.nan_to_num(how(crop["amplitude"], statistics), nan=0.0)
             channels.append(self._turned(value))
         if "rgt" in crop:  # its range is the crop's own, as it is the whole volume's in prediction
             low, high = crop["rgt"].min(), crop["rgt"].max()
             crop["rgt"] = (crop["rgt"] - low) / max(high - low, 1e-12)
         if "dhr" in crop:
-            crop["dhr"] = crop["dhr"] / np.hypot(*volume.statistics[:2])
+            crop["dhr"] = crop["dhr"] / np.hypot(*statistics[:2])
         if self.card.sections and "fault_strike" in crop:
             crop["fault_dip"] = apparent_dip(crop["fault_dip"], crop["fault_strike"])
         tensors = {"input": torch.from_numpy(np.stack(channels).astype(np.float32))}

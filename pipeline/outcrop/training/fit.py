@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import warnings
@@ -19,28 +20,28 @@ from lightning.pytorch.callbacks import (
     Callback,
     EMAWeightAveraging,
     LearningRateMonitor,
-    ModelCheckpoint,
     Timer,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
 
 from .. import models
 from ..errors import ArgumentError, TrainingDataError
 from ..models.card import Card
+from ..models.weights import digest
+from .arguments import check, extents_of, time_of
 from .crops import Crops, Numbers
 from .module import Activations, TrainingModule
 from .objectives import Objective, objective_of
-from .run import BEST, LAST, Record, begin, finish
-from .sources import source_of, split
+from .run import BEST, LAST, Checkpoint, Record, begin, finish
+from .sources import HELD_OUT, source_of, split
 from .volumes import Source
 
-_LANES = 4  # volumes that crops come from by turns
-_SCHEDULES = ("cosine", "plateau", "constant")
-_ACTIVATIONS = ("device", "cpu", "disk")
-_PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
+_LANES = 4  # volumes by turns, of batches
+_MIXED = 4  # volumes at most that the crops of a batch come from
 
 
 def fit(
@@ -145,7 +146,8 @@ def fit(
         Of the data and everything random. On one kind of machine the same call gives the same
         weights.
     workers : int
-        Processes that make or read crops; 0 for none.
+        Processes that make or read crops; 0 for none. They do not change the data. With 1, 2 or 4
+        and batches of up to four, each volume is made by one of them alone.
     accelerator, devices, nodes, strategy
         Lightning's: "gpu", 4, 1 and "ddp" train on four GPUs.
     resume : bool
@@ -165,7 +167,8 @@ def fit(
     ArgumentError
         If an argument is none of the allowed values, or outcrop cannot train the network.
     TrainingDataError
-        If the data are missing, of the wrong shape or not finite: before the first step.
+        If the data are missing, of the wrong shape, not finite, or labels of probabilities not
+        from 0 to 1: before the first step.
     WeightsError
         If there is no such network, or the weights do not fit.
     OutputExistsError
@@ -174,43 +177,54 @@ def fit(
         If there is nothing to resume, or it was begun with other settings.
     """
     options = options or {}
-    settings = {k: v for k, v in locals().items() if k not in _FREE}
-    for name, value, known in (
-        ("schedule", schedule, _SCHEDULES),
-        ("activations", activations, _ACTIVATIONS),
-        ("precision", precision, _PRECISIONS),
-    ):
-        if value not in known:
-            raise ArgumentError(f"{name} {value!r}: choose one of {', '.join(known)}")
-    for name, number in (("epochs", epochs), ("samples", samples), ("batch", batch)):
-        if number < 1:
-            raise ArgumentError(f"{name} {number}: choose at least 1")
-    limit = _time(max_time)
+    settings = {k: v for k, v in locals().items() if k not in _UNRECORDED}
+    check(settings)
+    limit = time_of(max_time)
     objective_of(models.card(network), loss)  # of what cannot be trained nothing is loaded
     model = models.load(network, weights=weights, **options).requires_grad_(True).train()
     card: Card = model.card  # type: ignore[assignment]
     objective = objective_of(card, loss)
     infer = _infer(network, infer_weights, options)
     fed: Card = card if infer is None else infer.card  # type: ignore[assignment]
-    extents = _extents(crop, fed)
+    extents = extents_of(crop, fed)
     sources = _sources(data, validation, objective, fed, extents, shape, size, seed)
     settings |= {n: s.description for n, s in zip(("data", "validation"), sources, strict=True)}
+    settings |= {"start_sha256": digest(model), "infer_sha256": infer and digest(infer)}
     folder = Path(out)
+    record = Record(folder)
+    trainer = _trainer(
+        folder,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=precision,
+        max_epochs=epochs,
+        accumulate_grad_batches=accumulate,
+        callbacks=_callbacks(folder, averaging, limit, record),
+        enable_progress_bar=progress,
+    )
+    if samples < trainer.world_size:
+        raise ArgumentError(
+            f"samples {samples}: choose at least one for each of {trainer.world_size} processes"
+        )
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        begin(folder, settings, resume=resume, overwrite=overwrite)
+        begin(folder, settings, free=_FREE, resume=resume, overwrite=overwrite)
 
     training, held_out = sources
     crops: dict[str, Any] = {"card": fed, "labels": objective.labels, "size": extents}
-    lanes = workers * max(1, _LANES // max(workers, 1)) or _LANES
+    lanes = _LANES * min(batch, _MIXED)  # not by the workers: a resumed run may have others
+    # Workers take batches by turns, so that each worker meets but some of the volumes.
+    keep = lanes // math.gcd(workers or 1, _LANES) + 1
     share = 1 if held_out.volumes is None else -(-validation_samples // held_out.volumes)
     train = DataLoader(
-        Crops(training, per_volume=per_volume, seed=seed, augment=augment, keep=lanes + 1, **crops),
+        Crops(training, per_volume=per_volume, seed=seed, augment=augment, keep=keep, **crops),
         batch,
         sampler=Numbers(samples, per_volume, lanes),
         num_workers=workers,
         prefetch_factor=8 if workers else None,
     )
-    check = DataLoader(
+    valid = DataLoader(
         Crops(
             held_out,
             per_volume=share,
@@ -231,41 +245,22 @@ def fit(
         schedule=schedule,
         activations=Activations(activations, activations_path, compress),
     )
-    record = Record(folder)
     with _quiet():
         L.seed_everything(seed, workers=True, verbose=False)
-        trainer = L.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            strategy=strategy,
-            precision=precision,  # type: ignore[arg-type]
-            max_epochs=epochs,
-            accumulate_grad_batches=accumulate,
-            gradient_clip_val=1.0,
-            callbacks=_callbacks(folder, averaging, limit, record),
-            logger=TensorBoardLogger(folder, name="", version="tensorboard"),
-            default_root_dir=folder,
-            log_every_n_steps=10,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # `Numbers` shares them out
-            enable_progress_bar=progress,
-            enable_model_summary=False,
-            deterministic="warn" if accelerator != "cpu" and torch.cuda.is_available() else None,
-        )
         interrupt = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module, train, check, ckpt_path=folder / LAST if resume else None)
+            trainer.fit(module, train, valid, ckpt_path=folder / LAST if resume else None)
         except SystemExit:  # which Lightning makes of Ctrl-C
             signal.signal(signal.SIGINT, interrupt)
             raise KeyboardInterrupt from None
-        return finish(folder, module, check, trainer)
+        return finish(folder, module, valid, trainer)
 
 
+_UNRECORDED = {"out", "resume", "overwrite", "progress"}
 # What may differ between a run and the one that goes on with it.
 _FREE = {
-    "out", "epochs", "max_time", "workers", "accelerator", "devices", "nodes", "strategy",
-    "resume", "overwrite", "progress", "activations", "activations_path",
+    "epochs", "max_time", "workers", "accelerator", "devices", "nodes", "strategy",
+    "activations", "activations_path",
 }  # fmt: skip
 
 
@@ -286,24 +281,6 @@ def _infer(
     return models.load(network.replace("refine", "infer"), weights=weights)
 
 
-def _extents(crop: int | Sequence[int], card: Card) -> tuple[int, int, int]:
-    """Inlines, crosslines and samples of a crop that the network can take."""
-    given = (crop,) * 3 if isinstance(crop, int) else tuple(crop)
-    if len(given) != 3:
-        raise ArgumentError(f"crop {given}: one number, or three: inlines, crosslines, samples")
-    extents = dict(zip(("inline", "crossline", "z"), given, strict=True))
-    if len(card.axes) == 2:
-        extents["inline"], extents["trace"] = 1, extents["crossline"]
-    for axis, multiple in zip(card.axes, card.multiple, strict=True):
-        least = max(card.smallest, multiple)
-        if extents[axis] < least or extents[axis] % multiple:
-            raise ArgumentError(
-                f"crop {extents[axis]}: along {axis}, {card.name} takes multiples of {multiple} "
-                f"from {least}"
-            )
-    return extents["inline"], extents["crossline"], extents["z"]
-
-
 def _sources(
     data: str | os.PathLike[str],
     validation: str | os.PathLike[str] | None,
@@ -322,30 +299,22 @@ def _sources(
     if validation is None:
         training, held_out = split(training, extents)
     else:
-        held_out = source_of(validation, labels, shape=shape, size=size, seed=seed + 1)
+        held_out = source_of(validation, labels, shape=shape, size=size, seed=seed + HELD_OUT)
     for source in (training, held_out):
         if any(n < c for n, c in zip(source.shape, extents, strict=True)):
+            place = source.description
+            where = place.get("folder") or place.get("survey") or f"synthetic, size {size}"
             raise TrainingDataError(
-                f"{source.description}: {' × '.join(map(str, source.shape))} samples are less than "
-                f"a crop of {' × '.join(map(str, extents))}; take smaller crops"
+                f"{where}: {' × '.join(map(str, source.shape))} samples are less than a crop of "
+                f"{' × '.join(map(str, extents))}; take smaller crops"
             )
     return training, held_out
-
-
-def _time(limit: timedelta | str | None) -> timedelta | None:
-    if not isinstance(limit, str):
-        return limit
-    try:
-        hours, minutes, seconds = (int(part) for part in limit.split(":"))
-    except ValueError:
-        raise ArgumentError(f"max_time {limit}: give it as hours:minutes:seconds") from None
-    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
 
 
 def _callbacks(
     folder: Path, averaging: float, max_time: timedelta | None, record: Record
 ) -> list[Callback]:
-    kept = partial(ModelCheckpoint, folder / "checkpoints", enable_version_counter=False)
+    kept = partial(Checkpoint, folder / "checkpoints", enable_version_counter=False)
     callbacks: list[Callback] = [
         kept(filename=Path(BEST).stem, monitor="val_loss"),
         # Every epoch's: Lightning's own `save_last` writes none unless there is a new best.
@@ -358,6 +327,28 @@ def _callbacks(
     if max_time is not None:
         callbacks.append(Timer(max_time, interval="epoch", verbose=False))
     return callbacks
+
+
+def _trainer(folder: Path, **options: Any) -> L.Trainer:
+    try:
+        with _quiet():
+            return L.Trainer(
+                **options,
+                gradient_clip_val=1.0,
+                logger=TensorBoardLogger(folder, name="", version="tensorboard"),
+                default_root_dir=folder,
+                log_every_n_steps=10,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,  # `Numbers` shares them out
+                enable_model_summary=False,
+                deterministic="warn"
+                if options["accelerator"] != "cpu" and torch.cuda.is_available()
+                else None,
+            )
+    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+        names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+        given = ", ".join(f"{n.removeprefix('num_')} {options[n]}" for n in names)
+        raise ArgumentError(f"{given}: Lightning says: {' '.join(str(error).split())}") from error
 
 
 def _layout(card: Card) -> torch.memory_format:

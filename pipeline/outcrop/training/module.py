@@ -76,7 +76,7 @@ class TrainingModule(L.LightningModule):
         inputs: Tensor | Batch = x
         for infer in self.inferring:
             with torch.no_grad():
-                inputs = infer.to(x.device)(x)
+                inputs = infer.to(x.device, x.dtype)(x)
         return self.objective.outputs(self.model, inputs)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:

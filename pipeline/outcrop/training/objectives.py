@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torchmetrics import MeanAbsoluteError, Metric, SpearmanCorrCoef
+from torchmetrics import MeanAbsoluteError, MeanMetric, Metric
 from torchmetrics.classification import (
     BinaryAveragePrecision,
     BinaryF1Score,
@@ -17,6 +17,7 @@ from torchmetrics.classification import (
     BinaryPrecision,
     BinaryRecall,
 )
+from torchmetrics.functional import spearman_corrcoef
 
 from ..errors import ArgumentError
 from ..models.card import Card
@@ -28,6 +29,7 @@ from .losses import (
     image_loss,
     structural_loss,
 )
+from .volumes import QUANTITIES
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -83,10 +85,11 @@ class Objective:
         for name, loss in self.losses.items():
             # Losses take logarithms, which half precision has no digits for.
             with torch.autocast(outputs[name].device.type, enabled=False):
-                parts[name] = loss(outputs[name], batch[name])
+                target = batch[name].float()  # as the outputs, whatever the precision
+                parts[name] = loss(outputs[name], target)
                 others = [y for key, y in outputs.items() if key.startswith(f"{name}/")]
                 if others:
-                    guided = torch.stack([loss(y, batch[name]) for y in others]).mean()
+                    guided = torch.stack([loss(y, target) for y in others]).mean()
                     parts[name] = parts[name] + _GUIDANCE * guided
         return parts
 
@@ -105,7 +108,7 @@ class Objective:
             else:
                 made[f"{name}/mae"] = MeanAbsoluteError()
             if name == "rgt":
-                made[f"{name}/rank_correlation"] = SpearmanCorrCoef()
+                made[f"{name}/rank_correlation"] = MeanMetric()  # of crops
         return nn.ModuleDict(made)
 
 
@@ -113,12 +116,20 @@ def update(metrics: nn.ModuleDict, outputs: dict[str, Tensor], batch: dict[str, 
     """Feed metrics of `Objective.metrics` with a batch."""
     for key, metric in metrics.items():
         name, _, kind = key.partition("/")
-        found, target = outputs[name].detach().flatten(), batch[name].flatten()
-        if kind == "rank_correlation":
-            step = max(1, found.numel() // _MOST)
-            found, target = found[::step].contiguous(), target[::step].contiguous()
+        found, target = outputs[name].detach(), batch[name].float()
         assert isinstance(metric, Metric)
-        metric.update(found, target if kind in ("mae", "rank_correlation") else target > 0.5)
+        if kind == "rank_correlation":
+            for one, other in zip(found, target, strict=True):
+                metric.update(_rank_correlation(one.flatten(), other.flatten()))
+        else:
+            metric.update(found.flatten(), (target if kind == "mae" else target > 0.5).flatten())
+
+
+def _rank_correlation(found: Tensor, target: Tensor) -> Tensor:
+    """Spearman's, of the same random voxels every time."""
+    some = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:_MOST]
+    some = some.to(found.device)
+    return spearman_corrcoef(found[some], target[some])
 
 
 def objective_of(card: Card, loss: str = "dice-bce") -> Objective:
@@ -151,7 +162,7 @@ def objective_of(card: Card, loss: str = "dice-bce") -> Objective:
     for output in outputs:
         name = output.name.removesuffix("_probability")
         labels[name] = output.scale
-        losses[name] = _OF_LABEL.get(name, LOSSES[loss])
+        losses[name] = _OF_LABEL[name] if name in QUANTITIES else LOSSES[loss]
         keys[name] = output.suffix if several else None
     return Objective(labels, losses, keys)
 

@@ -6,14 +6,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -30,8 +30,17 @@ _RECORD = "training.json"
 _SHOWN = 3  # validation samples in the picture
 
 
-def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+def begin(
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    free: Collection[str],
+    resume: bool,
+    overwrite: bool,
+) -> None:
     """Write down what a run is made with, or compare with what it was begun with.
+
+    The settings that are named in `free` may differ; the last are kept.
 
     Raises
     ------
@@ -48,13 +57,15 @@ def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
                 f"{folder}: has no checkpoint yet; run without resume (--resume) and with "
                 "overwrite (--overwrite)"
             )
-        begun = json.loads(file.read_text())["settings"]
-        for name in sorted(begun.keys() | settings.keys()):
+        record = json.loads(file.read_text())
+        begun = record["settings"]
+        for name in sorted((begun.keys() | settings.keys()) - set(free)):
             if begun.get(name) != settings.get(name):
                 raise ResumeError(
                     f"{folder}: was begun with {name} {begun.get(name)}, not "
                     f"{settings.get(name)}; pass the same, or train in another folder"
                 )
+        _write(file, {**record, "settings": settings})
         return
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         if not file.is_file():
@@ -67,6 +78,21 @@ def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write(file, {"settings": settings, **_versions(), "epochs": []})
+
+
+class Checkpoint(ModelCheckpoint):
+    """Knows its best score again after the run's folder was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint as if it had been written to this folder."""
+        here = Path(self.dirpath or "")
+        paths = {
+            name: str(here / Path(state_dict[name]).name) if state_dict[name] else ""
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path")
+        }
+        best = {str(here / Path(p).name): s for p, s in state_dict["best_k_models"].items()}
+        moved = {"dirpath": self.dirpath, "best_k_models": best, **paths}
+        super().load_state_dict({**state_dict, **moved})
 
 
 class Record(Callback):
@@ -109,16 +135,16 @@ def finish(
     folder: Path, module: TrainingModule, check: DataLoader[dict[str, Tensor]], trainer: L.Trainer
 ) -> nn.Module:
     """Write the best weights and a picture; return the network with these weights."""
-    state = torch.load(folder / BEST, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(state)
-    module = module.cpu().eval()
+    kept = torch.load(folder / BEST, map_location="cpu", weights_only=True)
+    module.load_state_dict(kept["state_dict"])
+    module = module.cpu().float().eval()
     model = module.model.requires_grad_(False)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if trainer.is_global_zero:
         weights.write(model.state_dict(), folder / WEIGHTS)
         draw(module, check, folder / PICTURE)
         record = json.loads((folder / _RECORD).read_text())
-        best = min(record["epochs"], key=lambda epoch: epoch["val_loss"])
+        best = next(epoch for epoch in record["epochs"] if epoch["epoch"] == kept["epoch"])
         record |= {"best": best, "weights_sha256": weights.digest(model)}
         _write(folder / _RECORD, record)
     return model

@@ -13,17 +13,27 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..errors import SurveyError, TrainingDataError
+from ..errors import ArgumentError, SurveyError, TrainingDataError
 from ..output import is_complete, is_unfinished
 from .blocks import Blocks
 from .recipes import RANGES, Ranges, random_survey
-from .volumes import Array, Extents, Source, Volume, check_finite, statistics_of
+from .synthetic import LABELS
+from .volumes import (
+    QUANTITIES,
+    Array,
+    Extents,
+    Source,
+    Volume,
+    check_finite,
+    check_probabilities,
+    statistics_of,
+)
 
 # Labels by the suffixes of the multi-task networks' files, and what their values are times.
 _RAW = {"fault": "fsem", "fault_dip": "fdip", "fault_strike": "fstrike"}
 _HALF_TURNS = ("fault_dip", "fault_strike")
 _CACHE = 1 << 30  # bytes of a survey's blocks that each process keeps
-_HELD_OUT = 1_000_000  # between the seeds of synthetic surveys to train and to validate with
+HELD_OUT = 1_000_000  # between the seeds of synthetic surveys to train and to validate with
 
 
 class Synthetic:
@@ -45,6 +55,12 @@ class Synthetic:
     def __init__(
         self, labels: Sequence[str], size: int = 128, seed: int = 0, ranges: Ranges = RANGES
     ) -> None:
+        strange = [name for name in labels if name not in LABELS]
+        if strange:
+            raise ArgumentError(
+                f"synthetic: has no label {strange[0]}, only {', '.join(LABELS)}; pass data that "
+                "have it"
+            )
         self.labels, self.seed, self.ranges = tuple(labels), seed, ranges
         self.shape: Extents = (size, size, size)
         self.description: dict[str, Any] = {
@@ -80,8 +96,8 @@ class RawFolder:
     Raises
     ------
     TrainingDataError
-        If there are no samples, a label is missing, or a file has another size or values that
-        are not finite.
+        If there are no samples, a label is missing, or a file has another size, values that are
+        not finite, or labels of a probability that are not from 0 to 1.
     """
 
     def __init__(
@@ -149,6 +165,8 @@ class RawFolder:
             )
         values = self._load(number, variable)
         check_finite(values, str(path))
+        if variable not in ("amplitude", *QUANTITIES):
+            check_probabilities(float(values.min()), float(values.max()), str(path))
         return hashlib.sha256(values.tobytes()).digest()
 
 
@@ -165,7 +183,8 @@ class Survey:
     Raises
     ------
     TrainingDataError
-        If a variable is missing, has other dimensions, or values that are not finite.
+        If a variable is missing, has other dimensions, values that are not finite, or labels of
+        a probability that are not from 0 to 1.
     """
 
     volumes: int | None = 1
@@ -250,11 +269,16 @@ class Survey:
 
 def _check_lazily(label: xr.DataArray, where: str) -> None:
     """The same, block by block: labels of a survey may not fit into memory."""
-    if label.dtype.kind != "f":
+    probable = label.name not in QUANTITIES
+    if label.dtype == bool or not (probable or label.dtype.kind == "f"):
         return
-    blocks = label.data
+    blocks, lowest, highest = label.data, np.inf, -np.inf
     for index in np.ndindex(*blocks.numblocks):
-        check_finite(blocks.blocks[index].compute(scheduler="synchronous"), f"{where}, {index}")
+        values = blocks.blocks[index].compute(scheduler="synchronous")
+        check_finite(values, f"{where}, {index}")
+        lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
+    if probable:
+        check_probabilities(lowest, highest, where)
 
 
 class Part:
@@ -332,7 +356,7 @@ def split(source: Source, crop: Sequence[int]) -> tuple[Source, Source]:
         If there is too little to hold some out.
     """
     if isinstance(source, Synthetic):
-        seed = source.seed + _HELD_OUT
+        seed = source.seed + HELD_OUT
         return source, Synthetic(source.labels, source.shape[0], seed, source.ranges)
     if isinstance(source, Survey):
         return source.split(crop)

@@ -8,10 +8,11 @@ reflectivity is looked up there. The wavelet comes last, so that it is not defor
 The recipe is that of Wu, Liang, Shi & Fomel (2019), FaultSeg3D, Geophysics 84(3), IM35-IM45,
 https://doi.org/10.1190/geo2018-0646.1, and Wu, Geng, Shi, Pham, Fomel & Caumon (2020), Building
 realistic structure models to train convolutional neural networks for seismic structural
-interpretation, Geophysics 85(4), WA27-WA39, https://doi.org/10.1190/geo2019-0375.1. Slip dies
-out towards an elliptic tip line, as in Walsh & Watterson (1987), Journal of Structural Geology
-9(8), 1039-1046, and away from the fault on both sides, as in Barnett et al. (1987), AAPG
-Bulletin 71(8), 925-937.
+interpretation, Geophysics 85(4), WA27-WA39, https://doi.org/10.1190/geo2019-0375.1; the
+labels beyond faults are those of Gao (2024), Geophysical Journal International 236(1), 565-592,
+https://doi.org/10.1093/gji/ggad424. Slip dies out towards an elliptic tip line, as in Walsh &
+Watterson (1987), Journal of Structural Geology 9(8), 1039-1046, and away from the fault on both
+sides, as in Barnett et al. (1987), AAPG Bulletin 71(8), 925-937.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def synthetic_survey(
         strike from the direction of increasing inlines towards that of increasing crosslines; a
         dip beyond 90 is to the left of the strike); `rgt`, float32, relative geological time
         from 0 (the youngest layer) to 1; `dhr`, float32, the image without noise, through a
-        Ricker wavelet of twice the peak frequency. The faults are in the attributes.
+        Ricker wavelet of twice the peak frequency and the same phase. The faults are in the
+        attributes.
     """
     rng = np.random.default_rng(seed)
     if isinstance(faults, int):
@@ -144,17 +146,18 @@ def synthetic_survey(
         amplitude[slab] = table.take(where, mode="clip")
 
     peaks = [peak_frequency] if isinstance(peak_frequency, (int, float)) else [*peak_frequency]
-    if "dhr" in labels:
-        made["dhr"] = amplitude.copy()
-        filter_traces(
-            made["dhr"], [partial(ricker_spectrum, peak_frequency=_SHARPER * p) for p in peaks]
-        )
-        unit(made["dhr"])
     turn, kind = cmath.exp(1j * math.radians(phase)), WAVELETS[wavelet]
 
     def signal(frequency: Array, peak_frequency: float) -> Array:
         return turn * kind(frequency, peak_frequency)
 
+    def sharp(frequency: Array, peak_frequency: float) -> Array:
+        return turn * ricker_spectrum(frequency, _SHARPER * peak_frequency)
+
+    if "dhr" in labels:
+        made["dhr"] = amplitude.copy()
+        filter_traces(made["dhr"], [partial(sharp, peak_frequency=p) for p in peaks])
+        unit(made["dhr"])
     filter_traces(amplitude, [partial(signal, peak_frequency=p) for p in peaks])
     smooth(amplitude, lateral_smoothing)
     if amplitude_variation:

@@ -11,6 +11,7 @@ from ..errors import TrainingDataError
 from ..models.normalization import Statistics
 
 Array = np.ndarray
+QUANTITIES = ("rgt", "dhr", "fault_dip", "fault_strike")  # other labels: probabilities
 Extents = tuple[int, ...]  # inlines, crosslines, samples
 
 
@@ -77,4 +78,13 @@ def check_finite(values: Array, where: str) -> None:
         raise TrainingDataError(
             f"{where}: {int(bad.sum()):,} values are NaN or infinite, the first at (inline, "
             f"crossline, sample) ({at}), from 0; repair or leave out this file"
+        )
+
+
+def check_probabilities(lowest: float, highest: float, where: str) -> None:
+    """Raise `TrainingDataError` unless these labels are from 0 to 1."""
+    if lowest < 0 or highest > 1:
+        how = "make them 0 to 1" if lowest < 0 else f"divide by {highest:g}"
+        raise TrainingDataError(
+            f"{where}: labels from {lowest:g} to {highest:g}, not from 0 to 1; {how}"
         )

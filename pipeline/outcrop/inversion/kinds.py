@@ -1,0 +1,113 @@
+"""Of what kind each argument is: a table, looked at before anything is read."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError
+
+# A test, and what to pass if it fails.
+Kind = tuple[Callable[[Any], bool], str]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (str, bytes, bool)):
+        return False
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+
+
+def _is_pair(value: Any) -> bool:
+    return _is_list(value) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _whole_from(least: int) -> Kind:
+    return lambda v: _is_whole(v) and v >= least, f"a whole number, {least} or more"
+
+
+def _each(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A value, or a mapping of such to parameters."""
+    return lambda v: all(map(test, v.values())) if isinstance(v, Mapping) else test(v)
+
+
+_NUMBER: Kind = _is_number, "a number"
+_NOT_NEGATIVE: Kind = lambda v: _is_number(v) and v >= 0, "a number, 0 or more"
+_POSITIVE: Kind = lambda v: _is_number(v) and v > 0, "a number above 0"
+_PATH: Kind = lambda v: isinstance(v, (str, os.PathLike)), "a path"
+_SWITCH: Kind = lambda v: isinstance(v, (bool, np.bool_)), "true or false"
+
+_OPTIONAL = {
+    "optimiser_options", "step", "bounds", "subset", "encoding", "storage_path",
+    "checkpoint_segments", "batch_size",
+}  # fmt: skip
+_KINDS: dict[str, Kind] = {
+    "parameters": (
+        lambda v: isinstance(v, str) or (_is_list(v) and all(isinstance(p, str) for p in v)),
+        "a name, or a list of names",
+    ),
+    "iterations": _whole_from(1),
+    "optimiser_options": (lambda v: isinstance(v, Mapping), "names and their values"),
+    "step": (_each(_is_number), "a number, or one for each parameter"),
+    "bands": (
+        lambda v: _is_list(v) and all(b is None or _is_number(b) for b in v),
+        "a list of corners in Hz, None (null) for no filter",
+    ),
+    "bounds": (_each(_is_pair), "the lower and the upper one, or both for each parameter"),
+    "smoothing": _NOT_NEGATIVE,
+    "subset": _whole_from(1),
+    "encoding": _whole_from(1),
+    "seed": _whole_from(0),
+    "pml_width": _whole_from(0),
+    "free_surface": _SWITCH,
+    "substeps": _SWITCH,
+    "storage_path": _PATH,
+    "storage_compression": _SWITCH,
+    "checkpoint_segments": _whole_from(1),
+    "batch_size": _whole_from(1),
+    "device": (lambda v: re.fullmatch(r"cpu|cuda(:\d+)?", str(v)) is not None, "cpu or cuda"),
+    # What a run file alone holds.
+    "velocity": _PATH,
+    "observed": _PATH,
+    "output": _PATH,
+    "true": _PATH,
+    "pictures": _PATH,
+    "wavelet: ricker": _POSITIVE,
+    "wavelet: file": _PATH,
+    "mask: water_bottom": _NUMBER,
+    "mask: radius": _NOT_NEGATIVE,
+}
+
+
+def check_kinds(given: Mapping[str, Any], where: str = "") -> None:
+    """Raise `ArgumentError` if an argument is of another kind than it must be.
+
+    Parameters
+    ----------
+    given : mapping
+        Values by name; names that the table does not hold are not looked at.
+    where : str
+        What comes before the name in the message.
+    """
+    for name, value in given.items():
+        if name not in _KINDS or (value is None and name in _OPTIONAL):
+            continue
+        test, wanted = _KINDS[name]
+        if not test(value):
+            raise ArgumentError(f"{where}{name}={value!r}: pass {wanted}")

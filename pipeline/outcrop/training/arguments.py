@@ -1,0 +1,80 @@
+"""Arguments of `fit`, checked before anything is loaded or written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from ..errors import ArgumentError
+from ..models.card import Card
+
+_CHOICES = {
+    "schedule": ("cosine", "plateau", "constant"),
+    "activations": ("device", "cpu", "disk"),
+    "precision": ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"),
+}
+_ABOVE_0, _BELOW_1 = math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0)
+# Lowest and highest value, and how to say it.
+_RANGES: dict[str, tuple[float, float, str]] = {
+    **dict.fromkeys(
+        (
+            "size", "per_volume", "epochs", "samples", "validation_samples", "batch",
+            "accumulate", "nodes",
+        ),
+        (1, math.inf, "at least 1"),
+    ),
+    "workers": (0, math.inf, "0 for none, or more"),
+    "seed": (0, 2**32 - 1, "a whole number from 0 to 4294967295"),
+    "learning_rate": (_ABOVE_0, float(10**6), "more than 0"),
+    "averaging": (0, _BELOW_1, "from 0 for none to less than 1"),
+}  # fmt: skip
+
+
+def check(arguments: Mapping[str, Any]) -> None:
+    """Raise `ArgumentError` for the first argument that is none of its allowed values."""
+    for name, known in _CHOICES.items():
+        if arguments[name] not in known:
+            raise ArgumentError(f"{name} {arguments[name]!r}: choose one of {', '.join(known)}")
+    for name, (low, high, allowed) in _RANGES.items():
+        if not low <= arguments[name] <= high:  # nor NaN
+            raise ArgumentError(f"{name} {arguments[name]}: choose {allowed}")
+    shape = arguments["shape"]
+    if shape is not None and (len(shape) != 3 or min(shape) < 1):
+        raise ArgumentError(
+            f"shape {tuple(shape)}: give inlines, crosslines and samples, each at least 1"
+        )
+
+
+def time_of(limit: timedelta | str | None) -> timedelta | None:
+    """Time from "hours:minutes:seconds"."""
+    if limit is None:
+        return None
+    try:
+        if isinstance(limit, str):
+            hours, minutes, seconds = (int(part) for part in limit.split(":"))
+            limit = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    except (ValueError, OverflowError):
+        raise ArgumentError(f"max_time {limit}: give it as hours:minutes:seconds") from None
+    if limit <= timedelta(0):
+        raise ArgumentError(f"max_time {limit}: choose more than 0:00:00")
+    return limit
+
+
+def extents_of(crop: int | Sequence[int], card: Card) -> tuple[int, int, int]:
+    """Inlines, crosslines and samples of a crop that the network can take."""
+    given = (crop,) * 3 if isinstance(crop, int) else tuple(crop)
+    if len(given) != 3:
+        raise ArgumentError(f"crop {given}: one number, or three: inlines, crosslines, samples")
+    extents = dict(zip(("inline", "crossline", "z"), given, strict=True))
+    if len(card.axes) == 2:
+        extents["inline"], extents["trace"] = 1, extents["crossline"]
+    for axis, multiple in zip(card.axes, card.multiple, strict=True):
+        least = max(card.smallest, multiple)
+        if extents[axis] < least or extents[axis] % multiple:
+            raise ArgumentError(
+                f"crop {extents[axis]}: along {axis}, {card.name} takes multiples of {multiple} "
+                f"from {least}"
+            )
+    return extents["inline"], extents["crossline"], extents["z"]
