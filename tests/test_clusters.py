@@ -295,8 +295,8 @@ def test_slurm_script_predicts_on_the_jobs_that_it_submits(tmp_path):
     model = outcrop.models.load("faultseg3d", weights="synthetic-v1")
     faults = outcrop.predict(model, tmp_path / "survey.zarr", tmp_path / "here.zarr", memory="1GB")
     xr.testing.assert_identical(
-        outcrop.open(tmp_path / "faults.zarr").fault.load().drop_attrs(),
-        faults.fault.load().drop_attrs(),
+        outcrop.open(tmp_path / "faults.zarr").fault_probability.load().drop_attrs(),
+        faults.fault_probability.load().drop_attrs(),
     )
     assert "workers" in (tmp_path / "faults.zarr.report.html").read_text()
 
