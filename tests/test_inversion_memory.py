@@ -64,6 +64,8 @@ CASES = {
     "correlation": {"storage_mode": "disk"},
     "envelope": {"storage_mode": "disk"},
     "substeps": {"storage_mode": "disk", "substeps": True},
+    "between": {"storage_mode": "disk"},
+    "between, few": {"storage_mode": "disk"},
 }
 # Those that depend on traces have many of them: receivers along an axis, samples, seconds apart.
 SURVEYS = {
@@ -71,10 +73,12 @@ SURVEYS = {
     "correlation": (28, 300, 0.0013),
     "envelope": (28, 300, 0.0013),
     "substeps": (28, 120, 0.004),
+    "between": (10, 300, 0.0013),
+    "between, few": (4, 300, 0.0013),
 }
 
 
-def experiment(shape, samples, receivers=8, step=0.0013):
+def experiment(shape, samples, receivers=8, step=0.0013, between=False):
     """A uniform model, and shots of noise over it."""
     model = inversion.velocity(np.full(shape, 2500.0, dtype=np.float32), 10.0)
     lateral = len(shape) - 1
@@ -84,6 +88,9 @@ def experiment(shape, samples, receivers=8, step=0.0013):
         receivers=(receivers, receivers) if lateral == 2 else (min(60, shape[1] - 4),),
         wavelet=inversion.ricker(20.0 if step < 0.002 else 8.0, step, samples),
     )
+    if between:
+        for name in ("receiver_depth", "receiver_crossline", "receiver_inline"):
+            shots[name] = shots[name] + 3.0
     sizes = (shots.sizes["shot"], shots.sizes["receiver"], samples)
     noise = np.random.default_rng(0).normal(size=sizes).astype(np.float32)
     return model, shots.assign(amplitude=(("shot", "receiver", "time"), noise))
@@ -94,7 +101,7 @@ def experiment(shape, samples, receivers=8, step=0.0013):
 def test_promise_of_memory(case, tmp_path):
     """Never less than what is measured, and not much more."""
     receivers, samples, step = SURVEYS.get(case, (8, 120, 0.0013))
-    model, shots = experiment(CUBE, samples, receivers, step)
+    model, shots = experiment(CUBE, samples, receivers, step, case.startswith("between"))
     model.to_zarr(tmp_path / "m.zarr", consolidated=False)
     shots.to_zarr(tmp_path / "s.zarr", consolidated=False)
     options = {**CASES[case], "pml_width": 8, "storage_path": str(tmp_path)}

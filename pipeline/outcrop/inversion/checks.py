@@ -122,8 +122,15 @@ def check_sampling(
         )
 
 
-def check_gathers(gathers: Gathers, grid: Grid, name: str) -> bool:
-    """Look at every position, some shots at a time, and return whether any is between samples.
+def check_gathers(gathers: Gathers, grid: Grid, name: str) -> tuple[bool, int]:
+    """Look at every position, some shots at a time.
+
+    Returns
+    -------
+    between : bool
+        Whether any is between samples.
+    spread : int
+        Samples that the receivers of a shot are spread over, at most, if they are interpolated.
 
     Raises
     ------
@@ -131,7 +138,7 @@ def check_gathers(gathers: Gathers, grid: Grid, name: str) -> bool:
         If a source or a receiver is outside the model, or two of a shot's receivers are at the
         same place.
     """
-    between = False
+    between, spread = False, 0
     for start in range(0, gathers.count, _PIECE):
         shots = np.arange(start, min(start + _PIECE, gathers.count))
         sources = grid.cells(gathers.sources(shots))[:, None]
@@ -150,14 +157,17 @@ def check_gathers(gathers: Gathers, grid: Grid, name: str) -> bool:
                     f"{name}: receivers {twice[0]} and {twice[1]} of shot {shot} are at the same "
                     "place; leave one out"
                 )
+            window = 2 * REACH
+            around = np.ptp(np.floor(row[here]), axis=0) + window
+            spread = max(spread, int(min(around.prod(), here.sum() * window**around.size)))
         between |= bool((sources % 1).any()) or bool((receivers[live] % 1).any())
         if gathers.has_common_spread:
             rest = np.arange(start, gathers.count)
             sources = grid.cells(gathers.sources(rest))[:, None]
             everywhere = np.ones(sources.shape[:2], bool)
             _check_inside(gathers, grid, sources, everywhere, rest, "source")
-            return between or bool((sources % 1).any())
-    return between
+            return between or bool((sources % 1).any()), spread
+    return between, spread
 
 
 def check_surface(gathers: Gathers, grid: Grid, interpolated: bool) -> None:

@@ -224,7 +224,7 @@ def set_up(
         model, grid, options.equation, emitted, step, highest, options.accuracy, options.substeps
     )
     gathers = Gathers(shots, grid.dims)
-    between = check_gathers(gathers, grid, name)
+    between, spread = check_gathers(gathers, grid, name)
     if options.free_surface:
         vertical = "vertical" in (options.source, options.receiver)
         check_surface(gathers, grid, between or vertical)
@@ -236,6 +236,7 @@ def set_up(
         frequency=layer_frequency(emitted, step),
         max_velocity=highest,
         between=between,
+        spread=spread,
         accuracy=options.accuracy,
         pml_width=options.pml_width,
         free_surface=options.free_surface,

@@ -108,7 +108,8 @@ def batch_memory(
     # Between steps traces are resampled by Fourier transforms, forward and back.
     fine = (3 if substeps == 1 else 12) * samples
     coarse = (6 + (_MISFIT_COPIES[misfit] if gradients else 0)) * physics.samples
-    traces = shots * receivers * size * (coarse + fine)
+    recorded = max(receivers, physics.spread) if physics.interpolated else receivers
+    traces = shots * size * (receivers * coarse + recorded * fine)
     emitted = shots * sources * size * (2 * physics.samples + 2 * samples)
     total = copies + history + scratch + traces + emitted + kept
     return int(total) + _FIXED

@@ -100,6 +100,8 @@ class Physics:
     between : bool
         Whether a source or a receiver lies between samples of the model. Then all are
         interpolated [1]_, in all batches.
+    spread : int
+        Samples of the model that the receivers of a shot are spread over, at most, if they are.
     accuracy : int
         Order in space: 2, 4, 6, 8.
     pml_width : int
@@ -132,6 +134,7 @@ class Physics:
     frequency: float
     max_velocity: float
     between: bool = False
+    spread: int = 0
     accuracy: int = 4
     pml_width: int = 20
     free_surface: bool = False

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.memory import return_freed_memory
+from ..engine.memory import USUAL, keep_freed_memory, return_freed_memory
 from ..errors import OutcropError, SurveyError
 from .bands import low_pass
 from .gathers import Gathers
@@ -27,6 +27,8 @@ Group = tuple[tuple[int, float], ...]
 Batch = tuple[Group, ...]
 # Gradients that are summed at once. The sum of all is the same, whoever was first.
 GROUP = 8
+# Bytes of a block that is returned at once while Deepwave interpolates.
+_SMALL = 2**18
 
 
 def cut(groups: Sequence[Group], size: int) -> list[Batch]:
@@ -171,14 +173,22 @@ class Shots(Job):
         for n, group in enumerate(batch):
             active[n, : len(group)] = True
         device, dtype = self.physics.device, self.physics.dtype
-        return self.physics.record(
-            model,
-            torch.as_tensor(sources).to(device, dtype),
-            torch.as_tensor(active).to(device),
-            torch.as_tensor(amplitudes).to(device, dtype),
-            torch.as_tensor(cells).to(device, dtype),
-            torch.as_tensor(live).to(device),
-        )
+        if self.physics.interpolated:
+            # Deepwave takes a large block for each receiver and keeps small ones meanwhile: they
+            # would cut up every large one that is kept to be used again.
+            keep_freed_memory(_SMALL)
+        try:
+            return self.physics.record(
+                model,
+                torch.as_tensor(sources).to(device, dtype),
+                torch.as_tensor(active).to(device),
+                torch.as_tensor(amplitudes).to(device, dtype),
+                torch.as_tensor(cells).to(device, dtype),
+                torch.as_tensor(live).to(device),
+            )
+        finally:
+            if self.physics.interpolated:
+                keep_freed_memory(USUAL)
 
     def _observed(self, batch: Batch, corner: float | None) -> tuple[Tensor, Tensor]:
         """Traces of each group, (group, receiver, time), filtered; and which there are."""

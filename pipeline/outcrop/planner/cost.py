@@ -113,13 +113,17 @@ class Costs:
         self.usual = "device" if workers is None else "disk"
         self.weight_bytes = itemsize * sum(map(math.prod, graph.weights.values()))
         self._point: dict[str, tuple[float, float]] = {}
+        self._bytes: dict[tuple[str, int | None], int] = {}
         self._works: dict[tuple[object, ...], _Work] = {}
 
     def bytes(self, name: str, points: int | None = None) -> int:
         """Size of a tensor, or of `points` of its grid."""
-        layout = self.graph.layouts[name]
-        count = math.prod(layout.grid) if points is None else points
-        return self.graph.itemsize(name, self.itemsize) * layout.width * count
+        key = name, points
+        if key not in self._bytes:
+            layout = self.graph.layouts[name]
+            count = math.prod(layout.grid) if points is None else points
+            self._bytes[key] = self.graph.itemsize(name, self.itemsize) * layout.width * count
+        return self._bytes[key]
 
     def point(self, name: str) -> tuple[float, float]:
         """Operations and seconds for one point of a node's grid."""

@@ -13,6 +13,8 @@ from .cost import Costs, Part, part
 
 # How often every tensor is looked at.
 _ROUNDS = 2
+# Operators of a stage that the search begins with, at most.
+_LONG = 100
 
 
 def forced(graph: Graph) -> set[str]:
@@ -160,6 +162,7 @@ class Cuts:
         start = {graph.nodes[n].operands[0] for n in fixed if self._reduces(n)} & graph.nodes.keys()
         stored = fixed | changes(graph) | start
         stored |= self._shared(stored)
+        stored |= self._along(stored)
         stored -= {n for n in stored if graph.nodes[n].dtype is not None and n not in fixed}
         candidates = [n for n in graph.nodes if n not in fixed and self.worth(n, stored)]
         for _ in range(_ROUNDS):
@@ -177,6 +180,18 @@ class Cuts:
         parts = self.parts(stored)
         times = Counter(name for p in parts for name in p.nodes)
         return {n for n, k in times.items() if k > 2 and len(self.users.get(n, ())) > 1}
+
+    def _along(self, stored: set[str]) -> set[str]:
+        """Tensors along stages of very many operators: each of these takes long to look at."""
+        found = set()
+        for p in self.parts(stored):
+            since = 0
+            for name in p.nodes if len(p.nodes) > _LONG else ():
+                since += 1
+                if since > _LONG // 4 and self.worth(name, stored):
+                    found.add(name)
+                    since = 0
+        return found
 
     def worth(self, name: str, stored: set[str]) -> bool:
         """Whether a tensor is looked at: results of heavy operators, and what is stored now."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 from ..graph import Box, Graph
 from ..graph.boxes import Shape
@@ -59,6 +61,21 @@ class Task:
         ]
 
 
+class Offer(NamedTuple):
+    """Tiles to choose from for a stage: what each costs, and the bytes that it needs.
+
+    Attributes
+    ----------
+    fastest : list
+        All of them, the fastest first.
+    smallest : tuple
+        The one that needs least.
+    """
+
+    fastest: list[tuple[Cost, int]]
+    smallest: tuple[Cost, int]
+
+
 class Draft:
     """Stages, tiles and memory for one choice of what is stored, and where.
 
@@ -72,8 +89,8 @@ class Draft:
         Of every stored tensor.
     reductions : set of str
         Global values.
-    sized : dict
-        Costs, and what each needs, that drafts share whose tasks differ in their budgets alone.
+    offers : dict
+        Of stages, that drafts share whose tasks differ in their budgets alone.
 
     Attributes
     ----------
@@ -92,25 +109,26 @@ class Draft:
         cuts: Cuts,
         places: Mapping[str, str],
         reductions: set[str],
-        sized: dict[tuple[object, ...], list[tuple[Cost, int]]],
+        offers: dict[tuple[object, ...], Offer],
     ) -> None:
         self.task, self.graph, self.costs, self.places = task, task.graph, costs, dict(places)
-        self.reductions, self.sized = reductions, sized
+        self.reductions = reductions
         self.parts = cuts.parts({*places, *reductions})
         self.last = {n: i for i, p in enumerate(self.parts) for n in p.inputs}
         self.resident = self._resident()
+        self.offers = [self._offer(part, offers) for part in self.parts]
         self.chosen: list[Cost] = []
         self.needs: list[int] = []
         self.excess = 0
         if task.host_memory is not None and task.device != "cpu":
             self.excess = max(0, self.host - task.host_memory)
-        for i in range(len(self.parts)):
-            room, options = task.memory - self.resident[i], self.options(i)
-            fitting = [option for option in options if option[1] <= room]
-            if fitting:
-                cost, need = min(fitting, key=lambda option: option[0].seconds)
+        for offer, resident in zip(self.offers, self.resident, strict=True):
+            room = task.memory - resident
+            for cost, need in offer.fastest:
+                if need <= room:
+                    break
             else:
-                cost, need = min(options, key=lambda option: option[1])
+                cost, need = offer.smallest
                 self.excess += need - room
             self.chosen.append(cost)
             self.needs.append(need)
@@ -124,8 +142,8 @@ class Draft:
     def tightest(self) -> int:
         """The stage that loses most by the lack of memory."""
         lost = [
-            (max(0, self.used(i) - self.task.memory), c.seconds - self._unbounded(i))
-            for i, c in enumerate(self.chosen)
+            (max(0, self.used(i) - self.task.memory), c.seconds - offer.fastest[0][0].seconds)
+            for i, (c, offer) in enumerate(zip(self.chosen, self.offers, strict=True))
         ]
         return max(range(len(lost)), key=lost.__getitem__)
 
@@ -143,17 +161,14 @@ class Draft:
     def least(self) -> tuple[int, int]:
         """Smallest budget that these stages could do with, and the stage that asks for it."""
         found = [
-            self.resident[i] + min(need for _, need in self.options(i))
-            for i in range(len(self.parts))
+            resident + offer.smallest[1]
+            for offer, resident in zip(self.offers, self.resident, strict=True)
         ]
         return max((n, i) for i, n in enumerate(found))
 
     def used(self, i: int) -> int:
         """Memory while stage `i` runs."""
         return self.resident[i] + self.needs[i]
-
-    def _unbounded(self, i: int) -> float:
-        return min(cost.seconds for cost, _ in self.options(i))
 
     def bytes(self, name: str) -> int:
         """Room that a stored tensor takes."""
@@ -173,10 +188,10 @@ class Draft:
 
     def _resident(self) -> list[int]:
         """Bytes held while each stage runs: weights, live stored tensors, the output."""
-        every = _RUNTIME_BYTES + self.costs.weight_bytes
+        every, outputs = _RUNTIME_BYTES + self.costs.weight_bytes, set(self.task.outputs)
         held, made = self._stored("device"), 0
         for i, part in enumerate(self.parts):
-            for name in set(part.outputs) & set(self.task.outputs):
+            for name in outputs.intersection(part.outputs):
                 if self.task.holds_output:
                     size = self.graph.itemsize(name, self.task.output_itemsize)
                     made += size * math.prod(self.graph.shape(name))
@@ -185,17 +200,18 @@ class Draft:
 
     def _stored(self, place: str) -> list[int]:
         """Bytes of stored tensors that lie at a place while each stage runs."""
-        held = [0] * len(self.parts)
+        more = [0] * (len(self.parts) + 1)
         for i, part in enumerate(self.parts):
             for name in part.outputs:
                 if self.places.get(name) == place:
-                    for k in range(i, max(i, self.last.get(name, i)) + 1):
-                        held[k] += self.bytes(name)
-        return held
+                    size = self.bytes(name)
+                    more[i] += size
+                    more[max(i, self.last.get(name, i)) + 1] -= size
+        return list(accumulate(more))[:-1]
 
-    def with_buffers(self, i: int, cost: Cost) -> int:
+    def with_buffers(self, part: Part, cost: Cost) -> int:
         """Bytes of a tile, with what is read ahead and written behind."""
-        part, outside = self.parts[i], not self.task.holds_output
+        outside = not self.task.holds_output
 
         def is_slow(name: str) -> bool:
             if name in self.graph.inputs or name in self.task.outputs:
@@ -217,15 +233,18 @@ class Draft:
             return self.task.domain
         return self.graph.whole(part.kept(self.graph)[0])
 
-    def options(self, i: int) -> list[tuple[Cost, int]]:
-        """For every shape of tile that is considered for stage `i`: predictions, bytes needed."""
-        part = self.parts[i]
-        places = tuple(self.places.get(n, "") for n in (*part.inputs, *part.outputs))
-        if (part, places) not in self.sized:
+    def _offer(self, part: Part, known: dict[tuple[object, ...], Offer]) -> Offer:
+        """Every shape of tile that is considered for a stage."""
+        key = part, *(self.places.get(n) for n in (*part.inputs, *part.outputs))
+        if key not in known:
             domain = self.domain(part)
             costs = (
                 self.costs.cost(part, domain, tile, self.places)
                 for tile in self.task.shapes(part, domain)
             )
-            self.sized[part, places] = [(c, self.with_buffers(i, c)) for c in costs]
-        return self.sized[part, places]
+            options = [(c, self.with_buffers(part, c)) for c in costs]
+            known[key] = Offer(
+                sorted(options, key=lambda option: option[0].seconds),
+                min(options, key=lambda option: option[1]),
+            )
+        return known[key]

@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 from ..errors import ArgumentError, MemoryBudgetError
 from ..graph import RULES, Box, Graph, Reduce
-from .cost import Cost, Costs
+from .cost import Costs
 from .cuts import Cuts, forced
-from .draft import Draft, Task
+from .draft import Draft, Offer, Task
 from .plan import Plan, Stage, format_bytes
 from .rates import Crew, rates
 
@@ -157,18 +157,18 @@ class _Planner:
             n for n in self.fixed if isinstance(RULES[task.graph.nodes[n].op], Reduce)
         }
         self.cuts = Cuts(self.costs, task.outputs, self.first)
-        self.sized: dict[tuple[object, ...], list[tuple[Cost, int]]] = like.sized if like else {}
+        self.offers: dict[tuple[object, ...], Offer] = like.offers if like else {}
 
     def draft(self, places: Mapping[str, str]) -> Draft:
-        return Draft(self.task, self.costs, self.cuts, places, self.reductions, self.sized)
+        return Draft(self.task, self.costs, self.cuts, places, self.reductions, self.offers)
 
-    def search(self) -> Draft:
-        """The fastest plan found; one with an excess if none fits."""
+    def search(self, any_that_fits: bool = False) -> Draft:
+        """The fastest plan found, or the first that fits; one with an excess if none does."""
         if self.mode == "none":
             return self.draft(dict.fromkeys(self._kept(self.fixed), self.first))
         stored = self.cuts.choose(self.task.memory / 2, partial(self.task.shapes, edges=_SEARCHED))
         draft = self.draft(dict.fromkeys(self._kept(stored), self.first))
-        while True:
+        while draft.excess or not any_that_fits:
             tried = [self.draft(places) for places in self._relieved(draft)]
             if draft.excess:
                 tried = [d for d in tried if d.excess < draft.excess]
@@ -197,7 +197,7 @@ class _Planner:
         """Smallest budget found for which there is a plan, in bytes, and what asks for it."""
 
         def planned(memory: int) -> Draft:
-            return _Planner(replace(self.task, memory=memory), self.mode, self).search()
+            return _Planner(replace(self.task, memory=memory), self.mode, self).search(any_that_fits=True)
 
         # As it is printed, so that what is named is what was tried.
         least = _megabytes(min(d.least for d in [tried, *self.lean][self.mode != "none" :])[0])

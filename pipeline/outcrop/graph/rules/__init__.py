@@ -47,8 +47,8 @@ _POINTWISE = (
     "ge gelu gt hardshrink hardsigmoid hardswish hardtanh hypot isfinite isinf isnan le "
     "leaky_relu lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logit lt "
     "masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal relu relu6 remainder "
-    "round rsqrt rsub selu sigmoid sign silu sin sinh softplus softshrink softsign sqrt square "
-    "sub tan tanh threshold trunc where xlogy"
+    "round rsqrt rsub selu sigmoid sign silu sin sinh softplus softshrink sqrt square sub "
+    "tan tanh threshold trunc where xlogy"
 )
 _ALONG = "cumprod cumsum glu log_softmax softmax sort"
 _REDUCTIONS = (

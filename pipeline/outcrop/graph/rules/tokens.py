@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from string import ascii_letters
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,22 +69,31 @@ class Einsum(Rule):
     may_share = True  # where it does nothing but rearrange
 
     def _labels(self, node: Node, graph: Graph) -> tuple[list[tuple[str, str]], str]:
-        """Return each operand with its labels, and those of the result."""
+        """Return each operand with its labels, and those of the result, one for each dimension."""
         names = [ref.name for ref in node.args["tensors"]]
-        inputs, _, output = node.args["equation"].replace(" ", "").partition("->")
-        return list(zip(names, inputs.split(","), strict=True)), output
+        equation = node.args["equation"].replace(" ", "")
+        left, arrow, output = equation.partition("->")
+        inputs = left.split(",")
+        # What the dots stand for, from the right.
+        more = [
+            len(graph.layout(n).shape) - len(i.replace("...", "")) if "." in i else 0
+            for n, i in zip(names, inputs, strict=True)
+        ]
+        free = [c for c in ascii_letters if c not in equation][: max(more)]
+        dots = "".join(free)
+        parts = [i.replace("...", dots[len(dots) - k :]) for i, k in zip(inputs, more, strict=True)]
+        if not arrow:
+            once = [c for c, k in Counter(left).items() if k == 1 and c.isalpha()]
+            output = "..." + "".join(sorted(once))
+        return list(zip(names, parts, strict=True)), output.replace("...", dots)
 
-    def _is_plain(self, node: Node) -> bool:
-        """Whether every dimension is named, and no two of an operand alike."""
-        inputs, arrow, _ = node.args["equation"].replace(" ", "").partition("->")
-        return (
-            bool(arrow)
-            and "." not in inputs
-            and all(len(set(labels)) == len(labels) for labels in inputs.split(","))
-        )
+    def _is_plain(self, node: Node, graph: Graph) -> bool:
+        """Whether no two dimensions of an operand have the same label."""
+        parts, _ = self._labels(node, graph)
+        return all(len(set(labels)) == len(labels) for _, labels in parts)
 
     def off_grid(self, node: Node, graph: Graph) -> tuple[str, ...]:
-        if not self._is_plain(node):
+        if not self._is_plain(node, graph):
             return node.operands
         parts, output = self._labels(node, graph)
         seen: dict[int, str] = {}  # which label has an axis
@@ -97,7 +108,7 @@ class Einsum(Rule):
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         parts, output = self._labels(node, graph)
-        if not self._is_plain(node):
+        if not self._is_plain(node, graph):
             return None if any(graph.layout(n).held for n, _ in parts) else _fixed(node, graph)
         rows = []
         for name, labels in parts:

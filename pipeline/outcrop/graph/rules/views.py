@@ -41,6 +41,8 @@ class Permute(Rearrange):
         if node.op == "permute":
             return [d % n for d in node.args["dims"]]
         order = list(range(n))
+        if node.op == "numpy_T":
+            return order[::-1]
         a, b = (0, 1) if node.op == "t" else (node.args["dim0"] % n, node.args["dim1"] % n)
         if n > 1:
             order[a], order[b] = order[b], order[a]
