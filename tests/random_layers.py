@@ -108,15 +108,76 @@ def thrice(x):
     return 3 * x
 
 
-UNARY = "acos asin ceil cos cosh erf exp expm1 log log10 log1p log2 logit neg".split()
-UNARY += "reciprocal rsqrt sigmoid sin sinh sqrt square tan tanh isfinite isinf isnan".split()
-STEPS = "abs atan floor round sign trunc nan_to_num".split()
-SMOOTH = "celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid".split()
-SMOOTH += "mish relu relu6 selu silu softplus softshrink softsign normalize".split()
-BINARY = "add atan2 copysign div floor_divide fmod hypot maximum minimum mul remainder".split()
-BINARY += "rsub sub eq ge gt le lt ne max min".split()
-LOGICAL = "logical_and logical_or bitwise_and bitwise_or eq ne".split()
-REDUCED = "amax amin mean sum std var logsumexp".split()
+UNARY = [
+    "acos",
+    "asin",
+    "ceil",
+    "cos",
+    "cosh",
+    "erf",
+    "exp",
+    "expm1",
+    "log",
+    "log10",
+    "log1p",
+    "log2",
+    "logit",
+    "neg",
+]
+UNARY += [
+    "reciprocal",
+    "rsqrt",
+    "sigmoid",
+    "sin",
+    "sinh",
+    "sqrt",
+    "square",
+    "tan",
+    "tanh",
+    "isfinite",
+    "isinf",
+    "isnan",
+]
+STEPS = ["abs", "atan", "floor", "round", "sign", "trunc", "nan_to_num"]
+SMOOTH = [
+    "celu",
+    "elu",
+    "gelu",
+    "glu",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "logsigmoid",
+]
+SMOOTH += [
+    "mish",
+    "relu",
+    "relu6",
+    "selu",
+    "silu",
+    "softplus",
+    "softshrink",
+    "softsign",
+    "normalize",
+]
+BINARY = [
+    "add",
+    "atan2",
+    "copysign",
+    "div",
+    "floor_divide",
+    "fmod",
+    "hypot",
+    "maximum",
+    "minimum",
+    "mul",
+    "remainder",
+]
+BINARY += ["rsub", "sub", "eq", "ge", "gt", "le", "lt", "ne", "max", "min"]
+LOGICAL = ["logical_and", "logical_or", "bitwise_and", "bitwise_or", "eq", "ne"]
+REDUCED = ["amax", "amin", "mean", "sum", "std", "var", "logsumexp"]
 
 LAYERS = {
     **{name: point(getattr(torch, name)) for name in UNARY},

@@ -482,6 +482,7 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"max_time": "soon"}, "hours:minutes:seconds"),
         ({"weights": "gone.pth"}, "gone.pth"),
         ({"precision": "nonsense"}, "one of 32-true, .*bf16-mixed"),
+        ({"precision": "bf16-mixed"}, "crop 16, precision bf16-mixed: .* at least 24, or 32-true"),
     ],
 )
 def test_bad_arguments_are_named_and_nothing_is_written(options, says, tmp_path):
@@ -517,7 +518,7 @@ def rank(values):
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 @pytest.mark.parametrize("network", ["faultseg3d", "mtl-refine-2d"])
 def test_precisions_train_and_leave_float32(network, precision, tmp_path):
-    more = {"infer_weights": "seeded", "crop": 32} if "refine" in network else {}
+    more = {"infer_weights": "seeded", "crop": 32} if "refine" in network else {"crop": 24}
     options = {**QUICK, "samples": 2, "epochs": 1, "precision": precision, **more}
     model = fit(network, out=tmp_path, **options)
     assert {p.dtype for p in model.parameters()} == {torch.float32}

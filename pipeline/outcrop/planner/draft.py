@@ -124,12 +124,9 @@ class Draft:
             self.excess = max(0, self.host - task.host_memory)
         for offer, resident in zip(self.offers, self.resident, strict=True):
             room = task.memory - resident
-            for cost, need in offer.fastest:
-                if need <= room:
-                    break
-            else:
-                cost, need = offer.smallest
-                self.excess += need - room
+            fitting = (option for option in offer.fastest if option[1] <= room)
+            cost, need = next(fitting, offer.smallest)
+            self.excess += max(0, need - room)
             self.chosen.append(cost)
             self.needs.append(need)
 

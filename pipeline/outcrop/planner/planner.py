@@ -197,7 +197,9 @@ class _Planner:
         """Smallest budget found for which there is a plan, in bytes, and what asks for it."""
 
         def planned(memory: int) -> Draft:
-            return _Planner(replace(self.task, memory=memory), self.mode, self).search(any_that_fits=True)
+            return _Planner(replace(self.task, memory=memory), self.mode, self).search(
+                any_that_fits=True
+            )
 
         # As it is printed, so that what is named is what was tried.
         least = _megabytes(min(d.least for d in [tried, *self.lean][self.mode != "none" :])[0])

@@ -47,6 +47,23 @@ def check(arguments: Mapping[str, Any]) -> None:
         )
 
 
+def check_half(extents: Sequence[int], card: Card, precision: str) -> None:
+    """Refuse crops whose gradients PyTorch gets wrong on a CPU.
+
+    Where an axis of the coarsest grid has two points, the bfloat16 gradients of weights read memory
+    that nothing was written to (PyTorch 2.13, oneDNN).
+    """
+    if not precision.startswith("bf16") or len(card.axes) != 3:
+        return
+    of = dict(zip(("inline", "crossline", "z"), extents, strict=True))
+    for axis, multiple in zip(card.axes, card.multiple, strict=True):
+        if axis in of and multiple > 1 and of[axis] < 3 * multiple:
+            raise ArgumentError(
+                f"crop {of[axis]}, precision {precision}: on a CPU gradients of grids so coarse "
+                f"are not finite at times; take crops of at least {3 * multiple}, or 32-true"
+            )
+
+
 def time_of(limit: timedelta | str | None) -> timedelta | None:
     """Time from "hours:minutes:seconds"."""
     if limit is None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
     Callback,
     EMAWeightAveraging,
@@ -32,7 +33,7 @@ from .. import models
 from ..errors import ArgumentError, TrainingDataError
 from ..models.card import Card
 from ..models.weights import digest
-from .arguments import check, extents_of, time_of
+from .arguments import check, check_half, extents_of, time_of
 from .crops import Crops, Numbers
 from .module import Activations, TrainingModule
 from .objectives import Objective, objective_of
@@ -204,6 +205,8 @@ def fit(
         callbacks=_callbacks(folder, averaging, limit, record),
         enable_progress_bar=progress,
     )
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        check_half(extents, card, precision)
     if samples < trainer.world_size:
         raise ArgumentError(
             f"samples {samples}: choose at least one for each of {trainer.world_size} processes"
