@@ -100,7 +100,7 @@ def test_readme_runs(tmp_path: Path) -> None:
         words = shlex.split(command, comments=True)
         if words[1] == "train":  # the same, with less to do
             words += shlex.split(
-                "--epochs 1 --samples 2 --val-samples 1 --crop 16 --size 32 --workers 0"
+                "--epochs 1 --samples 2 --val-samples 1 --crop 24 --size 32 --workers 0"
             )
         if words[0] == "outcrop" and words[1] not in ("demo", "view"):
             result = run(sys.executable, "-m", "outcrop.cli.main", *words[1:], cwd=tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from .events import Begin, End, Event, Retry, Tile, Warn, Workers
+from .events import Begin, End, Event, Retry, Tile, Warn
 
 # Columns of `Record.tiles` that come from a tile's own fields, and their types.
 _FIELDS = {
@@ -37,8 +37,6 @@ class Record:
     outputs, workers : list of str
     voxels : float
         That were evaluated: what an earlier run has done does not count.
-    crew : list of (float, int)
-        From when on there were how many workers.
     retries : list of Retry
     warnings : list of Warn
     """
@@ -51,7 +49,6 @@ class Record:
         self._outputs: dict[str, int] = {}
         self._workers: dict[str, int] = {}
         self.voxels = 0.0
-        self.crew: list[tuple[float, int]] = []
         self.retries: list[Retry] = []
         self.warnings: list[Warn] = []
 
@@ -73,8 +70,6 @@ class Record:
             self.begun[event.output] = event
         elif isinstance(event, End):
             self.ended[event.output] = event
-        elif isinstance(event, Workers):
-            self.crew.append((event.time, event.workers))
         elif isinstance(event, Retry):
             self.retries.append(event)
         elif isinstance(event, Warn):
