@@ -515,7 +515,7 @@ def rank(values):
 # Runs
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
 @pytest.mark.parametrize("network", ["faultseg3d", "mtl-refine-2d"])
 def test_precisions_train_and_leave_float32(network, precision, tmp_path):
     more = {"infer_weights": "seeded", "crop": 32} if "refine" in network else {"crop": 24}
