@@ -109,73 +109,20 @@ def thrice(x):
 
 
 UNARY = [
-    "acos",
-    "asin",
-    "ceil",
-    "cos",
-    "cosh",
-    "erf",
-    "exp",
-    "expm1",
-    "log",
-    "log10",
-    "log1p",
-    "log2",
-    "logit",
-    "neg",
-]
-UNARY += [
-    "reciprocal",
-    "rsqrt",
-    "sigmoid",
-    "sin",
-    "sinh",
-    "sqrt",
-    "square",
-    "tan",
-    "tanh",
-    "isfinite",
-    "isinf",
-    "isnan",
-]
+    "acos", "asin", "ceil", "cos", "cosh", "erf", "exp", "expm1", "log", "log10", "log1p",
+    "log2", "logit", "neg", "reciprocal", "rsqrt", "sigmoid", "sin", "sinh", "sqrt", "square",
+    "tan", "tanh", "isfinite", "isinf", "isnan",
+]  # fmt: skip
 STEPS = ["abs", "atan", "floor", "round", "sign", "trunc", "nan_to_num"]
 SMOOTH = [
-    "celu",
-    "elu",
-    "gelu",
-    "glu",
-    "hardshrink",
-    "hardsigmoid",
-    "hardswish",
-    "hardtanh",
-    "leaky_relu",
-    "logsigmoid",
-]
-SMOOTH += [
-    "mish",
-    "relu",
-    "relu6",
-    "selu",
-    "silu",
-    "softplus",
-    "softshrink",
-    "softsign",
-    "normalize",
-]
+    "celu", "elu", "gelu", "glu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh",
+    "leaky_relu", "logsigmoid", "mish", "relu", "relu6", "selu", "silu", "softplus",
+    "softshrink", "softsign", "normalize",
+]  # fmt: skip
 BINARY = [
-    "add",
-    "atan2",
-    "copysign",
-    "div",
-    "floor_divide",
-    "fmod",
-    "hypot",
-    "maximum",
-    "minimum",
-    "mul",
-    "remainder",
-]
-BINARY += ["rsub", "sub", "eq", "ge", "gt", "le", "lt", "ne", "max", "min"]
+    "add", "atan2", "copysign", "div", "floor_divide", "fmod", "hypot", "maximum", "minimum",
+    "mul", "remainder", "rsub", "sub", "eq", "ge", "gt", "le", "lt", "ne", "max", "min",
+]  # fmt: skip
 LOGICAL = ["logical_and", "logical_or", "bitwise_and", "bitwise_or", "eq", "ne"]
 REDUCED = ["amax", "amin", "mean", "sum", "std", "var", "logsumexp"]
 
