@@ -598,6 +598,10 @@ def test_the_workflow(tmp_path):
     assert found.vp.dims == ("depth", "crossline", "inline")
     assert float(found.misfit[-1]) < float(found.misfit[0])
     assert {p.suffix for p in tmp_path.iterdir()} == {".zarr", ".png"}
+    command[command.index("--iterations") + 1] = "3"
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "complete with 2 iterations, not 3; remove it" in done.stderr
 
 
 def test_a_free_surface_reflects_with_the_other_sign():

@@ -94,6 +94,11 @@ def main(
                 **how,
             )
     found = inversion.open_inversion(inverted)
+    if (done := found.sizes["iteration"] - 1) != iterations:
+        raise SystemExit(
+            f"error: {inverted} is complete with {done} iterations, not {iterations}; remove it, "
+            f"or pass --iterations {done}"
+        )
     pictures = draw_inversion(found, inversion.open_shots(shots), out, true.vp, **how)
     fall = 1 - float(found.misfit[-1] / found.misfit[0])
     print(f"misfit fell by {100 * fall:.1f} %")

@@ -78,15 +78,32 @@ def check_bands(bands: Sequence[float | None], experiment: Experiment) -> None:
 
 
 def mask_weights(mask: xr.DataArray | None, experiment: Experiment) -> np.ndarray | None:
-    """Return how much of the gradient each cell keeps, 0 to 1; None for all of it."""
-    if mask is None:
-        if experiment.physics.storage_compression:
-            warnings.warn(
-                "storage_compression garbles the gradient up to 8 cells from sources; pass a mask "
-                "(mask: {radius: ...})",
-                stacklevel=3,
-            )
-        return None
+    """Return how much of the gradient each cell keeps, 0 to 1; None for all of it.
+
+    With compressed wavefields that is nothing in a block with a source in it: there the Laplacian
+    of the wavefield and the source cancel but for a little, which 8 bits do not hold.
+    """
+    values = None if mask is None else _checked(mask, experiment)
+    if not experiment.physics.storage_compression:
+        return values
+    before = np.ones(experiment.grid.shape) if values is None else values
+    values, cells = before.copy(), experiment.physics.garbled
+    sources = experiment.gathers.sources(np.arange(experiment.gathers.count))
+    for middle in experiment.grid.cells(sources):
+        starts = np.maximum(np.floor(middle - cells) + 1, 0).astype(int)
+        values[tuple(map(slice, starts, np.ceil(middle + cells).astype(int)))] = 0.0
+    where = f"closer than {cells} cells to sources, where the gradient is worth nothing then"
+    if not values.any():
+        raise ArgumentError(
+            f"storage_compression: nothing of the model could change, as it may not {where}; keep "
+            'wavefields as they are, with storage_mode="disk" or checkpoint_segments'
+        )
+    if (values < before).any():
+        warnings.warn(f"storage_compression: the model stays as it is {where}", stacklevel=3)
+    return values
+
+
+def _checked(mask: xr.DataArray, experiment: Experiment) -> np.ndarray:
     if set(mask.dims) != set(experiment.grid.dims):
         raise ArgumentError(f"mask: has dimensions {mask.dims}, the model {experiment.grid.dims}")
     values = mask.transpose(*experiment.grid.dims).to_numpy().astype(np.float64)

@@ -57,7 +57,7 @@ class Options:
     storage_path : path-like, optional
         Folder for "disk", on each worker; inside the output unless given.
     storage_compression : bool
-        Keep it in 8 bits a value: lossy.
+        Keep it in 8 bits a value: lossy, and of no use around sources, where the model then stays.
     checkpoint_segments : int, optional
         Keep the wavefield of one of so many pieces of the time, and compute others again.
     memory : str or int, optional

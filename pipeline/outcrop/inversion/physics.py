@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Samples on either side of a position between samples, over which it is spread.
 REACH = 4
+_BLOCK = 8  # samples along an axis that Deepwave compresses together
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -161,6 +162,11 @@ class Physics:
     def interpolated(self) -> bool:
         """Whether positions are not those of samples; forces and velocities lie between them."""
         return self.between or "vertical" in (self.source, self.receiver)
+
+    @property
+    def garbled(self) -> int:
+        """How far from a source, in samples, compression may spoil the gradient: less than this."""
+        return _BLOCK + (REACH if self.interpolated else 0)
 
     @property
     def pml_widths(self) -> list[int]:
