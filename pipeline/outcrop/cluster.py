@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Of worker processes with one thread: Zarr's own threads would be beyond their share of the cores.
 _ALONE = {"ZARR_THREADING__MAX_WORKERS": "1"}
+# Dask looks at every thread's stack 100 times a second, which a tile's many short operators feel.
+_UNWATCHED = {"distributed.worker.profile.enabled": False}
 # Bytes that each worker writes and reads to measure a store.
 _SAMPLE = 2**24
 # Seconds between looks at whether they still are there.
@@ -74,7 +76,7 @@ def connect(
         yield None
         return
 
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     secure = _security(tls)
     if cluster in ("local", "cuda"):
@@ -87,7 +89,7 @@ def connect(
             "protocol": None if secure is None else "tls://",
         }
         with (
-            _on_gpus(how) if cluster == "cuda" else LocalCluster(env=_ALONE, **how) as local,
+            _on_gpus(how) if cluster == "cuda" else _on_cores(how) as local,
             Client(local, security=secure) as client,
         ):
             yield client
@@ -139,6 +141,12 @@ def _security(tls: Tls | None) -> Any:
         for what, file in (("cert", tls.cert), ("key", tls.key))
     }
     return Security(tls_ca_file=str(tls.ca), require_encryption=True, **shown)
+
+
+def _on_cores(how: dict[str, Any]) -> Any:
+    from distributed import LocalCluster
+
+    return LocalCluster(env=_ALONE, config=_UNWATCHED, **how)
 
 
 def _on_gpus(how: dict[str, Any]) -> Any:

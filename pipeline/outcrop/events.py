@@ -92,7 +92,7 @@ class Tile(Event):
     start, stop : float
         Between what times that took up the worker, in seconds since 1970.
     reading, computing, writing : float
-        Seconds of it; in one process reading and writing go on beside the computing.
+        Seconds of it; the next tile is read and the one before written beside the computing.
     read, written : int
         Bytes from and to the survey, the output and stores on disk, before compression.
     memory : int

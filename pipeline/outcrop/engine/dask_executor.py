@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from .evaluation import Evaluation
 
-# Seconds of short tiles, and how many of them, that go as one task.
-_TASK, _MOST = 0.5, 256
+# Seconds of tiles that go as one task, in which reading and writing overlap, and how many at most.
+_TASK, _MOST = 4.0, 256
 
 
 def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from ..graph import Box, Graph
+from ..graph import Graph
 from ..planner import Plan
 from .globals import GlobalStore, to_merge
 from .memory import ALL, USUAL, Watch, keep_freed_memory, return_freed_memory
-from .spent import Peak, Spent, timed
+from .overlap import run_tiles
+from .spent import Peak, Spent
 from .stores import Store
-from .threads import SideThread
 from .tile import StageRunner
 
 # Called with the index of a stage and of a tile in it, when that tile is written, and what it took.
@@ -80,7 +78,7 @@ def run_local(
             stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
             runner = StageRunner(graph, stage, weights, stores, device, compile, watch)
             todo = ((n, t) for n, t in enumerate(stage.tiles()) if (i, n) not in finished)
-            for n, spent in _overlapped(runner, todo, peak):
+            for n, spent in run_tiles(runner, todo, peak):
                 if on_tile is not None:
                     on_tile(i, n, spent)
             written.add(i)
@@ -107,42 +105,3 @@ def unused_after(plan: Plan, i: int) -> set[str]:
     """Tensors that stages up to `i` read or wrote and no later stage reads."""
     later = {name for stage in plan.stages[i + 1 :] for name in stage.inputs}
     return {name for s in plan.stages[: i + 1] for name in (*s.inputs, *s.outputs)} - later
-
-
-def _overlapped(
-    runner: StageRunner, todo: Iterator[tuple[int, Box]], peak: Peak
-) -> Iterator[tuple[int, Spent]]:
-    """Run tiles; yield the number of each once it is written, and what it took."""
-    stage, stores = runner.stage, runner.stores
-    reads = any(stores[name].slow for name in stage.inputs)
-    writes = any(stores[name].slow for name in stage.outputs)
-    read = torch.inference_mode()(runner.read)
-    write = torch.inference_mode()(runner.write)
-    with SideThread(runner.device) as reader, SideThread(runner.device) as writer:
-        # One tile ahead and one behind: the plan's memory counts on it.
-        ahead: Future[tuple[dict[str, Tensor], float]] | None = None
-        behind: Future[tuple[None, float]] | None = None
-        pending: tuple[int, Spent] | None = None
-        following = next(todo, None)
-        while following is not None:
-            (n, tile), following = following, next(todo, None)
-            inputs, reading = timed(read, tile) if ahead is None else ahead.result()
-            ahead = None
-            moved = runner.moved(inputs.items())
-            if reads and following is not None:
-                ahead = reader.submit(timed, read, following[1])
-            start = time.time()
-            results, computing = timed(runner.compute, tile, inputs)
-            written = runner.moved((name, part) for name, _, part in results.parts)
-            spent = Spent(start, time.time(), reading, computing, 0.0, moved, written, peak.bytes())
-            del inputs
-            if behind is not None and pending is not None:
-                yield pending[0], pending[1]._replace(writing=behind.result()[1])
-            behind, pending = None, (n, spent)
-            if writes:
-                behind = writer.submit(timed, write, n, results)
-            else:
-                yield n, spent._replace(writing=timed(write, n, results)[1])
-            del results
-        if behind is not None and pending is not None:
-            yield pending[0], pending[1]._replace(writing=behind.result()[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from ..planner import Stage
 from .compiled import Compiled
 from .globals import GlobalStore
 from .memory import Watch
-from .spent import Peak, Spent, timed
 from .stores import Store, to_device
 
 
@@ -290,17 +288,6 @@ class StageRunner:
             target = self.stores[name]
             assert isinstance(target, GlobalStore)
             patiently(partial(target.put, number, state))
-
-    def run(self, number: int, tile: Box, peak: Peak | None = None) -> Spent:
-        """Read, compute and write one tile."""
-        start = time.time()
-        inputs, reading = timed(self.read, tile)
-        read = self.moved(inputs.items())
-        results, computing = timed(self.compute, tile, inputs)
-        written = self.moved((name, part) for name, _, part in results.parts)
-        _, writing = timed(self.write, number, results)
-        memory = peak.bytes() if peak is not None else 0
-        return Spent(start, time.time(), reading, computing, writing, read, written, memory)
 
     def moved(self, tensors: Iterable[tuple[str, Tensor]]) -> int:
         """Bytes of those tensors that lie outside of the memory of what computes."""

@@ -25,6 +25,7 @@ from .memory import (
     reset_highest_resident,
     return_freed_memory,
 )
+from .overlap import run_tiles
 from .places import Places, Section
 from .spent import Peak, Spent
 from .stores import Store
@@ -113,7 +114,7 @@ class Job(WorkerPlugin):
                 )
             runner = self.runners[stage]
             runner.stores = self._stores(section)
-            spent = [runner.run(number, tile, network.peak) for number, tile in tiles]
+            spent = [found for _, found in run_tiles(runner, iter(tiles), network.peak)]
         ours = [w for w in caught if issubclass(w.category, UserWarning)]
         return network.address, spent, [(str(w.message), w.category) for w in ours]
 

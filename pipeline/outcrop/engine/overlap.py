@@ -1,0 +1,63 @@
+"""Tiles one after the other: while one is computed, the next is read, the one before written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import torch
+from torch import Tensor
+
+from ..graph import Box
+from .spent import Peak, Spent, timed
+from .threads import SideThread
+from .tile import StageRunner
+
+
+def run_tiles(
+    runner: StageRunner, tiles: Iterator[tuple[int, Box]], peak: Peak
+) -> Iterator[tuple[int, Spent]]:
+    """Run tiles; yield the number of each once it is written, and what it took.
+
+    Reading ahead and writing behind are for stores for which that takes time: files and objects,
+    and from host to device.
+    """
+    stage, stores = runner.stage, runner.stores
+    reads = any(stores[name].slow for name in stage.inputs)
+    writes = any(stores[name].slow for name in stage.outputs)
+    read = torch.inference_mode()(runner.read)
+    write = torch.inference_mode()(runner.write)
+    with SideThread(runner.device) as reader, SideThread(runner.device) as writer:
+        # One tile ahead and one behind: the plan's memory counts on it.
+        ahead: Future[tuple[dict[str, Tensor], float]] | None = None
+        behind: Future[tuple[None, float]] | None = None
+        pending: tuple[int, Spent] | None = None
+        following = next(tiles, None)
+        while following is not None:
+            (n, tile), following = following, next(tiles, None)
+            start = time.time()
+            inputs, reading = timed(read, tile) if ahead is None else ahead.result()
+            ahead = None
+            moved = runner.moved(inputs.items())
+            if reads and following is not None:
+                ahead = reader.submit(timed, read, following[1])
+            results, computing = timed(runner.compute, tile, inputs)
+            written = runner.moved((name, part) for name, _, part in results.parts)
+            del inputs
+            if behind is not None and pending is not None:
+                yield pending[0], pending[1]._replace(writing=behind.result()[1])
+            behind, writing = None, 0.0
+            if writes:
+                behind = writer.submit(timed, write, n, results)
+            else:
+                _, writing = timed(write, n, results)
+            del results
+            stop, memory = time.time(), peak.bytes()
+            spent = Spent(start, stop, reading, computing, writing, moved, written, memory)
+            if behind is None:
+                yield n, spent
+            pending = n, spent
+        if behind is not None and pending is not None:
+            _, writing = behind.result()
+            yield pending[0], pending[1]._replace(writing=writing, stop=time.time())
