@@ -1,11 +1,12 @@
 """FaultSeg3d from Zarr to Zarr on 1, 2 and more worker processes, and what limits them.
 
 Each case runs in a process of its own, after a small volume that loads libraries and kernels, with
-the plan that was made for the most workers. Each worker has one core; so has the local executor,
-whose threads for reading and writing would take another; scheduler and client run on what there is,
-with as many workers as cores beside them. Seconds run from the first tile to the last commit:
-statistics and planning are the same for all. Shares are of the workers' time, from their own
-clocks: what is neither reading, computing nor writing is waiting for tasks.
+the plan that was made for the most workers; the cases take turns. Each worker has one core; so has
+the local executor, whose threads for reading and writing would take another; scheduler and client
+run on what there is, with as many workers as cores beside them. Seconds run from the first tile to
+the last commit: statistics and planning are the same for all. Shares are of the workers' time, from
+their own clocks: the next tile is read and the one before written beside the computing, and waiting
+is for tasks.
 
     python benchmarks/scaling.py --sizes 256 384 --json scaling.json
     python benchmarks/scaling.py --sizes 96 --repeat 1 --tiles 10000
@@ -45,7 +46,7 @@ def pin(core: int) -> None:
         os.sched_setaffinity(int(thread), {core})
 
 
-def case(workers: int, size: int, memory: str, repeat: int, folder: Path) -> list[dict[str, Any]]:
+def case(workers: int, size: int, memory: str, folder: Path) -> dict[str, Any]:
     """Run one case in this process; 0 workers are the local executor."""
     import torch
 
@@ -56,7 +57,6 @@ def case(workers: int, size: int, memory: str, repeat: int, folder: Path) -> lis
     cores = sorted(os.sched_getaffinity(0))
     torch.set_num_threads(1)
     model = outcrop.models.load("faultseg3d", weights="seeded")
-    found = []
     with connect("local" if workers else None, workers or None) as client:
         if client is None:
             pin(cores[0])
@@ -72,30 +72,25 @@ def case(workers: int, size: int, memory: str, repeat: int, folder: Path) -> lis
         else:
             plan = outcrop.plan(model, source, memory=memory, client=client, storage_path=folder)
             kept.write_text(json.dumps(plan.to_dict()))
-        for _ in range(repeat):
-            record = outcrop.Record()
-            outcrop.predict(
-                model, source, folder / "o.zarr", plan=plan, client=client, overwrite=True,
-                listeners=[record],
-            )  # fmt: skip
-            facts = record.facts()
-            begin = min(record.tiles["start"])
-            seconds = max(e.time for e in record.ended.values()) - begin
-            whole = seconds * max(1, workers)
-            found.append(
-                {
-                    "seconds": seconds,
-                    "voxels_per_second": size**3 / seconds,
-                    "tiles": facts["tiles"],
-                    **{k: facts[k] / whole for k in ("reading", "computing", "writing")},
-                    "waiting": max(0.0, 1 - facts["busy"] / whole),
-                    "read_bytes": facts["read"],
-                    "written_bytes": facts["written"],
-                    "memory": facts["memory"],
-                    "peak_memory": facts["peak_memory"],
-                }
-            )
-    return found
+        record = outcrop.Record()
+        outcrop.predict(
+            model, source, folder / "o.zarr", plan=plan, client=client, overwrite=True,
+            listeners=[record],
+        )  # fmt: skip
+    facts = record.facts()
+    seconds = max(e.time for e in record.ended.values()) - min(record.tiles["start"])
+    whole = seconds * max(1, workers)
+    return {
+        "seconds": seconds,
+        "voxels_per_second": size**3 / seconds,
+        "tiles": facts["tiles"],
+        **{k: facts[k] / whole for k in ("reading", "computing", "writing")},
+        "waiting": max(0.0, 1 - facts["busy"] / whole),
+        "read_bytes": facts["read"],
+        "written_bytes": facts["written"],
+        "memory": facts["memory"],
+        "peak_memory": facts["peak_memory"],
+    }
 
 
 def run(arguments: list[str]) -> Any:
@@ -155,8 +150,8 @@ def main() -> None:
     parser.add_argument("--empty", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        workers, size, memory, repeat, folder = json.loads(options.case)
-        print(json.dumps(case(workers, size, memory, repeat, Path(folder))))
+        workers, size, memory, name = json.loads(options.case)
+        print(json.dumps(case(workers, size, memory, Path(name))))
         return
     if options.empty:
         print(json.dumps(empty_tiles(*json.loads(options.empty))))
@@ -177,13 +172,21 @@ def main() -> None:
         for size in options.sizes:
             if size != 64:
                 make_survey(size, folder / f"{size}.zarr")
-            best: dict[int, dict[str, Any]] = {}
-            for workers in (*counts, 0):
-                what = [workers, size, options.memory, options.repeat, name]
-                runs = run(["--case", json.dumps(what)])
-                shortest = min(runs, key=lambda r: r["seconds"])
-                best[workers] = {"size": size, "workers": workers, **shortest, "runs": runs}
-                print(f"{size}³, {workers} workers: {shortest['seconds']:.2f} s", file=sys.stderr)
+            runs: dict[int, list[dict[str, Any]]] = {workers: [] for workers in (*counts, 0)}
+            for _ in range(options.repeat):  # in turn, as machines get slower and faster
+                for workers, found in runs.items():
+                    found.append(run(["--case", json.dumps([workers, size, options.memory, name])]))
+                    seconds = found[-1]["seconds"]
+                    print(f"{size}³, {workers} workers: {seconds:.2f} s", file=sys.stderr)
+            best = {
+                workers: {
+                    "size": size,
+                    "workers": workers,
+                    **min(found, key=lambda each: each["seconds"]),
+                    "runs": found,
+                }
+                for workers, found in runs.items()
+            }
             one = best.get(1, best[0])
             for workers, row in sorted(best.items()):
                 row["efficiency"] = one["seconds"] / row["seconds"] / max(1, workers)
