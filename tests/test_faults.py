@@ -474,6 +474,50 @@ def test_a_store_that_refuses_for_good(model, survey, tmp_path, monkeypatch):
     assert np.isfinite(found.prediction.values).all()
 
 
+class Full(WorkerPlugin):
+    """The disk of a worker that refuses now and then, or for good from some point."""
+
+    name = "full"
+
+    def __init__(self, for_good):
+        self.for_good = for_good
+
+    def setup(self, worker):
+        self.before, count = (PredictionStore.write, patience.WAITS), []
+
+        def write(*arguments):
+            count.append(1)
+            if len(count) > 20 if self.for_good else len(count) % 7 == 3:
+                raise OSError(28, "No space left on device")
+            self.before[0](*arguments)
+
+        PredictionStore.write, patience.WAITS = write, (0.01, 0.01, 0.01)
+
+    def teardown(self, worker):
+        PredictionStore.write, patience.WAITS = self.before
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+@pytest.mark.filterwarnings("ignore::outcrop.patience.StorageRefused")
+def test_disks_of_workers_that_refuse(for_good, client, model, survey, calm, tmp_path):
+    path, heard = tmp_path / "o.zarr", []
+    how = {**HOW, "client": client, "listeners": [heard.append]}
+    client.register_plugin(Full(for_good))
+    try:
+        if for_good:
+            with pytest.raises(OutcropError, match=r"no space left .* goes on where it stopped"):
+                outcrop.predict(model, survey, path, **how)
+        else:
+            outcrop.predict(model, survey, path, **how)
+    finally:
+        client.unregister_worker_plugin("full")
+    assert any(isinstance(e, Retry) and "No space left" in e.message for e in heard)
+    if for_good:
+        assert 20 <= lines(path) < heard[0].tiles
+        outcrop.predict(model, survey, path, **how)
+    same(xr.open_zarr(path), calm)
+
+
 def test_states_and_values_are_kept_at_the_second_attempt(tmp_path, monkeypatch):
     node = SimpleNamespace(op="norm_stats")
     save, count = outcrop.engine.globals.write_whole, []

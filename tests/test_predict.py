@@ -354,15 +354,36 @@ def test_resuming_with_something_else_is_refused_and_named(model, monkeypatch, t
 
 def test_the_fingerprint_knows_where_samples_are():
     """Sums alone are the same for lines in reverse; blocks do not matter."""
-    lines = np.random.default_rng(0).integers(-9, 9, (16, 8, 24)).astype(np.float32)
+    lines = np.random.default_rng(0).normal(3.0, 2.0, (16, 8, 24)).astype(np.float32)
     dims = ("inline", "crossline", "twt")
     coords = {d: np.arange(n) for d, n in zip(dims, lines.shape, strict=True)}
     forward, back = (xr.DataArray(v, coords, dims) for v in (lines, lines[::-1]))
     found, fingerprint = statistics(forward)
-    assert statistics(forward.chunk({"inline": 8, "twt": 8})) == (found, fingerprint)
+    exact = lines.astype(np.float64)
+    assert found == pytest.approx((exact.mean(), exact.std(), exact.min(), exact.max()), rel=1e-13)
+    same, blocked = statistics(forward.chunk({"inline": 8, "twt": 7}))
+    assert blocked == fingerprint
+    assert same == pytest.approx(found, rel=1e-13)
     same, other = statistics(back)
-    assert same == found
+    assert same == pytest.approx(found, rel=1e-13)
     assert other != fingerprint
+
+
+def test_statistics_are_those_of_live_traces_alone():
+    rng = np.random.default_rng(1)
+    live = rng.random((16, 12)) < 0.4
+    live[:8, :6] = False  # a block of them
+    samples = rng.normal(1e4, 0.5, (20, 16, 12)) * live
+    coords = {"live": (("inline", "crossline"), live)}
+    dims = ("twt", "inline", "crossline")
+    for axis in dims:
+        coords[axis] = np.arange(samples.shape[dims.index(axis)])
+    volume = xr.DataArray(samples, coords, dims).chunk({"twt": 7, "inline": 8, "crossline": 6})
+    some = samples[:, live]
+    expected = some.mean(), some.std(), some.min(), some.max()
+    assert statistics(volume)[0] == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(SurveyError, match="NaN or infinite"):
+        statistics(volume.where(volume != volume[3, 4, 5], np.inf))
 
 
 def test_workers_lost_during_statistics_are_one_line():

@@ -16,11 +16,14 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
+from typer.testing import CliRunner
 
 import outcrop
 from outcrop import events, patience
+from outcrop.cli.main import app
 from outcrop.cluster import connect
 from outcrop.engine.tile import StageRunner
 from outcrop.engine.zarr_stores import PredictionStore
@@ -241,6 +244,42 @@ def test_the_command_logs_and_reports(survey, tmp_path):
     assert page.facts["tiles"] == told.count("tile")
     with pytest.raises(OutcropError, match=r"no/log: cannot be written"):
         events.JsonLog(tmp_path / "no" / "log")
+
+
+def test_the_command_reports_what_stopped_it(survey, tmp_path, monkeypatch):
+    survey.chunk(16).to_zarr(tmp_path / "s.zarr", zarr_format=3)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(patience, "WAITS", ())
+    monkeypatch.setattr(PredictionStore, "write", full)
+    command = ["predict", "s.zarr", "o.zarr", "--model", "faultseg3d", "--weights", "seeded"]
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, OutcropError)
+    page = Page(tmp_path / "o.report.html")
+    assert "o.zarr was not finished" in " ".join(page.titles)
+    assert page.facts["tiles"] == 0
+
+
+def test_the_command_over_several_surveys(survey, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["a.zarr", "b.zarr"]
+    for n, name in enumerate(names):
+        survey.roll(inline=n).chunk(16).to_zarr(name, zarr_format=3)
+    command = ["predict", *names, "out", "--model", "faultseg3d", "--weights", "seeded"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "out: 2 predictions" in done.output
+    assert list(Page("out.report.html").facts["outputs"]) == [f"out/{name}" for name in names]
+    alone = [*command[:2], "alone.zarr", *command[4:]]
+    CliRunner().invoke(app, alone, catch_exceptions=False)
+    xr.testing.assert_identical(
+        xr.open_zarr("alone.zarr").load(), xr.open_zarr("out/a.zarr").load()
+    )
+    done = CliRunner().invoke(app, [*command, "--picks", "p.npz"])
+    assert "--picks: not with 2 surveys" in str(done.exception)
 
 
 class Watched(WorkerPlugin):

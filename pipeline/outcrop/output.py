@@ -139,6 +139,7 @@ class Output:
         encoding: Mapping[str, Mapping[str, Any]],
         record: Mapping[str, Any],
         overwrite: bool = False,
+        notes: Mapping[str, str] | None = None,
     ) -> Output:
         """Create the arrays of `template`, or take up an interrupted output.
 
@@ -154,6 +155,8 @@ class Output:
             JSON-serialisable facts that must be equal for a later call to resume this one.
         overwrite : bool
             Remove what lies at `path` first.
+        notes : mapping of str to str, optional
+            Texts by their file's name, to put into `aside` before anything can be taken up.
 
         Raises
         ------
@@ -165,7 +168,7 @@ class Output:
         target = check_free(path, overwrite)
         lock = take(target)
         try:
-            resumed = cls._begin(target, template, encoding, record, overwrite)
+            resumed = cls._begin(target, template, encoding, record, overwrite, notes or {})
             return cls(target, resumed, lock)
         except BaseException:
             lock.release()
@@ -179,6 +182,7 @@ class Output:
         encoding: Mapping[str, Mapping[str, Any]],
         record: Mapping[str, Any],
         overwrite: bool,
+        notes: Mapping[str, str],
     ) -> bool:
         """Return whether an earlier call began."""
         if not isinstance(target, Remote):
@@ -218,7 +222,8 @@ class Output:
             made = {key: value.to_bytes() for key, value in held.items()}
             _remove_all_but_root(target, made.pop(_ROOT))
             target.ask("pipe", {f"{target.key}/{key}": data for key, data in made.items()})
-            (target / ASIDE / _RECORD).write_text(text)
+            for name, note in {**notes, _RECORD: text}.items():
+                (target / ASIDE / name).write_text(note)
             return False
 
         # Made beside the target and moved there without its root: a call that dies anywhere in
@@ -228,7 +233,8 @@ class Output:
         try:
             create(store_of(beside))
             os.replace(beside / _ROOT, beside / ASIDE / _ROOT)
-            (beside / ASIDE / _RECORD).write_text(text)
+            for name, note in {**notes, _RECORD: text}.items():
+                (beside / ASIDE / name).write_text(note)
         except BaseException:  # such as no space left
             with contextlib.suppress(OSError):
                 remove(beside)

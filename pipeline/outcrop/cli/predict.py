@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,15 +43,17 @@ _VIEWS = "--angles, --resolutions or --direction both"
 
 def command(
     survey: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            help="Survey: a Zarr written by `outcrop ingest`, or raw samples; s3://bucket/key too."
+            help="Survey: a Zarr written by `outcrop ingest`, or raw samples; s3://bucket/key too. "
+            "Several share the workers."
         ),
     ],
     out: Annotated[
         str,
         typer.Argument(
-            help="Zarr to write, s3://bucket/key too; with --shape the stem of raw files."
+            help="Zarr to write, s3://bucket/key too; with --shape the stem of raw files; of "
+            "several surveys the folder where each gets a Zarr of its name."
         ),
     ],
     model: Annotated[str, typer.Option(help="Network of the zoo.")],
@@ -143,7 +147,7 @@ def command(
     """
     from .. import models, view
     from ..cluster import connect
-    from ..engine import predict, predict_views, predict_windows, refine
+    from ..engine import predict, predict_all, predict_views, predict_windows, refine
     from ..events import JsonLog, Listener
     from ..output import check_free
     from ..picks import check_picks, write_picks
@@ -163,8 +167,13 @@ def command(
     ):
         if value is not None and {**ways, "--picks": picks}[way] is None:
             raise ArgumentError(f"{name}: only with {way}")
+    several = len(survey) > 1
+    if several and (asked or shape is not None or picks is not None):
+        what = asked or ["--shape" if shape is not None else "--picks"]
+        raise ArgumentError(f"{what[0]}: not with {len(survey)} surveys; name one at a time")
     store = out if shape is None else f"{out}.zarr"
-    check_free(store, overwrite)
+    if not several:
+        check_free(store, overwrite)
     options = options_of(option, tasks)
     network = models.load(model, weights=weights, **options)
     refiner = None
@@ -172,14 +181,24 @@ def command(
         if not model.startswith("mtl-infer"):
             raise ArgumentError(f"--refine-weights: not with {model}; take mtl-infer-3d or -2d")
         refiner = models.load(model.replace("infer", "refine"), weights=refine_weights, **options)
-    data = survey_of(survey, shape)
+    data: Any = None if several else survey_of(survey[0], shape)
     if picks is not None:
         check_picks(picks, tuple(data.sizes[d] for d in ("inline", "crossline")))
         picked = _picked(network)
     record = Record()
     listeners: list[Listener] = [record] if log_json is None else [record, JsonLog(log_json)]
     aside = log_json == "-"  # the standard output has JSON alone
-    with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
+
+    def tell(result: Any = None) -> None:
+        if record.begun and report != "none":
+            page = report or f"{str(store).removesuffix('.zarr')}.report.html"
+            view.report(record, page, data, result)
+            typer.echo(page, err=aside)
+
+    with (
+        _in_any_case(tell),
+        connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client,
+    ):
         if client is not None:
             typer.echo(f"Dask dashboard: {client.dashboard_link}", err=True)
         how: dict[str, Any] = {
@@ -235,8 +254,14 @@ def command(
                 threshold=threshold,
                 **how,
             )
+        elif several:
+            predict_all(network, survey, out, direction=direction, threshold=threshold, **how)
         else:
             result = predict(network, data, store, direction=direction, threshold=threshold, **how)
+    if several:
+        tell()
+        typer.echo(f"{out}: {len(survey)} predictions", err=aside)
+        return
     if picks is not None:
         least = 0.5 if threshold is None else threshold
         count = write_picks(result[picked], picks, threshold=least, minimum=minimum or 0)
@@ -244,12 +269,20 @@ def command(
     if shape is not None:
         for path in write_raw(result, network.card, out):  # type: ignore[arg-type]
             typer.echo(str(path), err=aside)
-    if record.begun and report != "none":
-        page = report or f"{str(store).removesuffix('.zarr')}.report.html"
-        view.report(record, page, data, result)
-        typer.echo(page, err=aside)
+    tell(result)
     sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
     typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}", err=aside)
+
+
+@contextlib.contextmanager
+def _in_any_case(tell: Callable[[], None]) -> Iterator[None]:
+    """Tell of what stops, too, which is what is raised whatever becomes of the telling."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            tell()
+        raise
 
 
 def _picked(network: nn.Module) -> str:

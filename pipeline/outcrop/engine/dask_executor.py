@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from .evaluation import Evaluation
 
-# Seconds of tiles that go as one task, in which reading and writing overlap, and how many at most.
-_TASK, _MOST = 4.0, 256
+# Tiles that go as one task, in which reading and writing overlap with computing: of so many seconds
+# in all, but a few of longer ones too; never more than so many.
+_TASK, _LONG_TASK, _FEW, _MOST = 4.0, 30.0, 4, 256
 
 
 def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:
@@ -110,7 +111,10 @@ class _Begun:
     def batch(self, stage: int) -> int:
         """How many tiles of a stage go as one task."""
         taken = self.seconds.get(stage)
-        return 1 if taken is None else max(1, min(_MOST, int(_TASK / max(taken, 1e-9))))
+        if taken is None:
+            return 1
+        short, long = (int(most / max(taken, 1e-9)) for most in (_TASK, _LONG_TASK))
+        return max(1, min(short, _MOST), min(long, _FEW))
 
 
 class _Run:

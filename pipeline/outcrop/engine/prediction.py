@@ -263,13 +263,11 @@ def prepared(
         ):
             empty.attrs[f"{name}_{attribute}"] = values if framed.stacked else values[0]
     goes_on = "once that is mended, the same command goes on where it stopped"
+    notes = {PLAN: json.dumps({"wanted": wanted, "plan": plan.to_dict()})} if made else {}
     with (
         naming_refusal(target, goes_on),
-        Output.begin(target, empty, encoding, begun_by, overwrite) as output,
+        Output.begin(target, empty, encoding, begun_by, overwrite, notes) as output,
     ):
-        if made and not output.resumed:
-            record = json.dumps({"wanted": wanted, "plan": plan.to_dict()})
-            (output.aside / PLAN).write_text(record)
         folder = output.aside / "stored"
         if storage_path is not None:  # which several predictions may share
             alone = repr((sorted(provenance.items()), str(target.absolute())))

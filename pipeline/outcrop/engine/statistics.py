@@ -6,7 +6,6 @@ import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
-import dask
 import dask.array
 import numpy as np
 import xarray as xr
@@ -23,13 +22,21 @@ if TYPE_CHECKING:
 
 # Normalizations that do without the statistics of the volume.
 _LOCAL = ("none", "mask", "half-turn", "position")
+# What is found of one block: of its live samples number, mean, sum of squared differences from it
+# and extremes; of all of them their sum, and the sum of `_placed`.
+_STATE = np.dtype(
+    [
+        *((name, np.float64) for name in ("count", "mean", "squares", "lowest", "highest", "sum")),
+        ("placed", np.uint64),
+    ]
+)
 
 
 def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Statistics, str]:
     """Return statistics of the live traces, and a fingerprint of the volume.
 
-    Two passes over the samples with Dask, summed in float64. The fingerprint knows of every sample
-    where it is, whatever the blocks that they are stored in.
+    One pass over the samples with Dask, in float64: means and variances of blocks are merged [1]_.
+    The fingerprint knows of every sample where it is, whatever the blocks that they are stored in.
 
     Parameters
     ----------
@@ -42,84 +49,111 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
     -------
     Statistics
     fingerprint : str
-        SHA-256 of the coordinates, of the sums, and of a sum that each sample's place weights.
+        SHA-256 of the coordinates, of the extremes, and of a sum that each sample's place weights.
 
     Raises
     ------
     SurveyError
         If a sample is NaN or infinite, or a chunk cannot be decoded.
+
+    References
+    ----------
+    .. [1] Chan, T. F., Golub, G. H., and LeVeque, R. J., 1983, Algorithms for computing the sample
+       variance: The American Statistician, 37, 242-247, https://doi.org/10.2307/2683386
     """
     lazy = volume.chunk({}).data if volume.chunks is None else volume.data
     live = volume.coords.get("live")
-    share = 1.0 if live is None else float(live.mean())
-    samples = volume.size * share
-    missing = volume.size - samples
+    blocks = [lazy]
+    if live is not None and not bool(live.all()):
+        traces = [d for d in volume.dims if d in live.dims]
+        mask = live.transpose(*traces).to_numpy()
+        mask = mask[tuple(slice(None) if d in traces else None for d in volume.dims)]
+        chunks = tuple(
+            c if d in traces else (1,) for c, d in zip(lazy.chunks, volume.dims, strict=True)
+        )
+        blocks.append(dask.array.from_array(mask, chunks=chunks))
+    states = dask.array.map_blocks(
+        _state,
+        *blocks,
+        dtype=_STATE,
+        chunks=(1,) * lazy.ndim,
+        meta=np.empty((0,) * lazy.ndim, _STATE),
+    )
+    name = volume.name or "the survey"
 
-    def compute(*values: Any) -> list[Any]:
-        def read() -> list[Any]:
-            if client is not None:
-                return client.gather(client.compute(list(values)))
-            return list(dask.compute(*values, scheduler="threads"))
+    def read() -> np.ndarray:
+        if client is not None:
+            return client.gather(client.compute(states))
+        return states.compute(scheduler="threads")
 
-        name = volume.name or "the survey"
-        then = "once that is mended, run the same command again"
-        with naming_bad_chunk(volume), naming_refusal(name, then):
-            if client is None:
-                return patiently(read)
+    with (
+        naming_bad_chunk(volume),
+        naming_refusal(name, "once that is mended, run the same command again"),
+    ):
+        if client is None:
+            found = patiently(read)
+        else:
             from ..tasks import naming_loss
 
             with naming_loss(f"statistics of {name}"):
-                return patiently(read)
-
-    seen = lazy
-    if live is not None and missing and samples:
-        # Where there is no trace, a sample that changes neither the lowest nor the highest.
-        traces = [d for d in volume.dims if d in live.dims]
-        mask = live.transpose(*traces).to_numpy()
-        first = dict(zip(traces, np.argwhere(mask)[0], strict=True))
-        other = lazy[tuple(first.get(d, 0) for d in volume.dims)]
-        mask = mask[tuple(slice(None) if d in traces else None for d in volume.dims)]
-        seen = dask.array.where(mask, lazy, other)
-    *ends, placed = compute(lazy.sum(dtype=np.float64), seen.min(), seen.max(), _placed_sum(lazy))
-    total, lowest, highest = map(float, ends)
-    mean = total / max(samples, 1.0)
-    if not math.isfinite(mean):
+                found = patiently(read)
+    if not np.isfinite(found["sum"]).all():
         raise SurveyError(
-            f"{volume.name or 'the survey'}: has samples that are NaN or infinite; ingest it again "
+            f"{name}: has samples that are NaN or infinite; ingest it again "
             "with nonfinite='zero' (--nonfinite zero)"
         )
-    squares = float(*compute(((lazy.astype(np.float64) - mean) ** 2).sum()))
-    variance = (squares - missing * mean**2) / max(samples, 1.0)
-    found = Statistics(mean, math.sqrt(max(variance, 0.0)), lowest, highest)
+    whole = _merged(found[found["count"] > 0])
 
     sha = hashlib.sha256(repr((volume.dims, volume.shape, str(volume.dtype))).encode())
     for dim in volume.dims:
         sha.update(np.ascontiguousarray(volume[dim].to_numpy()).tobytes())
     if live is not None:
         sha.update(np.ascontiguousarray(live.to_numpy()).tobytes())
-    sha.update(repr((found, int(placed))).encode())
-    return found, sha.hexdigest()
+    placed = int(found["placed"].sum(dtype=np.uint64))
+    sha.update(repr((whole.lowest, whole.highest, placed)).encode())
+    return whole, sha.hexdigest()
 
 
-def _placed_sum(samples: dask.array.Array) -> dask.array.Array:
+def _state(block: np.ndarray, live: np.ndarray | None = None, block_info: Any = None) -> np.ndarray:
+    """What is found of one block, alone in an array."""
+    found = np.zeros((1,) * block.ndim, _STATE)
+    found["sum"] = block.sum(dtype=np.float64)
+    found["placed"] = _placed(block, block_info[0]["array-location"])
+    samples = block
+    if live is not None and not live.all():
+        samples = block[np.broadcast_to(live, block.shape)]
+    if samples.size:
+        found["count"], found["mean"] = samples.size, samples.mean(dtype=np.float64)
+        found["lowest"], found["highest"] = samples.min(), samples.max()
+        with np.errstate(invalid="ignore"):  # of what is infinite, which the sum tells
+            from_mean = samples - found["mean"].item()
+            found["squares"] = np.square(from_mean, out=from_mean).sum()
+    return found
+
+
+def _merged(states: np.ndarray) -> Statistics:
+    """Statistics of all blocks together."""
+    if not states.size:
+        return Statistics(0.0, 0.0, 0.0, 0.0)
+    count = states["count"].sum()
+    mean = math.fsum(states["count"] * states["mean"]) / count
+    between = states["count"] * (states["mean"] - mean) ** 2
+    deviation = math.sqrt(math.fsum([*states["squares"], *between]) / count)
+    return Statistics(
+        mean, deviation, float(states["lowest"].min()), float(states["highest"].max())
+    )
+
+
+def _placed(block: np.ndarray, places: Any) -> np.uint64:
     """Sum of the bits of all samples, each times a weight of its place, modulo 2⁶⁴.
 
     Exact, so that it is the same for any blocks.
     """
-    none = np.empty((0,) * samples.ndim, np.uint64)
-    chunks = (1,) * samples.ndim
-    parts = samples.map_blocks(_placed, dtype=np.uint64, chunks=chunks, meta=none)
-    return parts.sum(dtype=np.uint64)
-
-
-def _placed(block: np.ndarray, block_info: Any = None) -> np.ndarray:
-    """That sum over one block."""
-    places = block_info[0]["array-location"]
     found = np.asarray(block).view(f"u{block.dtype.itemsize}")
     for axis in reversed(range(block.ndim)):
         # Not @, which is several times slower for integers.
         found = np.einsum("...i,i->...", found, _weights(places[axis], axis))
-    return found.reshape((1,) * block.ndim)
+    return np.uint64(found)
 
 
 def _weights(place: tuple[int, int], axis: int) -> np.ndarray:

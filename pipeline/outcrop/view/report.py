@@ -137,8 +137,8 @@ def report(
 
 _TIME_LEGEND = (
     '<p class="legend"><i class="reading"></i>reading<i class="computing"></i>computing'
-    '<i class="writing"></i>writing; the busiest fills its bar. In one process reading and '
-    "writing go on beside the computing.</p>"
+    '<i class="writing"></i>writing; the busiest fills its bar. The next tile is read and the one '
+    "before written beside the computing.</p>"
 )
 _MEMORY_NOTE = (
     '<p class="note">What each worker had grown by at its highest, and the plan\'s '
