@@ -259,7 +259,7 @@ def test_the_command_reports_what_stopped_it(survey, tmp_path, monkeypatch):
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, OutcropError)
     page = Page(tmp_path / "o.report.html")
-    assert "o.zarr was not finished" in " ".join(page.titles)
+    assert "o.zarr was not finished" in page.text
     assert page.facts["tiles"] == 0
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Tiles that go as one task, in which reading and writing overlap with computing: of so many seconds
 # in all, but a few of longer ones too; never more than so many.
-_TASK, _LONG_TASK, _FEW, _MOST = 4.0, 30.0, 4, 256
+_TASK, _LONG_TASK, _FEW, _MOST = 4.0, 60.0, 4, 256
 
 
 def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:

@@ -126,7 +126,7 @@ def _state(block: np.ndarray, live: np.ndarray | None = None, block_info: Any = 
         found["count"], found["mean"] = samples.size, samples.mean(dtype=np.float64)
         found["lowest"], found["highest"] = samples.min(), samples.max()
         with np.errstate(invalid="ignore"):  # of what is infinite, which the sum tells
-            from_mean = samples - found["mean"].item()
+            from_mean = np.subtract(samples, found["mean"].item(), dtype=np.float64)
             found["squares"] = np.square(from_mean, out=from_mean).sum()
     return found
 
