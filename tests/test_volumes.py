@@ -8,7 +8,7 @@ from torch import nn
 
 import outcrop
 from outcrop.cluster import connect
-from outcrop.errors import ArgumentError, OutputExistsError
+from outcrop.errors import ArgumentError, OutputExistsError, SurveyError
 from outcrop.models.card import Card, InputCard
 from test_predict import make_survey
 
@@ -102,5 +102,13 @@ def test_a_list_of_surveys(cluster, client, model, tmp_path):
     assert {e.output for e in events} == {str(tmp_path / "all" / "2.zarr")}
     with pytest.raises(OutputExistsError, match="input_sha256 differ"):
         outcrop.predict_all(model, surveys[1:2], [tmp_path / "all" / "0.zarr"], **how)
+    # What is wrong with any of them is said before the first begins.
+    with pytest.raises(SurveyError, match="no variable 'amplitude'"):
+        outcrop.predict_all(
+            model, [*surveys, surveys[0].rename(amplitude="amp")], tmp_path / "none", **how
+        )
+    with pytest.raises(OutputExistsError, match=r"0\.zarr: is a dataset itself"):
+        outcrop.predict_all(model, surveys, tmp_path / "all" / "0.zarr", **how)
+    assert not (tmp_path / "none").exists()
     with pytest.raises(ArgumentError, match="1 different ones for 3 surveys"):
         outcrop.predict_all(model, surveys, [tmp_path / "a.zarr"] * 3)

@@ -191,7 +191,7 @@ def command(
 
     def tell(result: Any = None) -> None:
         if record.begun and report != "none":
-            page = report or f"{str(store).removesuffix('.zarr')}.report.html"
+            page = report or f"{store.rstrip('/').removesuffix('.zarr')}.report.html"
             view.report(record, page, data, result)
             typer.echo(page, err=aside)
 

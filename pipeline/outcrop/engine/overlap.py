@@ -31,8 +31,7 @@ def run_tiles(
     with SideThread(runner.device) as reader, SideThread(runner.device) as writer:
         # One tile ahead and one behind: the plan's memory counts on it.
         ahead: Future[tuple[dict[str, Tensor], float]] | None = None
-        behind: Future[tuple[None, float]] | None = None
-        pending: tuple[int, Spent] | None = None
+        behind: tuple[int, Spent, Future[tuple[None, float]]] | None = None
         following = next(tiles, None)
         while following is not None:
             (n, tile), following = following, next(tiles, None)
@@ -45,19 +44,21 @@ def run_tiles(
             results, computing = timed(runner.compute, tile, inputs)
             written = runner.moved((name, part) for name, _, part in results.parts)
             del inputs
-            if behind is not None and pending is not None:
-                yield pending[0], pending[1]._replace(writing=behind.result()[1])
-            behind, writing = None, 0.0
-            if writes:
-                behind = writer.submit(timed, write, n, results)
-            else:
-                _, writing = timed(write, n, results)
+            if behind is not None:
+                yield _written(*behind)
+            future = writer.submit(timed, write, n, results) if writes else None
+            writing = 0.0 if writes else timed(write, n, results)[1]
             del results
             stop, memory = time.time(), peak.bytes()
             spent = Spent(start, stop, reading, computing, writing, moved, written, memory)
-            if behind is None:
+            behind = None if future is None else (n, spent, future)
+            if future is None:
                 yield n, spent
-            pending = n, spent
-        if behind is not None and pending is not None:
-            _, writing = behind.result()
-            yield pending[0], pending[1]._replace(writing=writing, stop=time.time())
+        if behind is not None:
+            n, spent = _written(*behind)
+            yield n, spent._replace(stop=time.time())
+
+
+def _written(number: int, spent: Spent, writing: Future[tuple[None, float]]) -> tuple[int, Spent]:
+    """Wait until a tile is written."""
+    return number, spent._replace(writing=writing.result()[1])

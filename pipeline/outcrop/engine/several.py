@@ -12,7 +12,7 @@ from torch import nn
 
 from ..arrays import open_dataset
 from ..errors import ArgumentError, OutputExistsError
-from ..output import PathLike, is_complete
+from ..output import PathLike, check_free, is_complete, is_unfinished
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
@@ -55,12 +55,17 @@ def predict_all(
     OutcropError
         As `predict` does.
     """
-    targets = _targets(surveys, paths, options.get("storage_options"))
+    stores = options.get("storage_options")
+    targets = _targets(surveys, paths, stores)
     if options.pop("progress", False):
         options["listeners"] = [*options.get("listeners", ()), ProgressBar()]
     defaults = {k: v for k, v in (predict.__kwdefaults__ or {}).items() if k != "progress"}
     how = {**defaults, **options}
     client, overwrite = how["client"], how["overwrite"]
+    for survey, path in zip(surveys, targets, strict=True):  # before hours go into the others
+        frame(model, survey, how["direction"], stores, stacked=True)
+        if not is_complete(path):
+            check_free(path, overwrite, stores)
     with contextlib.ExitStack() as stack:
 
         def evaluations() -> Iterator[Evaluation]:
@@ -91,6 +96,8 @@ def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -
     named = (str, os.PathLike, Remote)
     if isinstance(paths, named):
         folder = place(paths, options)
+        if is_complete(folder) or is_unfinished(folder):
+            raise OutputExistsError(f"{folder}: is a dataset itself; name a folder for all outputs")
         targets: list[Place] = [
             folder / (place(s).name if isinstance(s, named) else f"{i}.zarr")
             for i, s in enumerate(surveys)

@@ -49,7 +49,7 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
     -------
     Statistics
     fingerprint : str
-        SHA-256 of the coordinates, of the extremes, and of a sum that each sample's place weights.
+        SHA-256 of the coordinates and of a sum that each sample's place weights.
 
     Raises
     ------
@@ -109,23 +109,22 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
         sha.update(np.ascontiguousarray(volume[dim].to_numpy()).tobytes())
     if live is not None:
         sha.update(np.ascontiguousarray(live.to_numpy()).tobytes())
-    placed = int(found["placed"].sum(dtype=np.uint64))
-    sha.update(repr((whole.lowest, whole.highest, placed)).encode())
+    sha.update(repr(int(found["placed"].sum(dtype=np.uint64))).encode())
     return whole, sha.hexdigest()
 
 
 def _state(block: np.ndarray, live: np.ndarray | None = None, block_info: Any = None) -> np.ndarray:
     """What is found of one block, alone in an array."""
     found = np.zeros((1,) * block.ndim, _STATE)
-    found["sum"] = block.sum(dtype=np.float64)
     found["placed"] = _placed(block, block_info[0]["array-location"])
     samples = block
     if live is not None and not live.all():
         samples = block[np.broadcast_to(live, block.shape)]
-    if samples.size:
-        found["count"], found["mean"] = samples.size, samples.mean(dtype=np.float64)
-        found["lowest"], found["highest"] = samples.min(), samples.max()
-        with np.errstate(invalid="ignore"):  # of what is infinite, which the sum tells
+    with np.errstate(invalid="ignore", over="ignore"):  # the sum tells what is not finite
+        found["sum"] = block.sum(dtype=np.float64)
+        if samples.size:
+            found["count"], found["mean"] = samples.size, samples.mean(dtype=np.float64)
+            found["lowest"], found["highest"] = samples.min(), samples.max()
             from_mean = np.subtract(samples, found["mean"].item(), dtype=np.float64)
             found["squares"] = np.square(from_mean, out=from_mean).sum()
     return found
