@@ -241,3 +241,15 @@ def test_lower_precision_differs_by_rounding_alone(faults, precision):
     network.double()
     own = (whole - expected).abs().max()
     assert (found - expected).abs().max() <= 3 * own
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32", "float64"])
+def test_what_is_not_a_number_spreads_as_in_one_piece(precision):
+    torch.manual_seed(1)
+    network = FaultSeg3d().eval().to(getattr(torch, precision))
+    x = torch.randn(1, 1, 16, 16, 200).to(getattr(torch, precision))
+    x[..., 9, 8, 40] = float("nan")
+    with torch.no_grad():
+        expected = network(x).isnan()
+    assert 0 < expected.sum() < expected.numel()
+    assert torch.equal(whole_volume(network, x, tile=(16, 16, 64)).isnan(), expected)

@@ -180,11 +180,11 @@ def _phases(weight: Tensor, factors: Shape) -> Tensor:
     sums = []
     for k, r, t in zip(kernel, factors, _taps(kernel, factors), strict=True):
         # Tap i of phase j meets this point of the coarse grid.
-        meets = torch.zeros(r, t, k, dtype=torch.float64, device=weight.device)
+        meets = torch.zeros(r, t, k, dtype=torch.float64)
         for j in range(r):
             for i in range(k):
                 meets[j, (j + i) // r, i] = 1
-        sums.append(meets)
+        sums.append(meets.to(weight.device))
     n = len(kernel)
     axes = ",".join(("aux", "bvy", "cwz")[:n])
     phases = torch.einsum(f"oi{'xyz'[:n]},{axes}->{'abc'[:n]}oi{'uvw'[:n]}", weight.double(), *sums)

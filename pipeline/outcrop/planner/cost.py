@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from .rates import Rates
 # What the C allocator holds beyond the tensors in use, as blocks that fit no request: less where
 # all tiles are one, more where kernels in double precision take and free memory beside the tensors.
 _HELD_BACK, _ONE_TILE, _DOUBLE = 1.75, 1.55, 1.6
+# A GPU's hands out what is asked for, rounded up a little.
+_ON_GPU = 1.05
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,20 @@ class Costs:
         Bytes of a value.
     workers : int, optional
         Of a cluster, that evaluate tiles side by side and read and write nothing but the store.
+    device : str
+        What computes: "cpu" or "cuda".
     """
 
     def __init__(
-        self, graph: Graph, rates: Rates, itemsize: int, workers: int | None = None
+        self,
+        graph: Graph,
+        rates: Rates,
+        itemsize: int,
+        workers: int | None = None,
+        device: str = "cpu",
     ) -> None:
         self.graph, self.rates, self.itemsize, self.workers = graph, rates, itemsize, workers
+        self.device = device
         self.usual = "device" if workers is None else "disk"
         self.weight_bytes = itemsize * sum(map(math.prod, graph.weights.values()))
         self._point: dict[str, tuple[float, float]] = {}
@@ -202,11 +213,10 @@ class Costs:
         # oneDNN and cuDNN bring the kernels into layouts of their own, for every tile again.
         weights = (graph.weights[w] for name in part.nodes for w in graph.nodes[name].weights)
         seconds += tiles * self.itemsize * sum(map(math.prod, weights)) / self.rates.fresh
-        held_back = _HELD_BACK if tiles > 1 else _ONE_TILE
-        if self.itemsize > 4:
-            held_back *= _DOUBLE
-        tile_bytes = int(held_back * self._tile_bytes(part, kept, boxes))
+        tile_bytes = int(self._held_back(tiles) * self._tile_bytes(part, kept, boxes))
         seconds += tile_bytes / self.rates.fresh
+        if not all(self._takes(name, boxes[name]) for name in (*part.nodes, *part.inputs)):
+            tile_bytes = sys.maxsize
         return _Work(
             seconds,
             operations,
@@ -216,6 +226,17 @@ class Costs:
             tiles,
             tile_bytes,
         )
+
+    def _held_back(self, tiles: int) -> float:
+        if self.device != "cpu":
+            return _ON_GPU
+        held_back = _HELD_BACK if tiles > 1 else _ONE_TILE
+        return held_back * _DOUBLE if self.itemsize > 4 else held_back
+
+    def _takes(self, name: str, box: Box) -> bool:
+        """Whether there are kernels for so large a tensor; if not, none is there for a part."""
+        layout = self.graph.layouts[name]
+        return layout.is_fixed or layout.width * box.size <= self.rates.elements
 
     def _tile_bytes(self, part: Part, kept: Sequence[str], boxes: Mapping[str, Box]) -> int:
         """Peak of one tile: walk the nodes, hold what is still needed."""
@@ -243,13 +264,13 @@ class Costs:
             node = graph.nodes[name]
             held[name] = 0 if name in owner else self.bytes(name, boxes[name].size)
             current += held[name]
-            work = RULES[node.op].workspace(node, boxes[name], graph, self.itemsize)
+            work = RULES[node.op].workspace(node, boxes[name], graph, self.itemsize, self.device)
             peak = max(peak, current + work)
             current -= sum(held.pop(gone) for gone in ends.get(i, ()))
         for name in part.reduces:
             node = graph.nodes[name]
             box = boxes[node.operands[0]]
-            work = RULES[node.op].workspace(node, box, graph, self.itemsize)
+            work = RULES[node.op].workspace(node, box, graph, self.itemsize, self.device)
             peak = max(peak, current + work)
         return peak
 

@@ -219,9 +219,10 @@ class Draft:
         # A read holds what it copies from beside the copy, a write what it packs.
         ahead = 2 * cost.read_bytes if any(map(is_slow, part.inputs)) else 0
         behind = 2 * cost.written_bytes if any(map(is_slow, part.outputs)) else 0
+        held_back = _HELD_BACK if self.task.device == "cpu" else 1.0
         if cost.tile == self.domain(part).shape:  # read, computed and written one after the other
-            return max(cost.tile_bytes, int(_HELD_BACK * behind))
-        return int(cost.tile_bytes + _HELD_BACK * (ahead + behind))
+            return max(cost.tile_bytes, int(held_back * behind))
+        return int(cost.tile_bytes + held_back * (ahead + behind))
 
     def domain(self, part: Part) -> Box:
         """The part of the grid that a stage produces."""

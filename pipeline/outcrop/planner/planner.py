@@ -149,9 +149,10 @@ class _Planner:
         if like is not None:
             self.costs = like.costs
         elif crew is not None:
-            self.costs = Costs(task.graph, crew.rates, task.itemsize, crew.workers)
+            self.costs = Costs(task.graph, crew.rates, task.itemsize, crew.workers, task.device)
         else:
-            self.costs = Costs(task.graph, rates(task.device, task.dtype), task.itemsize)
+            known = rates(task.device, task.dtype)
+            self.costs = Costs(task.graph, known, task.itemsize, device=task.device)
         self.fixed = forced(task.graph)
         self.reductions = {
             n for n in self.fixed if isinstance(RULES[task.graph.nodes[n].op], Reduce)

@@ -45,6 +45,8 @@ class Rates:
         Bytes of a tile from which on the device's caches and allocator are slower.
     beyond_cache : float
         By what factor.
+    elements : float
+        Of a tensor, that kernels take at most: those of cuDNN count in 32 bits.
     """
 
     few: float
@@ -59,6 +61,7 @@ class Rates:
     host: float
     cache: float
     beyond_cache: float
+    elements: float = math.inf
 
     def operations(self, channels: int) -> float:
         """Operations per second with that many channels on the smaller side."""
@@ -97,7 +100,9 @@ class Crew(NamedTuple):
 
 # What is not measured: of the order of what CPUs and data-centre GPUs reach.
 _CPU = Rates(3e10, 2e11, 4e11, 8e9, 5e9, 3e9, 1e-4, 1e-3, 1e9, 1e10, 3e8, 1.25)
-_GPU = Rates(3e12, 3e13, 1e14, 1.5e12, 1.5e12, 1.5e12, 3e-5, 3e-4, 2e9, 2.5e10, 1e12, 1.0)
+_GPU = Rates(
+    3e12, 3e13, 1e14, 1.5e12, 1.5e12, 1.5e12, 3e-5, 3e-4, 2e9, 2.5e10, 1e12, 1.0, 2**31 - 1
+)
 
 
 def rates(device: str = "cpu", dtype: str = "float32") -> Rates:
@@ -202,6 +207,8 @@ def _measure(device: str, dtype: str) -> Rates:
         if not on_gpu:
             torch.set_num_threads(threads)
     few, some, many, *moved = (w / s for w, s in zip(work, seconds, strict=True))
+    if on_gpu:  # what is fetched is read and written
+        fresh = moved[1] = moved[0] / 2
     # A few threads take all that the memory gives.
     bandwidth, fetch = (rounded(rate * min(threads, 4)) for rate in moved)
     return replace(

@@ -78,7 +78,9 @@ class Rule:
         """Arithmetic operations per point of the result's grid."""
         return float(graph.width(node.name))
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
         """Bytes taken beside operands and result while `box` of the result is computed."""
         return 0
 
@@ -203,5 +205,7 @@ class Opaque(Rule):
         space, _, op = name.rpartition("::")
         return call(node, values, getattr(getattr(torch.ops, space or "aten"), op))
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
         return itemsize * sum(math.prod(graph.shape(name)) for name in node.operands)

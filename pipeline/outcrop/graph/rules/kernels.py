@@ -36,28 +36,34 @@ def convolve(
     relu: bool = False,
 ) -> Tensor:
     """Convolve, add `onto`, which may be overwritten if `in_place`, and apply a ReLU if `relu`."""
-    n, how = len(stride), (padding, stride, dilation, groups)
+    n = len(stride)
     fast = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _ONEDNN
+    if x.ndim == n + 2 > 3 and x.shape[1] == 1:
+        # Any order of axes describes it: have the result's channels last.
+        x = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
+    if relu and _fuses(x, weight):
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        how = (stride, padding, dilation, groups)
+        if onto is None:
+            return torch.ops.aten.cudnn_convolution_relu(x, weight, bias, *how)
+        return torch.ops.aten.cudnn_convolution_add_relu(x, weight, onto, 1, bias, *how)
     if not fast or n == 1 or x.ndim != n + 2:
         made = _in_slabs(x, weight, bias, stride, padding, dilation, groups)
         if onto is not None:
             made = onto.add_(made) if in_place else made.add_(onto)
         return made.relu_() if relu else made
     # F.conv3d has a kernel of its own, up to four times slower, where channels are few.
-    kind = x.dtype
+    kind, how = x.dtype, (padding, stride, dilation, groups)
     if kind == torch.bfloat16 and not HALVES:
         return _in_single(x, weight, bias, how, onto, onto if in_place else None, relu)
-    if x.shape[1] == 1:  # any order of axes describes it: have the result's channels last
-        x = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
     if x.shape[1] < FEW:
         x, weight = x.float(), weight.float()
         bias = None if bias is None else bias.float()
         onto = None if onto is None else onto.float()
     if onto is None:
-        unary = "relu" if relu else "none"
-        made = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how, unary, [], "")
+        made = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how, "none", [], "")
     else:
-        after: Any = ("add", 1, "relu" if relu else None, [], "")
+        after: Any = ("add", 1, None, [], "")
         if in_place:
             made = torch.ops.mkldnn._convolution_pointwise_.binary(
                 onto, x, weight, bias, *how, *after
@@ -66,7 +72,20 @@ def convolve(
             made = torch.ops.mkldnn._convolution_pointwise.binary(
                 x, onto, weight, bias, *how, *after
             )
+    if relu:  # not oneDNN's own, which makes zeros of what is not a number
+        made = made.relu_()
     return made.to(kind)
+
+
+def _fuses(x: Tensor, weight: Tensor) -> bool:
+    """Whether cuDNN adds a bias and applies a ReLU as it convolves."""
+    return (
+        x.is_cuda
+        and x.ndim > 3
+        and x.element_size() < 8
+        and weight.shape[0] % 8 == 0  # for others its kernels are slow
+        and torch.backends.cudnn.is_acceptable(x)
+    )
 
 
 def _in_single(

@@ -71,7 +71,9 @@ class Reduce(Rule):
     def operations(self, node: Node, graph: Graph) -> float:
         return float(math.prod(graph.shape(node.operands[0])))
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
         # Half precision is summed in single. `box` is that of the operand.
         return 4 * graph.width(node.operands[0]) * box.size if itemsize < 4 else 0
 
@@ -151,9 +153,13 @@ class Moments(Reduce):
         count = x.numel() // max(1, mean.numel())
         return torch.stack((torch.full_like(mean, count), mean, torch.stack(squares).sum(0)))
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
         size = graph.width(node.operands[0]) * box.size
-        return super().workspace(node, box, graph, itemsize) + 2 * itemsize * min(size, _SLAB)
+        return super().workspace(node, box, graph, itemsize, device) + 2 * itemsize * min(
+            size, _SLAB
+        )
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
         (n, mean, m2), (k, other, more) = a, b

@@ -236,7 +236,9 @@ class Nearest(Gather):
             big = big.narrow(i, box.start[a] - held.start[a] * r, box.shape[a])
         return big
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
         # Input points at the rim may have results outside of the box.
         rim = math.prod(n + 2 for n in box.shape) - box.size
         return itemsize * graph.width(node.name) * rim + sum(
@@ -329,7 +331,9 @@ class Separable(Rule):
     def operations(self, node: Node, graph: Graph) -> float:
         return 8.0 * graph.width(node.name)
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
         return 3 * itemsize * graph.width(node.name) * box.size
 
 

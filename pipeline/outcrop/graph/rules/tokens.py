@@ -196,6 +196,8 @@ class Attention(Rule):
     def operations(self, node: Node, graph: Graph) -> float:
         return 4.0 * self._pairs(node, graph) * node.shape[-1]
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
         keys = sum(math.prod(graph.layout(node.args[k].name).shape) for k in ("key", "value"))
         return itemsize * (2 * self._pairs(node, graph) * box.size + keys)

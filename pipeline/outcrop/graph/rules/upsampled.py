@@ -74,12 +74,14 @@ class UpsampledConvolution(Convolution):
             made = made.narrow(i, offset, box.shape[a])
         return made.contiguous().movedim(-1, 1)
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
         # The phases are held beside the result, or that with what the box cuts off.
         first, last = self._windows(node, box, graph)
         windows = math.prod(b - a for a, b in zip(first, last, strict=True))
         points = windows * math.prod(node.args["factors"])
         return (
-            super().workspace(node, box, graph, itemsize)
+            super().workspace(node, box, graph, itemsize, device)
             + itemsize * graph.width(node.name) * points
         )

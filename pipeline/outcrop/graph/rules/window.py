@@ -136,7 +136,9 @@ class Window(Rule):
             x = padded(x, [max(0, a) for a in before], [max(0, a) for a in after], self.outside)
         return self.apply(node, x, both, values, graph)
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
         # A part of what is held, or a padded one, is copied for the kernel.
         source = self.source(node)
         need = self.needs(node, box, graph)[source]
@@ -219,16 +221,19 @@ class Convolution(Window):
         taps = math.prod(graph.weights[node.args["weight"].name][1:])
         return 2.0 * taps * graph.width(node.name)
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        source, made = self.source(node), graph.width(node.name) * box.size
+        copied = super().workspace(node, box, graph, itemsize, device)
+        if device != "cpu":
+            # cuDNN copies what it reads and writes but halves; a sum it writes anew.
+            both = made + graph.width(source) * self.needs(node, box, graph)[source].size
+            return copied + itemsize * (both if itemsize > 2 else made * ("onto" in node.args))
         # Where channels are few, oneDNN holds the result once more, in single precision.
-        few = graph.width(self.source(node)) < FEW
-        again = 4 * graph.width(node.name) * box.size if few else 0
-        return (
-            super().workspace(node, box, graph, itemsize)
-            + again
-            + self._columns(node, box, graph, itemsize)
-            + self._rearranged(node, graph, itemsize)
-        )
+        again = 4 * made if graph.width(source) < FEW else 0
+        columns = self._columns(node, box, graph, itemsize)
+        return copied + again + columns + self._rearranged(node, graph, itemsize)
 
     def _rearranged(self, node: Node, graph: Graph, itemsize: int) -> int:
         """Bytes of the kernel in a layout of oneDNN's, which has none in double precision."""
@@ -312,14 +317,16 @@ class TransposedConvolution(Convolution):
         taps = math.prod(shape[2:]) / math.prod(stride)
         return 2.0 * taps * shape[0] * shape[1]
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
         kernel, stride, _, dilation = self.geometry(node, graph)
         spread = math.prod(
             e + (k - 1) * d + s
             for e, k, s, d in zip(box.shape[-len(kernel) :], kernel, stride, dilation, strict=False)
         )
         return (
-            super().workspace(node, box, graph, itemsize)
+            super().workspace(node, box, graph, itemsize, device)
             + itemsize * graph.width(node.name) * spread
         )
 
@@ -345,10 +352,12 @@ class Pool(Window):
     def operations(self, node: Node, graph: Graph) -> float:
         return float(math.prod(self.geometry(node, graph)[0]) * graph.width(node.name))
 
-    def workspace(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
         # ATen finds the place of each largest value too, as an int64.
         places = 8 * graph.width(node.name) * box.size
-        return super().workspace(node, box, graph, itemsize) + places
+        return super().workspace(node, box, graph, itemsize, device) + places
 
 
 class AveragePool(Pool):
