@@ -1,7 +1,9 @@
 """Memory that turns out not to suffice: tiles are halved, the volume stays the same."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -84,3 +86,20 @@ def test_a_point_that_does_not_fit_is_named(network, monkeypatch):
         pytest.raises(MemoryBudgetError, match="tile of one point"),
     ):
         whole_volume(network, torch.randn(1, 1, 16, 16))
+
+
+@pytest.mark.parametrize("mode", ["device", "none"])
+def test_nothing_outlives_a_run(mode, network):
+    """Without waiting for Python to look for circles of references."""
+    x = torch.randn(1, 1, 40, 24)
+    whole_volume(network, x, tile=(20, 24), storage_mode=mode)
+    gc.collect()
+    gc.disable()
+    try:
+        given = torch.randn(1, 1, 40, 24)
+        made = whole_volume(network, given, tile=(20, 24), storage_mode=mode)
+        refs = weakref.ref(given), weakref.ref(made)
+        del given, made
+        assert [ref() for ref in refs] == [None, None]
+    finally:
+        gc.enable()

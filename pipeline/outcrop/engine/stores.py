@@ -32,8 +32,9 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     """Copy from host to GPU through pinned memory; leave what is there already."""
     if x.device == device or device.type != "cuda":
         return x.to(device)
-    staged = torch.empty_like(x, pin_memory=True).copy_(x)
-    return staged.to(device, non_blocking=True)
+    if not (x.is_contiguous() and x.is_pinned()):
+        x = torch.empty_like(x, pin_memory=True).copy_(x)
+    return x.to(device, non_blocking=True)
 
 
 class Store(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -96,7 +97,8 @@ class StageRunner:
         self.extents = {name: box.shape for name, box in boxes.items()}
         self.open = open_axes(graph, stage.nodes, self.kept, stage.domain, stage.tile)
         self.endless: dict[Box, Endless | None] = {}
-        self._frames = lru_cache(maxsize=4)(self._framed)
+        # By a proxy: in a circle of references tensors would outlive the run.
+        self._frames = lru_cache(maxsize=4)(partial(StageRunner._framed, weakref.proxy(self)))
         spare = overwritten(graph, stage.nodes, stage.inputs, self.kept)
         size = max((w.element_size() for w in weights.values() if w.is_floating_point()), default=4)
         self.steps = [

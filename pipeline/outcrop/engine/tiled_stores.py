@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..graph.boxes import Box, Lattice, Shape, count_tiles, tiles
+from ..pinned import pages, pin, to_whole_pages, unpin
 from .compress import EDGE, blocks, compressed_bytes, decode, encode, scale_type
 from .disk import ScratchFile
 from .stores import MemoryStore, Store, channels_last, channels_last_order, to_device
@@ -165,10 +167,10 @@ class TiledStore:
         """Keep the bytes of a tile; they are nobody else's."""
         raise NotImplementedError
 
-    def _offsets(self) -> np.ndarray:
+    def _offsets(self, rounded: Callable[[int], int] = int) -> np.ndarray:
         """Where each tile begins if they lie one after the other, and where the last ends."""
         domain, tile = self.lattice.domain, self.lattice.tile
-        sizes = (self.format.bytes(t.shape) for t in tiles(domain, tile))
+        sizes = (rounded(self.format.bytes(t.shape)) for t in tiles(domain, tile))
         offsets = np.zeros(count_tiles(domain, tile) + 1, np.int64)
         np.cumsum(np.fromiter(sizes, np.int64), out=offsets[1:])
         return offsets
@@ -252,6 +254,7 @@ class PinnedStore(TiledStore):
     Tiles are packed on the GPU, copied as bytes, and copied back part by part. A call returns
     when its copies are done; they run on the current stream, so that calls from a `SideThread`
     overlap with what the GPU computes. One call stages what it reads in pinned memory once more.
+    Memory is pinned tile by tile, as they are written, which overlaps likewise.
 
     Parameters
     ----------
@@ -261,17 +264,14 @@ class PinnedStore(TiledStore):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.offsets = self._offsets()
-        # Registered, as memory that is allocated pinned is rounded up to a power of two.
-        self.memory = torch.empty(int(self.offsets[-1]), dtype=torch.uint8)
-        runtime = torch.cuda.cudart()
-        torch.cuda.check_error(
-            runtime.cudaHostRegister(self.memory.data_ptr(), self.memory.nbytes, 0)
-        )
+        self.offsets = self._offsets(to_whole_pages)
+        self.memory = pages(int(self.offsets[-1]))
+        self.pinned: set[int] = set()
 
     def remove(self) -> None:
         torch.cuda.synchronize(self.device)
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.memory.data_ptr()))
+        while self.pinned:
+            unpin(self._load(self.pinned.pop()))
         del self.memory
 
     def read(self, box: Box) -> Tensor:
@@ -284,7 +284,11 @@ class PinnedStore(TiledStore):
         return self.memory[start:stop]
 
     def _save(self, number: int, data: Tensor) -> None:
-        self._load(number).copy_(data, non_blocking=True)
+        slot = self._load(number)
+        if number not in self.pinned:
+            pin(slot)
+            self.pinned.add(number)
+        slot[: len(data)].copy_(data, non_blocking=True)
         torch.cuda.current_stream(self.device).synchronize()
 
 

@@ -53,9 +53,11 @@ def find_device(name: torch.device | str) -> torch.device:
     return device
 
 
-def example(shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
+def example(
+    shape: Shape, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Tensor:
     """Return a tensor of any shape that takes the memory of one element."""
-    return torch.zeros(1, dtype=dtype).expand(shape)
+    return torch.zeros(1, dtype=dtype, device=device).expand(shape)
 
 
 def to_compute(
@@ -157,8 +159,8 @@ def whole_volume(
     dtype = own if precision is None else to_dtype(precision)
     graph, state = capture(
         module,
-        [example(tuple(a.shape), a.dtype).to(a.device) for a in args],
-        {k: example(tuple(a.shape), a.dtype).to(a.device) for k, a in kwargs.items()},
+        [example(tuple(a.shape), a.dtype, a.device) for a in args],
+        {k: example(tuple(a.shape), a.dtype, a.device) for k, a in kwargs.items()},
     )
     if not graph.nodes:
         return graph.nest(dict(zip(graph.inputs, given, strict=True)))

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..graph.rules.kernels import convolve
+from ..pinned import pages, pin, unpin
 
 T = TypeVar("T")
 
@@ -45,6 +46,8 @@ class Rates:
         Bytes of a tile from which on the device's caches and allocator are slower.
     beyond_cache : float
         By what factor.
+    pinned : float
+        Bytes per second of host memory that is made fit for a GPU's copies.
     elements : float
         Of a tensor, that kernels take at most: those of cuDNN count in 32 bits.
     """
@@ -61,6 +64,7 @@ class Rates:
     host: float
     cache: float
     beyond_cache: float
+    pinned: float = math.inf
     elements: float = math.inf
 
     def operations(self, channels: int) -> float:
@@ -77,7 +81,8 @@ class Rates:
 
     def write(self, place: str) -> float:
         """Bytes per second to a place where tensors are stored."""
-        return {"disk": self.disk, "cpu": self.host}.get(place, self.fresh)
+        host = 1 / (1 / self.host + 1 / self.pinned)
+        return {"disk": self.disk, "cpu": host}.get(place, self.fresh)
 
 
 class Crew(NamedTuple):
@@ -209,6 +214,7 @@ def _measure(device: str, dtype: str) -> Rates:
     few, some, many, *moved = (w / s for w, s in zip(work, seconds, strict=True))
     if on_gpu:  # what is fetched is read and written
         fresh = moved[1] = moved[0] / 2
+        base = replace(base, **_to_host(device))
     # A few threads take all that the memory gives.
     bandwidth, fetch = (rounded(rate * min(threads, 4)) for rate in moved)
     return replace(
@@ -252,6 +258,17 @@ def _fresh() -> float:
         torch.empty(_NEW, dtype=torch.uint8).fill_(1)
         best = max(best, _NEW / (time.perf_counter() - start))
     return best
+
+
+def _to_host(device: str) -> dict[str, float]:
+    """Bytes per second from pinned memory to a GPU, and of memory that is pinned."""
+    memory, there = pages(_NEW), torch.empty(_NEW, dtype=torch.uint8, device=device)
+    start = time.perf_counter()
+    pin(memory)
+    pinned = _NEW / (time.perf_counter() - start)
+    (seconds,) = _shortest([lambda: there.copy_(memory, non_blocking=True)], True)
+    unpin(memory)
+    return {"host": rounded(_NEW / seconds), "pinned": rounded(pinned)}
 
 
 def rounded(value: float) -> float:
