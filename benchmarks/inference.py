@@ -1,8 +1,10 @@
 """FaultSeg3d over whole volumes: outcrop beside plain PyTorch and TorchSeis, in one run.
 
-Each case runs in a process of its own, after a small volume that loads libraries and kernels:
-seconds from tensors in memory (or a Zarr) to the result, capture and planning included, and the
-growth of memory at its highest: of the resident set on a CPU, of what PyTorch allocates on a GPU.
+Each case runs in a process of its own (on a GPU those of one program share one), after a small
+volume that loads libraries and kernels: seconds from tensors in memory (or a Zarr) to the result,
+capture and planning included, the shortest of the repeats, and the growth of memory at its highest:
+of the resident set on a CPU, of what PyTorch allocates on a GPU. On a GPU weights, volume and
+result have the precision of the arithmetic, for every program.
 
     python benchmarks/inference.py --sizes 128 256 --json inference.json
     python benchmarks/inference.py --torchseis ../torchseis --targets
@@ -12,13 +14,17 @@ growth of memory at its highest: of the resident set on a CPU, of what PyTorch a
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +40,9 @@ def volume(size: int):
     """Return the volume that every case evaluates, (1, 1, size, size, size) float32."""
     import torch
 
+    if size > 512:  # a block again and again: to draw random numbers takes a minute
+        block = volume(size // 4)
+        return (block.half() if size > 1024 else block).repeat(1, 1, 4, 4, 4)
     return torch.randn((1, 1, size, size, size), generator=torch.Generator().manual_seed(size))
 
 
@@ -60,7 +69,7 @@ def runner(case: dict[str, Any], size: int):
 
     dtype, device = getattr(torch, case["precision"]), case["device"]
     how = {"memory": case["memory"], "storage_mode": case["mode"], "precision": case["precision"]}
-    how["storage_compression"] = case["compressed"]
+    how |= {"storage_compression": case["compressed"], "host_memory": case["host_memory"]}
     model = network(case["norm"])
     if case["name"].startswith("torchseis"):
         sys.path[:0] = str(case["torchseis"]).split(os.pathsep)  # and what it needs
@@ -90,14 +99,19 @@ def runner(case: dict[str, Any], size: int):
         )
         survey.chunk(64).to_zarr(path)
         out = Path(folder.name) / "faults.zarr"
-        return lambda: (predict(model, xr.open_zarr(path), out, device=device, **how), folder)[0]
+        return lambda: (
+            predict(model, xr.open_zarr(path), out, device=device, overwrite=True, **how),
+            folder,
+        )[0]
 
     from outcrop import whole_volume
 
     x = volume(size)
-    if case["host"]:  # larger than the device: read from and written to host memory
+    if case["host_memory"]:  # larger than the device: read from and written to host memory
+        model, x = model.to(dtype), x.to(dtype)
         return lambda: whole_volume(model, x, device=device, **how)
-    x = x.to(device)
+    if device != "cpu":
+        model, x = model.to(device, dtype), x.to(device, dtype)
     return lambda: whole_volume(model, x, **how)
 
 
@@ -107,35 +121,59 @@ def evaluate(case: dict[str, Any]) -> dict[str, float]:
 
     bare = resident()
     size, on_gpu = case["size"], case["device"] != "cpu"
+    seconds = math.inf
     with torch.inference_mode():
         runner(case, 64)()
         run = runner(case, size)
         if on_gpu:
+            gc.collect()
+            torch.cuda.empty_cache()
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         else:
             Path("/proc/self/clear_refs").write_text("5")
             before = resident()
-        start = time.perf_counter()
-        result = run()
-        if on_gpu:
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        for _ in range(case["repeat"]):
+            result = None
+            start = time.perf_counter()
+            result = run()
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds = min(seconds, time.perf_counter() - start)
     highest = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     peak = torch.cuda.max_memory_allocated() if on_gpu else highest
     found = {
         "seconds": seconds,
         "mvoxels_per_second": size**3 / seconds / 1e6,
         "peak_bytes": peak - before,
-        "above_import_torch_bytes": highest - bare,
     }
+    if not on_gpu:
+        found["above_import_torch_bytes"] = highest - bare
     if case["name"] == "whole_volume" and size <= 256 and case["norm"] is None:
         # Beside what the network gives in one piece, in the precision of its weights.
         with torch.inference_mode():
             exact = network(None)(volume(size))
             found["largest_difference"] = (result.cpu().float() - exact).abs().max().item()
     return found
+
+
+def together(group: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Run cases one after the other in a new process, and in another what one that fails leaves."""
+    while group:
+        command = [sys.executable, __file__, "--these", json.dumps(group)]
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        ):
+            for line in process.stdout or ():
+                if line.startswith("{"):
+                    yield {**group.pop(0), **json.loads(line)}
+            code = process.wait()
+            errors.seek(0)
+            last = (errors.read().strip() or "nothing").split("\n")[-1]
+        if group:
+            yield {**group.pop(0), "failed": f"exit {code}: {last}"}
 
 
 def cases(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -145,18 +183,23 @@ def cases(options: argparse.Namespace) -> list[dict[str, Any]]:
         "memory": options.memory,
         "norm": None,
         "compressed": False,
-        "host": False,
+        "host_memory": None,
         "device": options.device,
+        "repeat": options.repeat,
         "torchseis": options.torchseis,
     }
     found = []
     for size in options.sizes:
         for precision in options.precisions:
             modes = ("auto",) if options.device == "cpu" else ("auto", *MODES)
-            these = [{"name": "plain"}, *({"name": "whole_volume", "mode": m} for m in modes)]
-            these.append({"name": "predict"})
+            these: list[dict[str, Any]] = []
             if options.torchseis:
                 these += [{"name": f"torchseis rank {rank}"} for rank in options.ranks]
+            these += [{"name": "whole_volume", "mode": m} for m in modes]
+            if options.device == "cpu":
+                these += [{"name": "plain"}, {"name": "predict"}]
+            elif size < 512:  # larger tensors than its kernels take
+                these.append({"name": "plain"})
             found += [{**usual, "size": size, "precision": precision, **case} for case in these]
     if options.targets and options.device == "cpu":
         found += [
@@ -177,7 +220,7 @@ def cases(options: argparse.Namespace) -> list[dict[str, Any]]:
     elif options.targets:
         found.append(
             {**usual, "size": 2048, "precision": "float16", "name": "whole_volume"}
-            | {"memory": "24GB", "mode": "cpu", "host": True}
+            | {"memory": "24GB", "mode": "cpu", "host_memory": "60GB", "repeat": 1}
         )
     return found
 
@@ -194,11 +237,13 @@ def main() -> None:
     parser.add_argument(
         "--targets", action="store_true", help="larger volumes, small budgets, norms, compression"
     )
+    parser.add_argument("--repeat", type=int, default=1, help="times; the shortest counts")
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--these", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(evaluate(json.loads(options.one))))
+    if options.these:
+        for case in json.loads(options.these):
+            print(json.dumps(evaluate(case)), flush=True)
         return
 
     import torch
@@ -209,32 +254,31 @@ def main() -> None:
     table = Table(
         "voxels", "precision", "case", "memory", "Mvoxels/s", "peak GB", "largest difference"
     )
-    rows = []
-    for case in track(cases(options), console=Console(stderr=True)):
-        command = [sys.executable, __file__, "--one", json.dumps(case)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        row = {key: value for key, value in case.items() if key != "torchseis"}
-        if done.returncode == 0:
-            row |= json.loads(done.stdout.strip().split("\n")[-1])
-        else:
-            lines = done.stderr.strip().split("\n")
-            row["failed"] = f"exit {done.returncode}: {lines[-1]}"
-        rows.append(row)
-        ours = not case["name"].startswith(("plain", "torchseis"))
-        words = [case["name"], case["mode"] if ours else "", case["norm"] or ""]
-        words.append("8 bits" if case["compressed"] else "")
+    rows: list[dict[str, Any]] = []
+    todo = cases(options)
+    groups = [[case] for case in todo]
+    if options.device != "cpu":
+        names = dict.fromkeys(case["name"].split()[0] for case in todo)
+        groups = [[case for case in todo if case["name"].startswith(name)] for name in names]
+    each = itertools.chain.from_iterable(map(together, groups))
+    for case in track(each, total=len(todo), console=Console(stderr=True)):
+        rows.append({key: value for key, value in case.items() if key != "torchseis"})
+        if options.json:  # as far as it went, if it is interrupted
+            facts = {"machine": machine(options.device), "torch": torch.__version__, "rows": rows}
+            options.json.write_text(json.dumps(facts, indent=1) + "\n")
+    for row in rows:
+        ours = not row["name"].startswith(("plain", "torchseis"))
+        words = [row["name"], row["mode"] if ours else "", row["norm"] or ""]
+        words.append("8 bits" if row["compressed"] else "")
         table.add_row(
-            f"{case['size']}³",
-            case["precision"],
+            f"{row['size']}³",
+            row["precision"],
             " ".join(word for word in words if word),
-            case["memory"] if ours else "",
+            row["memory"] if ours else "",
             f"{row['mvoxels_per_second']:.2f}" if "seconds" in row else row["failed"],
             f"{row['peak_bytes'] / 1e9:.2f}" if "seconds" in row else "",
             f"{row['largest_difference']:.1e}" if "largest_difference" in row else "",
         )
-        if options.json:  # as far as it went, if it is interrupted
-            facts = {"machine": machine(options.device), "torch": torch.__version__, "rows": rows}
-            options.json.write_text(json.dumps(facts, indent=1) + "\n")
     Console().print(table)
 
 

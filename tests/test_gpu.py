@@ -12,6 +12,7 @@ from torch import nn
 
 import outcrop
 from outcrop import inversion, predict, whole_volume
+from outcrop.cluster import connect
 from outcrop.graph import capture
 from outcrop.models.faultseg3d import FaultSeg3d
 from outcrop.planner import make_plan
@@ -22,42 +23,24 @@ from test_predict import make_survey
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    st.data(),
-    st.sampled_from([2, 3]),
-    recipes,
-    st.tuples(*[st.integers(4, 17)] * 3),
-    st.tuples(*[st.integers(2, 20)] * 3),
-    st.sampled_from((*MODES, "random")),
-    st.booleans(),
-    st.integers(0, 2**31),
-)
-def test_random_networks(data, rank, recipe, shape, tile, mode, there, seed):
-    """The volume lies on the GPU, or in host memory."""
-    torch.manual_seed(seed)
-    network = RandomNetwork(rank, recipe).double().eval().cuda()
-    x = torch.randn(1, 1, *shape[:rank], dtype=torch.float64, device="cuda")
+@pytest.fixture(scope="module")
+def faults():
+    """FaultSeg3d, a volume, and what it gives in one piece in double precision."""
+    torch.manual_seed(1)
+    network = FaultSeg3d().eval()
+    x = torch.randn(1, 1, 128, 128, 192)
     with torch.no_grad():
-        expected = network(x)
-    if not there:
-        x, expected = x.cpu(), expected.cpu()
-        network.cpu()
-    how = {"tile": tile[:rank], "storage_mode": mode}
-    if mode == "random":
-        how = {"plan": draw_plan(capture(network, [x])[0], data)}
-    assert_exact(whole_volume(network, x, device="cuda", **how), expected)
+        expected = network.double().cuda()(x.double().cuda()).cpu()
+    return network.float().cpu(), x, expected
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", ["float64", "float32", "float16"])
-def test_the_promise_is_kept(mode, precision, record_property):
+def test_the_promise_is_kept(mode, precision, faults):
     """And is at most half as much again as what is taken."""
-    torch.manual_seed(1)
-    network = FaultSeg3d().eval()
-    x = torch.randn(1, 1, 160, 192, 224)
+    network, x, expected = faults
     graph, _ = capture(network, [x])
-    budget = 400_000_000
+    budget = {"float64": 800, "float32": 400, "float16": 200}[precision] * 10**6
     how = {"memory": budget, "storage_mode": mode, "dtype": precision, "device": "cuda"}
     plan = make_plan(graph, holds_output=False, **how)
     whole_volume(network, x[..., :64, :64, :64], precision=precision, device="cuda")  # libraries
@@ -68,13 +51,10 @@ def test_the_promise_is_kept(mode, precision, record_property):
     torch.cuda.synchronize()
     taken = torch.cuda.max_memory_allocated() - before
     print(f"{mode} {precision}: {taken / 1e6:.0f} MB of {plan.peak_memory / 1e6:.0f} MB")
-    record_property("ratio", plan.peak_memory / taken)
+    tolerance = {"float64": 1e-6, "float32": 1e-2, "float16": 1e-2}[precision]  # x is in float32
+    assert (found - expected).abs().max() <= tolerance
     assert taken <= plan.peak_memory <= budget
     assert plan.peak_memory <= 1.5 * taken
-    with torch.no_grad():
-        expected = network.double().cuda()(x.double().cuda()).cpu()
-    tolerance = {"float64": 1e-6, "float32": 1e-2, "float16": 1e-2}[precision]  # it is in float32
-    assert (found - expected).abs().max() <= tolerance
 
 
 def test_copies_run_beside_kernels(tmp_path):
@@ -155,15 +135,19 @@ def test_gradients_are_identical(mode, tmp_path):
         torch.backends.cudnn.deterministic = False
 
 
-@pytest.mark.parametrize("how", [{"device": "cuda"}, {"cluster": "cuda"}], ids=["here", "cluster"])
-def test_zarr_to_zarr(how, tmp_path):
-    if "cluster" in how:
+@pytest.mark.parametrize("cluster", [None, "cuda"])
+def test_zarr_to_zarr(cluster, tmp_path):
+    if cluster is not None:
         pytest.importorskip("dask_cuda")
     survey = make_survey()
     survey.to_zarr(tmp_path / "survey.zarr")
     model = outcrop.models.load("faultseg3d", weights="seeded")
     options = {"precision": "float64", "memory": "500MB"}
-    found = predict(model, tmp_path / "survey.zarr", tmp_path / "a.zarr", **options, **how)
+    with connect(cluster) as client:
+        found = predict(
+            model, tmp_path / "survey.zarr", tmp_path / "a.zarr", device="cuda", client=client,
+            **options,
+        )  # fmt: skip
     expected = predict(model, survey, tmp_path / "b.zarr", **options)
     for name in expected.data_vars:
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6)
@@ -204,3 +188,30 @@ def test_what_is_not_finite_stays_where_it_is(precision):
     found = whole_volume(network, x, tile=(16, 16, 64))
     assert 0 < expected.isnan().sum() < expected.numel()
     assert torch.equal(found.isnan(), expected.isnan())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.data(),
+    st.sampled_from([2, 3]),
+    recipes,
+    st.tuples(*[st.integers(4, 17)] * 3),
+    st.tuples(*[st.integers(2, 20)] * 3),
+    st.sampled_from((*MODES, "random")),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_random_networks(data, rank, recipe, shape, tile, mode, there, seed):
+    """The volume lies on the GPU, or in host memory."""
+    torch.manual_seed(seed)
+    network = RandomNetwork(rank, recipe).double().eval().cuda()
+    x = torch.randn(1, 1, *shape[:rank], dtype=torch.float64, device="cuda")
+    with torch.no_grad():
+        expected = network(x)
+    if not there:
+        x, expected = x.cpu(), expected.cpu()
+        network.cpu()
+    how = {"tile": tile[:rank], "storage_mode": mode}
+    if mode == "random":
+        how = {"plan": draw_plan(capture(network, [x])[0], data)}
+    assert_exact(whole_volume(network, x, device="cuda", **how), expected)

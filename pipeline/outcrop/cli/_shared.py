@@ -58,7 +58,10 @@ StorageCompression = Annotated[
         help="Keep tensors between stages in 8 bits a value: lossy, and recorded in the output.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="What computes: cpu or cuda.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="What computes: cpu or cuda; with --cluster cuda that, else cpu."),
+]
 Precision = Annotated[
     str, typer.Option(help="float32, bfloat16, float16 or float64: of the arithmetic.")
 ]
@@ -133,3 +136,8 @@ def extents_of(shape: str) -> tuple[int, ...]:
             f"--shape {shape}: give samples,crosslines,inlines (2-D: samples,traces)"
         )
     return (*(1,) * (3 - len(extents)), *reversed(extents))
+
+
+def device_of(device: str | None, cluster: str | None) -> str:
+    """What computes, where it is not said."""
+    return device or ("cuda" if cluster == "cuda" else "cpu")

@@ -24,6 +24,7 @@ from ._shared import (
     TlsCert,
     TlsKey,
     Workers,
+    device_of,
     options_of,
     survey_of,
     tls_of,
@@ -44,7 +45,7 @@ def command(
     storage_mode: StorageMode = "auto",
     storage_compression: StorageCompression = False,
     precision: Precision = "float32",
-    device: Device = "cpu",
+    device: Device = None,
     storage_path: Annotated[
         str | None,
         typer.Option(
@@ -80,7 +81,7 @@ def command(
             storage_mode=storage_mode,  # type: ignore[arg-type]
             storage_compression=storage_compression,
             precision=precision,
-            device=device,
+            device=device_of(device, cluster),
             direction=direction,
             storage_path=storage_path,
             client=client,

@@ -28,6 +28,7 @@ from ._shared import (
     TlsCert,
     TlsKey,
     Workers,
+    device_of,
     options_of,
     survey_of,
     tls_of,
@@ -72,7 +73,7 @@ def command(
     storage_path: StoragePath = None,
     storage_compression: StorageCompression = False,
     precision: Precision = "float32",
-    device: Device = "cpu",
+    device: Device = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile what many tiles have in common.")
     ] = False,
@@ -208,7 +209,7 @@ def command(
             "storage_path": storage_path,
             "storage_compression": storage_compression,
             "precision": precision,
-            "device": device,
+            "device": device_of(device, cluster),
             "compile": compile,
             "nonfinite": nonfinite,
             "client": client,

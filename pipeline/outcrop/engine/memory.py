@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..pages import pages
+
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 # Larger blocks than this glibc by its own rules returns at once.
@@ -103,9 +105,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str =
     size = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or size < USUAL or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(tuple(shape), dtype=dtype, device=device)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
+    return pages(size).view(dtype).view(tuple(shape))
 
 
 def _glibc() -> ctypes.CDLL | None:

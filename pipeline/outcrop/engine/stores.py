@@ -30,7 +30,7 @@ def channels_last(
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """Copy from host to GPU through pinned memory; leave what is there already."""
-    if x.device == device or device.type != "cuda":
+    if device.type != "cuda" or x.is_cuda:
         return x.to(device)
     if not (x.is_contiguous() and x.is_pinned()):
         x = torch.empty_like(x, pin_memory=True).copy_(x)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..graph.boxes import Box, Lattice, Shape, count_tiles, tiles
-from ..pinned import pages, pin, to_whole_pages, unpin
+from ..pages import pages, pin, to_whole_pages, unpin
 from .compress import EDGE, blocks, compressed_bytes, decode, encode, scale_type
 from .disk import ScratchFile
 from .stores import MemoryStore, Store, channels_last, channels_last_order, to_device

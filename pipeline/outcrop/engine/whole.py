@@ -45,12 +45,10 @@ def to_dtype(precision: str) -> torch.dtype:
 def find_device(name: torch.device | str) -> torch.device:
     """Return the device called `name`, or raise `ArgumentError` if it is not there."""
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=name).device  # "cuda" is the one that is current
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise ArgumentError(f"device {str(name)!r}: {reason}; choose cpu or cuda") from None
-    return device
 
 
 def example(

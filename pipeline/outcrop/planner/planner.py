@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from ..errors import ArgumentError, MemoryBudgetError
 from ..graph import RULES, Box, Graph, Reduce
 from .cost import Costs
-from .cuts import Cuts, forced
+from .cuts import Cuts, changes, forced
 from .draft import Draft, Offer, Task
 from .plan import Plan, Stage, format_bytes
 from .rates import Crew, rates
@@ -192,7 +192,8 @@ class _Planner:
         """Drafts that need little memory, the same for every budget."""
         place = self.order[-1]
         small = self.cuts.choose(math.inf, partial(self.task.shapes, edges=_SMALL))
-        return [self.draft(dict.fromkeys(self._kept(s), place)) for s in (small, self.fixed)]
+        every = small, self.fixed, self.fixed | changes(self.graph)
+        return [self.draft(dict.fromkeys(self._kept(s), place)) for s in every]
 
     def smallest(self, tried: Draft) -> tuple[int, str]:
         """Smallest budget found for which there is a plan, in bytes, and what asks for it."""

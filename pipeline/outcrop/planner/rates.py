@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..graph.rules.kernels import convolve
-from ..pinned import pages, pin, unpin
+from ..pages import pages, pin, unpin
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ class Crew(NamedTuple):
 # What is not measured: of the order of what CPUs and data-centre GPUs reach.
 _CPU = Rates(3e10, 2e11, 4e11, 8e9, 5e9, 3e9, 1e-4, 1e-3, 1e9, 1e10, 3e8, 1.25)
 _GPU = Rates(
-    3e12, 3e13, 1e14, 1.5e12, 1.5e12, 1.5e12, 3e-5, 3e-4, 2e9, 2.5e10, 1e12, 1.0, 2**31 - 1
+    3e12, 3e13, 1e14, 1.5e12, 1.5e12, 1.5e12, 3e-5, 3e-4, 2e9, 2.5e10, 1e12, 1.0, 2e9, 2**31 - 1
 )
 
 

@@ -1,4 +1,4 @@
-"""Host memory that a GPU copies from and to by itself, while it computes."""
+"""Memory in pages of its own: huge ones, or pinned, so that a GPU copies beside its computing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from torch import Tensor
 
 
 def pages(size: int) -> Tensor:
-    """Make a 1-D uint8 tensor of fresh pages, zero and not yet pinned."""
-    return torch.frombuffer(mmap.mmap(-1, max(1, size)), dtype=torch.uint8)
+    """Make a 1-D uint8 tensor of fresh pages, huge where the system has such; none is pinned."""
+    memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:size]
 
 
 def to_whole_pages(size: int) -> int:
