@@ -1,6 +1,7 @@
 """Plans: what fits, what does not, and what they promise."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from outcrop import whole_volume
 from outcrop.errors import ArgumentError, MemoryBudgetError
 from outcrop.graph import capture
 from outcrop.models.faultseg3d import FaultSeg3d
-from outcrop.planner import format_bytes, make_plan, parse_bytes
-from outcrop.planner.rates import rates
+from outcrop.planner import format_bytes, make_plan, parse_bytes, planner
+from outcrop.planner.rates import _GPU, rates
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +130,16 @@ def test_fifteen_hundred_operators_are_planned(record_property):
 
 
 @pytest.mark.parametrize("mode", ["auto", "cpu"])
-def test_host_memory_bounds_what_a_gpu_keeps_in_host_memory(graph, mode):
+def test_host_memory_bounds_what_a_gpu_keeps_in_host_memory(graph, mode, monkeypatch):
+    # Where it costs little, more of it is used.
+    monkeypatch.setattr(planner, "rates", lambda device, dtype: replace(_GPU, pinned=math.inf))
     how = {"memory": 3 * 10**8, "storage_mode": mode, "holds_output": False, "device": "cuda"}
-    free, bound = make_plan(graph, **how), make_plan(graph, **how, host_memory=2 * 10**7)
+    free, bound = make_plan(graph, **how), make_plan(graph, **how, host_memory=4 * 10**7)
 
     def kept(plan):
         return sum(plan.stored_bytes[n] for n, place in plan.places.items() if place == "cpu")
 
-    assert kept(bound) <= 2 * 10**7 < kept(free)
+    assert kept(bound) <= 4 * 10**7 < kept(free)
     assert max(free.peak_memory, bound.peak_memory) <= 3 * 10**8
 
 
