@@ -37,6 +37,15 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=True)
 
 
+def to_host(x: Tensor) -> Tensor:
+    """Copy from GPU to host through pinned memory; leave what is there already."""
+    if not x.is_cuda:
+        return x
+    staged = torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+    torch.cuda.current_stream(x.device).synchronize()
+    return staged
+
+
 class Store(Protocol):
     """A tensor that is read and written by boxes of its grid.
 
@@ -82,7 +91,7 @@ class MemoryStore:
         return self.tensor[box.index].to(self.dtype)
 
     def write(self, box: Box, value: Tensor) -> None:
-        self.tensor[box.index] = value
+        self.tensor[box.index] = value if self.tensor.is_cuda else to_host(value)
 
     def remove(self) -> None:
         del self.tensor
@@ -127,5 +136,5 @@ class ArrayStore:
         return values.view(self.dtype).permute(self.back)
 
     def write(self, box: Box, value: Tensor) -> None:
-        ordered = value.detach().cpu().to(self.dtype).permute(self.order).contiguous()
+        ordered = to_host(value.detach()).to(self.dtype).permute(self.order).contiguous()
         self.open("r+")[self._index(box)] = ordered.view(self.bits).numpy()

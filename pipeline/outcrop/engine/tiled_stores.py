@@ -16,7 +16,7 @@ from ..graph.boxes import Box, Lattice, Shape, count_tiles, tiles
 from ..pages import pages, pin, to_whole_pages, unpin
 from .compress import EDGE, blocks, compressed_bytes, decode, encode, scale_type
 from .disk import ScratchFile
-from .stores import MemoryStore, Store, channels_last, channels_last_order, to_device
+from .stores import MemoryStore, Store, channels_last, channels_last_order, to_device, to_host
 
 # Every tile begins at a multiple of this, so that its bytes can be seen as any dtype.
 _ALIGNMENT = 64
@@ -245,7 +245,7 @@ class FileStore(TiledStore):
         return self.file.map(start, stop - start)
 
     def _save(self, number: int, data: Tensor) -> None:
-        self.file.write(int(self.offsets[number]), data.cpu())
+        self.file.write(int(self.offsets[number]), to_host(data))
 
 
 class PinnedStore(TiledStore):

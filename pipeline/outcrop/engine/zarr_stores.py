@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import dask
 import numpy as np
 import torch
+import xarray as xr
 import zarr
 from torch import Tensor
 
@@ -23,10 +25,11 @@ from ..output import Fence
 from ..storage import Place, Remote, place, remove
 from ..survey.reading import naming_bad_chunk
 from .labelled import Framed
-from .stores import ArrayStore
+from .stores import ArrayStore, to_host
 
-# Chunks of a survey that are read at a time: each is in memory twice, stored and decoded.
-_CHUNKS = 4
+# Chunks of a survey that are read at a time: each is in memory twice, stored and decoded. At least,
+# at most, and their share of what is read.
+_FEW, _MANY, _SHARE = 4, 32, 16
 
 
 class ZarrStore(ArrayStore):
@@ -172,7 +175,7 @@ class SurveyStore:
             with (
                 naming_bad_chunk(self.framed.volumes[name], region),
                 dask.config.set(scheduler="synchronous"),
-                zarr.config.set({"async.concurrency": _CHUNKS}),
+                zarr.config.set({"async.concurrency": _at_a_time(volume, region)}),
             ):
                 found = volume.isel(placed | self.here).load()
             samples[name] = found.transpose(*self.framed.axes).values
@@ -201,6 +204,13 @@ class SurveyStore:
 
     def remove(self) -> None:
         """Do nothing: the survey is not ours to delete."""
+
+
+def _at_a_time(volume: xr.Variable, region: Sequence[slice]) -> int:
+    """Chunks of a variable to read at a time for a region of it."""
+    chunks = volume.encoding.get("chunks") or volume.shape
+    held = [-(-(s.stop - s.start) // c) for s, c in zip(region, chunks, strict=True)]
+    return min(_MANY, max(_FEW, math.prod(held) // _SHARE))
 
 
 class PredictionStore:
@@ -262,7 +272,7 @@ class PredictionStore:
         if self.activation == "softmax":
             channels = torch.softmax(channels, dim=0)
         for path, mask, channel in zip(self.paths, self.masks, channels, strict=True):
-            turned = channel.cpu().permute(self.turn).contiguous().numpy()
+            turned = to_host(channel).permute(self.turn).contiguous().numpy()
             if path is not None and not np.isfinite(turned).all():
                 self._nonfinite(path.name, turned, index)
             if path is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Box:
     """The grid points from `start` to just before `stop`, axis by axis."""
 
@@ -23,12 +25,12 @@ class Box:
         """Every point of a grid."""
         return cls((0,) * len(shape), tuple(shape))
 
-    @property
+    @cached_property
     def shape(self) -> Shape:
         """Extent along each axis."""
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        return tuple(map(operator.sub, self.stop, self.start))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of grid points."""
         return math.prod(max(0, n) for n in self.shape)

@@ -21,7 +21,7 @@ from .kernels import COLUMNS, FEW, convolve, padded
 
 def op_rank(node: Node) -> int:
     """Number of dimensions that the window has: the digit in the operator's name."""
-    return int(node.op.rstrip("d")[-1])
+    return int(node.op[-2])
 
 
 class Window(Rule):
@@ -140,9 +140,9 @@ class Window(Rule):
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
         # A part of what is held, or a padded one, is copied for the kernel.
-        source = self.source(node)
-        need = self.needs(node, box, graph)[source]
+        source, n = self.source(node), op_rank(node)
         (low, high), (first, last) = self.reach(node, box, graph), self.held(node, box, graph)
+        need = with_axes(box, graph.layouts[source].dims[-n:], first, last)
         ends = zip(low, high, first, last, strict=True)
         if need == graph.whole(source) and all(f - a == b - e for a, b, f, e in ends):
             return 0  # the kernel pads
@@ -228,8 +228,10 @@ class Convolution(Window):
         copied = super().workspace(node, box, graph, itemsize, device)
         if device != "cpu":
             # cuDNN copies what it reads and writes but halves; a sum it writes anew.
-            both = made + graph.width(source) * self.needs(node, box, graph)[source].size
-            return copied + itemsize * (both if itemsize > 2 else made * ("onto" in node.args))
+            if itemsize < 4:
+                return copied + itemsize * made * ("onto" in node.args)
+            read = graph.width(source) * self.needs(node, box, graph)[source].size
+            return copied + itemsize * (read + made)
         # Where channels are few, oneDNN holds the result once more, in single precision.
         again = 4 * made if graph.width(source) < FEW else 0
         columns = self._columns(node, box, graph, itemsize)
