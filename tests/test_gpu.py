@@ -14,6 +14,7 @@ from torch import nn
 import outcrop
 from outcrop import inversion, predict, whole_volume
 from outcrop.cluster import connect
+from outcrop.errors import MemoryBudgetError
 from outcrop.graph import capture
 from outcrop.models.faultseg3d import FaultSeg3d
 from outcrop.planner import make_plan
@@ -115,6 +116,13 @@ def test_out_of_memory_makes_the_tiles_smaller():
     difference, *warned = done.stdout.splitlines()
     assert float(difference) < 1e-12
     assert any("out of memory on a tile; going on with tiles of" in w for w in warned)
+
+
+def test_a_plan_that_the_gpu_has_no_room_for_is_refused():
+    network = nn.Sequential(nn.Conv3d(1, 64, 3, padding=1), nn.InstanceNorm3d(64)).eval().cuda()
+    x = torch.zeros(1, device="cuda").expand(1, 1, 2048, 2048, 2048)
+    with pytest.raises(MemoryBudgetError, match="of the GPU, which has"):
+        whole_volume(network, x, memory="100TB", storage_mode="device")
 
 
 def test_compile():

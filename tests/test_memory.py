@@ -46,6 +46,36 @@ def test_the_run_goes_on_with_smaller_tiles():
     assert any("out of memory on a tile; going on with tiles of 48×48×48" in w for w in warned)
 
 
+# An address space too small for what is kept between stages.
+FULL = """
+import resource
+import psutil, torch
+from torch import nn
+from outcrop import whole_volume
+from outcrop.errors import MemoryBudgetError
+torch.set_num_threads(1)
+network = nn.Sequential(nn.Conv3d(1, 32, 3, padding=1), nn.InstanceNorm3d(32), nn.Conv3d(32, 1, 1))
+network.double().eval()
+x = torch.randn(1, 1, 192, 96, 96, dtype=torch.float64)
+whole_volume(network, x[..., :32, :32, :32], tile=(8, 32, 32))
+taken = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (taken + 200_000_000, -1))
+try:
+    whole_volume(network, x, memory="4GB", tile=(8, 96, 96), storage_mode="device")
+except MemoryBudgetError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_no_room_for_what_is_kept_is_one_line():
+    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("out of memory (")
+    assert "pass a smaller memory (--memory)" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
 @pytest.fixture
 def network():
     torch.manual_seed(0)
@@ -74,6 +104,25 @@ def test_global_values_are_those_of_whole_tiles(mode, network, monkeypatch):
     with torch.no_grad():
         expected = network(x)
     monkeypatch.setattr(StageRunner, "_kept", limited(150))
+    with pytest.warns(UserWarning, match="going on with tiles of"):
+        found = whole_volume(network, x, tile=(20, 24), storage_mode=mode)
+    assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+@pytest.mark.parametrize("mode", ["device", "disk"])
+def test_what_does_not_fit_when_it_is_read_is_read_in_parts(mode, network, monkeypatch):
+    x = torch.randn(1, 1, 40, 24, dtype=torch.float64)
+    network.double()
+    with torch.no_grad():
+        expected = network(x)
+    read = StageRunner.read
+
+    def refusing(self, tile):
+        if tile.size > 150:
+            raise torch.OutOfMemoryError("no room")
+        return read(self, tile)
+
+    monkeypatch.setattr(StageRunner, "read", refusing)
     with pytest.warns(UserWarning, match="going on with tiles of"):
         found = whole_volume(network, x, tile=(20, 24), storage_mode=mode)
     assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()

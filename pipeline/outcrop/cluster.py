@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 # Of worker processes with one thread: Zarr's own threads would be beyond their share of the cores.
 _ALONE = {"ZARR_THREADING__MAX_WORKERS": "1"}
-# How closely Dask watches a worker: as it does unasked, that takes 4 to 7 % of a core.
+# How closely Dask watches a process. As it does unasked, that takes 4 to 7 % of a core in a worker,
+# and a tenth of one in the process that holds the scheduler and a nanny for each worker.
 _UNWATCHED = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "2s",
+    "distributed.worker.memory.monitor-interval": "1s",
 }
 # Bytes that each worker writes and reads to measure a store.
 _SAMPLE = 2**24
@@ -148,12 +150,16 @@ def _security(tls: Tls | None) -> Any:
 
 
 def _on_cores(how: dict[str, Any]) -> Any:
+    import dask
     from distributed import LocalCluster
 
-    return LocalCluster(env=_ALONE, config=_UNWATCHED, **how)
+    with dask.config.set(_UNWATCHED):
+        return LocalCluster(env=_ALONE, config=_UNWATCHED, **how)
 
 
 def _on_gpus(how: dict[str, Any]) -> Any:
+    import dask
+
     try:
         from dask_cuda import LocalCUDACluster
     except ImportError as error:
@@ -161,7 +167,8 @@ def _on_gpus(how: dict[str, Any]) -> Any:
             f"--cluster cuda: needs dask-cuda ({error}); install it with "
             'pip install "outcrop[gpu]", or start workers by hand and name their scheduler'
         ) from None
-    return LocalCUDACluster(resources={"GPU": 1}, **how)
+    with dask.config.set(_UNWATCHED):
+        return LocalCUDACluster(resources={"GPU": 1}, **how)
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -12,11 +12,18 @@ from torch import Tensor
 from ..graph import Graph
 from ..planner import Plan
 from .globals import GlobalStore, to_merge
-from .memory import ALL, USUAL, Watch, keep_freed_memory, return_freed_memory
+from .memory import (
+    ALL,
+    USUAL,
+    Watch,
+    check_room,
+    keep_freed_memory,
+    return_freed_memory,
+)
 from .overlap import run_tiles
 from .spent import Peak, Spent
 from .stores import Store
-from .tile import StageRunner
+from .tile import StageRunner, naming_lack_of_memory
 
 # Called with the index of a stage and of a tile in it, when that tile is written, and what it took.
 OnTile = Callable[[int, int, Spent], None]
@@ -64,8 +71,10 @@ def run_local(
     Raises
     ------
     MemoryBudgetError
-        If the memory is used up even by the smallest part of a tile.
+        If the memory is used up even by the smallest part of a tile, or a GPU has less than the
+        plan takes.
     """
+    check_room(plan.peak_memory, device)
     stores = dict(inputs)
     done = Counter(i for i, _ in finished)
     written = {i for i, stage in enumerate(plan.stages) if done[i] == stage.count}
@@ -75,7 +84,8 @@ def run_local(
         watch = Watch(plan.peak_memory) if torch.device(device).type == "cpu" else None
         peak = Peak(device)
         for i, stage in enumerate(plan.stages):
-            stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
+            with naming_lack_of_memory():
+                stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
             runner = StageRunner(graph, stage, weights, stores, device, compile, watch)
             todo = ((n, t) for n, t in enumerate(stage.tiles()) if (i, n) not in finished)
             for n, spent in run_tiles(runner, todo, peak):

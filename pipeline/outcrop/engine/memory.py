@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..errors import MemoryBudgetError
 from ..pages import pages
 
 # Of glibc's malloc.h.
@@ -67,6 +68,26 @@ class Watch:
         """Look, before `need` bytes are taken."""
         if resident() + need > self.limit:
             return_freed_memory()
+
+
+def check_room(promised: int, device: torch.device | str) -> None:
+    """Raise `MemoryBudgetError` if a GPU has not as much left as a plan may take.
+
+    Parameters
+    ----------
+    promised : int
+        Bytes that the plan takes at the highest.
+    device : torch.device or str
+    """
+    if torch.device(device).type != "cuda":
+        return
+    free = torch.cuda.mem_get_info(device)[0]
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if promised > free:
+        raise MemoryBudgetError(
+            f"the plan takes {promised // 10**6}MB of the GPU, which has {free // 10**6}MB left; "
+            "pass a smaller memory (--memory), or close other programs"
+        )
 
 
 def resident() -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..graph import Box
 from .spent import Peak, Spent, timed
 from .threads import SideThread
-from .tile import StageRunner
+from .tile import StageRunner, is_out_of_memory, naming_lack_of_memory
 
 
 def run_tiles(
@@ -28,7 +28,11 @@ def run_tiles(
     writes = any(stores[name].slow for name in stage.outputs)
     read = torch.inference_mode()(runner.read)
     write = torch.inference_mode()(runner.write)
-    with SideThread(runner.device) as reader, SideThread(runner.device) as writer:
+    with (
+        naming_lack_of_memory(),
+        SideThread(runner.device) as reader,
+        SideThread(runner.device) as writer,
+    ):
         # One tile ahead and one behind: the plan's memory counts on it.
         ahead: Future[tuple[dict[str, Tensor], float]] | None = None
         behind: tuple[int, Spent, Future[tuple[None, float]]] | None = None
@@ -36,10 +40,10 @@ def run_tiles(
         while following is not None:
             (n, tile), following = following, next(tiles, None)
             start = time.time()
-            inputs, reading = timed(read, tile) if ahead is None else ahead.result()
+            inputs, reading = _inputs(runner, tile, ahead)
+            moved = runner.moved((inputs or {}).items())
             ahead = None
-            moved = runner.moved(inputs.items())
-            if reads and following is not None:
+            if reads and following is not None and not runner.halvings:
                 ahead = reader.submit(timed, read, following[1])
             results, computing = timed(runner.compute, tile, inputs)
             written = runner.moved((name, part) for name, _, part in results.parts)
@@ -57,6 +61,20 @@ def run_tiles(
         if behind is not None:
             n, spent = _written(*behind)
             yield n, spent._replace(stop=time.time())
+
+
+def _inputs(
+    runner: StageRunner, tile: Box, ahead: Future[tuple[dict[str, Tensor], float]] | None
+) -> tuple[dict[str, Tensor] | None, float]:
+    """What a tile takes, and the seconds; None where it is read in parts, as memory ran out."""
+    try:
+        if ahead is not None:
+            return ahead.result()
+        return (None, 0.0) if runner.halvings else timed(runner.read, tile)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, 0.0
 
 
 def _written(number: int, spent: Spent, writing: Future[tuple[None, float]]) -> tuple[int, Spent]:

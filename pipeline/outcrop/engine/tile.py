@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -190,7 +191,7 @@ class StageRunner:
             try:
                 self._evaluate(piece, inputs if whole and inputs else self.read(piece), results)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 halves = _halves(piece)
                 if len(halves) < 2:
@@ -311,7 +312,23 @@ def _halves(box: Box) -> list[Box]:
     return list(tiles(box, half))
 
 
-def _out_of_memory(error: BaseException) -> bool:
+@contextlib.contextmanager
+def naming_lack_of_memory() -> Iterator[None]:
+    """Turn an error that says that memory ran out into one that says what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise MemoryBudgetError(
+            f"out of memory ({reason}); close other programs, or pass a smaller memory (--memory) "
+            "so that less is kept"
+        ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
     # The CPU's allocator raises a plain RuntimeError.
     kinds = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
