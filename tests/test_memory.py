@@ -54,14 +54,16 @@ from torch import nn
 from outcrop import whole_volume
 from outcrop.errors import MemoryBudgetError
 torch.set_num_threads(1)
-network = nn.Sequential(nn.Conv3d(1, 32, 3, padding=1), nn.InstanceNorm3d(32), nn.Conv3d(32, 1, 1))
+network = nn.Sequential(
+    nn.Conv3d(1, 16, 3), nn.Conv3d(16, 32, 5), nn.InstanceNorm3d(32), nn.Conv3d(32, 1, 1)
+)
 network.double().eval()
-x = torch.randn(1, 1, 192, 96, 96, dtype=torch.float64)
-whole_volume(network, x[..., :32, :32, :32], tile=(8, 32, 32))
+x = torch.randn(1, 1, 96, 96, 96, dtype=torch.float64)
+whole_volume(network, x[..., :16, :16, :16], tile=(8, 8, 8))
 taken = psutil.Process().memory_info().vms
-resource.setrlimit(resource.RLIMIT_AS, (taken + 200_000_000, -1))
+resource.setrlimit(resource.RLIMIT_AS, (taken + 100_000_000, -1))
 try:
-    whole_volume(network, x, memory="4GB", tile=(8, 96, 96), storage_mode="device")
+    whole_volume(network, x, memory="4GB", tile=(8, 8, 8), storage_mode="device")
 except MemoryBudgetError as error:
     print(error)
 """
@@ -96,7 +98,7 @@ def limited(most):
     return refusing
 
 
-@pytest.mark.parametrize("mode", ["device", "none"])
+@pytest.mark.parametrize("mode", ["device", "disk", "none"])
 def test_global_values_are_those_of_whole_tiles(mode, network, monkeypatch):
     """The states of halves are merged, in a tile and over tiles."""
     x = torch.randn(1, 1, 40, 24, dtype=torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import warnings
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -212,7 +213,20 @@ class StageRunner:
                 stacklevel=2,
             )
             pieces = [half for rest in (piece, *pieces) for half in _halves(rest)]
+        if len(results.parts) > len(self.stage.outputs):
+            results.parts = [self._joined(name, tile, results.parts) for name in self.stage.outputs]
         return results
+
+    def _joined(
+        self, name: str, tile: Box, parts: Sequence[tuple[str, Box, Tensor]]
+    ) -> tuple[str, Box, Tensor]:
+        """Make one part of those of a tensor: stores take a tile in one piece."""
+        own = [(box, part) for other, box, part in parts if other == name]
+        first, rank = own[0][1], len(tile.shape)
+        made = first.new_empty((*first.shape[: first.ndim - rank], *tile.shape))
+        for box, part in own:
+            made[box.within(tile).index] = part
+        return name, tile, made
 
     def _evaluate(self, tile: Box, inputs: dict[str, Tensor], results: Results) -> None:
         graph, frame = self.graph, self._frame(tile)
@@ -317,7 +331,7 @@ def naming_lack_of_memory() -> Iterator[None]:
     """Turn an error that says that memory ran out into one that says what to do."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         reason = str(error).split("\n")[0].split(". ")[0]
@@ -329,6 +343,8 @@ def naming_lack_of_memory() -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
-    # The CPU's allocator raises a plain RuntimeError.
+    # The CPU's allocator raises a plain RuntimeError, mmap an OSError.
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     kinds = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
