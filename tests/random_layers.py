@@ -219,7 +219,9 @@ LAYERS = {
     "even": lambda x, p: p.even(x),
     "strided": lambda x, p: p.strided(x),
     "transposed": lambda x, p: p.turned(x),
-    "max_pool": lambda x, p: {2: F.max_pool2d, 3: F.max_pool3d}[p.rank](x, 3, p.b, 1, p.a),
+    "max_pool": lambda x, p: {2: F.max_pool2d, 3: F.max_pool3d}[p.rank](
+        x, 3, p.b, 1, min(p.a, (min(x.shape[2:]) + 1) // 2)
+    ),
     "avg_pool": lambda x, p: {2: F.avg_pool2d, 3: F.avg_pool3d}[p.rank](
         x, 3, p.b, 1, p.a > 1, p.b > 1
     ),
