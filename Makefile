@@ -27,5 +27,5 @@ clean:
 	@touch $@
 
 .venv/.installed-test: pyproject.toml constraints.txt | .venv/bin/pip
-	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[test]'
 	@touch $@ .venv/.installed

@@ -135,7 +135,7 @@ def test_layers_use_every_rule():
     assert RULES.keys() - used == OLDER
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.data(),
     st.sampled_from([2, 3]),

@@ -41,12 +41,10 @@ def convolve(
     if x.ndim == n + 2 > 3 and x.shape[1] == 1:
         # Any order of axes describes it: have the result's channels last.
         x = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
-    if relu and _fuses(x, weight):
-        bias = weight.new_zeros(len(weight)) if bias is None else bias
-        how = (stride, padding, dilation, groups)
-        if onto is None:
-            return torch.ops.aten.cudnn_convolution_relu(x, weight, bias, *how)
-        return torch.ops.aten.cudnn_convolution_add_relu(x, weight, onto, 1, bias, *how)
+    if relu and x.is_cuda and x.ndim == n + 2 > 3:
+        done = _on_gpu(x, weight, bias, onto, (stride, padding, dilation, groups))
+        if done is not None:
+            return done
     if not fast or n == 1 or x.ndim != n + 2:
         made = _in_slabs(x, weight, bias, stride, padding, dilation, groups)
         if onto is not None:
@@ -77,15 +75,28 @@ def convolve(
     return made.to(kind)
 
 
-def _fuses(x: Tensor, weight: Tensor) -> bool:
-    """Whether cuDNN adds a bias and applies a ReLU as it convolves."""
-    return (
-        x.is_cuda
-        and x.ndim > 3
-        and x.element_size() < 8
-        and weight.shape[0] % 8 == 0  # for others its kernels are slow
-        and torch.backends.cudnn.is_acceptable(x)
-    )
+def _on_gpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    onto: Tensor | None,
+    how: tuple[Shape, Shape, Shape, int],
+) -> Tensor | None:
+    """Let cuDNN add and apply a ReLU as it convolves; None if it cannot, or no faster."""
+    single = x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    # For other numbers of channels its kernels are slow.
+    suits = (x.element_size() == 2 or single) and weight.shape[0] % 8 == 0 and how[-1] == 1
+    if not suits or not torch.backends.cudnn.is_acceptable(x):
+        return None
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    try:
+        if onto is None:
+            return torch.ops.aten.cudnn_convolution_relu(x, weight, bias, *how)
+        return torch.ops.aten.cudnn_convolution_add_relu(x, weight, onto, 1, bias, *how)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return None  # there is no such kernel for this shape
 
 
 def _in_single(
