@@ -135,8 +135,8 @@ def test_layers_use_every_rule():
     assert RULES.keys() - used == OLDER
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
+# Ranks, layers, shapes, tiles, storage modes and seeds.
+cases = (
     st.data(),
     st.sampled_from([2, 3]),
     recipes,
@@ -145,6 +145,10 @@ def test_layers_use_every_rule():
     st.sampled_from((*MODES, "random")),
     st.integers(0, 2**31),
 )
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(*cases)
 def test_random_networks(data, rank, recipe, shape, tile, mode, seed):
     torch.manual_seed(seed)
     network = RandomNetwork(rank, recipe).double().eval()

@@ -1,8 +1,7 @@
 """On a GPU: exact, within the promised memory, copies beside kernels."""
 
+import copy
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,7 +18,8 @@ from outcrop.graph import capture
 from outcrop.models.faultseg3d import FaultSeg3d
 from outcrop.planner import make_plan
 from random_plans import draw_plan
-from test_exact import MODES, RandomNetwork, assert_exact, recipes
+from test_exact import MODES, RandomNetwork, assert_exact, cases
+from test_memory import assert_halved
 from test_predict import make_survey
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -39,24 +39,29 @@ def faults():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", ["float64", "float32", "float16"])
 def test_the_promise_is_kept(mode, precision, faults):
-    """And is at most half as much again as what is taken, or twice where cuDNN may copy more."""
+    """And is at most half as much again as what is taken."""
     network, x, expected = faults
+    dtype = getattr(torch, precision)
+    x, network = x.to(dtype), copy.deepcopy(network).to(dtype)
     graph, _ = capture(network, [x])
     budget = {"float64": 1600, "float32": 800, "float16": 400}[precision] * 10**6
     how = {"memory": budget, "storage_mode": mode, "dtype": precision, "device": "cuda"}
     plan = make_plan(graph, holds_output=False, **how)
-    whole_volume(network, x[..., :64, :64, :64], precision=precision, device="cuda")  # libraries
+    whole_volume(network, x[..., :64, :64, :64], device="cuda")  # with which libraries are loaded
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     found = whole_volume(network, x, plan=plan, device="cuda")
     torch.cuda.synchronize()
     taken = torch.cuda.max_memory_allocated() - before
-    print(f"{mode} {precision}: {taken / 1e6:.0f} MB of {plan.peak_memory / 1e6:.0f} MB")
-    tolerance = {"float64": 1e-6, "float32": 1e-2, "float16": 1e-2}[precision]  # x is in float32
-    assert (found - expected).abs().max() <= tolerance
     assert taken <= plan.peak_memory <= budget
-    assert plan.peak_memory <= (1.5 if precision == "float16" else 2) * taken
+    assert plan.peak_memory <= 1.5 * taken
+    if precision == "float64":
+        assert_exact(found, expected)
+    else:  # off by what the network itself loses in that precision
+        with torch.no_grad():
+            own = (network.cuda()(x.cuda()).cpu() - expected).abs().max()
+        assert (found - expected).abs().max() <= 3 * own
 
 
 def test_copies_run_beside_kernels(tmp_path):
@@ -111,11 +116,7 @@ print(*{str(w.message) for w in caught}, sep="\\n")
 
 
 def test_out_of_memory_makes_the_tiles_smaller():
-    done = subprocess.run([sys.executable, "-c", SHORT], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    difference, *warned = done.stdout.splitlines()
-    assert float(difference) < 1e-12
-    assert any("out of memory on a tile; going on with tiles of" in w for w in warned)
+    assert_halved(SHORT)
 
 
 def test_a_plan_that_the_gpu_has_no_room_for_is_refused():
@@ -212,17 +213,8 @@ def test_what_is_not_finite_stays_where_it_is(precision):
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    st.data(),
-    st.sampled_from([2, 3]),
-    recipes,
-    st.tuples(*[st.integers(4, 17)] * 3),
-    st.tuples(*[st.integers(2, 20)] * 3),
-    st.sampled_from((*MODES, "random")),
-    st.booleans(),
-    st.integers(0, 2**31),
-)
-def test_random_networks(data, rank, recipe, shape, tile, mode, there, seed):
+@given(*cases, st.booleans())
+def test_random_networks(data, rank, recipe, shape, tile, mode, seed, there):
     """The volume lies on the GPU, or in host memory."""
     torch.manual_seed(seed)
     network = RandomNetwork(rank, recipe).double().eval().cuda()

@@ -15,6 +15,19 @@ from .cuts import Cuts
 
 # What libraries keep for themselves once convolutions have run.
 _RUNTIME_BYTES = 40 * 10**6
+# On a GPU convolutions keep nothing; nor does what is pointwise.
+_KEEP_NOTHING = (
+    "conv",
+    "upsampled_conv",
+    "max_pool",
+    "avg_pool",
+    "upsample_",
+    "relu",
+    "sigmoid",
+    "cat",
+    "add",
+    "mul",
+)
 
 # What other threads' heaps hold beyond the tensors in use.
 _HELD_BACK = 1.5
@@ -185,7 +198,10 @@ class Draft:
 
     def _resident(self) -> list[int]:
         """Bytes held while each stage runs: weights, live stored tensors, the output."""
-        every, outputs = _RUNTIME_BYTES + self.costs.weight_bytes, set(self.task.outputs)
+        ops = {node.op for node in self.graph.nodes.values()}
+        plain = self.task.device != "cpu" and all(op.startswith(_KEEP_NOTHING) for op in ops)
+        every = self.costs.weight_bytes + (0 if plain else _RUNTIME_BYTES)
+        outputs = set(self.task.outputs)
         held, made = self._stored("device"), 0
         for i, part in enumerate(self.parts):
             for name in outputs.intersection(part.outputs):

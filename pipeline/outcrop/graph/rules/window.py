@@ -227,11 +227,13 @@ class Convolution(Window):
         source, made = self.source(node), graph.width(node.name) * box.size
         copied = super().workspace(node, box, graph, itemsize, device)
         if device != "cpu":
-            # cuDNN copies what it reads and writes but halves; a sum it writes anew.
+            # cuDNN copies what it reads, but for halves, and what it writes in full single
+            # precision; a sum of halves it writes anew.
             if itemsize < 4:
                 return copied + itemsize * made * ("onto" in node.args)
             read = graph.width(source) * self.needs(node, box, graph)[source].size
-            return copied + itemsize * (read + made)
+            full = itemsize == 4 and not torch.backends.cudnn.allow_tf32
+            return copied + itemsize * (read + made * full)
         # Where channels are few, oneDNN holds the result once more, in single precision.
         again = 4 * made if graph.width(source) < FEW else 0
         columns = self._columns(node, box, graph, itemsize)
