@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..cluster import check_workers
 from ..graph import Box
 from ..tasks import AHEAD, Window, quietly
 from .globals import GlobalStore, to_merge
@@ -151,7 +150,6 @@ class _Run:
         """Make one evaluation after the other known to the workers; yield its volumes."""
         for evaluation in evaluations:
             places = evaluation.places
-            check_workers(self.client, places.plan)
             # How outputs are nested concerns the caller alone.
             places = replace(places, graph=replace(places.graph, structure=None))
             weights = evaluation.weights_on("cpu")  # the client of a cluster may have no GPU

@@ -233,7 +233,14 @@ def prepared(
         raise ArgumentError(
             "storage_compression: not in an object store; pass a storage_path on a disk"
         )
-    where = torch.device(plan.device) if client is not None else find_device(plan.device)
+    if client is None:
+        where = find_device(plan.device)
+    else:
+        from ..cluster import check_workers
+
+        # Before the statistics: a worker that is short of memory would never begin with them.
+        check_workers(client, plan)
+        where = torch.device(plan.device)
 
     found, fingerprint = all_statistics(framed, client)
     cards = output_cards(graph, framed.card)
