@@ -15,11 +15,13 @@ from types import SimpleNamespace
 
 import cloudpickle
 import dask
+import psutil
 import pytest
 import torch
 import typer.main
 import xarray as xr
 import yaml
+from distributed import Client, LocalCluster
 from torch import nn
 from typer.testing import CliRunner
 
@@ -29,7 +31,7 @@ from outcrop.cli.main import app
 from outcrop.cluster import connect, crew_of
 from outcrop.engine.dask_executor import run_dask
 from outcrop.engine.whole import example
-from outcrop.errors import SurveyError
+from outcrop.errors import MemoryBudgetError, SurveyError
 from outcrop.events import Stage, Tile
 from outcrop.graph import capture
 from outcrop.planner import make_plan
@@ -187,16 +189,51 @@ def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):
         window.submit("slow", 0, time.sleep, 1.0)
         assert window.take(str) is None
         assert counted == [2]
-        window.client, window.count = nobody(), 2
+        window._workers.client = nobody()
         time.sleep(0.2)
         with pytest.warns(UserWarning, match="no worker is there") as caught:
             counts = [window.workers(), window.workers()]
         assert counts == [0, 0]
         assert len(caught) == 1
-        window.client = client
+        window._workers.client = client
         while window.take(str) is None:
             pass
     assert counted[1] == 0
+
+
+def test_workers_that_dask_pauses_are_told_of(monkeypatch):
+    monkeypatch.setattr(tasks, "_LOOK", 0.1)
+    few = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": "1GB"}
+    with (
+        LocalCluster(host="127.0.0.1", dashboard_address=None, **few) as local,
+        Client(local) as client,
+    ):
+        client.run(fill)
+        while client.scheduler_info()["workers"].popitem()[1]["status"] != "paused":
+            time.sleep(0.1)
+        with pytest.raises(MemoryBudgetError, match=r"worker tcp://127.*has no memory to give"):
+            crew_of(client, "cpu", "float32", Path("nowhere"))
+        task = client.submit(int, "7")
+        end = threading.Timer(2, client.run, [free])
+        end.start()
+        with pytest.warns(UserWarning, match="holds more memory than Dask lets it") as caught:
+            assert tasks.gather(client, [task]) == [7]
+        end.join()
+        assert len(caught) == 1
+
+
+def fill(dask_worker):
+    """Hold as much as makes a worker pause, and not as much as kills it."""
+    import torch  # noqa: F401
+
+    import outcrop.cluster  # noqa: F401
+
+    limit, held = dask_worker.memory_manager.memory_limit, psutil.Process().memory_info().rss
+    dask_worker.held = b"1" * int(0.87 * limit - held)
+
+
+def free(dask_worker):
+    del dask_worker.held
 
 
 def nobody():

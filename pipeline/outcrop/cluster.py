@@ -213,8 +213,8 @@ def crew_of(client: Client, device: str, dtype: str, folder: Place) -> Crew:
         except _WorkerLostError as error:
             lost = error
     raise OutcropError(
-        f"worker {lost}: was lost while it was measured, as others were before; look at its log, "
-        "or pass a plan"
+        f"worker {lost}: was lost while it was measured, as others were before; look at its log "
+        "(was it short of memory?), or pass a plan"
     )
 
 
@@ -232,6 +232,12 @@ def _measured(client: Client, device: str, dtype: str, folder: Place) -> Crew:
     if not there:
         raise _WorkerLostError(next(iter(facts), "unknown"))
     rooms = [facts[w]["memory"] for w in there if facts[w]["memory"] is not None]
+    if 0 in rooms:
+        full = next(w for w in there if facts[w]["memory"] == 0)
+        raise MemoryBudgetError(
+            f"worker {full}: has no memory to give, and would take no task; start workers with a "
+            "higher memory limit"
+        )
     resources = {"GPU": 1} if "GPU" in workers[there[0]]["resources"] else None
 
     def gather(function: Callable[..., Any], *args: Any, on: list[str]) -> list[Any]:

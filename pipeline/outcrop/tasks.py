@@ -7,22 +7,26 @@ import concurrent.futures
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from distributed import as_completed
+from distributed import as_completed, wait
 from distributed.scheduler import KilledWorker
 
 from .errors import OutcropError
 from .patience import refuses
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 # What calls to a scheduler end with that is not there any more.
 _GONE = (OSError, asyncio.CancelledError, concurrent.futures.CancelledError)
 _LOST = "the scheduler was lost, and the same command goes on where it stopped"
+_PAUSED = (
+    "no worker takes tasks, since each holds more memory than Dask lets it: waiting; "
+    "start workers with a higher memory limit"
+)
 _MEMORY = "if workers were killed for lack of memory, pass a smaller memory (--memory)"
 # Tasks that a worker is given before the first of them is done.
 AHEAD = 2
@@ -30,6 +34,61 @@ AHEAD = 2
 _LOOK = 2.0
 # Seconds that workers get to end what they do when nobody wants it any more.
 _END = 30.0
+
+
+class Workers:
+    """The workers of a cluster that get tasks: those with a GPU, where any has one.
+
+    Parameters
+    ----------
+    client : distributed.Client
+
+    Attributes
+    ----------
+    count : int
+        Number of them at the last look.
+    resources : dict or None
+        What their tasks ask for.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client, self.count = client, 0
+        self.resources: dict[str, int] | None = None
+        self._looked, self._warned = 0.0, False
+
+    def look(self) -> int:
+        """Count them, if that is some time ago; warn once if none is there or all are paused."""
+        if time.monotonic() > self._looked + _LOOK or not self.count:
+            found = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+            on_gpu = [facts for facts in found if "GPU" in facts["resources"]]
+            found, self._looked = on_gpu or found, time.monotonic()
+            self.count, self.resources = len(found), {"GPU": 1} if on_gpu else None
+            idle = all(_is_paused(facts) for facts in found)
+            if idle and not self._warned:
+                message = _PAUSED if found else "no worker is there: waiting for one"
+                warnings.warn(message, stacklevel=2)
+            self._warned = idle
+        return self.count
+
+    def look_again(self) -> None:
+        """Count them anew at the next look, since one was lost."""
+        self._looked = 0.0
+
+
+def _is_paused(facts: Mapping[str, Any]) -> bool:
+    """Whether a worker, by what its scheduler says of it, is in no task and takes none."""
+    return facts["status"] == "paused" and not facts["metrics"]["task_counts"].get("executing")
+
+
+def gather(client: Client, tasks: Sequence[Future]) -> list[Any]:
+    """Return the results of tasks, with a warning while no worker takes any."""
+    workers = Workers(client)
+    while not all(task.done() for task in tasks):
+        with contextlib.suppress(TimeoutError):
+            wait(tasks, timeout=_LOOK)
+            break
+        workers.look()
+    return client.gather(list(tasks))
 
 
 class Window:
@@ -48,9 +107,8 @@ class Window:
     def __init__(self, client: Client, on_count: Callable[[int], None] | None = None) -> None:
         self.client, self.on_count = client, on_count
         self.given: dict[Any, Any] = {}
-        self.count, self._number, self._looked = 0, 0, 0.0
-        self._warned = False
-        self._resources: dict[str, int] | None = None
+        self._number, self._told = 0, 0
+        self._workers = Workers(client)
         self._running = as_completed()
 
     def __enter__(self) -> Self:
@@ -88,24 +146,17 @@ class Window:
         return len(self.given) < AHEAD * self.workers()
 
     def workers(self) -> int:
-        """Number of workers there are: those with a GPU, where any has one."""
-        if time.monotonic() > self._looked + _LOOK or not self.count:
-            workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-            on_gpu = sum("GPU" in facts["resources"] for facts in workers)
-            count, self._looked = on_gpu or len(workers), time.monotonic()
-            self._resources = {"GPU": 1} if on_gpu else None
-            if not count and not self._warned:
-                warnings.warn("no worker is there: waiting for one", stacklevel=2)
-            self._warned = not count
-            if count != self.count:
-                self.count = count
-                if self.on_count is not None:
-                    self.on_count(count)
-        return self.count
+        """Number of workers that get tasks."""
+        count = self._workers.look()
+        if count != self._told:
+            self._told = count
+            if self.on_count is not None:
+                self.on_count(count)
+        return count
 
     def look_again(self) -> None:
         """Count the workers anew, since one was lost."""
-        self._looked = 0.0
+        self._workers.look_again()
 
     def submit(self, name: str, what: Any, function: Callable[..., Any], *arguments: Any) -> None:
         """Give one more task to the workers.
@@ -122,9 +173,8 @@ class Window:
         self._number += 1
         key = name, self._number
         self.given[key] = what
-        self._running.add(
-            self.client.submit(function, *arguments, key=key, pure=False, resources=self._resources)
-        )
+        how: dict[str, Any] = {"key": key, "pure": False, "resources": self._workers.resources}
+        self._running.add(self.client.submit(function, *arguments, **how))
 
     def take(self, where: Callable[[Any], str]) -> tuple[Any, Any] | None:
         """Wait for the next task that is done; return what it was and its result.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Box
-from ..tasks import AHEAD, Window, quietly
+from ..tasks import AHEAD, Window, gather, quietly
 from .globals import GlobalStore, to_merge
 from .places import Places, Section
 from .schedule import Schedule
@@ -210,7 +210,7 @@ class _Run:
         i, n, tile = first
         tiles = [(n, tile)]
         # Towards the end of a stage smaller tasks, so that all workers have some.
-        share = work.schedule.left(i) // (2 * AHEAD * max(1, self.window.count))
+        share = work.schedule.left(i) // (2 * AHEAD * max(1, self.window.workers()))
         for _ in range(min(work.task.batch(i), share) - 1):
             following = work.schedule.take(i)
             if following is None:
@@ -267,15 +267,14 @@ class _Run:
             store = work.stores[name]
             assert isinstance(store, GlobalStore)
             for level, groups in store.levels(stage.count):
-                self.client.gather(
-                    [
-                        self.client.submit(
-                            call, job.network, job.name, "merge", work.section, name, level, group,
-                            pure=False,
-                        )
-                        for group in groups
-                    ]
-                )  # fmt: skip
+                merges = [
+                    self.client.submit(
+                        call, job.network, job.name, "merge", work.section, name, level, group,
+                        pure=False,
+                    )
+                    for group in groups
+                ]  # fmt: skip
+                gather(self.client, merges)
             store.finish()
         work.schedule.merge(i)
         work.complete(i)

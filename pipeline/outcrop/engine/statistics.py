@@ -83,7 +83,9 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
 
     def read() -> np.ndarray:
         if client is not None:
-            return client.gather(client.compute(states))
+            from ..tasks import gather
+
+            return gather(client, [client.compute(states)])[0]
         return states.compute(scheduler="threads")
 
     with (

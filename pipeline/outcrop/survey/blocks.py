@@ -100,7 +100,9 @@ def read(volume: xr.DataArray, block: Block, client: Client | None = None) -> np
         if part.chunks is None:
             return part.to_numpy()
         if client is not None:
-            return np.asarray(client.compute(part.data).result())
+            from ..tasks import gather
+
+            return np.asarray(gather(client, [client.compute(part.data)])[0])
         return np.asarray(part.data.compute(scheduler="synchronous"))
 
 
