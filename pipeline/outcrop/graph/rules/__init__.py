@@ -44,16 +44,16 @@ __all__ = ["RULES", "Reduce", "Rule", "Values"]
 _POINTWISE = (
     "abs acos add addcdiv addcmul asin atan atan2 bitwise_and bitwise_not bitwise_or ceil celu "
     "clamp clamp_max clamp_min copysign cos cosh div elu eq erf exp expm1 floor floor_divide fmod "
-    "ge gelu gt hardshrink hardsigmoid hardswish hardtanh hypot isfinite isinf isnan le "
-    "leaky_relu lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logit lt "
+    "ge gelu gt hardshrink hardsigmoid hardswish hardtanh hypot isnan le "
+    "leaky_relu lerp log log10 log1p log2 logical_and logical_not logical_or logit lt "
     "masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal relu relu6 remainder "
     "round rsqrt rsub selu sigmoid sign silu sin sinh softplus softshrink sqrt square sub "
     "tan tanh threshold trunc where xlogy"
 )
-_ALONG = "cumprod cumsum glu log_softmax softmax sort"
+_COPYING = {"isfinite": 2, "isinf": 1, "log_sigmoid": 2}
+_ALONG = "cumprod cumsum glu sort"
 _REDUCTIONS = (
-    "all amax amin any argmax argmin linalg_vector_norm logsumexp max mean min norm prod std sum "
-    "var"
+    "all amax amin any argmax argmin linalg_vector_norm max mean min norm prod std sum var"
 )
 
 _OTHERWISE = Opaque()
@@ -67,7 +67,9 @@ class _Table(dict[str, Rule]):
 RULES: dict[str, Rule] = _Table(
     {
         **dict.fromkeys(_POINTWISE.split(), Pointwise()),
+        **{op: Pointwise(copies=copies) for op, copies in _COPYING.items()},
         **dict.fromkeys(_ALONG.split(), Pointwise("dim")),
+        **dict.fromkeys(("log_softmax", "softmax"), Pointwise("dim", copies=1)),
         "prelu": PReLU(),
         "cat": Concatenate(),
         "stack": Stack(),
@@ -110,6 +112,7 @@ RULES: dict[str, Rule] = _Table(
         "einsum": Einsum(),
         "scaled_dot_product_attention": Attention(),
         **dict.fromkeys(_REDUCTIONS.split(), Reduction()),
+        "logsumexp": Reduction(copies=1),
         "moments": Moments(),
         "global_var": Moments(),
         "global_sum": Sum("sum"),

@@ -16,6 +16,8 @@ from ..layout import Axes, Layout
 
 Values = Mapping[str, Tensor]
 
+_INDEX = 8  # bytes
+
 
 class Rule:
     """How one operator is evaluated on boxes.
@@ -188,6 +190,16 @@ def normalized(dims: Any, rank: int) -> tuple[int, ...]:
     return tuple(sorted(d % rank for d in ((dims,) if isinstance(dims, int) else dims)))
 
 
+def beside(node: Node, size: int, itemsize: int) -> int:
+    """Bytes of a result of `size` elements that an operator returns beside the node's own.
+
+    Where there are two, one holds values and one their indices.
+    """
+    if node.result is None:
+        return 0
+    return size * (_INDEX if node.dtype is None else itemsize)
+
+
 class Opaque(Rule):
     """An operator without a rule: evaluated in one piece, on operands that are taken whole."""
 
@@ -208,4 +220,5 @@ class Opaque(Rule):
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
-        return itemsize * sum(math.prod(graph.shape(name)) for name in node.operands)
+        size = sum(math.prod(graph.shape(name)) for name in node.operands)
+        return itemsize * size + beside(node, size + math.prod(node.shape), itemsize)

@@ -17,6 +17,7 @@ from .base import (
     Rule,
     Values,
     aligned,
+    beside,
     broadcast_cut,
     call,
     is_cut,
@@ -35,12 +36,15 @@ class Pointwise(Rule):
     along : str, optional
         Argument that names the dimensions over which the operator mixes values, such as the
         "dim" of a softmax: they may not hold axes of the grid.
+    copies : int
+        Tensors as large as the operand that kernels make and drop again; those that work along the
+        last dimension alone make none.
     """
 
     cuts = True  # what holds no axes, such as a learned position, is cut to the box
 
-    def __init__(self, along: str | None = None) -> None:
-        self.along = along
+    def __init__(self, along: str | None = None, copies: int = 0) -> None:
+        self.along, self.copies = along, copies
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         shapes = [(graph.layouts[name], name) for name in node.operands]
@@ -69,6 +73,17 @@ class Pointwise(Rule):
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         return call(node, self._cut(node, box, values, graph))
+
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        if not self.copies and node.result is None:
+            return 0
+        size = graph.width(node.name) * box.size
+        n = len(node.shape)
+        in_place = self.along is not None and normalized(node.args[self.along], n) == (n - 1,)
+        copied = 0 if in_place else self.copies * itemsize * size
+        return copied + beside(node, size, itemsize)
 
     def spared(self, node: Node, graph: Graph) -> str | None:
         in_place = getattr(torch.ops.aten, node.op + "_", None)

@@ -10,14 +10,24 @@ from torch import Tensor
 from ..boxes import Box
 from ..graph import Graph, Node
 from ..layout import Layout
-from .base import Rule, Values, call, normalized
+from .base import Rule, Values, beside, call, normalized
 
 # Values of which deviations from a mean are held at once.
 _SLAB = 2**19
 
 
 class Reduction(Rule):
-    """Reduction over channels, or over some axes of the grid, which are then taken whole."""
+    """Reduction over channels, or over some axes of the grid, which are then taken whole.
+
+    Parameters
+    ----------
+    copies : int
+        Tensors as large as the operand, each with one as large as the result, that kernels make
+        and drop again.
+    """
+
+    def __init__(self, copies: int = 0) -> None:
+        self.copies = copies
 
     def dims(self, node: Node, graph: Graph) -> tuple[int, ...]:
         """Return the operand's dimensions that are reduced."""
@@ -47,6 +57,14 @@ class Reduction(Rule):
     def operations(self, node: Node, graph: Graph) -> float:
         own = graph.layouts[node.operands[0]]
         return math.prod(own.shape) / math.prod(graph.grid(node.name))
+
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        ((name, read),) = self.needs(node, box, graph).items()
+        own = graph.width(node.name) * box.size
+        copied = self.copies * itemsize * (graph.width(name) * read.size + own)
+        return copied + beside(node, own, itemsize)
 
 
 class Reduce(Rule):
