@@ -203,23 +203,41 @@ def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):
 
 def test_workers_that_dask_pauses_are_told_of(monkeypatch):
     monkeypatch.setattr(tasks, "_LOOK", 0.1)
+    monkeypatch.setattr(cluster, "_LOOK", 0.1)
     few = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": "1GB"}
     with (
         LocalCluster(host="127.0.0.1", dashboard_address=None, **few) as local,
         Client(local) as client,
     ):
         client.run(fill)
-        while client.scheduler_info()["workers"].popitem()[1]["status"] != "paused":
-            time.sleep(0.1)
+        wait_until_paused(client)
         with pytest.raises(MemoryBudgetError, match=r"worker tcp://127.*has no memory to give"):
             crew_of(client, "cpu", "float32", Path("nowhere"))
         task = client.submit(int, "7")
         end = threading.Timer(2, client.run, [free])
         end.start()
-        with pytest.warns(UserWarning, match="holds more memory than Dask lets it") as caught:
-            assert tasks.gather(client, [task]) == [7]
+        with pytest.warns(UserWarning, match="worker tcp://127.*takes no task, since") as caught:
+            cluster._wait_for(client, {address(client): task})
         end.join()
         assert len(caught) == 1
+        client.run(fill)
+        wait_until_paused(client)
+        task = client.submit(int, "8")
+        end = threading.Timer(2, client.run, [free])
+        end.start()
+        with pytest.warns(UserWarning, match="no worker takes tasks, since each") as caught:
+            assert tasks.gather(client, [task]) == [8]
+        end.join()
+        assert len(caught) == 1
+
+
+def address(client):
+    return next(iter(client.scheduler_info()["workers"]))
+
+
+def wait_until_paused(client):
+    while client.scheduler_info()["workers"][address(client)]["status"] != "paused":
+        time.sleep(0.1)
 
 
 def fill(dask_worker):

@@ -76,7 +76,7 @@ def smallest(graph, **how):
 
 @pytest.mark.parametrize("key", SMALL)
 def test_tiled_equals_whole(key, monkeypatch):
-    """In one tile, and in two along each axis with little more memory than the least."""
+    """In one tile, and in halves (of each axis, or of the longest) with little memory to spare."""
     model = build(key).double()
     x = inputs(key, model.card)
     with torch.no_grad():

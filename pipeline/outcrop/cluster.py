@@ -264,14 +264,26 @@ def _wait_for(client: Client, tasks: Mapping[str, Future]) -> None:
     """Wait for a task on each of some workers; Dask itself waits for a lost one to come back."""
     from distributed import wait
 
+    from .tasks import is_paused
+
+    told: set[str] = set()
     while not all(task.done() for task in tasks.values()):
         with contextlib.suppress(TimeoutError):
             wait(list(tasks.values()), timeout=_LOOK)
         there = client.scheduler_info(n_workers=-1)["workers"]
         for worker, task in tasks.items():
-            if worker not in there and not task.done():
+            if task.done():
+                continue
+            if worker not in there:
                 client.cancel(list(tasks.values()))
                 raise _WorkerLostError(worker)
+            if is_paused(there[worker]) and worker not in told:
+                told.add(worker)
+                warnings.warn(
+                    f"worker {worker}: takes no task, since it holds more memory than Dask lets "
+                    "it: waiting; start workers with a higher memory limit",
+                    stacklevel=2,
+                )
 
 
 def _store_name(folder: Place) -> str:

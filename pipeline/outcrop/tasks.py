@@ -63,7 +63,7 @@ class Workers:
             on_gpu = [facts for facts in found if "GPU" in facts["resources"]]
             found, self._looked = on_gpu or found, time.monotonic()
             self.count, self.resources = len(found), {"GPU": 1} if on_gpu else None
-            idle = all(_is_paused(facts) for facts in found)
+            idle = all(is_paused(facts) for facts in found)
             if idle and not self._warned:
                 message = _PAUSED if found else "no worker is there: waiting for one"
                 warnings.warn(message, stacklevel=2)
@@ -75,7 +75,7 @@ class Workers:
         self._looked = 0.0
 
 
-def _is_paused(facts: Mapping[str, Any]) -> bool:
+def is_paused(facts: Mapping[str, Any]) -> bool:
     """Whether a worker, by what its scheduler says of it, is in no task and takes none."""
     return facts["status"] == "paused" and not facts["metrics"]["task_counts"].get("executing")
 

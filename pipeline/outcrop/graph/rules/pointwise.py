@@ -81,8 +81,8 @@ class Pointwise(Rule):
             return 0
         size = graph.width(node.name) * box.size
         n = len(node.shape)
-        in_place = self.along is not None and normalized(node.args[self.along], n) == (n - 1,)
-        copied = 0 if in_place else self.copies * itemsize * size
+        last = self.along is not None and normalized(node.args[self.along], n) == (n - 1,)
+        copied = 0 if last else self.copies * itemsize * size
         return copied + beside(node, size, itemsize)
 
     def spared(self, node: Node, graph: Graph) -> str | None:
