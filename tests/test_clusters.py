@@ -21,7 +21,7 @@ import torch
 import typer.main
 import xarray as xr
 import yaml
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, wait
 from torch import nn
 from typer.testing import CliRunner
 
@@ -128,8 +128,6 @@ def test_the_command_plans_for_the_workers(tmp_path):
 
 
 def test_workers_may_come_late(tmp_path):
-    from distributed import Client, LocalCluster
-
     survey = make_survey((24, 24, 24))
     model = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1)).eval()
     expected = outcrop.predict(model, survey, tmp_path / "a.zarr")
@@ -229,6 +227,36 @@ def test_workers_that_dask_pauses_are_told_of(monkeypatch):
             assert tasks.gather(client, [task]) == [8]
         end.join()
         assert len(caught) == 1
+
+
+def test_what_a_running_task_holds_counts_as_room():
+    """As where the next of several surveys is planned while tiles of the one before run."""
+    few = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": "2GB"}
+    with (
+        LocalCluster(host="127.0.0.1", dashboard_address=None, **few) as local,
+        Client(local) as client,
+    ):
+        before = cluster.least_room(client, "cpu")
+        task = client.submit(hold, 5 * 10**8)
+        time.sleep(2)
+        during = cluster.least_room(client, "cpu")
+        assert not task.done()
+        assert abs(during - before) < 5 * 10**7
+        task.result()
+        held = client.submit(kept, 3 * 10**8)
+        wait(held)
+        assert cluster.least_room(client, "cpu") < before - 2 * 10**8
+
+
+def kept(size):
+    return b"1" * size
+
+
+def hold(size):
+    """Hold memory for some seconds."""
+    held = b"1" * size
+    time.sleep(6)
+    return len(held)
 
 
 def address(client):

@@ -37,6 +37,8 @@ _UNWATCHED = {
 _SAMPLE = 2**24
 # Seconds between looks at whether they still are there.
 _LOOK = 2.0
+# Bytes that a worker held when it was last looked at and in no task; known in its process alone.
+_AT_REST: dict[str, int] = {}
 # How often workers are measured anew when one is lost meanwhile.
 _ATTEMPTS = 3
 # Seconds that a worker takes for a tile beside all else: Dask's task, opening Zarr arrays.
@@ -413,7 +415,12 @@ def _facts(device: str, dask_worker: Any) -> dict[str, Any]:
         return {**versions(), "memory": None}
     # Above that a worker takes no more tasks, and there is nothing that it could free.
     limit = manager.memory_limit * (manager.memory_pause_fraction or 1.0)
-    return {**versions(), "memory": max(0.0, limit - psutil.Process().memory_info().rss)}
+    held = psutil.Process().memory_info().rss
+    if dask_worker.state.all_running_tasks:  # what that task holds is free again after it
+        held = min(held, _AT_REST.get(dask_worker.address, held))
+    else:
+        _AT_REST[dask_worker.address] = held
+    return {**versions(), "memory": max(0.0, limit - held)}
 
 
 def least_room(client: Client, device: str) -> int | None:
