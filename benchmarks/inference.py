@@ -2,9 +2,10 @@
 
 Each case runs in a process of its own (on a GPU those of one program share one), after a small
 volume that loads libraries and kernels: seconds from tensors in memory (or a Zarr) to the result,
-capture and planning included, the shortest of the repeats, and the growth of memory at its highest:
-of the resident set on a CPU, of what PyTorch allocates on a GPU. On a GPU weights, volume and
-result have the precision of the arithmetic, for every program.
+capture and planning included, and the growth of memory at its highest: of the resident set on a
+CPU, of what PyTorch allocates on a GPU. With repeats the shortest counts; on a CPU all cases run in
+turn, again and again, so that what else the machine does slows none of them more than another. On a
+GPU weights, volume and result have the precision of the arithmetic, for every program.
 
     python benchmarks/inference.py --sizes 128 256 --json inference.json
     python benchmarks/inference.py --torchseis ../torchseis --targets
@@ -17,7 +18,6 @@ import argparse
 import gc
 import itertools
 import json
-import math
 import os
 import platform
 import subprocess
@@ -115,13 +115,13 @@ def runner(case: dict[str, Any], size: int):
     return lambda: whole_volume(model, x, **how)
 
 
-def evaluate(case: dict[str, Any]) -> dict[str, float]:
+def evaluate(case: dict[str, Any]) -> dict[str, Any]:
     """Run one case in this process."""
     import torch
 
     bare = resident()
     size, on_gpu = case["size"], case["device"] != "cpu"
-    seconds = math.inf
+    each = []
     with torch.inference_mode():
         runner(case, 64)()
         run = runner(case, size)
@@ -134,20 +134,16 @@ def evaluate(case: dict[str, Any]) -> dict[str, float]:
         else:
             Path("/proc/self/clear_refs").write_text("5")
             before = resident()
-        for _ in range(case["repeat"]):
+        for _ in range(case["repeat"] if on_gpu else 1):
             result = None
             start = time.perf_counter()
             result = run()
             if on_gpu:
                 torch.cuda.synchronize()
-            seconds = min(seconds, time.perf_counter() - start)
+            each.append(time.perf_counter() - start)
     highest = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     peak = torch.cuda.max_memory_allocated() if on_gpu else highest
-    found = {
-        "seconds": seconds,
-        "mvoxels_per_second": size**3 / seconds / 1e6,
-        "peak_bytes": peak - before,
-    }
+    found: dict[str, Any] = {"seconds_each": each, "peak_bytes": peak - before}
     if not on_gpu:
         found["above_import_torch_bytes"] = highest - bare
     if case["name"] == "whole_volume" and size <= 256 and case["norm"] is None:
@@ -174,6 +170,18 @@ def together(group: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             last = (errors.read().strip() or "nothing").split("\n")[-1]
         if group:
             yield {**group.pop(0), "failed": f"exit {code}: {last}"}
+
+
+def joined(row: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
+    """What a case took, in all of its runs: the times of each, the shortest, the most memory."""
+    each = [*row.get("seconds_each", []), *again.get("seconds_each", [])]
+    if not each or "failed" in again:
+        return {**row, **again}
+    found = {**row, **again, "seconds_each": each, "seconds": min(each)}
+    for name in ("peak_bytes", "above_import_torch_bytes"):
+        if name in again:
+            found[name] = max(again[name], row.get(name, 0))
+    return {**found, "mvoxels_per_second": row["size"] ** 3 / min(each) / 1e6}
 
 
 def cases(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -237,7 +245,7 @@ def main() -> None:
     parser.add_argument(
         "--targets", action="store_true", help="larger volumes, small budgets, norms, compression"
     )
-    parser.add_argument("--repeat", type=int, default=1, help="times; the shortest counts")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each; the shortest counts")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--these", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -254,15 +262,19 @@ def main() -> None:
     table = Table(
         "voxels", "precision", "case", "memory", "Mvoxels/s", "peak GB", "largest difference"
     )
-    rows: list[dict[str, Any]] = []
     todo = cases(options)
-    groups = [[case] for case in todo]
+    groups = [[case] for _ in range(options.repeat) for case in todo]
     if options.device != "cpu":
         names = dict.fromkeys(case["name"].split()[0] for case in todo)
         groups = [[case for case in todo if case["name"].startswith(name)] for name in names]
+    found: dict[str, dict[str, Any]] = {}
     each = itertools.chain.from_iterable(map(together, groups))
-    for case in track(each, total=len(todo), console=Console(stderr=True)):
-        rows.append({key: value for key, value in case.items() if key != "torchseis"})
+    total = sum(map(len, groups))
+    for case in track(each, total=total, console=Console(stderr=True)):
+        key = json.dumps([case[k] for k in todo[0]])
+        known = {k: v for k, v in case.items() if k != "torchseis"}
+        found[key] = joined(found.get(key, {k: known[k] for k in todo[0] if k in known}), known)
+        rows = list(found.values())
         if options.json:  # as far as it went, if it is interrupted
             facts = {"machine": machine(options.device), "torch": torch.__version__, "rows": rows}
             options.json.write_text(json.dumps(facts, indent=1) + "\n")

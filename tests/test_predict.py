@@ -179,6 +179,7 @@ def change(survey, value):
         (lambda s: s * 0, SurveyError, "all equal"),
         (lambda s: change(s, np.nan), SurveyError, "NaN or infinite"),
         (lambda s: change(s, np.inf), SurveyError, "NaN or infinite"),
+        (lambda s: s.amplitude.values, ArgumentError, "is a ndarray; .* whole_volume"),
     ],
 )
 def test_bad_surveys_are_refused_before_anything_is_written(

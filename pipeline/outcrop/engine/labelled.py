@@ -137,7 +137,8 @@ def frame(
     SurveyError
         If a variable is missing, or the dimensions are not inline, crossline and twt or depth.
     ArgumentError
-        If the network is none of sections but `direction` is given, or it is neither.
+        If the network is none of sections but `direction` is given, or it is neither; if `data` is
+        something else.
     """
     card = getattr(model, "card", None) or _PLAIN
     if direction not in (None, "inline", "crossline"):
@@ -148,8 +149,13 @@ def frame(
         raise ArgumentError(f"direction: {card.name or 'the network'} is no network of sections")
     if isinstance(data, (str, os.PathLike)):
         where, data = str(data), open_unchunked(data, storage_options)
-    else:
+    elif isinstance(data, (xr.DataArray, xr.Dataset)):
         where = "the survey"
+    else:
+        raise ArgumentError(
+            f"data: is a {type(data).__name__}; pass a Dataset, a DataArray or the path of a "
+            "survey, or use whole_volume, which takes tensors and NumPy arrays"
+        )
     volumes = _variables(card, data, where)
     name, volume = next(iter(volumes.items()))
     vertical = [d for d in ("twt", "depth") if d in volume.dims]

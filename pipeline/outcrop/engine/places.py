@@ -15,6 +15,7 @@ from ..models.normalization import Statistics
 from ..output import Fence
 from ..planner import Plan, Stage
 from ..storage import Place, Remote
+from .chunks import DecodedChunks
 from .globals import GlobalStore
 from .labelled import Framed
 from .stores import Store
@@ -84,6 +85,11 @@ class Places:
     def _writers(self) -> dict[str, Stage]:
         return {name: stage for stage in self.plan.stages for name in stage.outputs}
 
+    @cached_property
+    def chunks(self) -> DecodedChunks:
+        """What is kept of the survey, for every volume and section."""
+        return DecodedChunks(self.framed.volumes, self.plan.chunk_bytes)
+
     def path(self, name: str, section: Section = None) -> Place:
         """Where a tensor between stages lies on disk."""
         return self.folder / name if section is None else self.folder / str(section) / name
@@ -94,7 +100,7 @@ class Places:
         groups = [(card,) for card in cards] if self.framed.card.separate else [cards]
         statistics = self.statistics[self.framed.volume_of(section)]
         return {
-            name: SurveyStore(self.framed, group, statistics, dtype, section)
+            name: SurveyStore(self.framed, group, statistics, dtype, self.chunks, section)
             for name, group in zip(self.graph.inputs, groups, strict=True)
         }
 

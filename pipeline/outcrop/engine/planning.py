@@ -6,22 +6,28 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..graph import Graph, capture
+from ..graph.boxes import central_tile
+from ..graph.propagate import needed
 from ..output import PathLike, aside_of
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from ..storage import Options, Place, place
+from .chunks import worth_keeping
 from .labelled import Framed, Volume, frame
 from .whole import example, to_dtype
 
 if TYPE_CHECKING:
     from distributed import Client
 
+# Bytes of chunks of the survey that are kept in host memory where a GPU computes.
+_ON_HOST = 2**30
 PLAN = "plan.json"  # the name of the plan of an unfinished prediction
 
 
@@ -121,7 +127,28 @@ def plan_for(
         volumes = math.prod(framed.volume.sizes[d] for d in framed.apart)
         crew = crew._replace(workers=max(1, crew.workers // volumes))
     how = {k: v for k, v in wanted.items() if k != "cluster"}
-    return make_plan(graph, domain=framed.domain, holds_output=False, crew=crew, **how)
+    plan = make_plan(graph, domain=framed.domain, holds_output=False, crew=crew, **how)
+    return _keeping_chunks(plan, graph, framed)
+
+
+def _keeping_chunks(plan: Plan, graph: Graph, framed: Framed) -> Plan:
+    """The same plan; what it leaves of the budget keeps chunks of the survey, where that pays."""
+    most: list[int] = []
+    for stage in plan.stages:
+        read = set(stage.inputs) & set(graph.inputs)
+        if not read or (stage.count == 1 and not framed.apart):
+            continue
+        kept = (*stage.outputs, *(graph.nodes[name].operands[0] for name in stage.reduces))
+        tile = central_tile(stage.domain, stage.tile)
+        boxes = needed(graph, stage.nodes, dict.fromkeys(kept, tile))
+        extents = tuple(map(max, zip(*(boxes[name].shape for name in read), strict=True)))
+        sizes = worth_keeping(framed, extents)
+        most = list(map(max, zip(most or sizes, sizes, strict=True)))
+    on_cpu = plan.device == "cpu"
+    spare = plan.memory - plan.peak_memory if on_cpu else _ON_HOST
+    kept_bytes = max((size for size in most if size <= spare), default=0)
+    peak = plan.peak_memory + (kept_bytes if on_cpu else 0)
+    return replace(plan, chunk_bytes=kept_bytes, peak_memory=peak)
 
 
 def begun_plan(path: Place, graph: Graph, wanted: dict[str, Any]) -> Plan | None:

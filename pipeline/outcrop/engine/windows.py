@@ -17,12 +17,15 @@ from ..models.weights import digest
 from ..output import Output, PathLike, check_free
 from ..progress import track
 from ..storage import Options, naming_refusal
+from .chunks import DecodedChunks
 from .labelled import Volume, frame, template
 from .statistics import all_statistics
 from .zarr_stores import PredictionStore, SurveyStore
 
 # Sections that are evaluated side by side.
 _SECTIONS = 8
+# Bytes of decoded chunks of the survey that are kept for the windows that follow.
+_KEPT = 2**28
 
 
 def predict_windows(
@@ -102,7 +105,9 @@ def predict_windows(
         track("predict", size, "voxels", progress) as advance,
         Output.begin(target, empty, encoding, record, overwrite) as output,
     ):
-        source = SurveyStore(framed, card.inputs, found[0], torch.float32)
+        source = SurveyStore(
+            framed, card.inputs, found[0], torch.float32, DecodedChunks(framed.volumes, _KEPT)
+        )
         sink = PredictionStore(
             [output.path / n if n else None for n in names],
             framed,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import dask
 import numpy as np
 import torch
-import xarray as xr
 import zarr
 from torch import Tensor
 
@@ -23,13 +21,9 @@ from ..models.card import InputCard
 from ..models.normalization import NORMALIZATIONS, Statistics
 from ..output import Fence
 from ..storage import Place, Remote, place, remove
-from ..survey.reading import naming_bad_chunk
+from .chunks import DecodedChunks
 from .labelled import Framed
 from .stores import ArrayStore, to_host
-
-# Chunks of a survey that are read at a time: each is in memory twice, stored and decoded. At least,
-# at most, and their share of what is read.
-_FEW, _MANY, _SHARE = 4, 32, 16
 
 
 class ZarrStore(ArrayStore):
@@ -131,6 +125,8 @@ class SurveyStore:
     statistics : mapping
         Of each variable, by name.
     dtype : torch.dtype
+    chunks : DecodedChunks
+        Of its volumes.
     section : int, optional
         Which of the volumes or sections that the network takes one by one.
     """
@@ -143,12 +139,13 @@ class SurveyStore:
         inputs: Sequence[InputCard],
         statistics: Mapping[str, Statistics],
         dtype: torch.dtype,
+        chunks: DecodedChunks,
         section: int | None = None,
     ) -> None:
         here = framed.at(section)
-        self.framed, self.here = framed, here
+        self.framed, self.here, self.chunks = framed, here, chunks
         wanted = {each.name for each in inputs if each.name}
-        self.volumes = {n: v.variable for n, v in framed.volumes.items() if n in wanted}
+        self.names = [name for name in framed.volumes if name in wanted]
         self.shape = tuple(framed.volume.sizes[a] for a in framed.axes)
         self.live = None
         if "live" in framed.volume.coords:
@@ -171,14 +168,12 @@ class SurveyStore:
         samples, placed = {}, dict(zip(self.framed.axes, inside.slices, strict=True))
         placed.update({d: slice(i, i + 1) for d, i in self.here.items()})
         region = tuple(placed[str(d)] for d in self.framed.volume.dims)
-        for name, volume in self.volumes.items():
-            with (
-                naming_bad_chunk(self.framed.volumes[name], region),
-                dask.config.set(scheduler="synchronous"),
-                zarr.config.set({"async.concurrency": _at_a_time(volume, region)}),
-            ):
-                found = volume.isel(placed | self.here).load()
-            samples[name] = found.transpose(*self.framed.axes).values
+        dims = [str(d) for d in self.framed.volume.dims]
+        fixed = tuple(dims.index(d) for d in self.here)
+        order = [a for a in dims if a not in self.here]
+        turn = [order.index(a) for a in self.framed.axes]
+        for name in self.names:
+            samples[name] = self.chunks.read(name, region).squeeze(fixed).transpose(turn)
         exact = np.dtype("float64" if self.dtype == torch.float64 else "float32")
         target = inside.shifted(self.before).within(box)
         for channel, each in zip(x[0], self.inputs, strict=True):
@@ -204,13 +199,6 @@ class SurveyStore:
 
     def remove(self) -> None:
         """Do nothing: the survey is not ours to delete."""
-
-
-def _at_a_time(volume: xr.Variable, region: Sequence[slice]) -> int:
-    """Chunks of a variable to read at a time for a region of it."""
-    chunks = volume.encoding.get("chunks") or volume.shape
-    held = [-(-(s.stop - s.start) // c) for s, c in zip(region, chunks, strict=True)]
-    return min(_MANY, max(_FEW, math.prod(held) // _SHARE))
 
 
 class PredictionStore:

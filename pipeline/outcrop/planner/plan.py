@@ -126,6 +126,8 @@ class Plan:
         Digest of the graph that it is for.
     compressed : bool
         Whether stored tensors are kept in 8 bits a value, which is lossy.
+    chunk_bytes : int
+        Of decoded chunks of the survey that are kept in host memory, for the tiles that follow.
     """
 
     stages: tuple[Stage, ...]
@@ -139,6 +141,7 @@ class Plan:
     device: str = "cpu"
     host_memory: int | None = None
     compressed: bool = False
+    chunk_bytes: int = 0
 
     @property
     def operations(self) -> float:
@@ -193,13 +196,15 @@ class Plan:
             if place != "global":
                 at[place] = at.get(place, 0) + self.stored_bytes[name]
         stored = ", ".join(f"{format_bytes(n)} on {place}" for place, n in at.items())
+        kept = self.chunk_bytes
+        chunks = f"chunks of the survey {format_bytes(kept)}; " if kept else ""
         return (
             f"{table}\n{self.dtype} on {self.device}: {self.operations:.3g} operations, "
             f"{format_bytes(sum(s.read for s in self.stages))} read, "
             f"{format_bytes(sum(s.written for s in self.stages))} written, about "
             f"{self.seconds:.3g} s\nstored in all: {stored or 'nothing'}; weights "
-            f"{format_bytes(self.weight_bytes)}; predicted peak {format_bytes(self.peak_memory)} "
-            f"of {format_bytes(self.memory)}"
+            f"{format_bytes(self.weight_bytes)}; {chunks}predicted peak "
+            f"{format_bytes(self.peak_memory)} of {format_bytes(self.memory)}"
         )
 
     def _row(self, i: int, stage: Stage) -> tuple[str, ...]:

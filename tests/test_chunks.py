@@ -1,0 +1,135 @@
+"""Chunks of a survey: what is kept of them is what is stored, within a limit, and decoded once."""
+
+import pickle
+from dataclasses import replace
+
+import dask.array
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import outcrop
+from outcrop import models
+from outcrop.engine.chunks import DecodedChunks, chunk_edges
+
+DIMS = ("inline", "crossline", "twt")
+
+
+def numbered(shape):
+    return xr.DataArray(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), dims=DIMS)
+
+
+def counting(chunks, monkeypatch):
+    """Count the samples that are decoded."""
+    load, found = DecodedChunks._load, []
+
+    def counted(self, name, region):
+        values = load(self, name, region)
+        found.append(values.size)
+        return values
+
+    monkeypatch.setattr(chunks, "_load", counted)
+    return found
+
+
+@st.composite
+def cases(draw):
+    shape = draw(st.tuples(*[st.integers(1, 9)] * 3))
+    chunks = []
+    for n in shape:
+        cuts = sorted(draw(st.sets(st.integers(1, n - 1), max_size=4)) if n > 1 else ())
+        chunks.append(tuple(int(c) for c in np.diff([0, *cuts, n])))
+    regions = []
+    for _ in range(draw(st.integers(1, 6))):
+        starts = [draw(st.integers(0, n - 1)) for n in shape]
+        stops = [draw(st.integers(a + 1, n)) for a, n in zip(starts, shape, strict=True)]
+        regions.append(tuple(map(slice, starts, stops)))
+    return shape, tuple(chunks), regions, draw(st.integers(0, 4 * int(np.prod(shape))))
+
+
+@settings(deadline=None, max_examples=200)
+@given(cases())
+def test_any_region_of_any_chunks_within_any_limit(case):
+    shape, extents, regions, limit = case
+    whole = numbered(shape)
+    lazy = whole.copy(data=dask.array.from_array(whole.values, chunks=extents))
+    chunks = DecodedChunks({"amplitude": lazy}, limit)
+    for region in regions:
+        np.testing.assert_array_equal(chunks.read("amplitude", region), whole.values[region])
+        assert sum(c.nbytes for c in chunks._kept.values()) == chunks._held <= limit
+
+
+def test_edges_of_what_is_stored_transposed_and_in_memory(tmp_path):
+    numbered((10, 7, 5)).to_dataset(name="amplitude").to_zarr(
+        tmp_path / "survey.zarr", encoding={"amplitude": {"chunks": (4, 7, 2)}}
+    )
+    stored = xr.open_zarr(tmp_path / "survey.zarr", chunks=None).amplitude
+    found = [edges.tolist() for edges in chunk_edges(stored)]
+    assert found == [[0, 4, 8, 10], [0, 7], [0, 2, 4, 5]]
+    turned = [edges.tolist() for edges in chunk_edges(stored.transpose("twt", ...))]
+    assert turned == [found[2], found[0], found[1]]
+    assert chunk_edges(stored.load()) is None
+    assert chunk_edges(numbered((3, 3, 3))) is None
+
+
+def test_a_copy_for_another_process_brings_no_chunks():
+    lazy = numbered((8, 8, 8)).chunk(4)
+    chunks = DecodedChunks({"amplitude": lazy}, 10**6)
+    chunks.read("amplitude", (slice(0, 8),) * 3)
+    assert len(chunks._kept) == 8
+    copy = pickle.loads(pickle.dumps(chunks))
+    assert not copy._kept and copy.limit == chunks.limit
+
+
+class Sections(nn.Module):
+    """A network of sections, of its own neighbourhood."""
+
+    def __init__(self):
+        super().__init__()
+        self.card = replace(models.load("mtl-infer-2d", weights="seeded").card, outputs=())
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("kind", ["volume", "sections"])
+def test_tiles_and_sections_decode_a_chunk_once(kind, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    shape = (18, 40, 44)
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    coords = {dim: np.arange(n) for dim, n in zip(DIMS, shape, strict=True)}
+    survey = xr.Dataset({"amplitude": (DIMS, values)}, coords)
+    survey.chunk(16).to_zarr(tmp_path / "survey.zarr")
+    model = (nn.Conv3d(1, 1, 3, padding=1) if kind == "volume" else Sections()).eval()
+    stored = xr.open_zarr(tmp_path / "survey.zarr")
+    tile = (24, 24, 9) if kind == "volume" else (24, 24)
+    ample = outcrop.plan(model, stored, tile=tile)
+    scarce = outcrop.plan(
+        model, stored, tile=tile, memory=f"{ample.peak_memory - ample.chunk_bytes}B"
+    )
+    decoded, found = counting(DecodedChunks, monkeypatch), []
+    for plan in (ample, scarce):
+        decoded.clear()
+        path = tmp_path / f"{len(found)}.zarr"
+        found.append(outcrop.predict(model, stored, path, plan=plan).load().drop_attrs())
+        times = sum(decoded) / survey.amplitude.size
+        assert (times == 1) if plan is ample else (times > 1)
+    assert scarce.chunk_bytes == 0
+    xr.testing.assert_identical(*found)
+
+
+def test_the_plan_says_what_is_kept_and_counts_it(tmp_path):
+    survey = numbered((64, 64, 64)).to_dataset(name="amplitude").chunk(32)
+    survey = survey.assign_coords({dim: np.arange(64) for dim in DIMS})
+    model = nn.Conv3d(1, 4, 3, padding=1).eval()
+    plan = outcrop.plan(model, survey, tile=(32, 32, 32), memory="1GB")
+    assert plan.chunk_bytes >= survey.amplitude.nbytes
+    assert f"chunks of the survey {plan.chunk_bytes / 1e6:.3g} MB" in str(plan)
+    in_memory = outcrop.plan(model, survey.load(), tile=(32, 32, 32), memory="1GB")
+    assert in_memory.chunk_bytes == 0
+    assert plan.peak_memory - plan.chunk_bytes == in_memory.peak_memory
