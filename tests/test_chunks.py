@@ -82,7 +82,8 @@ def test_a_copy_for_another_process_brings_no_chunks():
     chunks.read("amplitude", (slice(0, 8),) * 3)
     assert len(chunks._kept) == 8
     copy = pickle.loads(pickle.dumps(chunks))
-    assert not copy._kept and copy.limit == chunks.limit
+    assert not copy._kept
+    assert copy.limit == chunks.limit
 
 
 class Sections(nn.Module):
