@@ -14,7 +14,7 @@ from torch import nn
 
 import outcrop
 from outcrop import models
-from outcrop.engine.chunks import DecodedChunks, chunk_edges
+from outcrop.engine.chunks import DecodedChunks, chunk_edges, held_chunks
 
 DIMS = ("inline", "crossline", "twt")
 
@@ -60,7 +60,7 @@ def test_any_region_of_any_chunks_within_any_limit(case):
     chunks = DecodedChunks({"amplitude": lazy}, limit)
     for region in regions:
         np.testing.assert_array_equal(chunks.read("amplitude", region), whole.values[region])
-        assert sum(c.nbytes for c in chunks._kept.values()) == chunks._held <= limit
+        assert chunks.held <= limit
 
 
 def test_edges_of_what_is_stored_transposed_and_in_memory(tmp_path):
@@ -80,10 +80,12 @@ def test_a_copy_for_another_process_brings_no_chunks():
     lazy = numbered((8, 8, 8)).chunk(4)
     chunks = DecodedChunks({"amplitude": lazy}, 10**6)
     chunks.read("amplitude", (slice(0, 8),) * 3)
-    assert len(chunks._kept) == 8
+    assert chunks.held == held_chunks() == 4 * 8**3
     copy = pickle.loads(pickle.dumps(chunks))
-    assert not copy._kept
+    assert copy.held == 0
     assert copy.limit == chunks.limit
+    chunks.clear()
+    assert held_chunks() == 0
 
 
 class Sections(nn.Module):

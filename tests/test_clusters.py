@@ -26,9 +26,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import outcrop
-from outcrop import cluster, tasks
+from outcrop import tasks
 from outcrop.cli.main import app
-from outcrop.cluster import connect, crew_of
+from outcrop.cluster import connect
+from outcrop.engine.crew import _wait_for, _with_gpu, _WorkerLostError, crew_of, least_room
 from outcrop.engine.dask_executor import run_dask
 from outcrop.engine.whole import example
 from outcrop.errors import MemoryBudgetError, SurveyError
@@ -201,7 +202,7 @@ def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):
 
 def test_workers_that_dask_pauses_are_told_of(monkeypatch):
     monkeypatch.setattr(tasks, "_LOOK", 0.1)
-    monkeypatch.setattr(cluster, "_LOOK", 0.1)
+    monkeypatch.setattr("outcrop.engine.crew._LOOK", 0.1)
     few = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": "1GB"}
     with (
         LocalCluster(host="127.0.0.1", dashboard_address=None, **few) as local,
@@ -215,7 +216,7 @@ def test_workers_that_dask_pauses_are_told_of(monkeypatch):
         end = threading.Timer(2, client.run, [free])
         end.start()
         with pytest.warns(UserWarning, match="worker tcp://127.*takes no task, since") as caught:
-            cluster._wait_for(client, {address(client): task})
+            _wait_for(client, {address(client): task})
         end.join()
         assert len(caught) == 1
         client.run(fill)
@@ -236,16 +237,16 @@ def test_what_a_running_task_holds_counts_as_room():
         LocalCluster(host="127.0.0.1", dashboard_address=None, **few) as local,
         Client(local) as client,
     ):
-        before = cluster.least_room(client, "cpu")
+        before = least_room(client, "cpu")
         task = client.submit(hold, 5 * 10**8)
         time.sleep(2)
-        during = cluster.least_room(client, "cpu")
+        during = least_room(client, "cpu")
         assert not task.done()
         assert abs(during - before) < 5 * 10**7
         task.result()
         held = client.submit(kept, 3 * 10**8)
         wait(held)
-        assert cluster.least_room(client, "cpu") < before - 2 * 10**8
+        assert least_room(client, "cpu") < before - 2 * 10**8
 
 
 def kept(size):
@@ -272,7 +273,7 @@ def fill(dask_worker):
     """Hold as much as makes a worker pause, and not as much as kills it."""
     import torch  # noqa: F401
 
-    import outcrop.cluster  # noqa: F401
+    import outcrop.engine.crew  # noqa: F401
 
     limit, held = dask_worker.memory_manager.memory_limit, psutil.Process().memory_info().rss
     dask_worker.held = b"1" * int(0.87 * limit - held)
@@ -287,11 +288,11 @@ def nobody():
 
 
 def test_a_worker_that_dies_while_it_is_measured(client, monkeypatch):
-    monkeypatch.setattr(cluster, "_LOOK", 0.1)
+    monkeypatch.setattr("outcrop.engine.crew._LOOK", 0.1)
     gone = "tcp://127.0.0.1:1"
     task = client.submit(time.sleep, 0, workers=gone, allow_other_workers=False, pure=False)
-    with pytest.raises(cluster._WorkerLostError, match=gone):
-        cluster._wait_for(client, {gone: task})
+    with pytest.raises(_WorkerLostError, match=gone):
+        _wait_for(client, {gone: task})
 
 
 def test_beside_workers_with_gpus_others_do_not_count():
@@ -299,8 +300,8 @@ def test_beside_workers_with_gpus_others_do_not_count():
         info = {"workers": {name: {"resources": r} for name, r in workers.items()}}
         return SimpleNamespace(scheduler_info=lambda n_workers: info)
 
-    assert cluster._with_gpu(of(a={}, b={"GPU": 1})) == ["b"]
-    assert cluster._with_gpu(of(a={}, b={})) is None
+    assert _with_gpu(of(a={}, b={"GPU": 1})) == ["b"]
+    assert _with_gpu(of(a={}, b={})) is None
 
 
 def test_relative_paths_and_a_survey_that_workers_do_not_see(tmp_path, monkeypatch):

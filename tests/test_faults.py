@@ -23,7 +23,8 @@ from torch import nn
 
 import outcrop
 from outcrop import patience
-from outcrop.cluster import Tls, check_workers, connect
+from outcrop.cluster import Tls, connect
+from outcrop.engine.crew import check_workers
 from outcrop.engine.globals import GlobalStore
 from outcrop.engine.tile import StageRunner
 from outcrop.engine.worker import Job, Network
@@ -383,9 +384,9 @@ def test_tls(model, survey, calm, tmp_path):
 
 
 def pretend(name, value):
-    import outcrop.cluster
+    from outcrop.engine import crew
 
-    setattr(outcrop.cluster, name, lambda *_: value)
+    setattr(crew, name, lambda *_: value)
 
 
 def test_workers_that_do_not_suit_are_named(model, survey, tmp_path):

@@ -1,6 +1,7 @@
 """Predictions over labelled surveys: exact, labelled, resumable, and refused in time."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -460,3 +461,22 @@ def test_a_killed_worker_costs_its_tile_alone(model, survey, tmp_path):
     np.testing.assert_allclose(
         found.fault_probability.values, calm.fault_probability.values, atol=1e-6
     )
+
+
+def test_compression_says_what_it_does(survey, tmp_path):
+    torch.manual_seed(0)
+    layers = [nn.Conv3d(1, 4, 3, padding=1), nn.InstanceNorm3d(4), nn.MaxPool3d(2)]
+    layers += [nn.Conv3d(4, 8, 3, padding=1), nn.Upsample(scale_factor=2), nn.Conv3d(8, 1, 1)]
+    model = nn.Sequential(*layers).eval()
+    survey = survey.isel(inline=slice(24), crossline=slice(20), twt=slice(36))
+    exact = outcrop.predict(model, survey, tmp_path / "a.zarr", storage_mode="device")
+    assert "storage_compression_effect" not in exact.attrs
+    how = {"storage_mode": "device", "storage_compression": True}
+    lossy = outcrop.predict(model, survey, tmp_path / "b.zarr", **how)
+    said = lossy.attrs["storage_compression_effect"]
+    found = re.fullmatch(r"prediction: at most (.+), rms (.+); on (.+) samples in the middle", said)
+    # Here the middle is the whole volume.
+    assert found[3] == "×".join(map(str, survey.amplitude.shape[::-1]))
+    difference = np.abs(exact.prediction - lossy.prediction).values
+    assert 0 < difference.max() == pytest.approx(float(found[1]), rel=0.3)
+    assert np.sqrt(np.mean(difference**2)) == pytest.approx(float(found[2]), rel=0.3)

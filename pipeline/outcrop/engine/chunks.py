@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import dask
 import numpy as np
+import torch
 import xarray as xr
 import zarr
 
 from ..graph.boxes import Shape
+from ..pages import pages
 from ..survey.reading import naming_bad_chunk
 from .labelled import Framed
 
@@ -35,7 +38,7 @@ class DecodedChunks:
     volumes : mapping of str to xarray.DataArray
         The variables, by name.
     limit : int
-        Bytes of decoded chunks that are kept, at most.
+        Bytes that decoded chunks take, those that are being read too.
     """
 
     def __init__(self, volumes: Mapping[str, xr.DataArray], limit: int) -> None:
@@ -44,9 +47,31 @@ class DecodedChunks:
 
     def _open(self) -> None:
         self._edges = {name: chunk_edges(volume) for name, volume in self.volumes.items()}
-        self._kept: OrderedDict[tuple[str, Shape], np.ndarray] = OrderedDict()
-        self._held = 0
+        sizes = [
+            math.prod(int(np.diff(along).max()) for along in edges) * volume.dtype.itemsize
+            for volume, edges in zip(self.volumes.values(), self._edges.values(), strict=True)
+            if edges is not None
+        ]
+        # Of the largest chunk, in memory of their own: in between the tiles' they would scatter it.
+        self._slot = max(sizes, default=1)
         self._lock = threading.Lock()
+        self._clear()
+        _EVERY.add(self)
+
+    def _clear(self) -> None:
+        self._room: torch.Tensor | None = None
+        self._free = list(range(self.limit // self._slot))
+        self._kept: OrderedDict[tuple[str, Shape], int] = OrderedDict()
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._clear()
+
+    @property
+    def held(self) -> int:
+        """Bytes that are kept."""
+        return self._slot * len(self._kept)
 
     def __getstate__(self) -> dict[str, object]:
         return {"volumes": self.volumes, "limit": self.limit}
@@ -64,60 +89,49 @@ class DecodedChunks:
             If a chunk cannot be decoded, or is gone.
         """
         edges = self._edges[name]
-        if edges is None or self._size(name, touched := _touched(edges, region)) > self.limit:
+        if edges is None:
             return self._load(name, region)
+        touched = _touched(edges, region)
+        if 2 * math.prod(map(len, touched)) > self.limit // self._slot:
+            return self._load(name, region)
+        values = np.empty([s.stop - s.start for s in region], self.volumes[name].dtype)
         with self._lock:
-            chunks = self._chunks(name, edges, touched)
-            values = np.empty([s.stop - s.start for s in region], self.volumes[name].dtype)
-            for number, chunk in chunks.items():
+            self._decode(name, edges, touched)
+            for number in itertools.product(*touched):
                 whole = _region(edges, [range(i, i + 1) for i in number])
-                pairs = list(zip(region, whole, strict=True))
-                both = [(max(r.start, w.start), min(r.stop, w.stop)) for r, w in pairs]
-                into = tuple(
-                    slice(a - r.start, b - r.start)
-                    for (a, b), (r, _) in zip(both, pairs, strict=True)
-                )
-                of = tuple(
-                    slice(a - w.start, b - w.start)
-                    for (a, b), (_, w) in zip(both, pairs, strict=True)
-                )
-                values[into] = chunk[of]
+                both = _common(region, whole)
+                chunk = self._chunk(name, self._kept[name, number], whole)
+                values[_within(both, region)] = chunk[_within(both, whole)]
         return values
 
-    def _chunks(
-        self, name: str, edges: Sequence[np.ndarray], touched: Sequence[range]
-    ) -> dict[Shape, np.ndarray]:
-        """These chunks, of which those that are not kept are read in one go."""
+    def _decode(self, name: str, edges: Sequence[np.ndarray], touched: Sequence[range]) -> None:
+        """Have these chunks, of which those that are not kept are read in one go."""
         numbers = list(itertools.product(*touched))
-        missing = [n for n in numbers if (name, n) not in self._kept]
-        if missing:
-            around = [range(min(along), max(along) + 1) for along in zip(*missing, strict=True)]
-            origin = _region(edges, around)
-            loaded = self._load(name, origin)
-            for number in itertools.product(*around):
-                whole = _region(edges, [range(i, i + 1) for i in number])
-                part = tuple(
-                    slice(w.start - o.start, w.stop - o.start)
-                    for w, o in zip(whole, origin, strict=True)
-                )
-                self._keep((name, number), loaded[part].copy())
-        found = {number: self._kept[name, number] for number in numbers}
-        for number in numbers:
+        missing = {n for n in numbers if (name, n) not in self._kept}
+        for number in set(numbers) - missing:
             self._kept.move_to_end((name, number))
-        while self._held > self.limit:
-            self._held -= self._kept.popitem(last=False)[1].nbytes
-        return found
+        if not missing:
+            return
+        around = [range(min(along), max(along) + 1) for along in zip(*missing, strict=True)]
+        # What is read is there twice, for a moment.
+        while self._kept and len(self._free) < len(missing) + math.prod(map(len, around)):
+            self._free.append(self._kept.popitem(last=False)[1])
+        origin = _region(edges, around)
+        loaded = self._load(name, origin)
+        for number in missing:
+            whole = _region(edges, [range(i, i + 1) for i in number])
+            slot = self._free.pop()
+            self._chunk(name, slot, whole)[...] = loaded[_within(whole, origin)]
+            self._kept[name, number] = slot
 
-    def _keep(self, key: tuple[str, Shape], chunk: np.ndarray) -> None:
-        before = self._kept.pop(key, None)
-        self._held += chunk.nbytes - (0 if before is None else before.nbytes)
-        self._kept[key] = chunk
-
-    def _size(self, name: str, touched: Sequence[range]) -> int:
-        edges = self._edges[name]
-        assert edges is not None
-        extents = (s.stop - s.start for s in _region(edges, touched))
-        return math.prod(extents) * self.volumes[name].dtype.itemsize
+    def _chunk(self, name: str, slot: int, whole: Region) -> np.ndarray:
+        """The memory of a chunk."""
+        if self._room is None:
+            self._room = pages(self.limit)
+        shape, dtype = [s.stop - s.start for s in whole], self.volumes[name].dtype
+        start = slot * self._slot
+        part = self._room.numpy()[start : start + math.prod(shape) * dtype.itemsize]
+        return part.view(dtype).reshape(shape)
 
     def _load(self, name: str, region: Region) -> np.ndarray:
         volume = self.volumes[name]
@@ -127,6 +141,14 @@ class DecodedChunks:
             zarr.config.set({"async.concurrency": _at_a_time(volume.variable, region)}),
         ):
             return np.asarray(volume.variable[region].values)
+
+
+_EVERY: weakref.WeakSet[DecodedChunks] = weakref.WeakSet()
+
+
+def held_chunks() -> int:
+    """Bytes of chunks that are kept in this process."""
+    return sum(chunks.held for chunks in _EVERY)
 
 
 def chunk_edges(volume: xr.DataArray) -> list[np.ndarray] | None:
@@ -150,6 +172,18 @@ def _touched(edges: Sequence[np.ndarray], region: Region) -> list[range]:
         )
         for along, part in zip(edges, region, strict=True)
     ]
+
+
+def _common(a: Region, b: Region) -> Region:
+    """What both regions hold."""
+    pairs = zip(a, b, strict=True)
+    return tuple(slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in pairs)
+
+
+def _within(region: Region, whole: Region) -> Region:
+    """A region as an index into an array that holds `whole`."""
+    pairs = zip(region, whole, strict=True)
+    return tuple(slice(s.start - w.start, s.stop - w.start) for s, w in pairs)
 
 
 def _region(edges: Sequence[np.ndarray], numbers: Sequence[range]) -> Region:

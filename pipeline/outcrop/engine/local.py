@@ -98,7 +98,8 @@ def run_local(
                 before_removal()
             for name in unused:
                 stores.pop(name).remove()
-            return_freed_memory()
+            if watch is None:  # which else gives back what is in the way
+                return_freed_memory()
             if on_stage is not None:
                 on_stage(i)
 

@@ -120,7 +120,7 @@ def plan_for(
     """Return the best plan, for this process or for the workers of a cluster."""
     crew = None
     if client is not None:
-        from ..cluster import crew_of
+        from .crew import crew_of
 
         crew = crew_of(client, wanted["device"], wanted["dtype"], store)
         # Volumes and sections that are evaluated side by side share the workers.

@@ -18,11 +18,12 @@ from ..arrays import open_dataset
 from ..errors import ArgumentError
 from ..events import Listener
 from ..models.weights import digest
-from ..output import Output, PathLike, check_free
+from ..output import Output, PathLike, check_free, is_unfinished
 from ..planner import Plan
 from ..planner.planner import StorageMode
 from ..progress import ProgressBar
 from ..storage import Options, Remote, naming_refusal, place, remove
+from .effect import effect_of_compression
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, frame, output_cards, template
 from .places import Places
@@ -88,8 +89,8 @@ def predict(
         Folder for "disk", or place in an object store, reachable from every worker; inside `path`
         unless given. Emptied of what was put there when the run is complete.
     storage_compression : bool
-        Keep tensors between stages in 8 bits a value: lossy, and recorded in the result. Not with a
-        client, nor in an object store.
+        Keep tensors between stages in 8 bits a value: lossy, and recorded in the result, with what
+        it does to the middle of the volume. Not with a client, nor in an object store.
     precision : {"float32", "bfloat16", "float16", "float64"}
         Of the arithmetic; the result is float32.
     device : str
@@ -236,7 +237,7 @@ def prepared(
     if client is None:
         where = find_device(plan.device)
     else:
-        from ..cluster import check_workers
+        from .crew import check_workers
 
         # Before the statistics: a worker that is short of memory would never begin with them.
         check_workers(client, plan)
@@ -269,6 +270,9 @@ def prepared(
             ("standard_deviation", [each[name].deviation for each in found]),
         ):
             empty.attrs[f"{name}_{attribute}"] = values if framed.stacked else values[0]
+    if plan.compressed and (overwrite or not is_unfinished(target)):
+        places = Places(graph, plan, framed, found, cards, target, target, where)
+        empty.attrs["storage_compression_effect"] = effect_of_compression(model, places)
     goes_on = "once that is mended, the same command goes on where it stopped"
     notes = {PLAN: json.dumps({"wanted": wanted, "plan": plan.to_dict()})} if made else {}
     with (

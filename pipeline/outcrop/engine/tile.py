@@ -297,6 +297,8 @@ class StageRunner:
         """Put what a tile gave where it belongs."""
         for name, box, part in results.parts:
             store = self.stores[name]
+            if self.watch is not None and not store.slow:
+                self.watch.make_room(part.nbytes)
             if store.slow:
                 patiently(partial(store.write, box, part))
             else:

@@ -13,9 +13,10 @@ import zarr
 from distributed import WorkerPlugin, get_worker
 from torch import Tensor
 
-from ..cluster import versions
 from ..errors import OutcropError
 from ..graph import Box
+from .chunks import DecodedChunks
+from .crew import versions
 from .globals import GlobalStore
 from .memory import (
     ALL,
@@ -56,6 +57,7 @@ class Network(WorkerPlugin):
         self.address = worker.address
         self.turn = threading.Lock()
         self.latest: tuple[str, int] | None = None
+        self.chunks: DecodedChunks | None = None
         reset_highest_resident()
         held = sum(w.nbytes for w in self.weights.values()) if self.device.type == "cpu" else 0
         self.peak = Peak(self.device, held)
@@ -84,6 +86,10 @@ class Job(WorkerPlugin):
         on_cpu = self.places.device.type == "cpu"
         self.watch = Watch(self.places.plan.peak_memory) if on_cpu else None
 
+    def teardown(self, worker: Any) -> None:
+        """Keep nothing of the survey."""
+        self.places.chunks.clear()
+
     def run(
         self, network: Network, section: Section, stage: int, tiles: Sequence[tuple[int, Box]]
     ) -> tuple[str, list[Spent], list[Warned]]:
@@ -98,6 +104,10 @@ class Job(WorkerPlugin):
             torch.set_num_threads(network.threads)  # which OpenMP knows of each thread by itself
             if network.latest is None:
                 network.weights = {k: v.to(network.device) for k, v in network.weights.items()}
+            if network.chunks is not self.places.chunks:
+                if network.chunks is not None:  # no plan counts on those of another job
+                    network.chunks.clear()
+                network.chunks = self.places.chunks
             if network.latest != (self.name, stage):
                 return_freed_memory()
                 network.latest = self.name, stage

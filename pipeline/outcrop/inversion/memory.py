@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
-from ..cluster import check_workers, least_room
+from ..engine.crew import check_workers, least_room
 from ..errors import ArgumentError, MemoryBudgetError
 from ..planner import format_bytes, parse_bytes
 from .physics import Physics, load_deepwave

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from distributed import WorkerPlugin, get_worker
 
-from ..cluster import check_versions
+from ..engine.crew import check_versions
 from ..engine.memory import USUAL, keep_freed_memory
 from ..errors import OutcropError
 from ..tasks import Window, quietly

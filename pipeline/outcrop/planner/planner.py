@@ -131,6 +131,42 @@ def make_plan(
     return _finished(draft)
 
 
+def like(plan: Plan, graph: Graph) -> Plan:
+    """Plan a network on another volume, with the same tensors stored, all on the device.
+
+    Parameters
+    ----------
+    plan : Plan
+    graph : Graph
+        Of the same network.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If that does not fit into the budget of `plan`.
+    """
+    outputs = tuple(n for n in dict.fromkeys(graph.outputs) if n in graph.nodes)
+    task = Task(
+        graph,
+        outputs,
+        plan.memory,
+        plan.dtype,
+        domain=None,
+        tile=None,
+        holds_output=True,
+        output_itemsize=4,
+        device=plan.device,
+        host_memory=plan.host_memory,
+        compressed=plan.compressed,
+    )
+    planner = _Planner(task, "device")
+    stored = {n for n, place in plan.places.items() if place != "global"}
+    draft = planner.draft(dict.fromkeys(planner._kept(planner.fixed | stored), "device"))
+    if draft.excess:
+        raise MemoryBudgetError(f"memory {format_bytes(task.memory)} is too small")
+    return _finished(draft)
+
+
 class _Planner:
     """The search for stored tensors and their places."""
 
