@@ -56,7 +56,7 @@ def evaluation(tiles: int, path: Path, listeners: Any = ()) -> Evaluation:
     """Return an evaluation of so many tiles of one voxel, with a real journal at `path`."""
     graph, state = capture(nn.ReLU().eval(), [example((1, 1, tiles, 1, 1), torch.float32)])
     plan = make_plan(graph, memory=10**9, storage_mode="none", tile=(1, 1, 1))
-    framed = SimpleNamespace(volume=SimpleNamespace(size=tiles, coords={}))
+    framed = SimpleNamespace(volume=SimpleNamespace(size=tiles, coords={}), volumes={})
     places = Nowhere(graph, plan, framed, [], {}, path, path / "none", torch.device("cpu"))
     output = Output.begin(path, xr.Dataset({"y": ("x", np.zeros(1))}), {}, {})
     return Evaluation(places, state, output, listeners)

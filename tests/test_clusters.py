@@ -99,10 +99,10 @@ def test_the_crew_is_measured_once(client, tmp_path, monkeypatch):
     def again(file, key, measure, suits):
         return remembered(file, key, lambda: pytest.fail("measured again"), suits)
 
-    monkeypatch.setattr("outcrop.planner.rates.remembered", again)
+    monkeypatch.setattr("outcrop.engine.crew.remembered", again)
     assert crew_of(client, "cpu", "float32", tmp_path / "store").rates == found.rates
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("outcrop.planner.rates.remembered", lambda f, k, measure, s: measure())
+    monkeypatch.setattr("outcrop.engine.crew.remembered", lambda f, k, measure, s: measure())
     with pytest.raises(outcrop.OutcropError, match=r"worker tcp://.*: cannot write in .*file/x"):
         crew_of(client, "cpu", "float32", tmp_path / "file" / "x")
 
