@@ -33,6 +33,7 @@ from outcrop.errors import (
     ResumeError,
     SurveyError,
 )
+from outcrop.models.card import OutputCard
 from outcrop.output import is_complete, is_unfinished
 from outcrop.planner import planner
 from outcrop.planner.rates import rates
@@ -480,3 +481,57 @@ def test_compression_says_what_it_does(survey, tmp_path):
     difference = np.abs(exact.prediction - lossy.prediction).values
     assert 0 < difference.max() == pytest.approx(float(found[1]), rel=0.3)
     assert np.sqrt(np.mean(difference**2)) == pytest.approx(float(found[2]), rel=0.3)
+
+
+class Odd(nn.Module):
+    """Takes extents that can be divided by 32 alone; its results are of all kinds."""
+
+    def __init__(self):
+        super().__init__()
+        both = nn.Conv3d(1, 16, 3, padding=1), nn.Conv3d(16, 16, 3, padding=1)
+        self.first, self.second = nn.Sequential(*both), nn.Conv3d(16, 2, 1)
+        self.norm = nn.InstanceNorm3d(16)
+        outputs = (
+            OutputCard("dip", "dip", "degree", (0, 180), scale=180.0),
+            OutputCard("time", "relative geological time", "1", (0, 1), own_range=True),
+        )
+        self.card = replace(models.load("faultseg3d", weights="seeded").card, outputs=outputs)
+        self.card = replace(self.card, multiple=(1, 1, 1), smallest=1)
+
+    def forward(self, x):
+        y = self.norm(self.first(x))
+        for _ in range(5):
+            x = F.max_pool3d(x, 2)
+        for _ in range(5):
+            x = F.interpolate(x, scale_factor=2.0)
+        return {"none": None, "y": self.second(y) + x}
+
+
+def test_the_effect_of_compression_is_in_the_units_of_each_variable(tmp_path):
+    torch.manual_seed(0)
+    model, survey = Odd().eval(), make_survey((32, 32, 160), missing=0)
+    how = {"storage_mode": "device", "memory": "1GB"}
+    exact = outcrop.predict(model, survey, tmp_path / "a.zarr", **how).load()
+    lossy = outcrop.predict(model, survey, tmp_path / "b.zarr", storage_compression=True, **how)
+    said = lossy.attrs["storage_compression_effect"]
+    found = re.fullmatch(r"dip: at most (.+), rms .+, time: at most (.+), rms .+; on .+", said)
+    assert found, said
+    for name, value in (("dip", found[1]), ("time", found[2])):
+        difference = float(np.abs(exact[name] - lossy[name]).max())
+        assert 0.2 * difference < float(value) < 2 * difference
+
+
+def test_a_network_that_takes_no_part_says_so(survey, tmp_path):
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(1, 1, 7, 4, 197))
+            self.norm = nn.InstanceNorm3d(1)
+
+        def forward(self, x):
+            return self.norm(x) + self.bias
+
+    survey = make_survey((197, 4, 7), missing=0)
+    how = {"storage_mode": "device", "storage_compression": True}
+    found = outcrop.predict(Whole().eval(), survey, tmp_path / "o.zarr", **how)
+    assert found.attrs["storage_compression_effect"].startswith("not found: ")

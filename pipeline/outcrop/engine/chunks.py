@@ -8,10 +8,10 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import dask
 import numpy as np
-import torch
 import xarray as xr
 import zarr
 
@@ -21,10 +21,34 @@ from ..survey.reading import naming_bad_chunk
 from .labelled import Framed
 
 # Chunks of a survey that are read at a time: each is in memory twice, stored and decoded. At least,
-# at most, and their share of what is read.
+# at most, and their share of what is read; those of which each is kept.
 _FEW, _MANY, _SHARE = 4, 32, 16
+_AT_ONCE = 4
 
 Region = tuple[slice, ...]
+
+
+class _Kept:
+    """Decoded chunks, the latest last.
+
+    Each in pages of its own: between tiles they would scatter the memory that those use again.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.chunks: OrderedDict[tuple[str, Shape], np.ndarray] = OrderedDict()
+        self.held = 0
+
+    def drop_for(self, need: int, limit: int) -> None:
+        """Drop the earliest, until there is room for some bytes."""
+        while self.chunks and self.held + need > limit:
+            self.held -= self.chunks.popitem(last=False)[1].nbytes
+
+    def put(self, key: tuple[str, Shape], chunk: np.ndarray) -> None:
+        own = pages(chunk.nbytes).numpy().view(chunk.dtype).reshape(chunk.shape)
+        own[...] = chunk
+        self.chunks[key] = own
+        self.held += own.nbytes
 
 
 class DecodedChunks:
@@ -47,31 +71,18 @@ class DecodedChunks:
 
     def _open(self) -> None:
         self._edges = {name: chunk_edges(volume) for name, volume in self.volumes.items()}
-        sizes = [
-            math.prod(int(np.diff(along).max()) for along in edges) * volume.dtype.itemsize
-            for volume, edges in zip(self.volumes.values(), self._edges.values(), strict=True)
-            if edges is not None
-        ]
-        # Of the largest chunk, in memory of their own: in between the tiles' they would scatter it.
-        self._slot = max(sizes, default=1)
-        self._lock = threading.Lock()
-        self._clear()
+        self._room = self.limit - 2 * _AT_ONCE * largest_chunk(self.volumes)
+        self._kept = _Kept()
         _EVERY.add(self)
 
-    def _clear(self) -> None:
-        self._room: torch.Tensor | None = None
-        self._free = list(range(self.limit // self._slot))
-        self._kept: OrderedDict[tuple[str, Shape], int] = OrderedDict()
-
     def clear(self) -> None:
-        """Forget all."""
-        with self._lock:
-            self._clear()
+        """Forget all; what is being read is still brought to its end."""
+        self._kept = _Kept()
 
     @property
     def held(self) -> int:
         """Bytes that are kept."""
-        return self._slot * len(self._kept)
+        return self._kept.held
 
     def __getstate__(self) -> dict[str, object]:
         return {"volumes": self.volumes, "limit": self.limit}
@@ -88,59 +99,43 @@ class DecodedChunks:
         SurveyError
             If a chunk cannot be decoded, or is gone.
         """
-        edges = self._edges[name]
-        if edges is None:
-            return self._load(name, region)
-        touched = _touched(edges, region)
-        if 2 * math.prod(map(len, touched)) > self.limit // self._slot:
-            return self._load(name, region)
-        values = np.empty([s.stop - s.start for s in region], self.volumes[name].dtype)
-        with self._lock:
-            self._decode(name, edges, touched)
-            for number in itertools.product(*touched):
-                whole = _region(edges, [range(i, i + 1) for i in number])
-                both = _common(region, whole)
-                chunk = self._chunk(name, self._kept[name, number], whole)
-                values[_within(both, region)] = chunk[_within(both, whole)]
-        return values
-
-    def _decode(self, name: str, edges: Sequence[np.ndarray], touched: Sequence[range]) -> None:
-        """Have these chunks, of which those that are not kept are read in one go."""
-        numbers = list(itertools.product(*touched))
-        missing = {n for n in numbers if (name, n) not in self._kept}
-        for number in set(numbers) - missing:
-            self._kept.move_to_end((name, number))
-        if not missing:
-            return
-        around = [range(min(along), max(along) + 1) for along in zip(*missing, strict=True)]
-        # What is read is there twice, for a moment.
-        while self._kept and len(self._free) < len(missing) + math.prod(map(len, around)):
-            self._free.append(self._kept.popitem(last=False)[1])
-        origin = _region(edges, around)
-        loaded = self._load(name, origin)
-        for number in missing:
-            whole = _region(edges, [range(i, i + 1) for i in number])
-            slot = self._free.pop()
-            self._chunk(name, slot, whole)[...] = loaded[_within(whole, origin)]
-            self._kept[name, number] = slot
-
-    def _chunk(self, name: str, slot: int, whole: Region) -> np.ndarray:
-        """The memory of a chunk."""
-        if self._room is None:
-            self._room = pages(self.limit)
-        shape, dtype = [s.stop - s.start for s in whole], self.volumes[name].dtype
-        start = slot * self._slot
-        part = self._room.numpy()[start : start + math.prod(shape) * dtype.itemsize]
-        return part.view(dtype).reshape(shape)
-
-    def _load(self, name: str, region: Region) -> np.ndarray:
-        volume = self.volumes[name]
+        volume, edges, kept = self.volumes[name], self._edges[name], self._kept
+        touched = [] if edges is None else _touched(edges, region)
+        at_a_time = min(_MANY, max(_FEW, math.prod(map(len, touched)) // _SHARE))
         with (
             naming_bad_chunk(volume, region),
             dask.config.set(scheduler="synchronous"),
-            zarr.config.set({"async.concurrency": _at_a_time(volume.variable, region)}),
+            zarr.config.set({"async.concurrency": at_a_time}),
         ):
-            return np.asarray(volume.variable[region].values)
+            if edges is None or _size(volume, _region(edges, touched)) > self._room:
+                return _load(volume, region)
+            values = np.empty([s.stop - s.start for s in region], volume.dtype)
+            with kept.lock:
+                self._decode(name, edges, touched, kept)
+                for number in itertools.product(*touched):
+                    whole = _region(edges, [range(i, i + 1) for i in number])
+                    both = _common(region, whole)
+                    chunk = kept.chunks[name, number]
+                    values[_within(both, region)] = chunk[_within(both, whole)]
+        return values
+
+    def _decode(
+        self, name: str, edges: Sequence[np.ndarray], touched: Sequence[range], kept: _Kept
+    ) -> None:
+        """Have these chunks, of which those that are not kept are read."""
+        volume, missing = self.volumes[name], {}
+        for number in itertools.product(*touched):
+            if (name, number) in kept.chunks:
+                kept.chunks.move_to_end((name, number))
+            else:
+                missing[number] = _region(edges, [range(i, i + 1) for i in number])
+        kept.drop_for(sum(_size(volume, whole) for whole in missing.values()), self._room)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            every = iter(missing.items())
+            while some := list(itertools.islice(every, _AT_ONCE)):
+                loaded = pool.map(lambda item: _load(volume, item[1]), some)
+                for (number, _), chunk in zip(some, loaded, strict=True):
+                    kept.put((name, number), chunk)
 
 
 _EVERY: weakref.WeakSet[DecodedChunks] = weakref.WeakSet()
@@ -149,6 +144,25 @@ _EVERY: weakref.WeakSet[DecodedChunks] = weakref.WeakSet()
 def held_chunks() -> int:
     """Bytes of chunks that are kept in this process."""
     return sum(chunks.held for chunks in _EVERY)
+
+
+def _load(volume: xr.DataArray, region: Region) -> np.ndarray:
+    return np.asarray(volume.variable[region].values)
+
+
+def _size(volume: xr.DataArray, region: Region) -> int:
+    return volume.dtype.itemsize * math.prod(s.stop - s.start for s in region)
+
+
+def largest_chunk(volumes: Mapping[str, xr.DataArray]) -> int:
+    """Bytes of the largest chunk of some variables."""
+    sizes = [0]
+    for volume in volumes.values():
+        edges = chunk_edges(volume)
+        if edges is not None:
+            extents = (int(np.diff(along).max()) for along in edges)
+            sizes.append(volume.dtype.itemsize * math.prod(extents))
+    return max(sizes)
 
 
 def chunk_edges(volume: xr.DataArray) -> list[np.ndarray] | None:
@@ -194,13 +208,6 @@ def _region(edges: Sequence[np.ndarray], numbers: Sequence[range]) -> Region:
     )
 
 
-def _at_a_time(volume: xr.Variable, region: Sequence[slice]) -> int:
-    """Chunks of a variable to read at a time for a region of it."""
-    chunks = volume.encoding.get("chunks") or volume.shape
-    held = [-(-(s.stop - s.start) // c) for s, c in zip(region, chunks, strict=True)]
-    return min(_MANY, max(_FEW, math.prod(held) // _SHARE))
-
-
 def worth_keeping(framed: Framed, read: Shape) -> list[int]:
     """Bytes of decoded chunks that it pays to keep for tiles in C order, the most first.
 
@@ -213,27 +220,25 @@ def worth_keeping(framed: Framed, read: Shape) -> list[int]:
     read : tuple of int
         Extents along the network's axes that a tile reads.
     """
-    found = [0] * (len(read) + bool(framed.apart))
+    found = [0] * (len(read) + 1)
     for volume in framed.volumes.values():
         edges = chunk_edges(volume)
         if edges is None:
             continue
         along = dict(zip(map(str, volume.dims), edges, strict=True))
-        one = math.prod(int(np.diff(along[d]).max()) for d in framed.apart)
-        extents = [int(np.diff(along[a]).max()) for a in framed.axes]
+        extents = {name: int(np.diff(ends).max()) for name, ends in along.items()}
         every = [len(along[a]) - 1 for a in framed.axes]
-        parts = list(zip(read, extents, every, strict=True))
+        parts = [(e, extents[a], n) for e, a, n in zip(read, framed.axes, every, strict=True)]
         touched = [min(n, -(-(e - 1) // c) + 1) for e, c, n in parts]
         two = [min(n, t + -(-e // c)) for t, (e, c, n) in zip(touched, parts, strict=True)]
         counts = [
             math.prod(touched[:k]) * two[k] * math.prod(every[k + 1 :]) for k in range(len(read))
         ]
-        if framed.apart:
-            counts.insert(0, math.prod(every))
-        size = one * math.prod(extents) * volume.dtype.itemsize
-        # Those that are read are there twice, for a moment.
-        found = [
-            total + size * (count + math.prod(touched))
-            for total, count in zip(found, counts, strict=True)
-        ]
-    return found
+        # All of a section, and of those that come before the next one in the same chunks.
+        beside = [len(along[d]) - 1 for d in framed.apart[1:]]
+        shared = any(extents[d] > 1 for d in framed.apart)
+        counts.insert(0, math.prod(every) * math.prod(beside) if shared else 0)
+        size = volume.dtype.itemsize * math.prod(extents.values())
+        found = [total + size * count for total, count in zip(found, counts, strict=True)]
+    more = 2 * _AT_ONCE * largest_chunk(framed.volumes)
+    return [total + more if total else 0 for total in found]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..graph import Graph
 from ..planner import Plan
+from .chunks import held_chunks
 from .globals import GlobalStore, to_merge
 from .memory import (
     ALL,
@@ -81,7 +82,9 @@ def run_local(
     keep_freed_memory(ALL)
     with contextlib.ExitStack() as stack, torch.inference_mode():
         stack.callback(keep_freed_memory, USUAL)
-        watch = Watch(plan.peak_memory) if torch.device(device).type == "cpu" else None
+        on_cpu = torch.device(device).type == "cpu"
+        # Of the chunks that it counts some may be there, from the section before.
+        watch = Watch(plan.peak_memory - held_chunks()) if on_cpu else None
         peak = Peak(device)
         for i, stage in enumerate(plan.stages):
             with naming_lack_of_memory():

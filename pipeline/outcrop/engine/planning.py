@@ -26,8 +26,9 @@ from .whole import example, to_dtype
 if TYPE_CHECKING:
     from distributed import Client
 
-# Bytes of chunks of the survey that are kept in host memory where a GPU computes.
-_ON_HOST = 2**30
+# Of the budget, that chunks of the survey may fill, beside the plan's peak; bytes of them in host
+# memory where a GPU computes.
+_SHARE, _ON_HOST = 0.95, 2**30
 PLAN = "plan.json"  # the name of the plan of an unfinished prediction
 
 
@@ -145,7 +146,10 @@ def _keeping_chunks(plan: Plan, graph: Graph, framed: Framed) -> Plan:
         sizes = worth_keeping(framed, extents)
         most = list(map(max, zip(most or sizes, sizes, strict=True)))
     on_cpu = plan.device == "cpu"
-    spare = plan.memory - plan.peak_memory if on_cpu else _ON_HOST
+    if on_cpu:
+        spare = int(_SHARE * plan.memory) - plan.peak_memory
+    else:
+        spare = min(_ON_HOST, plan.host_memory or _ON_HOST)
     kept_bytes = max((size for size in most if size <= spare), default=0)
     peak = plan.peak_memory + (kept_bytes if on_cpu else 0)
     return replace(plan, chunk_bytes=kept_bytes, peak_memory=peak)

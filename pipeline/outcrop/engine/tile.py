@@ -103,6 +103,7 @@ class StageRunner:
         self._frames = lru_cache(maxsize=4)(partial(StageRunner._framed, weakref.proxy(self)))
         spare = overwritten(graph, stage.nodes, stage.inputs, self.kept)
         size = max((w.element_size() for w in weights.values() if w.is_floating_point()), default=4)
+        self.itemsize = size
         self.steps = [
             _Step(
                 name,
@@ -164,6 +165,8 @@ class StageRunner:
         anywhere, held = self._frame(tile).anywhere, {}
         for name, box in self.reads(tile).items():
             store = self.stores[name]
+            if self.watch is not None:
+                self.watch.make_room(self.itemsize * self.graph.layouts[name].width * box.size)
             part = patiently(partial(store.read, box)) if store.slow else store.read(box)
             value = to_device(part, self.device)
             del part
@@ -297,7 +300,7 @@ class StageRunner:
         """Put what a tile gave where it belongs."""
         for name, box, part in results.parts:
             store = self.stores[name]
-            if self.watch is not None and not store.slow:
+            if self.watch is not None:
                 self.watch.make_room(part.nbytes)
             if store.slow:
                 patiently(partial(store.write, box, part))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import OutcropError
 from ..graph import Box
-from .chunks import DecodedChunks
+from .chunks import DecodedChunks, held_chunks
 from .crew import versions
 from .globals import GlobalStore
 from .memory import (
@@ -84,7 +84,8 @@ class Job(WorkerPlugin):
         self.stores: dict[Section, dict[str, Store]] = {}
         self.runners: dict[int, StageRunner] = {}
         on_cpu = self.places.device.type == "cpu"
-        self.watch = Watch(self.places.plan.peak_memory) if on_cpu else None
+        # Those of the job before will be gone.
+        self.watch = Watch(self.places.plan.peak_memory - held_chunks()) if on_cpu else None
 
     def teardown(self, worker: Any) -> None:
         """Keep nothing of the survey."""

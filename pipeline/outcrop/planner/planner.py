@@ -131,7 +131,7 @@ def make_plan(
     return _finished(draft)
 
 
-def like(plan: Plan, graph: Graph) -> Plan:
+def like(plan: Plan, graph: Graph, memory: int) -> Plan:
     """Plan a network on another volume, with the same tensors stored, all on the device.
 
     Parameters
@@ -139,17 +139,24 @@ def like(plan: Plan, graph: Graph) -> Plan:
     plan : Plan
     graph : Graph
         Of the same network.
+    memory : int
+        Bytes that it may take.
 
     Raises
     ------
     MemoryBudgetError
-        If that does not fit into the budget of `plan`.
+        If that does not fit.
+    ArgumentError
+        If a tensor that `plan` stores is not there.
     """
+    stored = {n for n, place in plan.places.items() if place != "global"}
+    if not stored <= graph.nodes.keys():
+        raise ArgumentError("the network evaluates other operators on another volume")
     outputs = tuple(n for n in dict.fromkeys(graph.outputs) if n in graph.nodes)
     task = Task(
         graph,
         outputs,
-        plan.memory,
+        memory,
         plan.dtype,
         domain=None,
         tile=None,
@@ -160,7 +167,6 @@ def like(plan: Plan, graph: Graph) -> Plan:
         compressed=plan.compressed,
     )
     planner = _Planner(task, "device")
-    stored = {n for n, place in plan.places.items() if place != "global"}
     draft = planner.draft(dict.fromkeys(planner._kept(planner.fixed | stored), "device"))
     if draft.excess:
         raise MemoryBudgetError(f"memory {format_bytes(task.memory)} is too small")
