@@ -208,7 +208,7 @@ def _region(edges: Sequence[np.ndarray], numbers: Sequence[range]) -> Region:
     )
 
 
-def worth_keeping(framed: Framed, read: Shape) -> list[int]:
+def worth_keeping(framed: Framed, read: Shape, steps: Shape) -> list[int]:
     """Bytes of decoded chunks that it pays to keep for tiles in C order, the most first.
 
     Enough that a tile finds what the last layer of tiles read, the last row, or the last tile; the
@@ -219,6 +219,8 @@ def worth_keeping(framed: Framed, read: Shape) -> list[int]:
     framed : Framed
     read : tuple of int
         Extents along the network's axes that a tile reads.
+    steps : tuple of int
+        From one tile to the next.
     """
     found = [0] * (len(read) + 1)
     for volume in framed.volumes.values():
@@ -230,7 +232,10 @@ def worth_keeping(framed: Framed, read: Shape) -> list[int]:
         every = [len(along[a]) - 1 for a in framed.axes]
         parts = [(e, extents[a], n) for e, a, n in zip(read, framed.axes, every, strict=True)]
         touched = [min(n, -(-(e - 1) // c) + 1) for e, c, n in parts]
-        two = [min(n, t + -(-e // c)) for t, (e, c, n) in zip(touched, parts, strict=True)]
+        two = [
+            min(n, t + -(-step // c))
+            for t, step, (_, c, n) in zip(touched, steps, parts, strict=True)
+        ]
         counts = [
             math.prod(touched[:k]) * two[k] * math.prod(every[k + 1 :]) for k in range(len(read))
         ]

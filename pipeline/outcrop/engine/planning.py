@@ -26,9 +26,9 @@ from .whole import example, to_dtype
 if TYPE_CHECKING:
     from distributed import Client
 
-# Of the budget, that chunks of the survey may fill, beside the plan's peak; bytes of them in host
-# memory where a GPU computes.
-_SHARE, _ON_HOST = 0.95, 2**30
+# How much of the budget the plan's peak and chunks of the survey may take together; bytes of these
+# in host memory where a GPU computes.
+_SHARE, _ON_HOST = 0.75, 2**30
 PLAN = "plan.json"  # the name of the plan of an unfinished prediction
 
 
@@ -143,7 +143,9 @@ def _keeping_chunks(plan: Plan, graph: Graph, framed: Framed) -> Plan:
         tile = central_tile(stage.domain, stage.tile)
         boxes = needed(graph, stage.nodes, dict.fromkeys(kept, tile))
         extents = tuple(map(max, zip(*(boxes[name].shape for name in read), strict=True)))
-        sizes = worth_keeping(framed, extents)
+        grids = zip(graph.grid(next(iter(read))), graph.grid(kept[0]), stage.tile, strict=True)
+        steps = tuple(-(-n * t // m) for n, m, t in grids)
+        sizes = worth_keeping(framed, extents, steps)
         most = list(map(max, zip(most or sizes, sizes, strict=True)))
     on_cpu = plan.device == "cpu"
     if on_cpu:
