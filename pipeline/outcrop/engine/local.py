@@ -87,6 +87,8 @@ def run_local(
         watch = Watch(plan.peak_memory - held_chunks()) if on_cpu else None
         peak = Peak(device)
         for i, stage in enumerate(plan.stages):
+            if watch is not None:  # of what the stage before has freed
+                watch.make_room(stage.tile_bytes + int(stage.written))
             with naming_lack_of_memory():
                 stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
             runner = StageRunner(graph, stage, weights, stores, device, compile, watch)
@@ -101,7 +103,7 @@ def run_local(
                 before_removal()
             for name in unused:
                 stores.pop(name).remove()
-            if watch is None:  # which else gives back what is in the way
+            if watch is None:
                 return_freed_memory()
             if on_stage is not None:
                 on_stage(i)
