@@ -181,7 +181,7 @@ def joined(row: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
     for name in ("peak_bytes", "above_import_torch_bytes"):
         if name in again:
             found[name] = max(again[name], row.get(name, 0))
-    return {**found, "mvoxels_per_second": row["size"] ** 3 / min(each) / 1e6}
+    return {**found, "mvoxels_per_second": again["size"] ** 3 / min(each) / 1e6}
 
 
 def cases(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -273,7 +273,7 @@ def main() -> None:
     for case in track(each, total=total, console=Console(stderr=True)):
         key = json.dumps([case[k] for k in todo[0]])
         known = {k: v for k, v in case.items() if k != "torchseis"}
-        found[key] = joined(found.get(key, {k: known[k] for k in todo[0] if k in known}), known)
+        found[key] = joined(found.get(key, {}), known)
         rows = list(found.values())
         if options.json:  # as far as it went, if it is interrupted
             facts = {"machine": machine(options.device), "torch": torch.__version__, "rows": rows}

@@ -16,6 +16,7 @@ import outcrop
 from outcrop import models
 from outcrop.engine import chunks as chunks_module
 from outcrop.engine.chunks import DecodedChunks, chunk_edges, held_chunks
+from outcrop.graph import Box
 
 DIMS = ("inline", "crossline", "twt")
 
@@ -28,8 +29,8 @@ def counting(monkeypatch):
     """Count the samples that are decoded."""
     load, found = chunks_module._load, []
 
-    def counted(volume, region):
-        values = load(volume, region)
+    def counted(volume, box):
+        values = load(volume, box)
         found.append(values.size)
         return values
 
@@ -44,23 +45,23 @@ def cases(draw):
     for n in shape:
         cuts = sorted(draw(st.sets(st.integers(1, n - 1), max_size=4)) if n > 1 else ())
         chunks.append(tuple(int(c) for c in np.diff([0, *cuts, n])))
-    regions = []
+    boxes = []
     for _ in range(draw(st.integers(1, 6))):
         starts = [draw(st.integers(0, n - 1)) for n in shape]
         stops = [draw(st.integers(a + 1, n)) for a, n in zip(starts, shape, strict=True)]
-        regions.append(tuple(map(slice, starts, stops)))
-    return shape, tuple(chunks), regions, draw(st.integers(0, 20 * int(np.prod(shape))))
+        boxes.append(Box(tuple(starts), tuple(stops)))
+    return shape, tuple(chunks), boxes, draw(st.integers(0, 20 * int(np.prod(shape))))
 
 
 @settings(deadline=None, max_examples=200)
 @given(cases())
-def test_any_region_of_any_chunks_within_any_limit(case):
-    shape, extents, regions, limit = case
+def test_any_box_of_any_chunks_within_any_limit(case):
+    shape, extents, boxes, limit = case
     whole = numbered(shape)
     lazy = whole.copy(data=dask.array.from_array(whole.values, chunks=extents))
     chunks = DecodedChunks({"amplitude": lazy}, limit)
-    for region in regions:
-        np.testing.assert_array_equal(chunks.read("amplitude", region), whole.values[region])
+    for box in boxes:
+        np.testing.assert_array_equal(chunks.read("amplitude", box), whole.values[box.slices])
         assert chunks.held <= limit
 
 
@@ -86,15 +87,15 @@ def test_a_selection_along_another_dimension_reads(tmp_path):
     for chunks in (None, {}):
         found = xr.open_zarr(tmp_path / "s.zarr", chunks=chunks).amplitude.sel(offset=100)
         for limit in (0, 10**6):
-            region = (slice(1, 5), slice(0, 3), slice(2, 7))
-            got = DecodedChunks({"amplitude": found}, limit).read("amplitude", region)
-            np.testing.assert_array_equal(got, values[:, :, 1][region])
+            box = Box((1, 0, 2), (5, 3, 7))
+            got = DecodedChunks({"amplitude": found}, limit).read("amplitude", box)
+            np.testing.assert_array_equal(got, values[:, :, 1][box.slices])
 
 
 def test_a_copy_for_another_process_brings_no_chunks():
     lazy = numbered((8, 8, 8)).chunk(4)
     chunks = DecodedChunks({"amplitude": lazy}, 10**6)
-    chunks.read("amplitude", (slice(0, 8),) * 3)
+    chunks.read("amplitude", Box.whole((8, 8, 8)))
     assert chunks.held == held_chunks() == 4 * 8**3
     copy = pickle.loads(pickle.dumps(chunks))
     assert copy.held == 0

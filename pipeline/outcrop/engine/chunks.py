@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from ..graph import Box
 from ..graph.boxes import Shape
 from ..pages import pages
 from ..survey.reading import naming_bad_chunk
@@ -24,8 +25,6 @@ from .labelled import Framed
 # at most, and their share of what is read; those of which each is kept.
 _FEW, _MANY, _SHARE = 4, 32, 16
 _AT_ONCE = 4
-
-Region = tuple[slice, ...]
 
 
 class _Kept:
@@ -71,7 +70,7 @@ class DecodedChunks:
 
     def _open(self) -> None:
         self._edges = {name: chunk_edges(volume) for name, volume in self.volumes.items()}
-        self._room = self.limit - 2 * _AT_ONCE * largest_chunk(self.volumes)
+        self._room = self.limit - 2 * _AT_ONCE * _largest(self.volumes)
         self._kept = _Kept()
         _EVERY.add(self)
 
@@ -91,8 +90,8 @@ class DecodedChunks:
         self.__dict__.update(state)
         self._open()
 
-    def read(self, name: str, region: Region) -> np.ndarray:
-        """Return a region of a variable, its dimensions in their own order.
+    def read(self, name: str, box: Box) -> np.ndarray:
+        """Return a variable on a box of its own dimensions, in their order.
 
         Raises
         ------
@@ -100,42 +99,40 @@ class DecodedChunks:
             If a chunk cannot be decoded, or is gone.
         """
         volume, edges, kept = self.volumes[name], self._edges[name], self._kept
-        touched = [] if edges is None else _touched(edges, region)
-        at_a_time = min(_MANY, max(_FEW, math.prod(map(len, touched)) // _SHARE))
+        chunks = {} if edges is None else _touched(edges, box)
         with (
-            naming_bad_chunk(volume, region),
+            naming_bad_chunk(volume, box.slices),
             dask.config.set(scheduler="synchronous"),
-            zarr.config.set({"async.concurrency": at_a_time}),
+            zarr.config.set({"async.concurrency": min(_MANY, max(_FEW, len(chunks) // _SHARE))}),
         ):
-            if edges is None or _size(volume, _region(edges, touched)) > self._room:
-                return _load(volume, region)
-            values = np.empty([s.stop - s.start for s in region], volume.dtype)
+            size = volume.dtype.itemsize * sum(chunk.size for chunk in chunks.values())
+            if edges is None or size > self._room:
+                return _load(volume, box)
+            values = np.empty(box.shape, volume.dtype)
             with kept.lock:
-                self._decode(name, edges, touched, kept)
-                for number in itertools.product(*touched):
-                    whole = _region(edges, [range(i, i + 1) for i in number])
-                    both = _common(region, whole)
-                    chunk = kept.chunks[name, number]
-                    values[_within(both, region)] = chunk[_within(both, whole)]
+                self._decode(name, chunks, kept)
+                for number, chunk in chunks.items():
+                    part = box & chunk
+                    found = kept.chunks[name, number][part.within(chunk).slices]
+                    values[part.within(box).slices] = found
         return values
 
-    def _decode(
-        self, name: str, edges: Sequence[np.ndarray], touched: Sequence[range], kept: _Kept
-    ) -> None:
+    def _decode(self, name: str, chunks: Mapping[Shape, Box], kept: _Kept) -> None:
         """Have these chunks, of which those that are not kept are read."""
-        volume, missing = self.volumes[name], {}
-        for number in itertools.product(*touched):
+        volume, missing = self.volumes[name], []
+        for number in chunks:
             if (name, number) in kept.chunks:
                 kept.chunks.move_to_end((name, number))
             else:
-                missing[number] = _region(edges, [range(i, i + 1) for i in number])
-        kept.drop_for(sum(_size(volume, whole) for whole in missing.values()), self._room)
+                missing.append(number)
+        size = volume.dtype.itemsize * sum(chunks[number].size for number in missing)
+        kept.drop_for(size, self._room)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            every = iter(missing.items())
-            while some := list(itertools.islice(every, _AT_ONCE)):
-                loaded = pool.map(lambda item: _load(volume, item[1]), some)
-                for (number, _), chunk in zip(some, loaded, strict=True):
-                    kept.put((name, number), chunk)
+            for i in range(0, len(missing), _AT_ONCE):
+                some = missing[i : i + _AT_ONCE]
+                loaded = pool.map(lambda number: _load(volume, chunks[number]), some)
+                for number, values in zip(some, loaded, strict=True):
+                    kept.put((name, number), values)
 
 
 _EVERY: weakref.WeakSet[DecodedChunks] = weakref.WeakSet()
@@ -146,15 +143,11 @@ def held_chunks() -> int:
     return sum(chunks.held for chunks in _EVERY)
 
 
-def _load(volume: xr.DataArray, region: Region) -> np.ndarray:
-    return np.asarray(volume.variable[region].values)
+def _load(volume: xr.DataArray, box: Box) -> np.ndarray:
+    return np.asarray(volume.variable[box.slices].values)
 
 
-def _size(volume: xr.DataArray, region: Region) -> int:
-    return volume.dtype.itemsize * math.prod(s.stop - s.start for s in region)
-
-
-def largest_chunk(volumes: Mapping[str, xr.DataArray]) -> int:
+def _largest(volumes: Mapping[str, xr.DataArray]) -> int:
     """Bytes of the largest chunk of some variables."""
     sizes = [0]
     for volume in volumes.values():
@@ -177,35 +170,22 @@ def chunk_edges(volume: xr.DataArray) -> list[np.ndarray] | None:
     return [np.array([*range(0, n, extents.get(dim, n)), n]) for dim, n in volume.sizes.items()]
 
 
-def _touched(edges: Sequence[np.ndarray], region: Region) -> list[range]:
-    """Numbers of the chunks along each dimension that hold a part of a region."""
-    return [
+def _touched(edges: Sequence[np.ndarray], box: Box) -> dict[Shape, Box]:
+    """The chunks that hold a part of a box, by their numbers along each dimension."""
+    ranges = (
         range(
-            int(np.searchsorted(along, part.start, "right")) - 1,
-            int(np.searchsorted(along, part.stop, "left")),
+            int(np.searchsorted(along, start, "right")) - 1,
+            int(np.searchsorted(along, stop, "left")),
         )
-        for along, part in zip(edges, region, strict=True)
-    ]
-
-
-def _common(a: Region, b: Region) -> Region:
-    """What both regions hold."""
-    pairs = zip(a, b, strict=True)
-    return tuple(slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in pairs)
-
-
-def _within(region: Region, whole: Region) -> Region:
-    """A region as an index into an array that holds `whole`."""
-    pairs = zip(region, whole, strict=True)
-    return tuple(slice(s.start - w.start, s.stop - w.start) for s, w in pairs)
-
-
-def _region(edges: Sequence[np.ndarray], numbers: Sequence[range]) -> Region:
-    """What these chunks hold."""
-    return tuple(
-        slice(int(along[n.start]), int(along[n.stop]))
-        for along, n in zip(edges, numbers, strict=True)
+        for along, start, stop in zip(edges, box.start, box.stop, strict=True)
     )
+    return {
+        number: Box(
+            tuple(int(along[i]) for along, i in zip(edges, number, strict=True)),
+            tuple(int(along[i + 1]) for along, i in zip(edges, number, strict=True)),
+        )
+        for number in itertools.product(*ranges)
+    }
 
 
 def worth_keeping(framed: Framed, read: Shape, steps: Shape) -> list[int]:
@@ -245,5 +225,5 @@ def worth_keeping(framed: Framed, read: Shape, steps: Shape) -> list[int]:
         counts.insert(0, math.prod(every) * math.prod(beside) if shared else 0)
         size = volume.dtype.itemsize * math.prod(extents.values())
         found = [total + size * count for total, count in zip(found, counts, strict=True)]
-    more = 2 * _AT_ONCE * largest_chunk(framed.volumes)
+    more = 2 * _AT_ONCE * _largest(framed.volumes)
     return [total + more if total else 0 for total in found]

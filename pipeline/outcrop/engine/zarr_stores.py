@@ -167,13 +167,13 @@ class SurveyStore:
             return x
         samples, placed = {}, dict(zip(self.framed.axes, inside.slices, strict=True))
         placed.update({d: slice(i, i + 1) for d, i in self.here.items()})
-        region = tuple(placed[str(d)] for d in self.framed.volume.dims)
         dims = [str(d) for d in self.framed.volume.dims]
+        own = Box(tuple(placed[d].start for d in dims), tuple(placed[d].stop for d in dims))
         fixed = tuple(dims.index(d) for d in self.here)
         order = [a for a in dims if a not in self.here]
         turn = [order.index(a) for a in self.framed.axes]
         for name in self.names:
-            samples[name] = self.chunks.read(name, region).squeeze(fixed).transpose(turn)
+            samples[name] = self.chunks.read(name, own).squeeze(fixed).transpose(turn)
         exact = np.dtype("float64" if self.dtype == torch.float64 else "float32")
         target = inside.shifted(self.before).within(box)
         for channel, each in zip(x[0], self.inputs, strict=True):
