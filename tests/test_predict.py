@@ -20,9 +20,11 @@ import xarray as xr
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 from torch import nn
+from typer.testing import CliRunner
 
 import outcrop
 from outcrop import models
+from outcrop.cli.main import app
 from outcrop.cluster import connect
 from outcrop.engine.statistics import statistics
 from outcrop.errors import (
@@ -481,6 +483,16 @@ def test_compression_says_what_it_does(survey, tmp_path):
     difference = np.abs(exact.prediction - lossy.prediction).values
     assert 0 < difference.max() == pytest.approx(float(found[1]), rel=0.3)
     assert np.sqrt(np.mean(difference**2)) == pytest.approx(float(found[2]), rel=0.3)
+
+
+def test_the_command_says_what_compression_does(tmp_path):
+    make_survey((24, 20, 36)).to_zarr(tmp_path / "s.zarr", zarr_format=3, consolidated=False)
+    words = ["predict", str(tmp_path / "s.zarr"), str(tmp_path / "o.zarr"), "--model", "faultseg3d"]
+    words += ["--weights", "seeded", "--storage-mode", "device", "--storage-compression"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    effect = outcrop.open(tmp_path / "o.zarr").attrs["storage_compression_effect"]
+    assert f"what storage compression does: {effect}" in done.output
 
 
 class Odd(nn.Module):

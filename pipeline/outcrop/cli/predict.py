@@ -273,6 +273,8 @@ def command(
     tell(result)
     sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
     typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}", err=aside)
+    if effect := result.attrs.get("storage_compression_effect"):
+        typer.echo(f"what storage compression does: {effect}", err=aside)
 
 
 @contextlib.contextmanager
