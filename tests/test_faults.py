@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import numpy as np
 import pytest
 import torch
@@ -118,6 +119,18 @@ def test_all_workers_killed_and_new_ones_join(after, model, survey, calm, tmp_pa
         killer.join()
         assert not before & set(client.run(os.getpid).values())
     same(found, calm)
+
+
+def test_a_lost_worker_comes_back_however_long_that_takes():
+    """Dask closes for good what is not back by then, even if it was lost again meanwhile."""
+    impatient = {"distributed.deploy.lost-worker-timeout": "0.1s"}
+    with dask.config.set(impatient), connect("local", workers=1) as client:
+        (before,) = client.run(os.getpid).values()
+        os.kill(before, signal.SIGKILL)
+        while client.scheduler_info()["workers"]:
+            time.sleep(0.01)
+        client.wait_for_workers(1, timeout=60)
+        assert before not in client.run(os.getpid).values()
 
 
 class Stuck(WorkerPlugin):

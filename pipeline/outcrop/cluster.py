@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 # Of worker processes with one thread: Zarr's own threads would be beyond their share of the cores.
 _ALONE = {"ZARR_THREADING__MAX_WORKERS": "1"}
 # How closely Dask watches a process. As it does unasked, that takes 4 to 7 % of a core in a worker,
-# and a tenth of one in the process that holds the scheduler and a nanny for each worker.
-_UNWATCHED = {
+# and a tenth of one in the process that holds the scheduler and a nanny for each worker. And Dask
+# gives up a worker for good that is not back 15 s after it was lost: a busy machine takes longer.
+_LOCAL = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "2s",
     "distributed.worker.memory.monitor-interval": "1s",
+    "distributed.deploy.lost-worker-timeout": "365 days",
 }
 
 
@@ -65,6 +67,7 @@ def connect(
         yield None
         return
 
+    import dask
     from distributed import Client
 
     secure = _security(tls)
@@ -78,6 +81,7 @@ def connect(
             "protocol": None if secure is None else "tls://",
         }
         with (
+            dask.config.set(_LOCAL),
             _on_gpus(how) if cluster == "cuda" else _on_cores(how) as local,
             Client(local, security=secure) as client,
         ):
@@ -133,16 +137,12 @@ def _security(tls: Tls | None) -> Any:
 
 
 def _on_cores(how: dict[str, Any]) -> Any:
-    import dask
     from distributed import LocalCluster
 
-    with dask.config.set(_UNWATCHED):
-        return LocalCluster(env=_ALONE, config=_UNWATCHED, **how)
+    return LocalCluster(env=_ALONE, config=_LOCAL, **how)
 
 
 def _on_gpus(how: dict[str, Any]) -> Any:
-    import dask
-
     try:
         from dask_cuda import LocalCUDACluster
     except ImportError as error:
@@ -150,5 +150,4 @@ def _on_gpus(how: dict[str, Any]) -> Any:
             f"--cluster cuda: needs dask-cuda ({error}); install it with "
             'pip install "outcrop[gpu]", or start workers by hand and name their scheduler'
         ) from None
-    with dask.config.set(_UNWATCHED):
-        return LocalCUDACluster(resources={"GPU": 1}, **how)
+    return LocalCUDACluster(resources={"GPU": 1}, **how)
