@@ -190,7 +190,7 @@ def _measure(device: str, dtype: str) -> Rates:
     run: list[Callable[[], object]] = []
     for channels in (1, 16, 64):
         n = (96 if on_gpu else 24) // (2 if channels == 64 else 1)
-        x, weight = image(channels, n), torch.randn(max(channels, 16), channels, 3, 3, 3)
+        x, weight = image(channels, n + 2), torch.randn(max(channels, 16), channels, 3, 3, 3)
         weight = weight.to(device, kind).contiguous(memory_format=torch.channels_last_3d)
         work.append(2.0 * weight.numel() * n**3)
         run.append(_convolve(x, weight))
@@ -231,8 +231,8 @@ def _measure(device: str, dtype: str) -> Rates:
 def _convolve(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], torch.Tensor]:
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
         one = (1, 1, 1)
-        return lambda: convolve(x, weight, None, one, one, one, 1)
-    return lambda: F.conv3d(x, weight, padding=1)
+        return lambda: convolve(x, weight, None, one, (0, 0, 0), one, 1)
+    return lambda: F.conv3d(x, weight)
 
 
 def _shortest(run: Sequence[Callable[[], object]], on_gpu: bool) -> list[float]:

@@ -11,15 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..boxes import Box, Shape
+from .pairs import apart, can_pair, in_pairs, kernel_of_pairs, pays_in_pairs
 from .pointwise import channels_last
 
 # Bytes of windows that are laid side by side at once.
 COLUMNS = 2**23
-# Channels up to which oneDNN is slower in half precision than in single.
+# Channels from which on oneDNN is faster in half precision than in single.
 FEW = 4
 _ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 # Whether oneDNN convolves bfloat16 on this processor: AVX512 or AMX.
 HALVES = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+# Whether it does so by tiles of registers.
+AMX = HALVES and torch.cpu._is_amx_tile_supported()
 
 
 def convolve(
@@ -54,7 +57,11 @@ def convolve(
     kind, how = x.dtype, (padding, stride, dilation, groups)
     if kind == torch.bfloat16 and not HALVES:
         return _in_single(x, weight, bias, how, onto, onto if in_place else None, relu)
-    if x.shape[1] < FEW:
+    if kind == torch.bfloat16 and AMX:
+        done = _by_pairs(x, weight, bias, how, onto, in_place, relu)
+        if done is not None:
+            return done
+    if x.shape[1] < (2 if AMX else FEW):
         x, weight = x.float(), weight.float()
         bias = None if bias is None else bias.float()
         onto = None if onto is None else onto.float()
@@ -73,6 +80,30 @@ def convolve(
     if relu:  # not oneDNN's own, which makes zeros of what is not a number
         made = made.relu_()
     return made.to(kind)
+
+
+def _by_pairs(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    how: tuple[Shape, Shape, Shape, int],
+    onto: Tensor | None,
+    in_place: bool,
+    relu: bool,
+) -> Tensor | None:
+    """Convolve pairs of points along the last axis; None where that cannot be, or is no faster."""
+    padding, stride, dilation, groups = how
+    if padding[-1] and x.shape[1] < FEW:  # little to copy
+        ends = (*[0] * (len(stride) - 1), padding[-1])
+        x, padding = padded(x, ends, ends, 0.0), (*padding[:-1], 0)
+    suits = groups == 1 and not padding[-1] and (onto is None or can_pair(onto))
+    if not suits or not pays_in_pairs(x, weight, stride, dilation):
+        return None
+    bias = None if bias is None else bias.repeat(2)
+    onto = None if onto is None else in_pairs(onto)
+    x, weight = in_pairs(x), kernel_of_pairs(weight)
+    how = stride, padding, dilation, groups
+    return apart(convolve(x, weight, bias, *how, onto=onto, in_place=in_place, relu=relu))
 
 
 def _on_gpu(
