@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/outcrop demo
 
+# Bytecode is kept, whatever the environment says: the tests start many processes.
 test: .venv/.installed-test
-	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
