@@ -79,11 +79,13 @@ bfloat16 = pytest.mark.skipif(not kernels.HALVES, reason="oneDNN has no bfloat16
 @bfloat16
 @pytest.mark.parametrize("taken", [1, 3, 16])
 @pytest.mark.parametrize("onto", [None, "aside", "in place"])
-@pytest.mark.parametrize("relu", [False, True])
-def test_kernels_by_pairs(taken, onto, relu, paired):
+@pytest.mark.parametrize(
+    ("extents", "relu"), [((6, 7, 10), False), ((6, 7, 10), True), ((1, 1, 4), False)]
+)
+def test_kernels_by_pairs(taken, onto, extents, relu, paired):
     torch.manual_seed(0)
     padding = (1, 1, 0 if taken == 16 else 1)
-    x, weight, bias = image(taken, 6, 7, 10), torch.randn(5, taken, 3, 3, 3), torch.randn(5)
+    x, weight, bias = image(taken, *extents), torch.randn(5, taken, 3, 3, 3), torch.randn(5)
     expected = nn.functional.conv3d(
         x.bfloat16().float(), weight.bfloat16().float(), bias.bfloat16().float(), 1, padding
     )
