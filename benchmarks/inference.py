@@ -230,7 +230,7 @@ def cases(options: argparse.Namespace) -> list[dict[str, Any]]:
             {**usual, "size": 2048, "precision": "float16", "name": "whole_volume"}
             | {"memory": "24GB", "mode": "cpu", "host_memory": "60GB", "repeat": 1}
         )
-    return found
+    return [case for i, case in enumerate(found) if case not in found[:i]]
 
 
 def main() -> None:

@@ -115,6 +115,30 @@ def test_kernels_by_pairs(taken, onto, extents, relu, paired):
 
 
 @bfloat16
+@pytest.mark.parametrize("taken", [1, 2, 3, 16])
+@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "transposed", "cut", "expanded"])
+def test_kernels_by_pairs_wherever_points_lie(taken, taps, layout, paired):
+    """Of other orders of axes than one with channels last, pairs are taken where they can be."""
+    torch.manual_seed(0)
+    x = image(taken, 8, 9, 12).bfloat16()
+    if layout == "contiguous":
+        x = x.contiguous()
+    if layout == "transposed":
+        x = x.transpose(2, 3)
+    if layout == "cut":
+        x = x[..., 1:8, 2:8, 2:10]
+    if layout == "expanded":
+        x = x[:1, :, :1].expand(2, taken, 8, 9, 12)
+    weight, ones, none = torch.randn(4, taken, taps, taps, taps), (1, 1, 1), (0, 0, 0)
+    weight = (weight / (taken * taps**3) ** 0.5).bfloat16()
+    found = convolve(x, weight, None, ones, none, ones, 1)
+    expected = nn.functional.conv3d(x.float(), weight.float())
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+    assert paired or layout == "contiguous"
+
+
+@bfloat16
 def test_what_is_not_finite_stays_where_it_is(paired):
     x, weight = image(1, 8, 8, 8).bfloat16(), torch.randn(4, 1, 3, 3, 3).bfloat16()
     x[0, 0, 4, 4, 4] = math.nan

@@ -18,6 +18,8 @@ from .pointwise import channels_last
 COLUMNS = 2**23
 # Channels from which on oneDNN is faster in half precision than in single.
 FEW = 4
+# Channels last, by the number of dimensions.
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 # Whether oneDNN convolves bfloat16 on this processor: AVX512 or AMX.
 HALVES = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -103,7 +105,10 @@ def _by_pairs(
     onto = None if onto is None else in_pairs(onto)
     x, weight = in_pairs(x), kernel_of_pairs(weight)
     how = stride, padding, dilation, groups
-    return apart(convolve(x, weight, bias, *how, onto=onto, in_place=in_place, relu=relu))
+    made = convolve(x, weight, bias, *how, onto=onto, in_place=in_place, relu=relu)
+    if not can_pair(made):  # as `x` lies in memory in another order of axes
+        made = made.contiguous(memory_format=LAYOUTS[made.ndim])
+    return apart(made)
 
 
 def _on_gpu(
@@ -144,7 +149,7 @@ def _in_single(
     n, (pad, step) = len(stride), (padding[0], stride[0])
     extents = _extents(x, weight, stride, padding, dilation)
     if made is None:
-        layout = {2: torch.channels_last, 3: torch.channels_last_3d}[n]
+        layout = LAYOUTS[n + 2]
         shape = (x.shape[0], weight.shape[0], *extents)
         made = torch.empty(shape, dtype=x.dtype, memory_format=layout)
     weight, bias = weight.float(), None if bias is None else bias.float()
@@ -221,7 +226,7 @@ def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float)
     extents = [a + n + b for a, n, b in zip(before, x.shape[-rank:], after, strict=True)]
     shape = (*x.shape[:-rank], *extents)
     if channels_last(x):
-        layout = {4: torch.channels_last, 5: torch.channels_last_3d}[x.ndim]
+        layout = LAYOUTS[x.ndim]
         made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
     else:
         made = x.new_empty(shape)

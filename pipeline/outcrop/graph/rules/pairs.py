@@ -1,8 +1,8 @@
 """Convolutions by pairs of points, for networks' first layers in bfloat16: as AMX has it.
 
 With channels last, the channels of two neighbours along the last axis lie side by side: they are
-the channels of a pair, and nothing is copied. A kernel of 3 points reaches 2 pairs, and a third of
-its weights are zero.
+the channels of a pair, and nothing is copied. A kernel of 3 points reaches 2 pairs, and a quarter
+of its weights are zero.
 """
 
 from __future__ import annotations

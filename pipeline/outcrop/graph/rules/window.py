@@ -234,8 +234,10 @@ class Convolution(Window):
             read = graph.width(source) * self.needs(node, box, graph)[source].size
             full = itemsize == 4 and not torch.backends.cudnn.allow_tf32
             return copied + itemsize * (read + made * full)
-        # Where channels are few, oneDNN holds the result once more, in single precision.
-        again = 4 * made if graph.width(source) < FEW else 0
+        again = 0
+        if graph.width(source) < FEW:  # both may be held once more, in single precision
+            read = graph.width(source) * self.needs(node, box, graph)[source].size
+            again = 4 * (made + read)
         columns = self._columns(node, box, graph, itemsize)
         return copied + again + columns + self._rearranged(node, graph, itemsize)
 
