@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 
-from ..graph.rules.kernels import convolve
+from ..graph.rules.kernels import AMX, convolve
 from ..pages import pages, pin, unpin
 
 T = TypeVar("T")
@@ -142,7 +142,8 @@ def rates(device: str = "cpu", dtype: str = "float32") -> Rates:
 def described(device: str, dtype: str, threads: int) -> str:
     """Say what rates hold for: the key under which they are kept."""
     on_gpu = torch.device(device).type == "cuda"
-    name = torch.cuda.get_device_name(device) if on_gpu else f"{os.cpu_count()} CPUs"
+    cpus = f"{os.cpu_count()} CPUs{' with AMX' if AMX else ''}"
+    name = torch.cuda.get_device_name(device) if on_gpu else cpus
     return f"{name}, {threads} threads, {dtype}, torch {torch.__version__}"
 
 

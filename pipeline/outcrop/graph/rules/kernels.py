@@ -12,14 +12,12 @@ from torch import Tensor
 
 from ..boxes import Box, Shape
 from .pairs import apart, can_pair, in_pairs, kernel_of_pairs, pays_in_pairs
-from .pointwise import channels_last
+from .pointwise import LAYOUTS, channels_last
 
 # Bytes of windows that are laid side by side at once.
 COLUMNS = 2**23
 # Channels from which on oneDNN is faster in half precision than in single.
 FEW = 4
-# Channels last, by the number of dimensions.
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 # Whether oneDNN convolves bfloat16 on this processor: AVX512 or AMX.
 HALVES = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()

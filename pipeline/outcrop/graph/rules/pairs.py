@@ -1,4 +1,4 @@
-"""Convolutions by pairs of points, for networks' first layers in bfloat16: as AMX has it.
+"""Convolutions of few channels in bfloat16, by pairs of points: as suits AMX.
 
 With channels last, the channels of two neighbours along the last axis lie side by side: they are
 the channels of a pair, and nothing is copied. A kernel of 3 points reaches 2 pairs, and a quarter

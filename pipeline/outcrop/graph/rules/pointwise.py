@@ -27,6 +27,9 @@ from .base import (
     resolve,
 )
 
+# Channels last, by the number of dimensions.
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 class Pointwise(Rule):
     """Each point depends on the same point of every operand, which may broadcast.
@@ -154,7 +157,7 @@ def _scaled(
 
 
 def _is_dense(x: Tensor) -> bool:
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    layout = LAYOUTS.get(x.ndim)
     return x.is_contiguous() or (layout is not None and x.is_contiguous(memory_format=layout))
 
 
