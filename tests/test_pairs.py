@@ -139,15 +139,36 @@ def test_kernels_by_pairs_wherever_points_lie(taken, taps, layout, paired):
 
 
 @bfloat16
-def test_what_is_not_finite_stays_where_it_is(paired):
-    x, weight = image(1, 8, 8, 8).bfloat16(), torch.randn(4, 1, 3, 3, 3).bfloat16()
-    x[0, 0, 4, 4, 4] = math.nan
-    ones = (1, 1, 1)
-    found = convolve(x, weight, None, ones, ones, ones, 1).isnan()
-    near = torch.zeros(8, 8, 8, dtype=torch.bool)
-    near[3:6, 3:6, 3:6] = True
-    assert torch.equal(found[0, 1], near)
-    assert not found[1].any()
+@pytest.mark.parametrize("taken", [1, 8, 16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["input", "onto", "bias"])
+@pytest.mark.parametrize("relu", [False, True])
+def test_what_is_not_finite_is_as_point_by_point(taken, value, where, relu, paired):
+    torch.manual_seed(0)
+    x, onto, bias = image(taken, 8, 8, 8), image(4, 8, 8, 8), torch.randn(4)
+    given = {"input": x[0, 0, 3], "onto": onto[0, 0, 3], "bias": bias}[where]
+    given[2:4] = value
+    weight, ones = torch.randn(4, taken, 3, 3, 3) * 8, (1, 1, 1)
+    x, onto, bias, weight = (t.bfloat16() for t in (x, onto, bias, weight))
+    expected = nn.functional.conv3d(x.float(), weight.float(), bias.float(), padding=1)
+    expected = (expected + onto.float()).bfloat16()
+    expected = expected.relu() if relu else expected
+    found = convolve(x, weight, bias, ones, ones, ones, 1, onto=onto, relu=relu)
+    assert not paired or where != "input"
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=1, equal_nan=True)
+
+
+@bfloat16
+@pytest.mark.parametrize("taken", [8, 16])
+def test_what_overflows_is_not_a_number_after_a_relu_either(taken, paired):
+    x, weight = image(taken, 8, 8, 8).bfloat16(), torch.ones(4, taken, 3, 3, 3).bfloat16()
+    x[0, :2, 3] = torch.tensor([3e38, -3e38])[:, None, None]
+    weight *= 8
+    how = ((0, 0, 0), (1, 1, 1), (1, 1, 1), 1)
+    expected = torch.ops.mkldnn._convolution_pointwise(x, weight, None, *how, "none", [], "")
+    assert expected.isnan().any()
+    found = convolve(x, weight, None, *how[1::-1], *how[2:], relu=True)
+    torch.testing.assert_close(found, expected.relu(), equal_nan=True)
 
 
 @bfloat16
