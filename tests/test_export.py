@@ -16,6 +16,7 @@ import dask.array
 import numpy as np
 import pytest
 import segyio
+import torch
 import xarray as xr
 
 import outcrop
@@ -343,9 +344,67 @@ def test_header_bytes_off_the_standard(tmp_path: Path) -> None:
     for like in (path, survey, tmp_path / "survey.zarr"):
         out = outcrop.export(survey, tmp_path / "out.sgy", like=like, overwrite=True)
         assert out.read_bytes() == path.read_bytes()
-    # A bare volume does not know where the file has its numbers.
+    # A volume that lost its coordinates' attributes does not know where the file has its numbers.
     with pytest.raises(SurveyError, match=r"bytes 189-192.*pass the survey"):
-        outcrop.export(survey["amplitude"], tmp_path / "two.sgy", like=path)
+        outcrop.export(survey["amplitude"].drop_attrs(), tmp_path / "two.sgy", like=path)
+
+
+def test_swapped_header_bytes_do_not_turn_a_prediction(tmp_path: Path) -> None:
+    path = tmp_path / "in.sgy"
+    lines = {"inlines": range(1, 7), "crosslines": range(1, 7)}
+    write_segy(path, cube((6, 6, 9), 5), **lines, format=5, iline_byte=193, xline_byte=189)
+    survey = outcrop.ingest(path, tmp_path / "survey.zarr", iline_byte=193, xline_byte=189)
+    whole = outcrop.export(survey["amplitude"], tmp_path / "whole.sgy", like=path)
+    assert whole.read_bytes() == path.read_bytes()
+    model = torch.nn.Conv3d(1, 1, 3, padding=1).eval()
+    made = outcrop.predict(model, survey, tmp_path / "made.zarr")
+    (name,) = made.data_vars
+    sources = {"dataset": made, "volume": made[name], "path": tmp_path / "made.zarr"}
+    for kind, source in sources.items():
+        out = outcrop.export(source, tmp_path / f"{kind}.sgy", like=path)
+        with segyio.open(out, iline=193, xline=189) as file:
+            np.testing.assert_array_equal(segyio.tools.cube(file), made[name].to_numpy())
+
+
+def test_trace_weighting_is_of_the_original_samples(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, path = tmp_path / "first.sgy", tmp_path / "in.sgy"
+    write_segy(first, cube((3, 4, 9), 5) / 100, inlines=range(3), crosslines=range(4), format=5)
+    survey = outcrop.ingest(first, tmp_path / "first.zarr")
+    outcrop.export(survey, path, format="int16")
+    with segyio.open(path) as file:
+        (weight,) = set(file.attributes(169)[:].tolist())
+    assert weight != 0
+    caplog.clear()
+    survey = outcrop.ingest(path, tmp_path / "survey.zarr")
+    assert f"first is {weight}), which are kept, but not applied" in caplog.text
+    again = outcrop.export(survey, tmp_path / "again.sgy", like=path)
+    assert again.read_bytes() == path.read_bytes()
+    mask = (survey["amplitude"] > 0).astype(np.uint8).rename("fault")
+    with segyio.open(outcrop.export(mask, tmp_path / "mask.sgy", like=path)) as file:
+        assert set(file.attributes(169)[:].tolist()) == {0}
+        assert int(file.format) == 3
+
+
+@pytest.mark.parametrize("revision", [1, 2])
+def test_only_revision_2_has_wide_counts(revision: int, tmp_path: Path) -> None:
+    path = tmp_path / "in.sgy"
+    write_segy(path, cube((3, 4, 9), 5), inlines=range(3), crosslines=range(4), format=5)
+    with open(path, "r+b") as file:
+        for at, value in (
+            (3500, bytes([revision, 0])),
+            (3268, struct.pack(">I", 9)),
+            (3512, struct.pack(">Q", 12)),
+        ):
+            file.seek(at)
+            file.write(value)
+    survey = outcrop.ingest(path, tmp_path / "survey.zarr")
+    assert outcrop.export(survey, tmp_path / "whole.sgy").read_bytes() == path.read_bytes()
+    part = survey.isel(crossline=slice(1, 3), twt=slice(2, 7))
+    head = outcrop.export(part, tmp_path / "out.sgy").read_bytes()
+    counts = *struct.unpack_from(">I", head, 3268), *struct.unpack_from(">Q", head, 3512)
+    assert counts == ((5, 6) if revision == 2 else (9, 12))
 
 
 def test_where_there_is_no_trace_samples_do_not_matter(holed: Path, tmp_path: Path) -> None:
@@ -416,6 +475,20 @@ def test_plain_arrays(f3: xr.Dataset, tmp_path: Path) -> None:
 
 
 # Errors
+
+
+def test_half_precision_for_paraview(f3: xr.Dataset, tmp_path: Path) -> None:
+    volume = f3["amplitude"].astype("float16")
+    values, _ = read_vti(outcrop.export(volume, tmp_path / "v.vti"))
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, volume)
+
+
+def test_samples_near_zero_find_a_scale(f3: xr.Dataset, tmp_path: Path) -> None:
+    tiny = xr.full_like(f3["amplitude"], 1e-320, dtype="float64")
+    with segyio.open(outcrop.export(tiny, tmp_path / "o.sgy", like=f3, format="int16")) as file:
+        assert (file.attributes(169)[:] == 1023).all()
+        assert not file.trace[0].any()
 
 
 def test_bad_requests(f3: xr.Dataset, tmp_path: Path) -> None:

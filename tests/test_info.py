@@ -97,6 +97,24 @@ def test_candidates(tmp_path, at, sorting):
     assert again.axes["inline"].step == 3
 
 
+def test_a_single_line_and_feet(tmp_path):
+    path = tmp_path / "line.sgy"
+    write_segy(
+        path, np.ones((1, 9, 8), "f4"), inlines=[0], crosslines=range(101, 110), xline_byte=21
+    )
+    with path.open("r+b") as file:
+        file.seek(3254)
+        file.write(b"\0\2")
+    found = outcrop.info(path, domain="depth")
+    assert found.units == "ft"
+    best = found.candidates[0]
+    assert (best.inline_byte, best.crossline_byte, best.inlines, best.crosslines) == (189, 21, 1, 9)
+    assert "--iline-byte 189 --xline-byte 21" in found.problem
+    survey = outcrop.ingest(path, tmp_path / "a.zarr", xline_byte=21, domain="depth")
+    assert survey.crossline.values.tolist() == list(range(101, 110))
+    assert survey.depth.units == "ft"
+
+
 def test_no_candidates(tmp_path):
     path = tmp_path / "a.sgy"
     write_segy(path, np.ones((6, 5, 10)), inlines=[1] * 6, crosslines=[2] * 5)

@@ -293,35 +293,56 @@ def test_extended_text_headers_of_unknown_number(tmp_path):
     np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), cube())
 
 
+@pytest.mark.parametrize("padding", [360, 3200, 5000])
+def test_revision_2_says_where_the_first_trace_begins(tmp_path, padding):
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES)
+    set_bytes(path, 3501, b"\2\0")
+    set_bytes(path, 3521, (3600 + padding).to_bytes(8, "big"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:3600] + bytes(padding) + whole[3600:])
+    survey = outcrop.ingest(path, tmp_path / "a.zarr")
+    np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), cube())
+    out = outcrop.export(survey, tmp_path / "out.sgy")
+    assert out.read_bytes() == path.read_bytes()
+
+
+def test_headers_that_contradict_each_other(tmp_path, segy, caplog):
+    with segy.open("r+b") as file:
+        file.seek(3600 + 116)
+        file.write(b"\0\7")
+    survey = outcrop.ingest(segy, tmp_path / "a.zarr")
+    assert "4 by the binary header, which is taken, and 0.007 by the first trace" in caplog.text
+    assert survey.twt[1] - survey.twt[0] == 4
+    caplog.clear()
+    outcrop.ingest(segy, tmp_path / "b.zarr", interval=2)
+    assert not caplog.text
+
+
 # What is wrong with a file
 
 
+def test_trailers_are_not_traces(tmp_path, segy):
+    set_bytes(segy, 3501, b"\2\0")
+    set_bytes(segy, 3529, b"\0\0\0\1")
+    with segy.open("ab") as file:
+        file.write(b" " * 3200)
+    with pytest.raises(SegyError, match=r"has 1 trailers \(binary header bytes 3529-3532\)"):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+
+
 @pytest.mark.parametrize(
-    ("content", "fact"),
+    ("extended", "fact"),
     [
-        (b"", "0 bytes are fewer"),
-        (b"not a seismic file\n" * 1000, "sample format 8294"),
-        (bytes(10_000), "sample format 0"),
+        (b"\0\0", "has no traces: 3,600 bytes, .* begins after 3,600"),
+        (b"\x40\x40", "has no traces: 3,600 bytes, .*3505-3506.* begins after 52,637,200"),
+        (b"\xff\xfd", r"says that it has -3 extended text headers \(bytes 3505-3506\)"),
     ],
 )
-def test_not_segy(tmp_path, content, fact):
-    path = tmp_path / "a.sgy"
-    path.write_bytes(content)
-    with pytest.raises(SegyError, match=f"a.sgy: not SEG-Y: .*{fact}"):
-        outcrop.ingest(path, tmp_path / "a.zarr")
-    assert not (tmp_path / "a.zarr").exists()
-
-
-def test_no_file(tmp_path):
-    with pytest.raises(SegyError, match="No such file"):
-        outcrop.ingest(tmp_path / "a.sgy", tmp_path / "a.zarr")
-    with pytest.raises(SegyError, match="directory"):
-        outcrop.ingest(tmp_path, tmp_path / "a.zarr")
-
-
-def test_sample_format_that_segyio_does_not_read(tmp_path, segy):
-    set_bytes(segy, 3225, b"\0\4")
-    with pytest.raises(SegyError, match=r"sample format 4 \(fixed point with gain\)"):
+def test_no_traces(tmp_path, segy, extended, fact):
+    segy.write_bytes(segy.read_bytes()[:3600])
+    set_bytes(segy, 3505, extended)
+    with pytest.raises(SegyError, match=fact):
         outcrop.ingest(segy, tmp_path / "a.zarr")
 
 
@@ -458,6 +479,11 @@ def test_output_exists(tmp_path, segy):
         ({"chunks": (4, 4, 8), "shards": (6, 4, 8)}, "no multiples"),
         ({"compressor": "gzip:5"}, "choose zstd"),
         ({"iline_byte": 193}, "both read from byte 193"),
+        ({"interval": -4.0}, "interval -4: pass a number above zero"),
+        ({"interval": float("nan")}, "interval nan: "),
+        ({"compressor": "zstd:99"}, "level from 0 to 9"),
+        ({"compressor": "zstd:-1"}, "level from 0 to 9"),
+        ({"cdp_x_byte": 185}, "cdp_x and cdp_y are both read from byte 185"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path, segy, options, message):

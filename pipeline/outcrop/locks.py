@@ -15,7 +15,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from .errors import OutputExistsError
+from .errors import OutcropError, OutputExistsError
 from .storage import Place, Remote
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,17 @@ class _SystemLock:
     """A lock of the file system: it ends with this process at the latest."""
 
     def __init__(self, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
         self.file = FileLock(target.parent / f".{target.name}.lock")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             self.file.acquire(timeout=0)
         except Timeout:
             raise _taken(target) from None
+        except PermissionError as error:
+            raise OutcropError(
+                f"{target}: cannot be written: {error.strerror}; choose another path, or see to "
+                "the folder"
+            ) from None
 
     def check(self) -> None:
         """Do nothing: nobody can take it over."""

@@ -103,7 +103,8 @@ def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
             )
         )
     for name, (low, high) in found.coordinates.items():
-        rows.append((name, f"{low:,.2f} … {high:,.2f}"))
+        of = " of the traces looked at" if found.kind == "SEG-Y" else ""
+        rows.append((name, f"{low:,.2f} … {high:,.2f}{of}"))
     if a := found.amplitudes:
         rows.append(
             (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .segy import FIELDS, TRACE_HEADER, SegyFile, field
+from .segy import FIELDS, TRACE_HEADER, Order, SegyFile, field
 
 _SOME = 1 << 18  # traces that are looked at, from the start of the file
 _DUPLICATES = 0.01  # part of the traces that may share a position with another
@@ -15,6 +15,8 @@ _FILLED = 0.5  # part of the positions that must have a trace
 
 # Pairs of first bytes in common use, the most common first.
 _USUAL = [(189, 193), (9, 21), (17, 21), (9, 13), (17, 13), (5, 21), (181, 185), (221, 225)]
+
+_SEQUENCE = (1, 5)  # numbers the traces of any file
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,23 @@ def candidates(file: SegyFile, offset_byte: int = 37, most: int = 5) -> list[Can
         usual = _USUAL.index(pair) if pair in _USUAL else len(_USUAL)
         return -round(candidate.filled, 2), usual, sum(pair)
 
-    return sorted(found, key=rank)[:most]
+    return sorted(found, key=rank)[:most] or _lines(headers, varies, file.order)[:most]
+
+
+def _lines(headers: np.ndarray, varies: np.ndarray, order: Order) -> list[Candidate]:
+    """Fields that number the traces of a single line, with one that does not vary."""
+    whole = [byte for byte, kind in FIELDS.values() if kind == "i4"]
+    usual = dict.fromkeys([*(byte for pair in _USUAL for byte in reversed(pair)), *whole])
+    still = [byte for byte in usual if not varies[byte - 1 : byte + 3].any()]
+    found = []
+    for byte in [b for b in usual if b not in _SEQUENCE]:
+        unique = np.unique(field(headers, byte, order)).astype(np.int64)
+        if still and unique.size > 1 and unique.size >= (1 - _DUPLICATES) * len(headers):
+            extent = int(unique[-1] - unique[0]) // int(np.gcd.reduce(np.diff(unique))) + 1
+            inline = 189 if 189 in still else still[0]
+            if unique.size >= _FILLED * extent:
+                found.append(Candidate(inline, byte, 1, extent, unique.size / extent))
+    return found
 
 
 def _column(numbers: np.ndarray, byte: int) -> _Column | None:

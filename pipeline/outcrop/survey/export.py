@@ -16,7 +16,7 @@ from .formats import LAYOUTS, write_array
 from .geometry import HeaderBytes
 from .reading import open as open_survey
 from .segy_out import write_segy
-from .template import Template, of_file, of_survey
+from .template import LATERAL, Template, of_file, of_survey
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -125,14 +125,19 @@ def _template(
     if isinstance(like, (str, os.PathLike, Remote)):
         where = place(like, storage_options)
         if not isinstance(where, Remote) and where.is_file():
-            # A survey knows where its inline and crossline numbers came from.
-            return of_file(where, HeaderBytes(**source.attrs.get("segy", {}).get("bytes", {})))
+            return of_file(where, _bytes(source))
         return of_survey(open_survey(where), str(where))
     if isinstance(like, xr.DataArray):  # brings coordinates, and no headers
         like = like.to_dataset(name="volume")
     if not isinstance(like, xr.Dataset):
         raise SurveyError(f"like is a {type(like).__name__}; pass a Dataset, or a path")
     return of_survey(like, name if like is source else "like")
+
+
+def _bytes(source: xr.DataArray | xr.Dataset) -> HeaderBytes:
+    """Where its line numbers came from, as its coordinates know, and those of predictions too."""
+    lines = [d for d in LATERAL if d in source.coords and "byte" in source[d].attrs]
+    return HeaderBytes(**{str(d): int(source[d].attrs["byte"]) for d in lines})
 
 
 def select_volume(

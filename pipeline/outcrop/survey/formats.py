@@ -104,7 +104,8 @@ def vti(volume: xr.DataArray) -> Layout:
             volume, at, step = volume.isel({dim: slice(None, None, -1)}), at[::-1], -step
         origin.append(float(at[0]))
         spacing.append(step)
-    dtype = np.dtype("u1") if volume.dtype == bool else volume.dtype.newbyteorder("<")
+    dtype = np.dtype({"bool": "u1", "float16": "f4"}.get(str(volume.dtype), volume.dtype))
+    dtype = dtype.newbyteorder("<")
     name = quoteattr(str(volume.name or "values"))
     extent = " ".join(f"0 {n - 1}" for n in volume.shape)
     head = f"""<?xml version="1.0"?>

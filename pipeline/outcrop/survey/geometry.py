@@ -35,11 +35,15 @@ class HeaderBytes:
                     f"--{option}-byte {byte}: no field of four bytes starts there in a trace "
                     f"header; choose one from 1 to {TRACE_HEADER - 3}"
                 )
-        if self.inline == self.crossline:
-            raise ArgumentError(
-                f"inline and crossline are both read from byte {self.inline}; choose another for "
-                "one of them (--iline-byte, --xline-byte)"
-            )
+        for one, other, options in (
+            ("inline", "crossline", "--iline-byte, --xline-byte"),
+            ("cdp_x", "cdp_y", "--cdp-x-byte, --cdp-y-byte"),
+        ):
+            if getattr(self, one) == getattr(self, other):
+                raise ArgumentError(
+                    f"{one} and {other} are both read from byte {getattr(self, one)}; choose "
+                    f"another for one of them ({options})"
+                )
 
     def named(self, names: list[str]) -> str:
         """Say where these numbers come from."""
@@ -300,14 +304,20 @@ def vertical_axis(file: SegyFile, interval: float | None = None) -> np.ndarray:
     ------
     GeometryError
         If there is no interval.
+    ArgumentError
+        If the one that is given is not above zero.
     """
     header = file.headers(0, 1)
+    if interval is not None and not (interval > 0 and math.isfinite(interval)):
+        raise ArgumentError(
+            f"interval {interval:g}: pass a number above zero, in ms, or m for depth"
+        )
     if interval is None:
         told = [file.binary(3217, "u2"), int(field(header, 117, file.order)[0]) & 0xFFFF]
         if is_revision_2(file.file_header):
             told.insert(0, file.binary(3273, "f8"))
         interval = next((step / 1000 for step in told if step > 0 and math.isfinite(step)), 0.0)
-    if not (interval > 0 and math.isfinite(interval)):
+    if not interval:
         raise GeometryError(
             f"{file.path}: no sample interval, neither in the binary header (bytes 3217-3218) nor "
             "in the first trace (117-118); pass interval= (--interval) in ms, or m for depth"

@@ -18,6 +18,7 @@ from .candidates import Candidate, candidates
 from .decode import FORMATS, decode
 from .reading import naming_bad_chunk
 from .reading import open as open_survey
+from .schema import vertical_units
 from .segy import FIELDS, SegyFile
 from .segy import field as header_field
 
@@ -78,7 +79,8 @@ class SurveyInfo:
     bytes : dict of str to int
         First bytes of the header fields that gave the geometry.
     coordinates : dict of str to tuple of float
-        Least and greatest `cdp_x` and `cdp_y`, where there are any.
+        Least and greatest `cdp_x` and `cdp_y`, where there are any; of a SEG-Y those of the traces
+        that `amplitudes` tells of, and of others there may be some beyond.
     variables : dict of str to str
         Of a Zarr: dimensions, type, chunks and shards by name.
     """
@@ -179,7 +181,7 @@ def _of_segy(
         kind="SEG-Y",
         size=path.stat().st_size,
         axes=axes,
-        units="m" if domain == "depth" else "ms",
+        units=vertical_units(file, domain),
         traces=file.traces,
         live_fraction=live,
         amplitudes=_statistics(samples),

@@ -38,7 +38,7 @@ from .parts import (
     write,
 )
 from .reading import open as open_survey
-from .segy import SegyFile
+from .segy import FIELDS, SegyFile, field
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -98,7 +98,7 @@ def ingest(
     domain : {"time", "depth"}
         What the samples run along: two-way time in ms, or depth in m.
     interval : float, optional
-        Of the samples in ms or m, instead of the one in the headers.
+        Of the samples in ms, or m (feet, where the file says so), instead of that in the headers.
     chunks, shards : sequence of int, optional
         Extents of the pieces of `amplitude` that are compressed one by one, and of the objects
         they are stored in: multiples of the chunks. Equal: no shards.
@@ -162,6 +162,23 @@ def ingest(
             "%s: the recording delay varies (header bytes 109-110); the vertical axis starts at "
             "that of the first trace",
             file.path,
+        )
+    weight = int(field(headers.first, FIELDS["TraceWeightingFactor"][0], file.order)[0])
+    if weight or "TraceWeightingFactor" in headers.varying():
+        log.warning(
+            "%s: has trace weighting factors (header bytes 169-170; the first is %d), which are "
+            "kept, but not applied: amplitudes are the numbers in the file",
+            file.path,
+            weight,
+        )
+    taken, told = vertical[1:2] - vertical[:1], int(field(headers.first, 117, file.order)[0])
+    if interval is None and taken.size and told > 0 and not np.isclose(taken, told / 1000):
+        log.warning(
+            "%s: the sample interval is %g by the binary header, which is taken, and %g by the "
+            "first trace (bytes 117-118); if that is right, pass interval= (--interval)",
+            file.path,
+            taken[0],
+            told / 1000,
         )
     shape = (*grid.trace_index.shape, file.samples)
     dtype = schema.amplitude_dtype(file.format)

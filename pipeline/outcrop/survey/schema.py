@@ -97,6 +97,8 @@ def codec(compressor: str | BytesBytesCodec | None) -> BytesBytesCodec | None:
         return None
     name, _, level = compressor.partition(":")
     try:
+        if not 0 <= int(level or 5) <= 9:
+            raise ValueError
         return BloscCodec(cname=name, clevel=int(level or 5), shuffle="shuffle")  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
         raise ArgumentError(
@@ -123,7 +125,7 @@ def template(
     lateral = tuple(grid.axes)
     shape = grid.trace_index.shape
     dim = {"time": "twt", "depth": "depth"}[domain]
-    units = {"time": "ms", "depth": _length(file)}[domain]
+    units = vertical_units(file, domain)
     names = {"time": "two-way time", "depth": "depth"}
     dtype = amplitude_dtype(file.format)
 
@@ -144,7 +146,11 @@ def template(
             constant[name] = value
 
     coords: dict[str, Any] = {
-        name: (name, np.array(axis, dtype=np.int32), {"long_name": f"{name} number"})
+        name: (
+            name,
+            np.array(axis, dtype=np.int32),
+            {"long_name": f"{name} number", "byte": getattr(at, name)},
+        )
         for name, axis in grid.axes.items()
     }
     if "offset" in coords:
@@ -200,6 +206,11 @@ def header_chunks(shape: Shape) -> Shape:
 def coordinates_vary(headers: Headers, at: HeaderBytes) -> bool:
     """Whether the traces have different coordinates."""
     return any(bool(headers.varies[b - 1 : b + 3].any()) for b in (at.cdp_x, at.cdp_y))
+
+
+def vertical_units(file: SegyFile, domain: str) -> str:
+    """Units of the vertical axis of a file in that domain."""
+    return _length(file) if domain == "depth" else "ms"
 
 
 def _length(file: SegyFile) -> str:

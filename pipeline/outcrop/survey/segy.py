@@ -124,11 +124,20 @@ class SegyFile:
         samples = _binary(head, 3221, "u2", order)
         if is_revision_2(head):
             samples = _binary(head, 3269, "u4", order) or samples
-            if more := _binary(head, 3507, "i4", order):
-                raise SegyError(
-                    f"{path}: has {more} additional headers in each trace (binary header bytes "
-                    "3507-3510), which outcrop does not read; rewrite it without them"
-                )
+            given = _binary(head, 3521, "u8", order)
+            first = given if given >= _TEXT + _BINARY else first
+            for byte, what in ((3507, "additional headers in each trace"), (3529, "trailers")):
+                if more := _binary(head, byte, "i4", order):
+                    raise SegyError(
+                        f"{path}: has {'some' if more < 0 else more} {what} (binary header bytes "
+                        f"{byte}-{byte + 3}), which outcrop does not read; rewrite it without them"
+                    )
+        if size <= first:
+            raise SegyError(
+                f"{path}: has no traces: {size:,} bytes, and by its header (bytes 3505-3506, "
+                f"3521-3528) the first trace begins after {first:,}; copy the file again, or "
+                "correct the header"
+            )
         with open(path, "rb") as file:
             file.seek(first)
             header = file.read(TRACE_HEADER)
@@ -301,7 +310,7 @@ def _binary(head: bytes, byte: int, dtype: str, order: Order) -> int:
     return np.frombuffer(head, np.dtype(dtype).newbyteorder(order), 1, byte - 1)[0].item()
 
 
-def is_revision_2(head: bytes) -> bool:
+def is_revision_2(head: bytes | bytearray) -> bool:
     """Whether a file header is of SEG-Y revision 2, its number in either byte order."""
     return 2 in head[3500:3502]
 
@@ -327,6 +336,11 @@ def _order_and_format(head: bytes, not_segy: str) -> tuple[Order, int]:
 def _first_trace(path: Path, head: bytes, order: Order, not_segy: str) -> int:
     """Offset of the first trace: after as many extended text headers as the file says."""
     count = _binary(head, 3505, "i2", order)
+    if count < -1:
+        raise SegyError(
+            f"{path}: says that it has {count} extended text headers (bytes 3505-3506); correct "
+            "the header: their number, or -1 where the last of them says that it is the last"
+        )
     if count >= 0:
         return _TEXT + _BINARY + count * _TEXT
     with open(path, "rb") as file:  # as many as it takes until one says that it is the last

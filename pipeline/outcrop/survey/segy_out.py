@@ -18,7 +18,7 @@ from .blocks import Block, WholeFile, blocks, in_threads, read, whole_file
 from .decode import decode
 from .encode import CODES, NAMES, UnfitError, encode, is_integer, stored_dtype
 from .geometry import scaled
-from .segy import FIELDS, TRACE_HEADER, field, runs
+from .segy import FIELDS, TRACE_HEADER, field, is_revision_2, runs
 from .template import Template, put
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _first_sample(volume: xr.DataArray, dim: str, template: Template) -> int:
         has = f"{count} samples without coordinate"
     raise SurveyError(
         f"{dim} {has} of the volume is no run of samples of {template.name}, which has "
-        f"{span(known)}; pass the survey or SEG-Y that it was made from, or resample it"
+        f"{span(known)}; pass the survey that it was made from as like= (--like), or resample it"
     )
 
 
@@ -228,8 +228,8 @@ class _Work:
         header = self._file_header(code)
         size = TRACE_HEADER + self.samples * stored_dtype(code).itemsize
         total = self.part.traces.size * size
-        # As in the template, unless these samples are scaled otherwise.
-        weight = None
+        # As in the template, unless these samples are others, or scaled otherwise.
+        weight = None if self.part.volume.name in ("amplitude", None) else 0
         if code != self.template.format or scale is not None:
             power = math.log2(scale or 1.0)
             weight = int(power) if power.is_integer() else 0
@@ -282,7 +282,8 @@ class _Work:
                 f"{self.path}: {NAMES[code]} holds no NaN or infinite samples, and the volume has "
                 "some; replace them, such as with .fillna(0)"
             )
-        power = math.floor(math.log2(limits.max / max(peaks)))
+        # No larger than what is a float itself.
+        power = min(1023, math.floor(math.log2(limits.max) - math.log2(max(peaks))))
         if max(peaks) * 2.0**power > int(limits.max):  # the quotient above is rounded
             power -= 1
         return 2.0**power
@@ -346,8 +347,11 @@ class _Work:
         struct.pack_into(order + "H", header, 3224, code)
         if self.shorter:
             struct.pack_into(order + "H", header, 3220, self.samples & 0xFFFF)
-            if struct.unpack_from(order + "I", header, 3268)[0]:  # revision 2: 32 bits
-                struct.pack_into(order + "I", header, 3268, self.samples)
+        if is_revision_2(header):  # which has longer fields, used where they are not zero
+            counts = ((3268, "I", self.samples), (3512, "Q", self.part.traces.size))
+            for at, kind, count in counts:
+                if struct.unpack_from(order + kind, header, at)[0]:
+                    struct.pack_into(order + kind, header, at, count)
         return bytes(header)
 
     def _delay(self) -> int:
@@ -358,9 +362,10 @@ class _Work:
         scalar = field(header, FIELDS["ScalarTraceHeader"][0], self.template.order)
         units = later / float(scaled(1.0, scalar)[0])
         if not math.isclose(units, round(units), abs_tol=1e-6):
+            unit = "ms" if self.part.volume.dims[-1] == "twt" else "m"
             raise SurveyError(
-                f"the volume starts {later:g} ms below {self.template.name}, and the headers hold "
-                "whole ms; start at another sample"
+                f"the volume starts {later:g} {unit} below {self.template.name}, and the headers "
+                f"hold whole {unit}; start at another sample"
             )
         return round(units)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from ..errors import GeometryError, SurveyError
+from ..errors import GeometryError, SegyError, SurveyError
 from .geometry import HeaderBytes, make_grid, read_headers, vertical_axis
 from .segy import FIELDS, TRACE_HEADER, Order, SegyFile
 
 LATERAL = ("inline", "crossline", "offset")
+_SURVEY = "pass the survey that was ingested from it as like= (--like)"
 
 Read = Callable[[np.ndarray], np.ndarray]
 
@@ -75,16 +76,20 @@ def of_file(path: Path, at: HeaderBytes) -> Template:
     SurveyError
         If its traces lie on no grid.
     """
-    file = SegyFile.open(path)
+    try:
+        file = SegyFile.open(path)
+    except SegyError as error:
+        if "--truncate" not in str(error):
+            raise
+        fact = str(error).partition("; ")[0]  # its remedies are for reading
+        raise SegyError(f"{fact}; {_SURVEY}") from error
     found = read_headers(file, at)
     try:
         axes = make_grid(file, found, at, duplicates="first", sparse=True).axes
         vertical = vertical_axis(file)
     except GeometryError as error:
-        fact = str(error).partition("; ")[0]  # its remedies are for reading
-        raise SurveyError(
-            f"{fact}; pass the survey that was ingested from it as like= (--like)"
-        ) from error
+        fact = str(error).partition("; ")[0]
+        raise SurveyError(f"{fact}; {_SURVEY}") from error
 
     def raw(traces: np.ndarray) -> np.ndarray:
         return np.concatenate([raw for _, raw in file.read(traces)])
