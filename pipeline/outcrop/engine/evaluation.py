@@ -58,7 +58,8 @@ class Evaluation:
 
     def weights_on(self, device: torch.device | str) -> dict[str, Tensor]:
         """Return the network's tensors, ready to compute with."""
-        return to_compute(self.state, to_dtype(self.places.plan.dtype), torch.device(device))
+        graph, dtype = self.places.graph, to_dtype(self.places.plan.dtype)
+        return to_compute(graph, self.state, dtype, torch.device(device))
 
     def todo(self) -> dict[Section, set[tuple[int, int]]]:
         """For each volume or section with tiles to do, those (stage, tile) that are done."""

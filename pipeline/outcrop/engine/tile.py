@@ -170,9 +170,9 @@ class StageRunner:
             part = patiently(partial(store.read, box)) if store.slow else store.read(box)
             value = to_device(part, self.device)
             del part
-            held[name] = self.graph.layouts[name].from_store(value, box)
             if anywhere is not None:
-                held[name] = anywhere.extended(name, held[name], tile)
+                value, box = anywhere.extended(name, value, tile), anywhere.place(name, tile)
+            held[name] = self.graph.layouts[name].from_store(value, box)
         return held
 
     def compute(self, tile: Box, inputs: dict[str, Tensor] | None = None) -> Results:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..graph import RULES, Reduce, capture
+from ..graph import RULES, Graph, Reduce, capture
 from ..graph.boxes import Shape
 from ..graph.capture import precision_of
 from ..planner import Plan, make_plan, parse_bytes
@@ -55,16 +55,17 @@ def example(
     shape: Shape, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Return a tensor of any shape that takes the memory of one element."""
-    return torch.zeros(1, dtype=dtype, device=device).expand(shape)
+    return torch.zeros((), dtype=dtype, device=device).expand(shape)
 
 
 def to_compute(
-    weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
+    graph: Graph, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Tensor]:
     """Weights in the precision, on the device and in the memory layout that kernels like."""
     ready = {}
     for name, value in weights.items():
-        value = value.to(device, dtype if value.is_floating_point() else value.dtype)
+        cast = value.is_floating_point() and graph.kind(name) is None
+        value = value.to(device, dtype if cast else value.dtype)
         layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.ndim)
         if layout is not None:
             # Not `contiguous`, which leaves strides that say nothing where there is one channel.
@@ -180,7 +181,7 @@ def whole_volume(
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
     apart = home != where
-    weights = to_compute(state, dtype, where)
+    weights = to_compute(graph, state, dtype, where)
     results = dict(zip(graph.inputs, given, strict=True))
     reduced: dict[str, GlobalStore] = {}
     writers = {name: stage for stage in plan.stages for name in stage.outputs}

@@ -91,7 +91,7 @@ class Builder:
             node = self._taken_whole(node, node.operands)
             layout = rule.layout(node, self.graph)
         if layout is None:
-            node = replace(node, op="aten:" + op)
+            node = replace(node, op="aten:" + op.removeprefix("aten:"))
             layout = Layout.fixed(node.shape, self.rank)
         self.nodes[name], self.layouts[name] = node, layout
         return Ref(name)

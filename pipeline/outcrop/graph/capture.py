@@ -94,7 +94,19 @@ def capture(
         structure=(program.call_spec.out_spec, tuple(leaves)),
     )
     graph, weights = polyphase(graph, weights)
-    return fuse(graph), weights
+    kinds = {**graph.kinds, **_own_kinds(graph, weights, builder)}
+    return fuse(replace(graph, kinds=kinds)), weights
+
+
+def _own_kinds(graph: Graph, weights: Mapping[str, Tensor], builder: Builder) -> dict[str, str]:
+    """Dtypes of weights that no operator in the precision of the computation takes."""
+    cast = {key for node in graph.nodes.values() if node.dtype is None for key in node.weights}
+    kinds = {
+        key: builder.kind_of(value.dtype)
+        for key, value in weights.items()
+        if key not in cast and value.is_floating_point()
+    }
+    return {key: kind for key, kind in kinds.items() if kind is not None}
 
 
 def precision_of(module: nn.Module, given: Iterable[Tensor]) -> torch.dtype:
@@ -260,6 +272,11 @@ def _build(
             several[fx.name] = fx
             continue
         made = fx.meta["val"]
+        if not isinstance(made, Tensor) or not all(isinstance(n, int) for n in made.shape):
+            raise UnsupportedOperatorError(
+                f"operator {op} in submodule {path!r}: its result has a size or is a number that "
+                "depends on the values, which no tile knows; use masks of the volume's shape"
+            )
         call = Call(
             builder,
             fx.name,

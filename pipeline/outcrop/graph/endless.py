@@ -13,7 +13,7 @@ from .boxes import Box, Shape, central_tile
 from .graph import Graph
 from .propagate import needed
 from .rules import RULES
-from .rules.kernels import padded
+from .rules.kernels import expressible, padded
 
 # Points between the first tile and the edge of the grid on which it is evaluated: more than any
 # halo, and divisible by most factors between resolutions. Nothing of that size is allocated.
@@ -66,8 +66,9 @@ class Endless:
             if dim is None or (a >= 0 and b <= n):
                 continue
             before, after = min(b - a, max(0, -a)), min(b - a, max(0, b - n))
-            value.narrow(dim, 0, before).fill_(self.fills[name])
-            value.narrow(dim, b - a - after, after).fill_(self.fills[name])
+            beyond = expressible(self.fills[name], value.dtype)
+            value.narrow(dim, 0, before).fill_(beyond)
+            value.narrow(dim, b - a - after, after).fill_(beyond)
 
     def beyond(self, tile: Box) -> tuple[tuple[str, Box], ...]:
         """What `fill` changes: tensors, and what of each lies inside."""
@@ -79,7 +80,7 @@ class Endless:
         return tuple(found)
 
     def extended(self, name: str, value: Tensor, tile: Box) -> Tensor:
-        """Add what lies beyond the edge to a tensor that was read."""
+        """Add what lies beyond the edge to a tensor that was read, in the form of a store."""
         box, grid = self.place(name, tile), self._true.grid(name)
         before = [max(0, -a) for a in box.start]
         after = [max(0, b - n) for b, n in zip(box.stop, grid, strict=True)]

@@ -84,7 +84,7 @@ class Graph:
     weights : mapping of str to tuple of int
         Shape of every parameter, buffer and constant, by the name used in the nodes.
     kinds : mapping of str to str
-        Dtypes of the inputs that are not in the precision of the computation.
+        Dtypes of inputs and weights that are not in the precision of the computation.
     structure : tuple, optional
         How the module's forward nests its outputs: a tree, and its leaves.
     """
@@ -109,7 +109,7 @@ class Graph:
         return Layout.fixed(self.weights[name], self.rank) if found is None else found
 
     def kind(self, name: str) -> str | None:
-        """Dtype of a tensor, where that is not the precision of the computation."""
+        """Dtype of a tensor or weight, where that is not the precision of the computation."""
         return self.nodes[name].dtype if name in self.nodes else self.kinds.get(name)
 
     def itemsize(self, name: str, precise: int) -> int:

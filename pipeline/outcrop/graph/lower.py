@@ -78,21 +78,30 @@ def _reduction(kind: str) -> Callable[[Call], Ref]:
         own = call.builder.shape(call.args["self"].name)
         dims = normalized(call.args.get("dim"), len(own))
         root = call.op == "std"
+        given = call.builder.graph.kind(call.args["self"].name) or ""
         usual = call.result is None and call.args.get("ord", 2) == 2
+        usual = usual and call.args.get("dtype") is None and not given.startswith("complex")
         if not usual or not _globally(call, dims):
             return call.plain()
         correction = call.args.get("correction", call.args.get("unbiased", True))
+        correction = 1 if correction is None else correction
         args = {
             "self": call.args["self"],
             "dims": dims,
             "keepdim": bool(call.args.get("keepdim", False)),
             "count": math.prod(own[d] for d in dims),
-            "correction": 1 if correction is None else int(correction),
+            "correction": int(correction) if correction % 1 == 0 else correction,
             "root": root,
         }
         return call.add(kind, args, call.shape)
 
     return lower
+
+
+def _roll(call: Call) -> Ref:
+    if not call.args["dims"]:  # all values in a row
+        call.op = "aten:roll"
+    return call.plain()
 
 
 def _adaptive(kind: str) -> Callable[[Call], Ref]:
@@ -109,6 +118,8 @@ def _adaptive(kind: str) -> Callable[[Call], Ref]:
 
 
 def _channel_norm(call: Call, groups: int, x: Ref) -> Ref:
+    if x.name not in call.builder.layouts:  # a weight
+        return call.plain()
     x, shape = Ref(call.builder.image(x.name)), call.builder.shape(x.name)
     if call.builder.layouts[x.name].is_fixed or any(call.dims(x.name)[:2]):
         return call.plain()
@@ -287,6 +298,7 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "unbind": _unbind,
     "repeat": _repeat,
+    "roll": _roll,
     **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _fill(0.0)),
     **dict.fromkeys(("ones", "ones_like", "new_ones"), _fill(1.0)),
     **dict.fromkeys(("full", "full_like", "new_full"), _fill(None)),

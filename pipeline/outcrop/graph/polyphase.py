@@ -78,6 +78,7 @@ def _parts(graph: Graph, node: Node, uses: Counter[str]) -> list[tuple[str, Shap
         and set(per_axis(node.args["dilation"], n)) == {1}
         and padding is not None
         and len(node.shape) == n + 2
+        and node.dtype is None
     )
     if not plain:
         return None

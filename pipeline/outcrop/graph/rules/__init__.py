@@ -18,8 +18,8 @@ from .pointwise import (
     LayerNorm,
     Linear,
     Normalize,
+    PerChannel,
     Pointwise,
-    PReLU,
 )
 from .reduce import Extreme, Moments, Reduce, Reduction, Sum
 from .resample import (
@@ -70,7 +70,7 @@ RULES: dict[str, Rule] = _Table(
         **{op: Pointwise(copies=copies) for op, copies in _COPYING.items()},
         **dict.fromkeys(_ALONG.split(), Pointwise("dim")),
         **dict.fromkeys(("log_softmax", "softmax"), Pointwise("dim", copies=1)),
-        "prelu": PReLU(),
+        "prelu": PerChannel(),
         "cat": Concatenate(),
         "stack": Stack(),
         "_native_batch_norm_legit_no_training": BatchNorm(),

@@ -218,9 +218,15 @@ def _in_slabs(
     return made
 
 
+def expressible(value: float, dtype: torch.dtype) -> float:
+    """Return a value of padding, or the least whole number in place of minus infinity."""
+    least = value == -math.inf and not dtype.is_floating_point and dtype != torch.bool
+    return torch.iinfo(dtype).min if least else value
+
+
 def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float) -> Tensor:
     """F.pad, but each point is written once and the memory layout stays."""
-    rank = len(before)
+    rank, value = len(before), expressible(value, x.dtype)
     extents = [a + n + b for a, n, b in zip(before, x.shape[-rank:], after, strict=True)]
     shape = (*x.shape[:-rank], *extents)
     if channels_last(x):

@@ -116,10 +116,14 @@ class Pointwise(Rule):
         return local
 
 
-class PReLU(Pointwise):
-    """Leaky ReLU whose slope is a weight for each channel, not along the last dimension."""
+class PerChannel(Pointwise):
+    """An operator with weights for each channel: along dimension 1, which may hold no axis."""
 
     cuts = False
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        made = super().layout(node, graph)
+        return None if made is not None and any(made.dims[1:2]) else made
 
 
 class Concatenate(Pointwise):
@@ -161,10 +165,8 @@ def _is_dense(x: Tensor) -> bool:
     return x.is_contiguous() or (layout is not None and x.is_contiguous(memory_format=layout))
 
 
-class BatchNorm(Pointwise):
+class BatchNorm(PerChannel):
     """Normalisation by stored statistics."""
-
-    cuts = False
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         a = {key: resolve(value, values) for key, value in node.args.items()}
@@ -216,8 +218,8 @@ class Linear(Pointwise):
     cuts = False
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
-        own = graph.layouts[node.args["input"].name]
-        if own.dims[-1] or len(node.operands) != 1:
+        own = graph.layout(node.args["input"].name)
+        if own.dims[-1] or node.operands != (node.args["input"].name,):
             return None
         return Layout(node.shape, own.dims, own.grid)
 

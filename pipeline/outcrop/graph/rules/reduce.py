@@ -122,7 +122,8 @@ class Extreme(Reduce):
 
     def state(self, node: Node, x: Tensor) -> Tensor:
         dims, keep = node.args["dims"], node.args["keepdim"]
-        return (x.amax if self.sign > 0 else x.amin)(dims, keep).double()
+        found: Tensor = (x.amax if self.sign > 0 else x.amin)(dims, keep)
+        return found.double() if found.is_floating_point() else found
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.maximum(a, b) if self.sign > 0 else torch.minimum(a, b)
@@ -138,6 +139,8 @@ class Sum(Reduce):
         self.what = what
 
     def state(self, node: Node, x: Tensor) -> Tensor:
+        if self.what == "sum" and not x.is_floating_point():
+            return x.sum(node.args["dims"], node.args["keepdim"])  # whole numbers are exact
         x = _accurate(x)
         x = x.square() if self.what == "norm" else x
         return x.sum(node.args["dims"], node.args["keepdim"]).double()
@@ -192,5 +195,5 @@ class Moments(Reduce):
         if "groups" in node.args:  # for a norm, which computes with them in single precision
             made = torch.stack((mean, m2 / count))
             return made.to(dtype if dtype == torch.float64 else torch.float32)
-        var = m2 / (count - node.args["correction"])
+        var = m2 / (count - node.args["correction"]).clamp(min=0)
         return (var.sqrt() if node.args["root"] else var).to(dtype)

@@ -34,6 +34,8 @@ class MatMul(Rule):
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         left, right = (graph.layout(name) for name in self._sides(node))
+        if len(left.dims) < 2 or len(right.dims) < 2:
+            return None
         n = len(node.shape)
         parts = [
             (Layout(o.shape, (*o.dims[:-2], *inner), o.grid), n - len(o.shape))

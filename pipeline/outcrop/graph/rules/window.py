@@ -16,7 +16,7 @@ from ..boxes import Box, Shape
 from ..graph import Graph, Node
 from ..layout import Axes, Layout
 from .base import Rule, Values, per_axis, resolve
-from .kernels import COLUMNS, FEW, convolve, padded
+from .kernels import COLUMNS, FEW, convolve, expressible, padded
 
 
 def op_rank(node: Node) -> int:
@@ -120,7 +120,7 @@ class Window(Rule):
         n = len(before)
         if any(b <= f or a >= e for a, b, f, e in zip(low, high, first, last, strict=True)):
             extents = [b - a for a, b in zip(low, high, strict=True)]
-            x = x.new_full((*x.shape[:-n], *extents), self.outside)
+            x = x.new_full((*x.shape[:-n], *extents), expressible(self.outside, x.dtype))
             return self.apply(node, x, (0,) * n, values, graph)
         # A dimension that is padded by the same amount at both ends is left to the operator; one
         # that is taken whole may reach less far than it is held.

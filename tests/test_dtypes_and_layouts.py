@@ -1,0 +1,210 @@
+"""Tensors that are no images in the module's precision: other dtypes, other orders of axes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from outcrop import whole_volume
+from outcrop.errors import UnsupportedOperatorError
+from test_rules import Apply, inputs_for
+
+SHAPE = (1, 4, 19, 22, 17)
+
+
+def check(function, layers=(), inputs=None, tile=(8, 8, 8)):
+    """Compare with the whole in every storage mode: values, dtype, shape."""
+    torch.manual_seed(0)
+    module = Apply(function, *layers).eval()
+    given = inputs_for(SHAPE) if inputs is None else inputs
+    with torch.no_grad():
+        expected = pytree.tree_leaves(module(*[x.clone() for x in given]))
+    for mode in ("device", "disk", "none"):
+        found = pytree.tree_leaves(whole_volume(module, given, tile=tile, storage_mode=mode))
+        for mine, theirs in zip(found, expected, strict=True):
+            assert mine.dtype == theirs.dtype
+            exact = (
+                mine.dtype in (torch.float64, torch.complex128) or not theirs.is_floating_point()
+            )
+            rough = 1e-9 if exact else 1e-5
+            torch.testing.assert_close(mine, theirs, rtol=rough, atol=rough)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: z.mean((2, 3, 4)),
+        lambda z: z - z.mean((2, 3, 4), keepdim=True),
+        lambda z: z.sum(),
+        lambda z: torch.linalg.vector_norm(z),
+        lambda z: z.var(),
+        lambda z: z.std((2, 3, 4)),
+    ],
+)
+def test_complex_values_are_reduced_with_both_parts(function):
+    (x,) = inputs_for(SHAPE)
+    check(lambda x: function(torch.complex(x, x.roll(1, 2))), inputs=[x])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.sum(dtype=torch.int64),
+        lambda x: (9 * x).sum((2, 3, 4), dtype=torch.int32),
+        lambda x: x.float().sum(dtype=torch.float64),
+        lambda x: x.var((2, 3, 4), correction=0.5),
+        lambda x: x.std(correction=1e9),
+    ],
+)
+def test_options_of_reductions(function):
+    check(function)
+
+
+@pytest.mark.parametrize("function", [torch.max, torch.min, torch.sum, torch.amax])
+def test_large_whole_numbers_are_exact(function):
+    n = torch.randint(2**60, 2**61, (1, 1, 11, 13, 10), generator=torch.Generator().manual_seed(0))
+    check(function, inputs=[n])
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("function", "layers"),
+    [
+        (lambda x, c: c(x.float()), (nn.Conv3d(4, 2, 3, padding=1),)),
+        (lambda x, c: c(x.float()), (nn.BatchNorm3d(4),)),
+        (lambda x, c: c(F.interpolate(x.float(), scale_factor=2)), (nn.Conv3d(4, 2, 3),)),
+        (lambda x, c: c(x.float()).relu() * x.float()[:, :2], (nn.Conv3d(4, 2, 1),)),
+    ],
+)
+def test_a_network_that_brings_its_input_to_its_own_precision(kind, function, layers):
+    (x,) = inputs_for(SHAPE)
+    check(function, layers, [x.to(kind)])
+
+
+class Scaled(nn.Module):
+    """A buffer in double precision beside an input in single."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("by", torch.rand(4, 1, 1, 1, dtype=torch.float64))
+
+    def forward(self, x):
+        return x * self.by
+
+
+def test_a_buffer_in_another_precision_keeps_it():
+    (x,) = inputs_for(SHAPE)
+    check(lambda x, scaled: scaled(x), (Scaled(),), [x.float()])
+
+
+def turned(x, layer):
+    y = x.transpose(2, 3) * 2
+    return layer(y - y.mean())
+
+
+@pytest.mark.parametrize(
+    ("function", "layers", "shape", "tile"),
+    [
+        (lambda y: y - y.mean(), (), SHAPE, (8, 8, 8)),
+        (
+            lambda x, a, b: (lambda y: b(y * y.mean((1, 2, 3), keepdim=True)))(
+                a(x.movedim(1, -1)).relu()
+            ),
+            (nn.Linear(4, 6), nn.Linear(6, 4)),
+            SHAPE,
+            (8, 8, 8),
+        ),
+        (turned, (nn.Conv2d(4, 4, 3, padding=1),), (1, 4, 24, 24), (8, 8)),
+        (turned, (nn.Conv3d(4, 4, 3, padding=1),), (1, 4, 24, 24, 17), (8, 8, 8)),
+        (
+            lambda x: (lambda s: s * s.mean((0, 2, 3), keepdim=True))(
+                x.transpose(1, 2).flatten(0, 1)
+            ),
+            (),
+            SHAPE,
+            (8, 8, 8),
+        ),
+        (
+            lambda x: (lambda y: torch.cat((y, y * 2), 2))(
+                x.unflatten(2, (2, 3))[:, :, :, :, 0].unflatten(4, (5, 2)).sum(3)
+            ),
+            (),
+            (1, 2, 6, 4, 10),
+            (4, 3, 5),
+        ),
+    ],
+)
+def test_stored_tensors_in_another_order_of_axes(function, layers, shape, tile):
+    check(function, [layer.double() for layer in layers], inputs_for(shape), tile)
+
+
+@pytest.mark.parametrize(
+    ("layer", "function"),
+    [
+        (nn.BatchNorm2d(19), lambda x, layer: layer(x[:, 0])),
+        (nn.PReLU(19), lambda x, layer: layer(x[:, 0])),
+        (nn.InstanceNorm2d(19, track_running_stats=True), lambda x, layer: layer(x[:, 0])),
+        (nn.BatchNorm1d(19 * 22), lambda x, layer: layer(x[..., 0].flatten(2).mT)),
+    ],
+)
+def test_depths_as_channels(layer, function):
+    for value in layer.state_dict().values():
+        if value.is_floating_point():
+            value.uniform_(0.5, 2)
+    check(function, [layer.double()])
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8])
+def test_whole_numbers_are_pooled(kind):
+    (x,) = inputs_for(SHAPE)
+    check(lambda n: F.max_pool3d(n, 3, 1, 1), inputs=[(5 * x).to(kind)])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.arange(4.0).double() @ x.flatten(2),
+        lambda x: torch.matmul(x.mean((0, 2, 3, 4)), torch.arange(12.0).double().view(4, 3)),
+        lambda x: x.mean((0, 2, 3, 4)) @ x.mean((0, 2, 3, 4)),
+        lambda x: x.roll(3),
+    ],
+)
+def test_vectors_and_all_values_in_a_row(function):
+    check(function)
+
+
+class Own(nn.Module):
+    """Norms of a parameter, and a weight that is applied to what is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = nn.Parameter(torch.rand(1, 4, 3, 5, 2, dtype=torch.float64))
+        self.q = nn.Parameter(torch.rand(6, 4, dtype=torch.float64))
+        self.norm, self.other = nn.GroupNorm(2, 4).double(), nn.InstanceNorm3d(4).double()
+
+    def forward(self, x):
+        own = self.norm(self.p).mean() + self.other(self.p).max()
+        return x + own, F.linear(self.q, x.mean((0, 2, 3)).T[:5])
+
+
+def test_norms_of_parameters():
+    check(lambda x, own: own(x), [Own()])
+
+
+def test_a_number_among_the_inputs():
+    (x,) = inputs_for(SHAPE)
+    check(lambda x, t: x * t + t, inputs=[x, torch.tensor(2.5).double()])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x - x[x > 0].mean(),
+        lambda x: x * x.max().item(),
+        lambda x: x + torch.nonzero(x > 1).sum(),
+    ],
+)
+def test_sizes_and_numbers_that_depend_on_values_are_refused(function):
+    with pytest.raises(UnsupportedOperatorError, match=r"in submodule ''.*depends on the values"):
+        whole_volume(Apply(function).eval(), inputs_for(SHAPE)[0], tile=(8, 8, 8))
