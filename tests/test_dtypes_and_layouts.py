@@ -208,3 +208,15 @@ def test_a_number_among_the_inputs():
 def test_sizes_and_numbers_that_depend_on_values_are_refused(function):
     with pytest.raises(UnsupportedOperatorError, match=r"in submodule ''.*depends on the values"):
         whole_volume(Apply(function).eval(), inputs_for(SHAPE)[0], tile=(8, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x * float(x.std()), lambda x: x if x.max() > 3 else x * 2]
+)
+def test_decisions_by_values_are_refused_in_one_line(function, capfd):
+    with pytest.raises(UnsupportedOperatorError) as caught:
+        whole_volume(Apply(function).eval(), inputs_for(SHAPE)[0], tile=(8, 8, 8))
+    line = function.__code__.co_firstlineno
+    assert f"test_dtypes_and_layouts.py:{line} it takes a number or a dec" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import operator
+import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ..errors import UnsupportedOperatorError
 from .build import Builder
@@ -129,7 +134,7 @@ def _export(
         # Operators stay as large as they were written. Tracing anew, which takes longer than the
         # export, is for what needs it.
         # Without gradients, so that a forward that does without them too has nothing to switch.
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _quiet():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, args, kwargs, strict=False)
             table = _decompositions()
@@ -142,11 +147,35 @@ def _export(
     except UnsupportedOperatorError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
         raise UnsupportedOperatorError(
             f"{type(module).__name__}: torch.export cannot capture it for inputs of shape "
-            f"{[tuple(a.shape) for a in (*args, *kwargs.values())]}: {reason}"
+            f"{[tuple(a.shape) for a in (*args, *kwargs.values())]}: {_reason(error)}"
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from printing what it traced so far: the error says what it was."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    if not isinstance(error, GuardOnDataDependentSymNode):
+        return text.split("\n")[0]
+    lines = re.findall(r'File "(.+)", line (\d+)', text)
+    where = "at {}:{}".format(*lines[-1]) if lines else "somewhere"
+    return (
+        f"{where} it takes a number or a decision from the values of a tensor, such as float(x) or "
+        "if x > 0, which no tile knows; keep it a tensor, as torch.where does"
+    )
 
 
 def _decompositions() -> dict[Any, Any]:
