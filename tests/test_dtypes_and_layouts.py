@@ -1,5 +1,7 @@
 """Tensors that are no images in the module's precision: other dtypes, other orders of axes."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from outcrop import whole_volume
 from outcrop.errors import UnsupportedOperatorError
+from outcrop.graph import capture
 from test_rules import Apply, inputs_for
 
 SHAPE = (1, 4, 19, 22, 17)
@@ -53,6 +56,9 @@ def test_complex_values_are_reduced_with_both_parts(function):
         lambda x: x.sum(dtype=torch.int64),
         lambda x: (9 * x).sum((2, 3, 4), dtype=torch.int32),
         lambda x: x.float().sum(dtype=torch.float64),
+        lambda x: x.half().mean((2, 3, 4), dtype=torch.float32),
+        lambda x: x.mean(dtype=torch.float32),
+        lambda x: x - x.mean((2, 3, 4), True, dtype=torch.float64),
         lambda x: x.var((2, 3, 4), correction=0.5),
         lambda x: x.std(correction=1e9),
     ],
@@ -144,6 +150,7 @@ def test_stored_tensors_in_another_order_of_axes(function, layers, shape, tile):
     [
         (nn.BatchNorm2d(19), lambda x, layer: layer(x[:, 0])),
         (nn.PReLU(19), lambda x, layer: layer(x[:, 0])),
+        (nn.PReLU(), lambda x, layer: layer(x[:, 0])),
         (nn.InstanceNorm2d(19, track_running_stats=True), lambda x, layer: layer(x[:, 0])),
         (nn.BatchNorm1d(19 * 22), lambda x, layer: layer(x[..., 0].flatten(2).mT)),
     ],
@@ -220,3 +227,24 @@ def test_decisions_by_values_are_refused_in_one_line(function, capfd):
     assert f"test_dtypes_and_layouts.py:{line} it takes a number or a dec" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("function", "layers"),
+    [
+        (lambda x: x - x.mean((2, 3, 4), True, dtype=torch.float64), ()),
+        (lambda x, slope: slope(x[:, 0]), (nn.PReLU().double(),)),
+    ],
+)
+def test_what_needs_no_whole_tensor(function, layers):
+    graph, _ = capture(Apply(function, *layers).eval(), inputs_for(SHAPE))
+    assert not any(node.op == "whole" for node in graph.nodes.values())
+
+
+def test_what_a_forward_prints_is_printed(capfd):
+    def function(x):
+        print("seen", file=sys.stderr)
+        return x * 2
+
+    capture(Apply(function).eval(), inputs_for(SHAPE))
+    assert capfd.readouterr().err == "seen\n"

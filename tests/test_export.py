@@ -344,6 +344,9 @@ def test_header_bytes_off_the_standard(tmp_path: Path) -> None:
     for like in (path, survey, tmp_path / "survey.zarr"):
         out = outcrop.export(survey, tmp_path / "out.sgy", like=like, overwrite=True)
         assert out.read_bytes() == path.read_bytes()
+    for source in (survey.drop_vars("trace_index"), survey["amplitude"].drop_vars("crossline")):
+        out = outcrop.export(source, tmp_path / "out.sgy", like=path, overwrite=True)
+        assert out.read_bytes() == path.read_bytes()
     # A volume that lost its coordinates' attributes does not know where the file has its numbers.
     with pytest.raises(SurveyError, match=r"bytes 189-192.*pass the survey"):
         outcrop.export(survey["amplitude"].drop_attrs(), tmp_path / "two.sgy", like=path)
@@ -401,6 +404,11 @@ def test_only_revision_2_has_wide_counts(revision: int, tmp_path: Path) -> None:
             file.write(value)
     survey = outcrop.ingest(path, tmp_path / "survey.zarr")
     assert outcrop.export(survey, tmp_path / "whole.sgy").read_bytes() == path.read_bytes()
+    with open(path, "r+b") as file:  # a count that is wrong stays, too
+        file.seek(3512)
+        file.write(struct.pack(">Q", 99))
+    wrong = outcrop.export(survey, tmp_path / "wrong.sgy", like=path)
+    assert wrong.read_bytes() == path.read_bytes()
     part = survey.isel(crossline=slice(1, 3), twt=slice(2, 7))
     head = outcrop.export(part, tmp_path / "out.sgy").read_bytes()
     counts = *struct.unpack_from(">I", head, 3268), *struct.unpack_from(">Q", head, 3512)
@@ -482,6 +490,19 @@ def test_half_precision_for_paraview(f3: xr.Dataset, tmp_path: Path) -> None:
     values, _ = read_vti(outcrop.export(volume, tmp_path / "v.vti"))
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, volume)
+
+
+@pytest.mark.parametrize("code", ["int8", "uint8", "int16", "uint16", "int32"])
+@pytest.mark.parametrize("power", [-3, 0, 1, 7, 20])
+def test_the_scale_is_the_largest_that_fits(
+    code: str, power: int, f3: xr.Dataset, tmp_path: Path
+) -> None:
+    limit = np.iinfo(code).max
+    volume = xr.full_like(f3["amplitude"], 0.5 * 2.0**-power, dtype="float64")
+    volume[0, 0, 0] = limit * 2.0**-power
+    out = outcrop.export(volume, tmp_path / "o.sgy", like=f3, format=code)
+    with segyio.open(out) as file:
+        assert set(file.attributes(169)[:].tolist()) == {power}
 
 
 def test_samples_near_zero_find_a_scale(f3: xr.Dataset, tmp_path: Path) -> None:

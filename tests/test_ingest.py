@@ -346,6 +346,35 @@ def test_no_traces(tmp_path, segy, extended, fact):
         outcrop.ingest(segy, tmp_path / "a.zarr")
 
 
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"", "0 bytes are fewer"),
+        (b"not a seismic file\n" * 1000, "sample format 8294"),
+        (bytes(10_000), "sample format 0"),
+    ],
+)
+def test_not_segy(tmp_path, content, fact):
+    path = tmp_path / "a.sgy"
+    path.write_bytes(content)
+    with pytest.raises(SegyError, match=f"a.sgy: not SEG-Y: .*{fact}"):
+        outcrop.ingest(path, tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(SegyError, match="No such file"):
+        outcrop.ingest(tmp_path / "a.sgy", tmp_path / "a.zarr")
+    with pytest.raises(SegyError, match="directory"):
+        outcrop.ingest(tmp_path, tmp_path / "a.zarr")
+
+
+def test_sample_format_that_segyio_does_not_read(tmp_path, segy):
+    set_bytes(segy, 3225, b"\0\4")
+    with pytest.raises(SegyError, match=r"sample format 4 \(fixed point with gain\)"):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+
+
 @pytest.mark.parametrize("cut", [100, 300])  # in the samples, in the header
 def test_truncated(tmp_path, segy, cut):
     whole = outcrop.ingest(segy, tmp_path / "whole.zarr").load()

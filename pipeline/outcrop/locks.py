@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -64,7 +65,9 @@ class _SystemLock:
             self.file.acquire(timeout=0)
         except Timeout:
             raise _taken(target) from None
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
             raise OutcropError(
                 f"{target}: cannot be written: {error.strerror}; choose another path, or see to "
                 "the folder"

@@ -31,7 +31,7 @@ class Builder:
     nodes: dict[str, Node] = field(default_factory=dict)
     layouts: dict[str, Layout] = field(default_factory=dict)
     shapes: dict[str, Shape] = field(default_factory=dict)  # of the weights
-    kinds: dict[str, str] = field(default_factory=dict)  # of the inputs
+    kinds: dict[str, str] = field(default_factory=dict)  # of inputs in another dtype
     graph: Graph = field(init=False)
 
     def __post_init__(self) -> None:

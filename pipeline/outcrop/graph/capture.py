@@ -7,6 +7,8 @@ import io
 import logging
 import operator
 import re
+import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +28,8 @@ from .lower import LOWER, Call
 from .polyphase import polyphase
 from .propagate import ancestors
 from .rules import RULES
+
+_TRACING = threading.RLock()  # the process has one error stream
 
 
 def capture(
@@ -155,15 +159,21 @@ def _export(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch from printing what it traced so far: the error says what it was."""
-    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        log.setLevel(level)
+    """Keep torch from printing what it traced before a decision: the error says where that is."""
+    log, held = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
+    with _TRACING:
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            with contextlib.redirect_stderr(held):
+                yield
+        except GuardOnDataDependentSymNode:
+            held = io.StringIO()
+            raise
+        finally:
+            log.setLevel(level)
+            if text := held.getvalue():
+                sys.stderr.write(text)
 
 
 def _reason(error: Exception) -> str:

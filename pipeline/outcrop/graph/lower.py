@@ -70,6 +70,17 @@ def _globally(call: Call, dims: tuple[int, ...], name: str = "self") -> bool:
     return all(own.grid[a] == 1 for a in left)
 
 
+def _widens(call: Call) -> bool:
+    """Whether a reduction takes real values as they are, or in a wider float."""
+    kind, builder = call.builder.graph.kind(call.args["self"].name), call.builder
+    own = builder.dtype if kind is None else getattr(torch, kind)
+    to = call.args.get("dtype")
+    floats = own.is_floating_point and (to is None or to.is_floating_point)
+    return not own.is_complex and (
+        to in (None, own) or (floats and torch.promote_types(own, to) == to)
+    )
+
+
 def _reduction(kind: str) -> Callable[[Call], Ref]:
     def lower(call: Call) -> Ref:
         if call.overload == "other":  # of two tensors, point by point
@@ -78,10 +89,8 @@ def _reduction(kind: str) -> Callable[[Call], Ref]:
         own = call.builder.shape(call.args["self"].name)
         dims = normalized(call.args.get("dim"), len(own))
         root = call.op == "std"
-        given = call.builder.graph.kind(call.args["self"].name) or ""
         usual = call.result is None and call.args.get("ord", 2) == 2
-        usual = usual and call.args.get("dtype") is None and not given.startswith("complex")
-        if not usual or not _globally(call, dims):
+        if not usual or not _widens(call) or not _globally(call, dims):
             return call.plain()
         correction = call.args.get("correction", call.args.get("unbiased", True))
         correction = 1 if correction is None else correction
@@ -93,6 +102,8 @@ def _reduction(kind: str) -> Callable[[Call], Ref]:
             "correction": int(correction) if correction % 1 == 0 else correction,
             "root": root,
         }
+        if call.args.get("dtype") == torch.float64:
+            args["double"] = True
         return call.add(kind, args, call.shape)
 
     return lower

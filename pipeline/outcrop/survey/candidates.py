@@ -88,22 +88,20 @@ def candidates(file: SegyFile, offset_byte: int = 37, most: int = 5) -> list[Can
         usual = _USUAL.index(pair) if pair in _USUAL else len(_USUAL)
         return -round(candidate.filled, 2), usual, sum(pair)
 
-    return sorted(found, key=rank)[:most] or _lines(headers, varies, file.order)[:most]
+    if not found and not varies[188:192].any():
+        found = _lines(headers, file.order, (*_SEQUENCE, 189, offset_byte))
+    return sorted(found, key=rank)[:most]
 
 
-def _lines(headers: np.ndarray, varies: np.ndarray, order: Order) -> list[Candidate]:
-    """Fields that number the traces of a single line, with one that does not vary."""
-    whole = [byte for byte, kind in FIELDS.values() if kind == "i4"]
-    usual = dict.fromkeys([*(byte for pair in _USUAL for byte in reversed(pair)), *whole])
-    still = [byte for byte in usual if not varies[byte - 1 : byte + 3].any()]
+def _lines(headers: np.ndarray, order: Order, but: tuple[int, ...]) -> list[Candidate]:
+    """Fields that number the traces of a single line, as crosslines of one inline."""
     found = []
-    for byte in [b for b in usual if b not in _SEQUENCE]:
+    for byte in [b for b, kind in FIELDS.values() if kind == "i4" and b not in but]:
         unique = np.unique(field(headers, byte, order)).astype(np.int64)
-        if still and unique.size > 1 and unique.size >= (1 - _DUPLICATES) * len(headers):
+        if unique.size > 1 and unique.size >= (1 - _DUPLICATES) * len(headers):
             extent = int(unique[-1] - unique[0]) // int(np.gcd.reduce(np.diff(unique))) + 1
-            inline = 189 if 189 in still else still[0]
             if unique.size >= _FILLED * extent:
-                found.append(Candidate(inline, byte, 1, extent, unique.size / extent))
+                found.append(Candidate(189, byte, 1, extent, unique.size / extent))
     return found
 
 

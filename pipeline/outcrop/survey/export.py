@@ -135,9 +135,12 @@ def _template(
 
 
 def _bytes(source: xr.DataArray | xr.Dataset) -> HeaderBytes:
-    """Where its line numbers came from, as its coordinates know, and those of predictions too."""
-    lines = [d for d in LATERAL if d in source.coords and "byte" in source[d].attrs]
-    return HeaderBytes(**{str(d): int(source[d].attrs["byte"]) for d in lines})
+    """Where its line numbers came from: `trace_index` knows, of predictions too."""
+    known = dict(source.attrs.get("segy", {}).get("bytes", {}))
+    if "trace_index" in source.coords:
+        attrs = source["trace_index"].attrs
+        known |= {d: int(attrs[f"{d}_byte"]) for d in LATERAL if f"{d}_byte" in attrs}
+    return HeaderBytes(**known)
 
 
 def select_volume(

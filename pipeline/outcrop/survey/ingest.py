@@ -172,7 +172,7 @@ def ingest(
             weight,
         )
     taken, told = vertical[1:2] - vertical[:1], int(field(headers.first, 117, file.order)[0])
-    if interval is None and taken.size and told > 0 and not np.isclose(taken, told / 1000):
+    if interval is None and taken.size and told > 0 and abs(taken - 1e-3 * told) >= 1e-3:
         log.warning(
             "%s: the sample interval is %g by the binary header, which is taken, and %g by the "
             "first trace (bytes 117-118); if that is right, pass interval= (--interval)",

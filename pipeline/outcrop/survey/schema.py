@@ -146,11 +146,7 @@ def template(
             constant[name] = value
 
     coords: dict[str, Any] = {
-        name: (
-            name,
-            np.array(axis, dtype=np.int32),
-            {"long_name": f"{name} number", "byte": getattr(at, name)},
-        )
+        name: (name, np.array(axis, dtype=np.int32), {"long_name": f"{name} number"})
         for name, axis in grid.axes.items()
     }
     if "offset" in coords:
@@ -161,8 +157,9 @@ def template(
     coords[dim] = (dim, vertical, positive)
     live = grid.trace_index >= 0
     coords["live"] = (lateral, live, {"long_name": "the SEG-Y has a trace here"})
-    attrs = {"long_name": "number of the trace in the SEG-Y, from 0; -1: none"}
-    coords["trace_index"] = (lateral, grid.trace_index, attrs)
+    told: dict[str, Any] = {"long_name": "number of the trace in the SEG-Y, from 0; -1: none"}
+    told |= {f"{name}_byte": getattr(at, name) for name in lateral}
+    coords["trace_index"] = (lateral, grid.trace_index, told)
     if coordinates_vary(headers, at):
         for name, axis in (("cdp_x", "x"), ("cdp_y", "y")):
             coords[name] = (lateral, later("f8", shape), _coordinate(file, headers, axis))

@@ -133,10 +133,10 @@ class SegyFile:
                         f"{byte}-{byte + 3}), which outcrop does not read; rewrite it without them"
                     )
         if size <= first:
+            fields = "3505-3506, 3521-3528" if is_revision_2(head) else "3505-3506"
             raise SegyError(
-                f"{path}: has no traces: {size:,} bytes, and by its header (bytes 3505-3506, "
-                f"3521-3528) the first trace begins after {first:,}; copy the file again, or "
-                "correct the header"
+                f"{path}: has no traces: {size:,} bytes, and by its header (bytes {fields}) the "
+                f"first trace begins after {first:,}; copy the file again, or correct the header"
             )
         with open(path, "rb") as file:
             file.seek(first)

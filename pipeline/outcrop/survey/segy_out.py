@@ -282,10 +282,9 @@ class _Work:
                 f"{self.path}: {NAMES[code]} holds no NaN or infinite samples, and the volume has "
                 "some; replace them, such as with .fillna(0)"
             )
-        # No larger than what is a float itself.
-        power = min(1023, math.floor(math.log2(limits.max) - math.log2(max(peaks))))
-        if max(peaks) * 2.0**power > int(limits.max):  # the quotient above is rounded
-            power -= 1
+        peak, limit = max(peaks), int(limits.max)
+        power = min(1022, math.floor(math.log2(limit) - math.log2(peak)))  # which is rounded
+        power += (peak * 2.0 ** (power + 1) <= limit) - (peak * 2.0**power > limit)
         return 2.0**power
 
     def _blocks(self) -> list[tuple[Block, np.ndarray]]:
@@ -348,9 +347,12 @@ class _Work:
         if self.shorter:
             struct.pack_into(order + "H", header, 3220, self.samples & 0xFFFF)
         if is_revision_2(header):  # which has longer fields, used where they are not zero
-            counts = ((3268, "I", self.samples), (3512, "Q", self.part.traces.size))
-            for at, kind, count in counts:
-                if struct.unpack_from(order + kind, header, at)[0]:
+            fewer = self.part.traces.size < self.template.count
+            for at, kind, count, changed in (
+                (3268, "I", self.samples, self.shorter),
+                (3512, "Q", self.part.traces.size, fewer),
+            ):
+                if changed and struct.unpack_from(order + kind, header, at)[0]:
                     struct.pack_into(order + kind, header, at, count)
         return bytes(header)
 
@@ -362,7 +364,8 @@ class _Work:
         scalar = field(header, FIELDS["ScalarTraceHeader"][0], self.template.order)
         units = later / float(scaled(1.0, scalar)[0])
         if not math.isclose(units, round(units), abs_tol=1e-6):
-            unit = "ms" if self.part.volume.dims[-1] == "twt" else "m"
+            usual = "ms" if self.part.volume.dims[-1] == "twt" else "m"
+            unit = self.part.volume[self.part.volume.dims[-1]].attrs.get("units", usual)
             raise SurveyError(
                 f"the volume starts {later:g} {unit} below {self.template.name}, and the headers "
                 f"hold whole {unit}; start at another sample"

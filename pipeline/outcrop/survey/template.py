@@ -36,8 +36,10 @@ class Template:
         Everything before the first trace.
     vertical : ndarray of float64
         Two-way time in ms, or depth in m, of the samples.
+    count : int
+        Traces of the file.
     traces : ndarray of int64
-        Numbers from 0 of the traces that it has, ascending.
+        Numbers from 0 of those that are at hand, ascending.
     numbers : dict of str to ndarray of int
         Inline, crossline and, prestack, offset of each of them.
     axes : dict of str to ndarray of int
@@ -53,6 +55,7 @@ class Template:
     format: int
     file_header: bytes
     vertical: np.ndarray
+    count: int
     traces: np.ndarray
     numbers: dict[str, np.ndarray]
     axes: dict[str, np.ndarray]
@@ -100,6 +103,7 @@ def of_file(path: Path, at: HeaderBytes) -> Template:
         format=file.format,
         file_header=file.file_header,
         vertical=vertical,
+        count=file.traces,
         traces=np.arange(file.traces),
         numbers={d: found.numbers[d] for d in axes},
         axes={d: np.array(axis) for d, axis in axes.items()},
@@ -176,6 +180,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         format=kept["format"],
         file_header=base64.b64decode(kept["file_header"]),
         vertical=first + step * np.arange(kept["samples"]),
+        count=kept["traces"],
         traces=traces,
         numbers={d: axes[d][i] for d, i in zip(lateral, places, strict=True)},
         axes=axes,

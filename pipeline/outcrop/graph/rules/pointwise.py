@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from fractions import Fraction
 from typing import Any
@@ -117,13 +118,14 @@ class Pointwise(Rule):
 
 
 class PerChannel(Pointwise):
-    """An operator with weights for each channel: along dimension 1, which may hold no axis."""
+    """An operator with a weight for each channel: along dimension 1, which may hold no axis."""
 
     cuts = False
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         made = super().layout(node, graph)
-        return None if made is not None and any(made.dims[1:2]) else made
+        differ = any(math.prod(graph.weights[name]) > 1 for name in node.weights)
+        return None if made is not None and differ and any(made.dims[1:2]) else made
 
 
 class Concatenate(Pointwise):

@@ -70,9 +70,9 @@ class Reduction(Rule):
 class Reduce(Rule):
     """Reduction over every axis of the grid, to a global value.
 
-    Tiles of the operand give states, which are merged two by two in float64; the last one gives
-    the result. A state is `(count, mean, M2)` for moments (Chan, Golub & LeVeque 1983,
-    doi 10.1080/00031305.1983.10483115), else a sum or a largest value.
+    Tiles of the operand give states, which are merged two by two in float64, or as the whole
+    numbers that they are; the last one gives the result. A state is `(count, mean, M2)` for moments
+    (Chan, Golub & LeVeque 1983, doi 10.1080/00031305.1983.10483115), else a sum or a largest value.
     """
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
@@ -141,7 +141,7 @@ class Sum(Reduce):
     def state(self, node: Node, x: Tensor) -> Tensor:
         if self.what == "sum" and not x.is_floating_point():
             return x.sum(node.args["dims"], node.args["keepdim"])  # whole numbers are exact
-        x = _accurate(x)
+        x = x.double() if "double" in node.args else _accurate(x)
         x = x.square() if self.what == "norm" else x
         return x.sum(node.args["dims"], node.args["keepdim"]).double()
 
