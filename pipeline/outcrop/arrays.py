@@ -133,7 +133,10 @@ def open_dataset(where: Place, chunks: Any = "auto") -> xr.Dataset:
     # Now: whoever reads chunks later may not see the place.
     told = frozenset(n for n in names if (where / n / CHECKSUMS).is_file())
     store = Whole(store_of(where), told)
-    return xr.open_zarr(store, chunks=chunks, consolidated="consolidated_metadata" in root)
+    found = xr.open_zarr(store, chunks=chunks, consolidated="consolidated_metadata" in root)
+    for each in (found, *found.variables.values()):
+        each.encoding["source"] = str(where)
+    return found
 
 
 def open_whole(where: Place, mode: Any) -> zarr.Array:

@@ -61,6 +61,8 @@ def check_free(path: PathLike, overwrite: bool = False, options: Options | None 
     target = place(path, options)
     if not target.exists():
         return target
+    if not isinstance(target, Remote) and not target.is_dir():
+        raise OutputExistsError(f"{target}: is a file; choose another path")
     if target.is_dir() and not is_complete(target):
         begun = (target / ASIDE / _ROOT).is_file()  # though the record may be missing yet
         if begun or not any(target.iterdir()):

@@ -20,7 +20,7 @@ from ..errors import ArgumentError, SurveyError
 from ..graph import Box, Graph
 from ..graph.boxes import Shape
 from ..models.card import Card, InputCard, OutputCard
-from ..storage import Options
+from ..storage import Options, Place, Remote, place
 from ..survey.reading import in_blocks, open_unchunked
 
 if TYPE_CHECKING:
@@ -140,6 +140,10 @@ def frame(
         If the network is none of sections but `direction` is given, or it is neither; if `data` is
         something else.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model: is a {type(model).__name__}; pass a network, such as outcrop.models.load gives"
+        )
     card = getattr(model, "card", None) or _PLAIN
     if direction not in (None, "inline", "crossline"):
         raise ArgumentError(f"direction {direction!r}: choose 'inline' or 'crossline'")
@@ -167,11 +171,35 @@ def frame(
         )
     axes = tuple(vertical[0] if a == "z" else a for a in card.axes)
     extents = [volume.sizes[a] for a in axes]
+    if 0 in volume.shape:
+        raise SurveyError(f"{name}: is empty: {dict(volume.sizes)}; see what was selected")
+    live = volume.coords.get("live")
+    traces = {"inline", "crossline"}
+    fits = live is None or traces <= set(live.dims) <= set(volume.dims) - set(vertical)
+    if live is not None and (live.dtype != bool or not fits):
+        raise SurveyError(
+            f"live: is {live.dtype} over {', '.join(map(str, live.dims))}; it says of each trace "
+            "whether it is there, so make it bool, over inline and crossline, or drop it"
+        )
     grid = tuple(
         -(-max(n, card.smallest) // m) * m for n, m in zip(extents, card.multiple, strict=True)
     )
     before = tuple((g - n) // 2 for g, n in zip(grid, extents, strict=True))
     return Framed(volumes, card, axes, before, grid, data.attrs.get("lineage", ""))
+
+
+def check_apart(data: Volume, target: Place, storage_options: Options | None = None) -> None:
+    """Raise `ArgumentError` if an output would take the place of what is read."""
+    if isinstance(data, (xr.DataArray, xr.Dataset)):
+        parts = [data, *(data.variables.values() if isinstance(data, xr.Dataset) else ())]
+        read = {each.encoding["source"] for each in parts if "source" in each.encoding}
+    else:
+        read = {data} if isinstance(data, (str, os.PathLike, Remote)) else set()
+    for where in (place(each, storage_options) for each in read):
+        if not isinstance(where, Remote) and not isinstance(target, Remote):
+            where, target = where.resolve(), target.resolve()
+        if where == target:
+            raise ArgumentError(f"{target}: is the survey that is read; choose another path")
 
 
 def _variables(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from ..graph import Graph, capture
 from ..graph.boxes import central_tile
 from ..graph.propagate import needed
@@ -100,6 +101,8 @@ def wanted_of(
 ) -> dict[str, Any]:
     """What a plan is asked for, as plain data."""
     to_dtype(precision)
+    if str(device).partition(":")[0] not in ("cpu", "cuda"):
+        raise ArgumentError(f"device {device!r}: choose cpu or cuda")
     return {
         "memory": parse_bytes(memory),
         "host_memory": None if host_memory is None else parse_bytes(host_memory),

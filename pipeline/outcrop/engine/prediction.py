@@ -25,7 +25,7 @@ from ..progress import ProgressBar
 from ..storage import Options, Remote, naming_refusal, place, remove
 from .effect import effect_of_compression
 from .evaluation import Evaluation
-from .labelled import Framed, Volume, frame, output_cards, template
+from .labelled import Framed, Volume, check_apart, frame, output_cards, template
 from .places import Places
 from .planning import PLAN, begun_plan, captured, plan_for, wanted_of
 from .statistics import all_statistics
@@ -203,6 +203,7 @@ def prepared(
     """Check everything, plan, and begin the output, or go on with it."""
     if nonfinite not in ("error", "warn"):
         raise ArgumentError(f"nonfinite={nonfinite!r}: take 'error' or 'warn'")
+    check_apart(data, place(path, storage_options), storage_options)
     target = check_free(path, overwrite, storage_options)
     if client is not None:
         # Workers have current folders of their own.
@@ -251,6 +252,8 @@ def prepared(
         "plan_sha256": plan.digest(),
     }
     begun_by = dict(provenance)
+    begun_by["graph"] = graph.digest()
+    begun_by["outputs"] = repr((framed.card.activation, framed.card.outputs))
     if "disk" in plan.places.values() and not isinstance(scratch, Remote):
         # Which store tensors in other forms.
         begun_by["executor"] = "this process" if client is None else "a cluster"

@@ -16,7 +16,7 @@ from ..output import PathLike, check_free, is_complete, is_unfinished
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
-from .labelled import Volume, frame
+from .labelled import Volume, check_apart, frame
 from .prediction import identity, predict, prepared
 from .statistics import all_statistics
 
@@ -64,6 +64,8 @@ def predict_all(
     client, overwrite = how["client"], how["overwrite"]
     for survey, path in zip(surveys, targets, strict=True):  # before hours go into the others
         frame(model, survey, how["direction"], stores, stacked=True)
+        for target in targets:
+            check_apart(survey, target, stores)
         if not is_complete(path):
             check_free(path, overwrite, stores)
     with contextlib.ExitStack() as stack:

@@ -24,8 +24,8 @@ from ..models.card import Card
 from ..models.weights import digest
 from ..output import Output, PathLike, check_free, is_complete
 from ..planner import parse_bytes
-from ..storage import Options, Place, naming_refusal, remove
-from .labelled import Volume, frame, mask_of
+from ..storage import Options, Place, naming_refusal, place, remove
+from .labelled import Volume, check_apart, frame, mask_of
 from .prediction import predict
 from .statistics import all_statistics
 
@@ -117,10 +117,13 @@ def predict_views(
     views = _views(angles, resolutions, directions and card.sections)
     if len(views) == 1:
         raise ArgumentError("views: choose angles, resolutions or (of sections) directions")
-    target = check_free(path, overwrite, options.get("storage_options"))
+    stores = options.get("storage_options")
+    check_apart(data, place(path, stores), stores)
+    target = check_free(path, overwrite, stores)
     survey = _dataset(data, options.get("storage_options"))
     record = {
         "weights": digest(model),
+        "direction": options.get("direction"),
         "survey": all_statistics(frame(model, survey))[1],
         "views": [v.name for v in views],
         "merge": merge,
@@ -181,7 +184,9 @@ def refine(
     """
     if iterations < 0:
         raise ArgumentError(f"iterations {iterations}: choose 0 or more")
-    target = check_free(path, overwrite, options.get("storage_options"))
+    stores = options.get("storage_options")
+    check_apart(data, place(path, stores), stores)
+    target = check_free(path, overwrite, stores)
     last = {"threshold": threshold, "overwrite": overwrite, **options}
     if not iterations:
         return predict(infer, data, target, **last)
@@ -198,6 +203,7 @@ def refine(
     framed = frame(infer, data, options.get("direction"), options.get("storage_options"))
     record = {
         "weights": [digest(infer), digest(refiner)],
+        "direction": options.get("direction"),
         "survey": all_statistics(framed)[1],
         "precision": options.get("precision", "float32"),
     }

@@ -16,9 +16,9 @@ from ..graph.boxes import Shape, tiles
 from ..models.weights import digest
 from ..output import Output, PathLike, check_free
 from ..progress import track
-from ..storage import Options, naming_refusal
+from ..storage import Options, naming_refusal, place
 from .chunks import DecodedChunks
-from .labelled import Volume, frame, template
+from .labelled import Volume, check_apart, frame, template
 from .statistics import all_statistics
 from .zarr_stores import PredictionStore, SurveyStore
 
@@ -81,6 +81,7 @@ def predict_windows(
             f"window {window}, overlap {overlap}: choose a multiple of {stride}, and an even "
             "overlap that is less"
         )
+    check_apart(data, place(path, storage_options), storage_options)
     target = check_free(path, overwrite, storage_options)
     found, fingerprint = all_statistics(framed)
     record = {

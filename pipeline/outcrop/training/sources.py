@@ -327,6 +327,11 @@ def source_of(
     TrainingDataError
         If there is no such data, or it is of no use.
     """
+    if not isinstance(data, (str, os.PathLike)):
+        raise TrainingDataError(
+            f"data: is a {type(data).__name__}; pass synthetic, a folder of raw samples, or the "
+            "path of a survey in Zarr"
+        )
     if data == "synthetic":
         return Synthetic(labels, size, seed)
     path = Path(data)

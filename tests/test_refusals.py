@@ -1,0 +1,116 @@
+"""What predictions and trainings refuse before they touch anything."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+import outcrop
+from outcrop import models, training
+from outcrop.errors import (
+    ArgumentError,
+    OutputExistsError,
+    ResumeError,
+    SurveyError,
+    TrainingDataError,
+)
+from outcrop.events import Tile
+from test_predict import make_survey
+
+SHAPE = (9, 11, 13)
+
+
+def stop(event):
+    """Listen, and end a run at its first tile."""
+    if isinstance(event, Tile):
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def path(tmp_path):
+    made = tmp_path / "survey.zarr"
+    make_survey(SHAPE).to_zarr(made)
+    return made
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Conv3d(1, 1, 3, padding=1).eval()
+
+
+def how(kind, path):
+    return {
+        "path": lambda: path,
+        "outcrop.open": lambda: outcrop.open(path),
+        "xarray": lambda: xr.open_zarr(path),
+        "volume": lambda: outcrop.open(path).amplitude,
+        "part": lambda: outcrop.open(path).isel(inline=slice(2, 9)),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["path", "outcrop.open", "xarray", "volume", "part"])
+def test_a_survey_is_not_overwritten_by_its_prediction(kind, path, tmp_path):
+    before = xr.open_zarr(path).load()
+    link = tmp_path / "link.zarr"
+    os.symlink(path, link)
+    for target in (path, link):
+        with pytest.raises(ArgumentError, match="is the survey that is read"):
+            outcrop.predict(network(), how(kind, path), target, overwrite=True)
+    other = tmp_path / "b.zarr"
+    make_survey(SHAPE).to_zarr(other)
+    for targets in ([tmp_path / "o.zarr", path], tmp_path):
+        with pytest.raises(ArgumentError, match="is the survey that is read"):
+            outcrop.predict_all(network(), [how(kind, path), other], targets, overwrite=True)
+    fault = models.load("faultseg3d", weights="seeded")
+    with pytest.raises(ArgumentError, match="is the survey that is read"):
+        outcrop.predict_views(fault, how(kind, path), path, angles=True, overwrite=True)
+    xr.testing.assert_identical(xr.open_zarr(path).load(), before)
+
+
+def test_a_file_is_not_replaced(path, tmp_path):
+    file = tmp_path / "f3.sgy"
+    file.write_bytes(b"something else")
+    with pytest.raises(OutputExistsError, match="is a file; choose another path"):
+        outcrop.predict(network(), path, file, overwrite=True)
+    assert file.read_bytes() == b"something else"
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (lambda s: s.isel(inline=slice(0, 0)), "amplitude: is empty"),
+        (lambda s: s.assign_coords(live=s.live.astype("i4")), "live: is int32"),
+        (lambda s: s.assign_coords(live=s.live.astype("f4")), "live: is float32"),
+        (lambda s: s.assign_coords(live=s.live[:, 0].reset_coords(drop=True)), "live: is bool over inline;"),
+    ],
+)
+def test_surveys_that_make_no_sense(change, fact, tmp_path):
+    with pytest.raises(SurveyError, match=fact):
+        outcrop.predict(network(), change(make_survey(SHAPE)), tmp_path / "o.zarr")
+    assert not (tmp_path / "o.zarr").exists()
+
+
+def test_arguments_that_make_no_sense(path, tmp_path):
+    with pytest.raises(ArgumentError, match="model: is a str; pass a network"):
+        outcrop.predict("faultseg3d", path, tmp_path / "o.zarr")
+    with pytest.raises(ArgumentError, match="device 'tpu': choose cpu or cuda"):
+        outcrop.predict(network(), path, tmp_path / "o.zarr", device="tpu")
+    for data in (xr.open_zarr(path), xr.open_zarr(path).amplitude, np.zeros(3)):
+        with pytest.raises(TrainingDataError, match=r"data: is a .*; pass synthetic"):
+            training.fit("faultseg3d", data, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "o.zarr").exists()
+
+
+def test_another_activation_does_not_go_on(path, tmp_path):
+    """With the same weights it would go unnoticed."""
+    conv = network()
+    one, other = nn.Sequential(conv, nn.ReLU()), nn.Sequential(conv, nn.LeakyReLU(0.5))
+    out = tmp_path / "o.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        outcrop.predict(one.eval(), path, out, tile=(4, 4, 4), listeners=[stop])
+    with pytest.raises(ResumeError, match="graph"):
+        outcrop.predict(other.eval(), path, out, tile=(4, 4, 4))
