@@ -84,7 +84,10 @@ def test_a_file_is_not_replaced(path, tmp_path):
         (lambda s: s.isel(inline=slice(0, 0)), "amplitude: is empty"),
         (lambda s: s.assign_coords(live=s.live.astype("i4")), "live: is int32"),
         (lambda s: s.assign_coords(live=s.live.astype("f4")), "live: is float32"),
-        (lambda s: s.assign_coords(live=s.live[:, 0].reset_coords(drop=True)), "live: is bool over inline;"),
+        (
+            lambda s: s.assign_coords(live=s.live[:, 0].reset_coords(drop=True)),
+            "live: is bool over inline;",
+        ),
     ],
 )
 def test_surveys_that_make_no_sense(change, fact, tmp_path):
