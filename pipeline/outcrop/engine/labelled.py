@@ -135,10 +135,11 @@ def frame(
     Raises
     ------
     SurveyError
-        If a variable is missing, or the dimensions are not inline, crossline and twt or depth.
+        If a variable is missing, the dimensions are not inline, crossline and twt or depth, one of
+        them is empty, or `live` does not say of each trace whether it is there.
     ArgumentError
-        If the network is none of sections but `direction` is given, or it is neither; if `data` is
-        something else.
+        If `model` is no network; if it is none of sections but `direction` is given, or it is
+        neither; if `data` is something else.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(
@@ -174,9 +175,10 @@ def frame(
     if 0 in volume.shape:
         raise SurveyError(f"{name}: is empty: {dict(volume.sizes)}; see what was selected")
     live = volume.coords.get("live")
-    traces = {"inline", "crossline"}
-    fits = live is None or traces <= set(live.dims) <= set(volume.dims) - set(vertical)
-    if live is not None and (live.dtype != bool or not fits):
+    traces = set(volume.dims) - set(vertical)
+    if live is not None and not (
+        live.dtype == bool and {"inline", "crossline"} <= set(live.dims) <= traces
+    ):
         raise SurveyError(
             f"live: is {live.dtype} over {', '.join(map(str, live.dims))}; it says of each trace "
             "whether it is there, so make it bool, over inline and crossline, or drop it"

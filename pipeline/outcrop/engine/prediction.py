@@ -143,7 +143,8 @@ def predict(
     MemoryBudgetError
         If no plan fits; the message names the smallest budget that would.
     ArgumentError
-        If storage_mode, precision, tile or plan does not suit.
+        If `path` is the survey that is read, `model` is no network, or storage_mode, precision,
+        device, tile or plan does not suit.
     """
     with prepared(
         model,
