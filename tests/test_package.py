@@ -41,6 +41,21 @@ def test_public_name(name: str) -> None:
     assert name in dir(outcrop)
 
 
+def test_no_module_takes_the_place_of_a_function() -> None:
+    """Python binds a submodule to its package under its name, over a function of that name."""
+    code = """
+import importlib, inspect, pkgutil, outcrop, outcrop.training
+packages = [outcrop, outcrop.training]
+before = [inspect.ismodule(getattr(p, name)) for p in packages for name in p.__all__]
+for module in pkgutil.walk_packages(outcrop.__path__, "outcrop."):
+    importlib.import_module(module.name)
+after = [inspect.ismodule(getattr(p, name)) for p in packages for name in p.__all__]
+assert before == after, (before, after)
+"""
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         outcrop.nonsense  # noqa: B018

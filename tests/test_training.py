@@ -28,7 +28,7 @@ from outcrop.errors import (
 from outcrop.training import augment, losses
 from outcrop.training.blocks import Blocks
 from outcrop.training.crops import Crops, Numbers
-from outcrop.training.fit import fit
+from outcrop.training.fitting import fit
 from outcrop.training.module import Activations, TrainingModule
 from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey

@@ -10,14 +10,14 @@ from . import synthetic
 __all__ = ["fit", "synthetic"]
 
 if TYPE_CHECKING:
-    from .fit import fit as fit
+    from .fitting import fit as fit
 
 
 def __getattr__(name: str) -> Any:
     if name != "fit":
         raise AttributeError(f"module 'outcrop.training' has no attribute {name!r}")
     try:
-        value = importlib.import_module(".fit", __name__).fit
+        value = importlib.import_module(".fitting", __name__).fit
     except ModuleNotFoundError as error:
         if error.name not in ("lightning", "torchmetrics", "tensorboard"):
             raise
