@@ -211,6 +211,28 @@ def test_convert(state, tmp_path):
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     with pytest.raises(WeightsError, match="choose such a name"):
         models.convert(tmp_path / "a.ckpt", tmp_path / "b.pth")
+    with pytest.raises(WeightsError, match=r"c\.safetensors: cannot be written .*No such file"):
+        models.convert(tmp_path / "a.ckpt", tmp_path / "gone" / "c.safetensors")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_are_one_line(zipped, tmp_path):
+    """Whatever the unpickler makes of them."""
+    path, random = tmp_path / "w.pth", np.random.default_rng(0)
+    tensors = {"a": torch.arange(30.0), "b": torch.ones(2, 3)}
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for at in random.integers(0, len(whole), 5):
+            damaged[at] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            models.weights.read(path)
+        except WeightsError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 50
 
 
 def test_every_card_can_be_built_and_says_what_comes_out():

@@ -1,6 +1,7 @@
 """What predictions and trainings refuse before they touch anything."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from outcrop.errors import (
     TrainingDataError,
 )
 from outcrop.events import Tile
+from outcrop.models.card import InputCard, OutputCard
 from test_predict import make_survey
 
 SHAPE = (9, 11, 13)
@@ -99,6 +101,16 @@ def test_surveys_that_make_no_sense(change, fact, tmp_path):
 def test_arguments_that_make_no_sense(path, tmp_path):
     with pytest.raises(ArgumentError, match="model: is a str; pass a network"):
         outcrop.predict("faultseg3d", path, tmp_path / "o.zarr")
+    with pytest.raises(ArgumentError, match="tile 8: give 3 positive extents"):
+        outcrop.predict(network(), path, tmp_path / "o.zarr", tile=8)
+    with pytest.raises(ArgumentError, match="tile 8: give 3 positive extents"):
+        outcrop.whole_volume(network(), np.zeros((1, 1, 8, 8, 8), "f4"), tile=8)
+    with pytest.raises(ArgumentError, match="surveys: is a single one"):
+        outcrop.predict_all(network(), str(path), tmp_path / "o")
+    with pytest.raises(ArgumentError, match=r"threshold 0\.5: is for probabilities"):
+        outcrop.predict(network(), path, tmp_path / "o.zarr", threshold=0.5)
+    with pytest.raises(ArgumentError, match="normalization 'zscor' of amplitude: choose one of"):
+        InputCard("amplitude", "amplitude", "zscor")
     with pytest.raises(ArgumentError, match="device 'tpu': choose cpu or cuda"):
         outcrop.predict(network(), path, tmp_path / "o.zarr", device="tpu")
     for data in (xr.open_zarr(path), xr.open_zarr(path).amplitude, np.zeros(3)):
@@ -108,6 +120,50 @@ def test_arguments_that_make_no_sense(path, tmp_path):
     assert not (tmp_path / "o.zarr").exists()
 
 
+def carded(body, *outputs, channels=1):
+    """A network with a card that names its outputs."""
+    model = nn.Sequential(nn.Conv3d(1, channels, 3, padding=1), body).eval()
+    model.card = replace(models.card("faultseg3d"), outputs=outputs, multiple=(1, 1, 1), smallest=1)
+    return model
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_outputs_that_cannot_be_labelled(path, tmp_path):
+    out = tmp_path / "o.zarr"
+    taken = carded(nn.ReLU(), OutputCard("cdp_x", "a name", "1", (0, 1)))
+    with pytest.raises(ArgumentError, match="cdp_x: the network's card and a coordinate"):
+        outcrop.predict(taken, path, out)
+    with pytest.raises(SurveyError, match=r"output .* is complex; return its parts"):
+        outcrop.predict(carded(Apply(lambda x: torch.complex(x, x))), path, out)
+    time = carded(nn.ReLU(), OutputCard("rgt", "time", "1", (0, 1), own_range=True))
+    vintages = xr.concat([make_survey(SHAPE, seed=s, missing=0) for s in (0, 1)], "vintage")
+    with pytest.raises(SurveyError, match=r"rgt: is brought to 0…1 .* along vintage; select"):
+        outcrop.predict(time, vintages, out)
+    assert not out.exists()
+    outcrop.predict(time, vintages.isel(vintage=[0]), out)
+
+
+def test_what_is_no_survey(path, tmp_path):
+    with pytest.raises(SurveyError, match=r"amplitude: is an array of a group; pass the folder"):
+        outcrop.open(path / "amplitude")
+    make_survey(SHAPE).to_zarr(tmp_path / "two.zarr", zarr_format=2)
+    with pytest.raises(SurveyError, match=r"two\.zarr: is in Zarr format 2; write it in format 3"):
+        outcrop.open(tmp_path / "two.zarr")
+    root = path / "zarr.json"
+    for text in (root.read_text()[:99], "[]"):
+        root.write_text(text)
+        with pytest.raises(SurveyError, match=r"zarr\.json: is damaged"):
+            outcrop.open(path)
+
+
 def test_another_activation_does_not_go_on(path, tmp_path):
     """With the same weights it would go unnoticed."""
     conv = network()
@@ -115,5 +171,9 @@ def test_another_activation_does_not_go_on(path, tmp_path):
     out = tmp_path / "o.zarr"
     with pytest.raises(KeyboardInterrupt):
         outcrop.predict(one.eval(), path, out, tile=(4, 4, 4), listeners=[stop])
-    with pytest.raises(ResumeError, match="graph"):
+    with pytest.raises(ResumeError, match="network_sha256"):
         outcrop.predict(other.eval(), path, out, tile=(4, 4, 4))
+    outcrop.predict(one.eval(), path, out, tile=(4, 4, 4))
+    with pytest.raises(OutputExistsError, match=r"another prediction \(network_sha256 differ\)"):
+        outcrop.predict_all(other.eval(), [path], [out])
+    outcrop.predict_all(one.eval(), [path], [out])

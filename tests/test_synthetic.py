@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import segyio
 
-from outcrop.errors import OutputExistsError
+from outcrop.errors import ArgumentError, OutputExistsError
 from outcrop.training.geology import Fault
 from outcrop.training.recipes import random_survey
 from outcrop.training.synthetic import synthetic_survey, write_segy
@@ -280,3 +280,21 @@ def test_what_lies_over_the_signal_is_as_strong_as_asked(kind):
     else:  # gains: they change amplitudes, never a sign
         assert 0.7 < correlation < 0.999
         assert ((clean * noisy)[np.abs(clean) > 1e-3] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: random_survey((8, 8, 8), ranges={"fault": (1, 2)}), "'fault' is none of faults"),
+        (lambda: random_survey((8, 8, 8), ranges={"faults": (0, 3)}), "faults.* begin above 0"),
+        (lambda: random_survey((8, 8, 8), ranges={"dip": (60, 40)}), "dip .*lowest"),
+        (lambda: synthetic_survey((8, 8, 8), labels=["faults"]), "'faults' is none of fault,"),
+        (lambda: synthetic_survey((8, 8, 8), wavelet="klauder"), "one of ricker, ormsby"),
+        (lambda: synthetic_survey((8, 8, 8), peak_frequency=0), "above 0 and below 125 Hz"),
+        (lambda: synthetic_survey((8, 8, 8), peak_frequency=(9, 200)), "peak_frequency"),
+        (lambda: synthetic_survey((8, 8, 8), layer_thickness=0), "more than 0 samples"),
+    ],
+)
+def test_recipes_that_make_no_sense(make, says):
+    with pytest.raises(ArgumentError, match=says):
+        make()

@@ -23,6 +23,7 @@ from outcrop.errors import (
     OutputExistsError,
     ResumeError,
     TrainingDataError,
+    TrainingDivergedError,
     WeightsError,
 )
 from outcrop.training import augment, losses
@@ -284,6 +285,19 @@ def test_labels_of_a_folder_are_those_that_were_written(tmp_path):
     np.testing.assert_array_equal(held_out.read(0).values["rgt"], surveys[1].rgt)
 
 
+def test_numbers_of_samples_may_begin_with_zeros(tmp_path):
+    made = write_folder(tmp_path / "raw", count=3, labels=("fault",))
+    for number in (1, 2):
+        for suffix in ("", "_fsem"):
+            old = tmp_path / "raw" / f"{number}{suffix}.bin"
+            old.rename(old.with_name(f"0{old.name}"))
+    source = RawFolder(tmp_path / "raw", ("fault",), (20, 24, 32))
+    for number in range(3):
+        values = source.read(number).values
+        assert np.array_equal(values["amplitude"], made[number].amplitude)
+        assert np.array_equal(values["fault"], made[number].fault)
+
+
 def test_the_sample_of_another_group_is_read_as_it_is():
     source = RawFolder(MTL, ("fault",))
     volume = source.read(0)
@@ -329,6 +343,7 @@ def spoil_nan(folder):
         (lambda f: [p.unlink() for p in f.iterdir()], "has no files named 0.bin"),
         (lambda f: (f / "1_rgt.bin").unlink(), r"1_rgt\.bin: is missing.*rgt"),
         (lambda f: (f / "1.bin").write_bytes(b"12345678"), r"1\.bin: has 8 bytes"),
+        (lambda f: np.ones(15360, "<f4").tofile(f / "1.bin"), r"1\.bin: all samples are 1"),
         (spoil_nan, r"1_rgt\.bin: 1 values are NaN.*\(0, 0, 7\)"),
         (shutil.rmtree, "no such folder"),
     ],
@@ -386,6 +401,10 @@ def test_bad_surveys_are_named(tmp_path):
     made.drop_encoding().to_zarr(tmp_path / "bad.zarr", zarr_format=3)
     with pytest.raises(TrainingDataError, match=r"rgt.*NaN or infinite"):
         Survey(tmp_path / "bad.zarr", ("rgt",))
+    even = made.assign(amplitude=made.amplitude * 0 + 2).drop_encoding()
+    even.to_zarr(tmp_path / "even.zarr", zarr_format=3)
+    with pytest.raises(TrainingDataError, match=r"even\.zarr: amplitude: all samples are 2"):
+        Survey(tmp_path / "even.zarr", ("fault",))
     flat = made[["amplitude"]].assign(fault=made.fault.isel(twt=0, drop=True))
     flat.drop_encoding().to_zarr(tmp_path / "flat.zarr", zarr_format=3)
     with pytest.raises(TrainingDataError, match="fault has dimensions inline, crossline"):
@@ -650,6 +669,27 @@ def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
     before, after = (history(tmp_path / name)["epochs"] for name in ("whole", "run"))
     assert [e["val_loss"] for e in before] == [e["val_loss"] for e in after]
     assert [e["step"] for e in after] == [4, 8, 12, 16]
+
+
+def test_a_training_that_diverges_ends_in_one_line(tmp_path):
+    """With other losses it would end in a traceback, or with NaN as the best weights."""
+    for number, loss in enumerate(("dice-bce", "balanced-bce")):
+        run = tmp_path / str(number)
+        with pytest.raises(TrainingDivergedError, match=r"epoch .*NaN or infinite.*learning_rate"):
+            fit("faultseg3d", out=run, **QUICK, loss=loss, epochs=9, learning_rate=1e6, seed=1)
+        assert not (run / "weights.safetensors").exists()
+
+
+def test_damaged_runs_are_named(tmp_path):
+    options = {**QUICK, "epochs": 1}
+    fit("faultseg3d", out=tmp_path, **options)
+    for name in ("checkpoints/last.ckpt", "training.json"):
+        kept = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(kept[: len(kept) // 2])
+        with pytest.raises(ResumeError, match=f"{name}: cannot be read"):
+            fit("faultseg3d", out=tmp_path, **{**options, "epochs": 2}, resume=True)
+        (tmp_path / name).write_bytes(kept)
+    fit("faultseg3d", out=tmp_path, **{**options, "epochs": 2}, resume=True)
 
 
 def test_the_last_epoch_is_kept_though_an_earlier_one_is_better(tmp_path):

@@ -123,7 +123,7 @@ def test_views_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
     monkeypatch.setattr(views, "predict", lambda *a, **k: done.append("again") or real(*a, **k))
     with pytest.raises(ResumeError, match="merge"):
         outcrop.predict_views(model, survey, path, angles=True, merge="mean")
-    with pytest.raises(ResumeError, match="survey"):
+    with pytest.raises(ResumeError, match="input_sha256"):
         outcrop.predict_views(model, survey * 2, path, angles=True)
     outcrop.predict_views(model, survey, path, angles=True)
     assert done.count("again") == 2
@@ -154,6 +154,7 @@ def test_sections_in_both_directions(survey, tmp_path):
     expected = sum(e.fault_probability.values for e in each) / 2
     assert np.abs(each[0].fault_probability - each[1].fault_probability).max() > 1e-3
     assert np.abs(both.fault_probability.values - expected).max() < 1e-6
+    assert both.attrs["direction"] == "both"
 
 
 def test_sliding_windows_are_what_they_are(survey, tmp_path):
@@ -167,6 +168,7 @@ def test_sliding_windows_are_what_they_are(survey, tmp_path):
         network, survey, tmp_path / "2.zarr", window=16, overlap=8, direction="inline"
     )
     assert "not exact" in some.attrs["sliding_window"]
+    assert some.attrs["lineage"].startswith("unet25d ")
     difference = np.abs(some.fault_probability.values - whole)
     assert 1e-4 < difference.max() < 1
     with pytest.raises(ArgumentError, match="multiple of 8"):

@@ -50,12 +50,17 @@ def encoding(dtype: Any, *compressors: BytesBytesCodec) -> dict[str, Any]:
     return stored
 
 
+def spoken(value: Any) -> str:
+    """Return a coordinate as messages name it: a number in short, a text or a date as it is."""
+    return f"{value:g}" if np.issubdtype(np.asarray(value).dtype, np.number) else str(value)
+
+
 def located(axes: Sequence[xr.DataArray], start: Sequence[int], stop: Sequence[int]) -> str:
     """Say in the coordinates of axes where a part lies: "inline 100 to 163, …"."""
     words = []
     for axis, a, b in zip(axes, start, stop, strict=True):
         unit = f" {axis.attrs['units']}" if axis.attrs.get("units") else ""
-        first, last = (f"{axis.values[i]:g}" for i in (a, b - 1))
+        first, last = (spoken(axis.values[i]) for i in (a, b - 1))
         words.append(f"{axis.name} {first}{'' if a == b - 1 else f' to {last}'}{unit}")
     return ", ".join(words)
 

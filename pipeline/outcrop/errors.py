@@ -31,6 +31,10 @@ class TrainingDataError(OutcropError):
     """Data to train with that is missing, of the wrong shape, or not finite."""
 
 
+class TrainingDivergedError(OutcropError):
+    """A network whose outputs became NaN or infinite while it was trained."""
+
+
 class NonFiniteError(OutcropError):
     """A prediction that is NaN or infinite somewhere."""
 

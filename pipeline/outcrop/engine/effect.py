@@ -100,7 +100,9 @@ def _differences(model: nn.Module, places: Places, part: Box) -> dict[str, tuple
         if not isinstance(name, str) or not cards.get(name):
             continue
         layout = graph.layouts[name]
-        lossy, exact = (layout.to_store(x, layout.whole).float()[0] for x in results)
+        lossy, exact = (
+            layout.to_store(x, layout.whole).float().reshape(-1, *layout.grid) for x in results
+        )
         if activation == "softmax":
             lossy, exact = torch.softmax(lossy, 0), torch.softmax(exact, 0)
         for output, *channels in zip(cards[name] or (), lossy, exact, strict=True):

@@ -205,22 +205,22 @@ class Evaluation:
         """Label the outputs whose card asks for it, so that they read as 0…1.
 
         What is stored stays as it is: `scale_factor` and `add_offset`, which xarray applies when
-        it reads, come from the smallest and the largest value of live traces.
+        it reads, come from the smallest and the largest finite value of live traces.
         """
         volume = self.places.framed.volume
         live = volume.coords.get("live")
         for card in (c for cards in self.places.cards.values() for c in cards if c and c.own_range):
             array = self.output.array(card.name)
             values = dask.array.from_zarr(array)
-            ends = [dask.array.nanmin(values), dask.array.nanmax(values)]
+            mask = dask.array.isfinite(values)
             if live is not None and not bool(live.all()):
                 traces = [d for d in volume.dims if d in live.dims]
-                mask = live.transpose(*traces).to_numpy()
-                mask = mask[tuple(slice(None) if d in traces else None for d in volume.dims)]
-                ends = [
-                    dask.array.where(mask, values, float("inf")).min(),
-                    dask.array.where(mask, values, -float("inf")).max(),
-                ]
+                there = live.transpose(*traces).to_numpy()
+                mask &= there[tuple(slice(None) if d in traces else None for d in volume.dims)]
+            ends = [
+                dask.array.where(mask, values, float("inf")).min(),
+                dask.array.where(mask, values, -float("inf")).max(),
+            ]
             lowest, highest = (float(v) for v in dask.compute(*ends, scheduler="threads"))
             if highest > lowest:
                 array.attrs["scale_factor"] = 1.0 / (highest - lowest)

@@ -190,6 +190,37 @@ def frame(
     return Framed(volumes, card, axes, before, grid, data.attrs.get("lineage", ""))
 
 
+def check_outputs(framed: Framed, threshold: float | None) -> None:
+    """Raise unless what the card names can be predicted of this survey, with this threshold.
+
+    Raises
+    ------
+    ArgumentError
+        If there is a threshold, but no probability, or an output has the name of a coordinate.
+    SurveyError
+        If the range of each volume would scale an output, and several go into one variable.
+    """
+    cards = [card for card in framed.card.outputs if card is not None]
+    names = [card.name for card in cards]
+    if threshold is not None and not any(name.endswith("_probability") for name in names):
+        raise ArgumentError(
+            f"threshold {threshold:g}: is for probabilities, and the network predicts "
+            f"{', '.join(names) or 'what no card names'}; leave it out"
+        )
+    if taken := [name for name in names if name in framed.volume.coords]:
+        raise ArgumentError(
+            f"{taken[0]}: the network's card and a coordinate of the survey have this name; rename "
+            "one, such as by survey.rename"
+        )
+    own = [card.name for card in cards if card.own_range]
+    if own and math.prod(framed.stacked.values()) > 1:
+        raise SurveyError(
+            f"{own[0]}: is brought to 0…1 by the range of a whole volume, and the survey has "
+            f"several along {', '.join(framed.stacked)}; select one at a time, such as by "
+            f"survey.isel({next(iter(framed.stacked))}=0), or pass all to predict_all"
+        )
+
+
 def check_apart(data: Volume, target: Place, storage_options: Options | None = None) -> None:
     """Raise `ArgumentError` if an output would take the place of what is read."""
     if isinstance(data, (xr.DataArray, xr.Dataset)):
@@ -245,7 +276,8 @@ def output_cards(graph: Graph, card: Card) -> dict[str, tuple[OutputCard | None,
     Raises
     ------
     SurveyError
-        If an output lies on another grid than the volume, or their number is not the card's.
+        If an output lies on another grid than the volume or is complex, or their number is not
+        the card's.
     """
     grid = graph.grid(graph.inputs[0])
     for name in graph.outputs:
@@ -253,6 +285,11 @@ def output_cards(graph: Graph, card: Card) -> dict[str, tuple[OutputCard | None,
             raise SurveyError(
                 f"the network's output {name} has extents {graph.grid(name)} instead of the "
                 f"volume's {grid}; use whole_volume, which returns them without labels"
+            )
+        if "complex" in (graph.nodes[name].dtype or ""):
+            raise SurveyError(
+                f"the network's output {name} is complex; return its parts as channels, or use "
+                "whole_volume, which returns it as it is"
             )
     count = sum(graph.width(name) for name in graph.outputs)
     cards = list(card.outputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,7 @@ def wanted_of(
         "compressed": storage_compression,
         "dtype": precision,
         "device": device,
-        "tile": None if tile is None else list(tile),
+        "tile": [int(n) for n in tile] if isinstance(tile, Iterable) else tile,
     }
 
 

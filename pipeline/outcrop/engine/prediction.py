@@ -17,6 +17,7 @@ from .. import __version__
 from ..arrays import open_dataset
 from ..errors import ArgumentError
 from ..events import Listener
+from ..graph import Graph
 from ..models.weights import digest
 from ..output import Output, PathLike, check_free, is_unfinished
 from ..planner import Plan
@@ -25,7 +26,7 @@ from ..progress import ProgressBar
 from ..storage import Options, Remote, naming_refusal, place, remove
 from .effect import effect_of_compression
 from .evaluation import Evaluation
-from .labelled import Framed, Volume, check_apart, frame, output_cards, template
+from .labelled import Framed, Volume, check_apart, check_outputs, frame, output_cards, template
 from .places import Places
 from .planning import PLAN, begun_plan, captured, plan_for, wanted_of
 from .statistics import all_statistics
@@ -131,7 +132,8 @@ def predict(
     Raises
     ------
     SurveyError
-        If `data` is not a 3-D survey, or has samples that are not finite.
+        If `data` is not a 3-D survey, or has samples that are not finite, or holds several volumes
+        and the network's output is brought to 0…1 by the range of each.
     NonFiniteError
         If the prediction is NaN or infinite somewhere.
     OutputExistsError
@@ -144,7 +146,7 @@ def predict(
         If no plan fits; the message names the smallest budget that would.
     ArgumentError
         If `path` is the survey that is read, `model` is no network, or storage_mode, precision,
-        device, tile or plan does not suit.
+        device, tile, plan or threshold does not suit.
     """
     with prepared(
         model,
@@ -212,7 +214,9 @@ def prepared(
         if isinstance(data, (str, os.PathLike)):
             data = str(place(data, storage_options).absolute())
     framed = frame(model, data, direction, storage_options, stacked=True)
+    check_outputs(framed, threshold)
     graph, state = captured(model, framed)
+    cards = output_cards(graph, framed.card)
     wanted = wanted_of(
         memory, host_memory, storage_mode, storage_compression, precision, device, tile
     )
@@ -246,15 +250,12 @@ def prepared(
         where = torch.device(plan.device)
 
     found, fingerprint = all_statistics(framed, client)
-    cards = output_cards(graph, framed.card)
     provenance = {
-        **identity(model, framed, fingerprint, plan.dtype, direction, threshold),
+        **identity(model, framed, graph, fingerprint, plan.dtype, direction, threshold),
         "storage_compression": "8 bits a value" if plan.compressed else "none",
         "plan_sha256": plan.digest(),
     }
     begun_by = dict(provenance)
-    begun_by["graph"] = graph.digest()
-    begun_by["outputs"] = repr((framed.card.activation, framed.card.outputs))
     if "disk" in plan.places.values() and not isinstance(scratch, Remote):
         # Which store tensors in other forms.
         begun_by["executor"] = "this process" if client is None else "a cluster"
@@ -315,15 +316,20 @@ def prepared(
 def identity(
     model: nn.Module,
     framed: Framed,
+    graph: Graph,
     fingerprint: str,
     precision: str,
     direction: str | None,
     threshold: float | None,
 ) -> dict[str, str]:
     """Return what makes a prediction another one: network, input, precision, what is written."""
-    normalization = {i.name: i.normalization for i in framed.card.inputs if i.name}
+    card = framed.card
+    normalization = {i.name: i.normalization for i in card.inputs if i.name}
+    # Two networks with the same weights may differ in their operators, or in what goes in and out.
+    network = repr((graph.digest(), card.axes, card.inputs, card.outputs, card.activation))
     facts = {
-        "model": framed.card.name or type(model).__name__,
+        "model": card.name or type(model).__name__,
+        "network_sha256": hashlib.sha256(network.encode()).hexdigest(),
         "weights_sha256": digest(model),
         "precision": precision,
         "input_sha256": fingerprint,
@@ -333,8 +339,8 @@ def identity(
     }
     itself = f"{facts['model']} {facts['weights_sha256'][:12]}"
     facts["lineage"] = f"{framed.lineage} > {itself}" if framed.lineage else itself
-    if framed.card.sections:
+    if card.sections:
         facts["direction"] = direction or "inline"
     if threshold is not None:
-        facts["threshold"] = f"{threshold:g}"
+        facts["threshold"] = repr(float(threshold))
     return facts

@@ -16,7 +16,8 @@ from ..output import PathLike, check_free, is_complete, is_unfinished
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
-from .labelled import Volume, check_apart, frame
+from .labelled import Volume, check_apart, check_outputs, frame
+from .planning import captured
 from .prediction import identity, predict, prepared
 from .statistics import all_statistics
 
@@ -49,12 +50,14 @@ def predict_all(
     Raises
     ------
     ArgumentError
-        If there is not one path for each survey, or two are the same.
+        If there is not one path for each survey, or two are the same, or `surveys` is no sequence.
     OutputExistsError
         If a path holds something else than what would be written.
     OutcropError
         As `predict` does.
     """
+    if isinstance(surveys, (str, os.PathLike, Remote, xr.Dataset, xr.DataArray)):
+        raise ArgumentError("surveys: is a single one; pass a list of them, or use predict")
     stores = options.get("storage_options")
     targets = _targets(surveys, paths, stores)
     if options.pop("progress", False):
@@ -63,7 +66,8 @@ def predict_all(
     how = {**defaults, **options}
     client, overwrite = how["client"], how["overwrite"]
     for survey, path in zip(surveys, targets, strict=True):  # before hours go into the others
-        frame(model, survey, how["direction"], stores, stacked=True)
+        framed = frame(model, survey, how["direction"], stores, stacked=True)
+        check_outputs(framed, how["threshold"])
         for target in targets:
             check_apart(survey, target, stores)
         if not is_complete(path):
@@ -117,9 +121,12 @@ def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -
 def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, Any]) -> None:
     """Raise unless the Zarr at a path is the prediction that is asked for."""
     framed = frame(model, survey, how["direction"], how["storage_options"], stacked=True)
+    graph, _ = captured(model, framed)
     _, fingerprint = all_statistics(framed, how["client"])
     precision = how["plan"].dtype if how["plan"] else how["precision"]
-    wanted = identity(model, framed, fingerprint, precision, how["direction"], how["threshold"])
+    wanted = identity(
+        model, framed, graph, fingerprint, precision, how["direction"], how["threshold"]
+    )
     found = open_dataset(path).attrs
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
     if other:

@@ -10,6 +10,7 @@ import dask.array
 import numpy as np
 import xarray as xr
 
+from ..arrays import spoken
 from ..errors import SurveyError
 from ..models.normalization import Statistics
 from ..patience import patiently
@@ -192,7 +193,9 @@ def all_statistics(
             prints.append(fingerprint)
             kinds = {each.normalization for each in framed.card.inputs if each.name == name}
             if kinds - set(_LOCAL) and found[-1][name].highest == found[-1][name].lowest:
-                at = [f"{d} {volume[d].item():g}" for d in framed.stacked if d in volume.coords]
+                at = [
+                    f"{d} {spoken(volume[d].values)}" for d in framed.stacked if d in volume.coords
+                ]
                 raise SurveyError(
                     f"{' at '.join([name, *at])}: the live samples are all equal; is this the "
                     "right variable?"

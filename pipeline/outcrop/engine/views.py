@@ -25,8 +25,9 @@ from ..models.weights import digest
 from ..output import Output, PathLike, check_free, is_complete
 from ..planner import parse_bytes
 from ..storage import Options, Place, naming_refusal, place, remove
-from .labelled import Volume, check_apart, frame, mask_of
-from .prediction import predict
+from .labelled import Volume, check_apart, check_outputs, frame, mask_of
+from .planning import captured
+from .prediction import identity, predict
 from .statistics import all_statistics
 
 Turn = Callable[[xr.Dataset], xr.Dataset]
@@ -121,14 +122,15 @@ def predict_views(
     check_apart(data, place(path, stores), stores)
     target = check_free(path, overwrite, stores)
     survey = _dataset(data, options.get("storage_options"))
+    direction, precision = options.get("direction"), options.get("precision", "float32")
+    framed = frame(model, survey, direction)
+    check_outputs(framed, threshold)
+    graph, _ = captured(model, framed)
+    fingerprint = all_statistics(framed)[1]
     record = {
-        "weights": digest(model),
-        "direction": options.get("direction"),
-        "survey": all_statistics(frame(model, survey))[1],
+        **identity(model, framed, graph, fingerprint, precision, direction, threshold),
         "views": [v.name for v in views],
         "merge": merge,
-        "threshold": threshold,
-        "precision": options.get("precision", "float32"),
     }
     with _steps(target, record, overwrite) as folder:
         seen = []
@@ -200,12 +202,15 @@ def refine(
                 f"refinement takes {', '.join(missing)}, which {gives.name} as it was loaded does "
                 "not predict; load it without tasks (--tasks)"
             )
-    framed = frame(infer, data, options.get("direction"), options.get("storage_options"))
+    direction = options.get("direction")
+    framed = frame(infer, data, direction, options.get("storage_options"))
+    check_outputs(framed, threshold)
+    graph, _ = captured(infer, framed)
+    fingerprint = all_statistics(framed)[1]
+    precision = options.get("precision", "float32")
     record = {
-        "weights": [digest(infer), digest(refiner)],
-        "direction": options.get("direction"),
-        "survey": all_statistics(framed)[1],
-        "precision": options.get("precision", "float32"),
+        **identity(infer, framed, graph, fingerprint, precision, direction, None),
+        "refiner_sha256": digest(refiner),
     }
     with _steps(target, record, overwrite) as folder:
         before: Volume = data
@@ -334,6 +339,8 @@ def _merge(
     coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in first.coords.items()}
     encoding |= {str(k): encoded(v.dtype, ZstdCodec()) for k, v in first.coords.items()}
     attrs = {**first.attrs, "views": ", ".join(record["views"]), "merged_by": merge}
+    if "crossline" in record["views"]:
+        attrs["direction"] = "both"
     template = xr.Dataset(variables, coords=coords, attrs=attrs)
     goes_on = "once that is mended, the same command goes on where it stopped"
     with (

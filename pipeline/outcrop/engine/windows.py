@@ -8,17 +8,17 @@ import torch
 import xarray as xr
 from torch import nn
 
-from .. import __version__
 from ..arrays import open_dataset
 from ..errors import ArgumentError
 from ..graph import Box
 from ..graph.boxes import Shape, tiles
-from ..models.weights import digest
 from ..output import Output, PathLike, check_free
 from ..progress import track
 from ..storage import Options, naming_refusal, place
 from .chunks import DecodedChunks
-from .labelled import Volume, check_apart, frame, template
+from .labelled import Volume, check_apart, check_outputs, frame, template
+from .planning import captured
+from .prediction import identity
 from .statistics import all_statistics
 from .zarr_stores import PredictionStore, SurveyStore
 
@@ -72,6 +72,7 @@ def predict_windows(
         As `predict` does.
     """
     framed = frame(model, data, direction, storage_options)
+    check_outputs(framed, threshold)
     card = framed.card
     if not card.sections or len(card.axes) != 3:
         raise ArgumentError("window: only of networks of sections, such as unet25d")
@@ -84,18 +85,14 @@ def predict_windows(
     check_apart(data, place(path, storage_options), storage_options)
     target = check_free(path, overwrite, storage_options)
     found, fingerprint = all_statistics(framed)
+    graph, _ = captured(model, framed)
     record = {
-        "model": card.name,
-        "weights_sha256": digest(model),
-        "input_sha256": fingerprint,
-        "direction": direction or "inline",
-        "threshold": threshold,
+        **identity(model, framed, graph, fingerprint, "float32", direction, threshold),
         "sliding_window": f"{window}, overlap {overlap}: not exact",
-        "outcrop_version": __version__,
     }
     tile = (_SECTIONS, *framed.grid[1:])
     empty, encoding = template(framed, [(tile, card.outputs)], threshold)
-    empty.attrs.update({k: v for k, v in record.items() if v is not None})
+    empty.attrs.update(record, title=f"{card.task} by {card.name}")
     names = [o.name if o else None for o in card.outputs]
     masks = [n.removesuffix("_probability") if n and threshold is not None else None for n in names]
     halo = int(getattr(model, "neighbours", 0))

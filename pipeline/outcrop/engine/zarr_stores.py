@@ -256,7 +256,8 @@ class PredictionStore:
         index: list[slice | int] = [slices[i] for i in self.turn]
         for i, section in self.fixed:
             index.insert(i, section)
-        channels = value.detach().float()[0]
+        # A class map, such as `argmax` returns, has no dimension of channels.
+        channels = value.detach().float().reshape(-1, *box.shape)
         if self.activation == "softmax":
             channels = torch.softmax(channels, dim=0)
         for path, mask, channel in zip(self.paths, self.masks, channels, strict=True):

@@ -83,6 +83,16 @@ def capture(
         if out.kind is OutputKind.USER_OUTPUT:
             name = getattr(out.arg, "name", None)
             leaves.append(getattr(out.arg, "value", None) if name not in refs else refs[name])
+    # What was taken whole and is as large as the volume goes out like any other output.
+    volumes = {builder.layouts[name].grid for name in inputs}
+    leaves = [
+        Ref(builder.image(leaf.name))
+        if isinstance(leaf, Ref)
+        and leaf.name in builder.layouts
+        and builder.layouts[leaf.name].shape[2:] in volumes
+        else leaf
+        for leaf in leaves
+    ]
     names = tuple(leaf.name for leaf in leaves if isinstance(leaf, Ref))
     for name in names:
         if name in weights:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..errors import ArgumentError
+from .normalization import NORMALIZATIONS
+
 
 @dataclass(frozen=True)
 class InputCard:
@@ -16,7 +19,8 @@ class InputCard:
     long_name : str
         What it is.
     normalization : str
-        One of `outcrop.models.normalization.NORMALIZATIONS`, by statistics of the whole survey.
+        One of `outcrop.models.normalization.NORMALIZATIONS`, by statistics of the whole survey;
+        `ArgumentError` if it is none of them.
     axis : int
         For "position": the network's axis along which it runs from 0 to 1.
     """
@@ -25,6 +29,13 @@ class InputCard:
     long_name: str
     normalization: str
     axis: int = 0
+
+    def __post_init__(self) -> None:
+        if self.normalization not in NORMALIZATIONS:
+            raise ArgumentError(
+                f"normalization {self.normalization!r} of {self.long_name}: choose one of "
+                f"{', '.join(NORMALIZATIONS)}"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PosixPath, PurePosixPath
@@ -77,7 +77,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(_PLAIN):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file makes the unpickler raise anything
         raise WeightsError(
             f"{file}: cannot be read as tensors alone ({_reason(error)}); save it again with "
             "torch.save(model.state_dict(), path) or as .safetensors"
@@ -111,6 +111,7 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def write(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> int:
     """Write a state dict as ``.safetensors``, whole or not at all; return how many tensors."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     file = Path(path)
@@ -121,9 +122,11 @@ def write(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> int:
         # Copies: tensors that share memory are refused.
         save_file({key: value.clone().contiguous() for key, value in state.items()}, aside)
         os.replace(aside, file)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise WeightsError(f"{file}: cannot be written ({error.strerror})") from error
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise WeightsError(f"{file}: cannot be written ({reason})") from error
     return len(state)
 
 

@@ -92,8 +92,10 @@ def make_plan(
         raise ArgumentError("the network computes nothing: what it returns is its input")
     if any(0 in graph.shape(name) for name in graph.outputs):
         raise ArgumentError("the network returns a tensor without values; is the volume too small?")
-    if tile is not None and (len(tile) != graph.rank or min(tile) < 1):
-        raise ArgumentError(f"tile {tuple(tile)}: give {graph.rank} positive extents")
+    if tile is not None:
+        extents = list(tile) if isinstance(tile, Sequence) else [tile]
+        if len(extents) != graph.rank or not all(isinstance(n, int) and n > 0 for n in extents):
+            raise ArgumentError(f"tile {tile}: give {graph.rank} positive extents")
     task = Task(
         graph,
         tuple(n for n in dict.fromkeys(graph.outputs) if n in graph.nodes),

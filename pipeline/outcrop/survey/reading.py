@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import xarray as xr
 from ..arrays import located, open_dataset
 from ..errors import MissingChunkError, OutcropError, SurveyError
 from ..output import is_complete, is_unfinished
-from ..storage import Options, Remote, place
+from ..storage import Options, Place, Remote, place
 
 if TYPE_CHECKING:
     from ..output import PathLike
@@ -85,8 +86,7 @@ def open_unchunked(path: PathLike, storage_options: Options | None = None) -> xr
             f"{path}: is a file; ingest SEG-Y with outcrop ingest, or pass the shape of raw "
             "float32 samples (inlines, crosslines, samples)"
         )
-    if not is_complete(path):
-        raise SurveyError(f"{path}: is no Zarr group; pass one that outcrop ingest wrote")
+    _check_group(path)
     dataset = open_dataset(path, chunks=None)
     if not {"inline", "crossline"} <= set(dataset.dims):
         has = ", ".join(map(str, dataset.dims)) or "none"
@@ -96,6 +96,25 @@ def open_unchunked(path: PathLike, storage_options: Options | None = None) -> xr
         )
     others = (name for name in dataset.coords if name not in dataset.dims)
     return dataset.assign_coords({name: in_blocks(dataset.coords[name]) for name in others})
+
+
+def _check_group(path: Place) -> None:
+    """Raise `SurveyError` unless there is a Zarr group that can be read."""
+    if not is_complete(path):
+        if (path / ".zgroup").is_file():
+            raise SurveyError(
+                f"{path}: is in Zarr format 2; write it in format 3, such as by "
+                "xarray.open_zarr(path).to_zarr(other, zarr_format=3), or ingest the SEG-Y again"
+            )
+        raise SurveyError(f"{path}: is no Zarr group; pass one that outcrop ingest wrote")
+    try:
+        kind = json.loads((path / "zarr.json").read_text())["node_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SurveyError(
+            f"{path}/zarr.json: is damaged ({error}); restore that file, or ingest the survey again"
+        ) from None
+    if kind != "group":
+        raise SurveyError(f"{path}: is an {kind} of a group; pass the folder that it lies in")
 
 
 def in_blocks(variable: xr.DataArray) -> xr.DataArray:

@@ -168,14 +168,16 @@ def fit(
     ArgumentError
         If an argument is none of the allowed values, or outcrop cannot train the network.
     TrainingDataError
-        If the data are missing, of the wrong shape, not finite, or labels of probabilities not
-        from 0 to 1: before the first step.
+        If the data are missing, of the wrong shape, not finite, all equal, or labels of
+        probabilities not from 0 to 1: before the first step.
     WeightsError
         If there is no such network, or the weights do not fit.
     OutputExistsError
         If `out` holds a run, or other things.
     ResumeError
-        If there is nothing to resume, or it was begun with other settings.
+        If there is nothing to resume, it is damaged, or it was begun with other settings.
+    TrainingDivergedError
+        If the network's outputs become NaN or infinite; the checkpoints before stay.
     """
     options = options or {}
     settings = {k: v for k, v in locals().items() if k not in _UNRECORDED}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ..engine import offload
+from ..errors import TrainingDivergedError
 from .objectives import Objective, update
 
 Batch = dict[str, Tensor]
@@ -83,7 +84,9 @@ class TrainingModule(L.LightningModule):
         """Sum of the losses of a batch."""
         where = self.activations
         with offload(where.mode, where.path, where.compression):
-            parts = self.objective.loss(self(batch["input"]), batch)
+            outputs = self(batch["input"])
+            self._check_finite(outputs)
+            parts = self.objective.loss(outputs, batch)
             loss = torch.stack(list(parts.values())).sum()
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=1)
         if len(parts) > 1:
@@ -93,11 +96,21 @@ class TrainingModule(L.LightningModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         """Losses and metrics of a batch."""
         outputs = self(batch["input"])
+        self._check_finite(outputs)
         parts = self.objective.loss(outputs, batch)
         loss = torch.stack(list(parts.values())).sum()
         size = len(batch["input"])
         self.log("val_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         update(self.scores, outputs, batch)
+
+    def _check_finite(self, outputs: Batch) -> None:
+        """Raise before a loss meets what it cannot take, and before a checkpoint keeps it."""
+        if not all(bool(y.isfinite().all()) for y in outputs.values()):
+            raise TrainingDivergedError(
+                f"epoch {self.current_epoch}, step {self.global_step}: the network's outputs are "
+                "NaN or infinite: the training has diverged; train again with a smaller "
+                "learning_rate (--learning-rate) or precision 32-true, and overwrite (--overwrite)"
+            )
 
     def on_validation_start(self) -> None:
         """Let metrics be summed in any order; training goes by the trainer's `deterministic`."""

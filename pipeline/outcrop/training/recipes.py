@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
+from ..errors import ArgumentError
 from .geology import Fault
 from .synthetic import LABELS, synthetic_survey
 
@@ -38,6 +39,7 @@ RANGES: Ranges = {
     "coherent_noise": (0.0, 0.3),
     "footprint": (0.0, 0.25),
 }
+_LOGARITHMIC = ("faults", "slip", "peak_frequency")
 
 
 def random_survey(
@@ -64,9 +66,14 @@ def random_survey(
     -------
     xarray.Dataset
         As `synthetic_survey` returns it.
+
+    Raises
+    ------
+    ArgumentError
+        If a range has a name that is none of `RANGES`, or is none.
     """
     rng = np.random.default_rng(seed)
-    ranges = {**RANGES, **ranges}
+    ranges = _checked({**RANGES, **ranges})
 
     def draw(name: str) -> float:
         return float(rng.uniform(*ranges[name]))
@@ -91,6 +98,18 @@ def random_survey(
         footprint=draw("footprint") * float(rng.integers(2)),
         labels=labels,
     )
+
+
+def _checked(ranges: Ranges) -> Ranges:
+    for name, pair in ranges.items():
+        if name not in RANGES:
+            raise ArgumentError(f"ranges: {name!r} is none of {', '.join(RANGES)}")
+        low, high = pair
+        if not -math.inf < low <= high < math.inf:
+            raise ArgumentError(f"ranges: {name} {pair}; give the lowest and the highest value")
+        if name in _LOGARITHMIC and low <= 0:
+            raise ArgumentError(f"ranges: {name} {pair}; its logarithm is drawn: begin above 0")
+    return ranges
 
 
 def _faults(rng: np.random.Generator, shape: Sequence[int], ranges: Ranges) -> list[Fault]:

@@ -57,8 +57,7 @@ def begin(
                 f"{folder}: has no checkpoint yet; run without resume (--resume) and with "
                 "overwrite (--overwrite)"
             )
-        record = json.loads(file.read_text())
-        begun = record["settings"]
+        record, begun = _begun(folder)
         for name in sorted((begun.keys() | settings.keys()) - set(free)):
             if begun.get(name) != settings.get(name):
                 raise ResumeError(
@@ -78,6 +77,24 @@ def begin(
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write(file, {"settings": settings, **_versions(), "epochs": []})
+
+
+def _begun(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the record of a run and its settings; raise `ResumeError` if a file is damaged."""
+    for name in (_RECORD, LAST):
+        try:
+            if name == LAST:
+                torch.load(folder / name, map_location="cpu", weights_only=True)
+            else:
+                record = json.loads((folder / name).read_text())
+                begun = record["settings"]
+        except Exception as error:  # a damaged file makes the unpickler raise anything
+            reason = " ".join(str(error).split())[:80] or type(error).__name__
+            raise ResumeError(
+                f"{folder / name}: cannot be read ({reason}); restore that file, or begin anew "
+                "with overwrite (--overwrite)"
+            ) from error
+    return record, begun
 
 
 class Checkpoint(ModelCheckpoint):

@@ -24,6 +24,7 @@ from .volumes import (
     Extents,
     Source,
     Volume,
+    check_differ,
     check_finite,
     check_probabilities,
     statistics_of,
@@ -107,18 +108,14 @@ class RawFolder:
         shape: Sequence[int] | None = None,
     ) -> None:
         self.folder, self.labels = Path(folder), tuple(labels)
-        numbers = [
-            int(found[1])
-            for path in self.folder.iterdir()
-            if (found := re.fullmatch(r"(\d+)\.bin", path.name))
-        ]
-        if not numbers:
+        names = [p.stem for p in self.folder.iterdir() if re.fullmatch(r"\d+\.bin", p.name)]
+        if not names:
             raise TrainingDataError(
                 f"{self.folder}: has no files named 0.bin, 1.bin, ...; pass their folder"
             )
-        self.numbers = sorted(numbers)
-        self.volumes: int | None = len(numbers)
-        first = self.folder / f"{self.numbers[0]}.bin"
+        self.names = sorted(names, key=lambda name: (int(name), name))
+        self.volumes: int | None = len(names)
+        first = self.folder / f"{self.names[0]}.bin"
         count = first.stat().st_size // 4
         cube = round(count ** (1 / 3))
         self.shape: Extents = tuple(shape) if shape else (cube,) * 3
@@ -127,9 +124,9 @@ class RawFolder:
                 f"{first}: {count:,} samples are no cube; say their shape (--shape)"
             )
         sha = hashlib.sha256()
-        for number in self.numbers:
+        for name in self.names:
             for variable in ("amplitude", *self.labels):
-                sha.update(self._check(number, variable))
+                sha.update(self._check(name, variable))
         self.description: dict[str, Any] = {
             "folder": str(self.folder.absolute()),
             "shape": list(self.shape),
@@ -138,7 +135,7 @@ class RawFolder:
 
     def read(self, number: int) -> Volume:
         """Read the files of the sample at place `number` of all."""
-        name = self.numbers[number]
+        name = self.names[number]
         values = {"amplitude": self._load(name, "amplitude")}
         for label in self.labels:
             values[label] = self._load(name, label)
@@ -146,15 +143,15 @@ class RawFolder:
                 values[label] = values[label] * 180
         return Volume(values, statistics_of(values["amplitude"]))
 
-    def _path(self, number: int, variable: str) -> Path:
+    def _path(self, name: str, variable: str) -> Path:
         suffix = "" if variable == "amplitude" else f"_{_RAW.get(variable, variable)}"
-        return self.folder / f"{number}{suffix}.bin"
+        return self.folder / f"{name}{suffix}.bin"
 
-    def _load(self, number: int, variable: str) -> Array:
-        return np.fromfile(self._path(number, variable), "<f4").reshape(self.shape)
+    def _load(self, name: str, variable: str) -> Array:
+        return np.fromfile(self._path(name, variable), "<f4").reshape(self.shape)
 
-    def _check(self, number: int, variable: str) -> bytes:
-        path = self._path(number, variable)
+    def _check(self, name: str, variable: str) -> bytes:
+        path = self._path(name, variable)
         if not path.is_file():
             raise TrainingDataError(f"{path}: is missing; the network learns {variable} from it")
         need = 4 * int(np.prod(self.shape))
@@ -163,9 +160,11 @@ class RawFolder:
                 f"{path}: has {path.stat().st_size:,} bytes, and "
                 f"{' × '.join(map(str, self.shape))} float32 samples are {need:,}"
             )
-        values = self._load(number, variable)
+        values = self._load(name, variable)
         check_finite(values, str(path))
-        if variable not in ("amplitude", *QUANTITIES):
+        if variable == "amplitude":
+            check_differ(statistics_of(values), str(path))
+        elif variable not in QUANTITIES:
             check_probabilities(float(values.min()), float(values.max()), str(path))
         return hashlib.sha256(values.tobytes()).digest()
 
@@ -216,6 +215,7 @@ class Survey:
             self.statistics, fingerprint = statistics(survey["amplitude"])
         except SurveyError as error:
             raise TrainingDataError(f"{path}: {error}") from error
+        check_differ(self.statistics, f"{path}: amplitude")
         self.description: dict[str, Any] = {
             "survey": str(Path(path).absolute()),
             "fingerprint": fingerprint,

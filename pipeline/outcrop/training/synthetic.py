@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from ..errors import OutputExistsError
+from ..errors import ArgumentError, OutputExistsError
 from .geology import FINE, Array, Fault, Fold, draw_faults, reflectivity, sine_cosine
 from .noise import coherent_noise as plane_events
 from .noise import footprint as stripes
@@ -40,6 +40,7 @@ LABELS = ("fault", "fault_dip", "fault_strike", "rgt", "dhr")
 
 _SLAB = 4  # inlines at a time, so that what is in work stays in the processor's cache
 _START = 1000.0  # ms
+_NYQUIST = 500.0 / SAMPLE_INTERVAL  # Hz
 _SHARPER = 2.0  # peak frequency of the high-resolution image over that of the image
 
 
@@ -110,7 +111,24 @@ def synthetic_survey(
         from 0 (the youngest layer) to 1; `dhr`, float32, the image without noise, through a
         Ricker wavelet of twice the peak frequency and the same phase. The faults are in the
         attributes.
+
+    Raises
+    ------
+    ArgumentError
+        If a label or the wavelet is unknown, or a frequency or the thickness of layers is not
+        positive.
     """
+    peaks = [peak_frequency] if isinstance(peak_frequency, (int, float)) else [*peak_frequency]
+    if strange := [name for name in labels if name not in LABELS]:
+        raise ArgumentError(f"labels: {strange[0]!r} is none of {', '.join(LABELS)}")
+    if wavelet not in WAVELETS:
+        raise ArgumentError(f"wavelet {wavelet!r}: choose one of {', '.join(WAVELETS)}")
+    if len(peaks) not in (1, 2) or not all(0 < peak < _NYQUIST for peak in peaks):
+        raise ArgumentError(
+            f"peak_frequency {peak_frequency}: give one or two, above 0 and below {_NYQUIST:g} Hz"
+        )
+    if not layer_thickness > 0:
+        raise ArgumentError(f"layer_thickness {layer_thickness}: choose more than 0 samples")
     rng = np.random.default_rng(seed)
     if isinstance(faults, int):
         faults = draw_faults(rng, shape, faults)
@@ -145,7 +163,6 @@ def synthetic_survey(
         where = ((age - first) * FINE).astype(np.int32)
         amplitude[slab] = table.take(where, mode="clip")
 
-    peaks = [peak_frequency] if isinstance(peak_frequency, (int, float)) else [*peak_frequency]
     turn, kind = cmath.exp(1j * math.radians(phase)), WAVELETS[wavelet]
 
     def signal(frequency: Array, peak_frequency: float) -> Array:

@@ -70,6 +70,14 @@ def statistics_of(amplitude: Array) -> Statistics:
     )
 
 
+def check_differ(statistics: Statistics, where: str) -> None:
+    """Raise `TrainingDataError` if amplitudes are all equal: nothing normalises them."""
+    if statistics.lowest == statistics.highest:
+        raise TrainingDataError(
+            f"{where}: all samples are {statistics.lowest:g}; is this the right file?"
+        )
+
+
 def check_finite(values: Array, where: str) -> None:
     """Raise `TrainingDataError` that says at which sample a value is NaN or infinite."""
     bad = ~np.isfinite(values)

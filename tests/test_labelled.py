@@ -1,0 +1,72 @@
+"""Labelled variables of networks whose outputs are not a channel for each card."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import outcrop
+from outcrop.errors import NonFiniteError, SurveyError
+from outcrop.models.card import OutputCard
+from test_predict import make_survey
+from test_refusals import SHAPE, Apply, carded
+
+
+def whole(model, survey):
+    """What the network returns of the normalised volume in one piece."""
+    values = survey.amplitude.transpose("twt", "crossline", "inline").to_numpy()
+    x = torch.from_numpy((values - values.mean(dtype="f8")) / values.std(dtype="f8"))
+    return model(x.float()[None, None]).detach().reshape(-1, *x.shape)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_class_maps_with_and_without_channels(keep, tmp_path):
+    torch.manual_seed(0)
+    card = OutputCard("facies", "seismic facies", "1", (0, 4))
+    model = carded(Apply(lambda x: x.argmax(1, keepdim=keep)), card, channels=5)
+    survey = make_survey(SHAPE, missing=0)
+    found = outcrop.predict(model, survey, tmp_path / "o.zarr", tile=(5, 4, 3)).facies
+    assert np.array_equal(found.transpose("twt", "crossline", "inline"), whole(model, survey)[0])
+
+
+def test_an_output_of_an_operator_without_a_rule(tmp_path):
+    """It is taken whole, and is written tile by tile all the same."""
+    torch.manual_seed(0)
+    cards = [OutputCard(n, n, "1", (0, 1)) for n in ("low", "high")]
+    model = carded(
+        Apply(lambda x: torch.fft.ifftn(torch.fft.fftn(x, dim=(2, 3, 4)), dim=(2, 3, 4)).real),
+        *cards,
+        channels=2,
+    )
+    survey = make_survey(SHAPE, missing=0)
+    found = outcrop.predict(model, survey, tmp_path / "o.zarr", tile=(5, 4, 3))
+    for name, expected in zip(("low", "high"), whole(model, survey), strict=True):
+        ours = found[name].transpose("twt", "crossline", "inline").to_numpy()
+        assert np.abs(ours - expected.numpy()).max() < 1e-5
+
+
+def test_nan_is_not_in_the_range_of_an_output(tmp_path):
+    """With traces that are not there, too."""
+    time = OutputCard("rgt", "time", "1", (0, 1), own_range=True)
+    model = carded(Apply(lambda x: torch.where(x > 0.1, x, torch.nan)), time)
+    for missing in (0, 0.2):
+        survey = make_survey(SHAPE, missing=missing)
+        with pytest.warns(UserWarning, match="rgt: NaN or infinite at"):
+            found = outcrop.predict(
+                model, survey, tmp_path / f"{missing}.zarr", nonfinite="warn"
+            ).rgt.where(survey.live)
+        assert np.isnan(found).any()
+        assert (float(found.min()), float(found.max())) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_vintages_may_have_names(tmp_path):
+    made = [make_survey(SHAPE, seed=s, missing=0) for s in (0, 1)]
+    made[1]["amplitude"] *= 0
+    survey = xr.concat(made, "vintage").assign_coords(vintage=["base", "monitor"])
+    model = carded(torch.nn.ReLU())
+    with pytest.raises(SurveyError, match="amplitude at vintage monitor: the live samples are all"):
+        outcrop.predict(model, survey, tmp_path / "o.zarr")
+    model[0].bias.data.fill_(torch.nan)
+    survey["amplitude"] += survey.inline
+    with pytest.raises(NonFiniteError, match="vintage base, inline 100, crossline 300, twt 0 ms"):
+        outcrop.predict(model, survey, tmp_path / "o.zarr")
