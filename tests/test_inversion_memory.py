@@ -56,8 +56,6 @@ print(grown, promised)
 CUBE = (24, 32, 32)
 CASES = {
     "device": {},
-    "compressed": {"storage_compression": True},
-    "disk": {"storage_mode": "disk"},
     "compressed on disk": {"storage_mode": "disk", "storage_compression": True},
     "checkpoints": {"checkpoint_segments": 8},
     "bands": {"storage_mode": "disk"},

@@ -567,8 +567,8 @@ def test_gradients_are_the_same_with_and_without_offloading(mode, tmp_path):
 
 
 def test_one_epoch_on_two_samples_overfits(tmp_path):
-    write_folder(tmp_path / "raw", shape=(48, 48, 48), labels=("fault",))
-    how = {"crop": 48, "per_volume": 1, "validation_samples": 2, "augment": False, "epochs": 1}
+    write_folder(tmp_path / "raw", shape=(24, 24, 24), labels=("fault",))
+    how = {"crop": 24, "per_volume": 1, "validation_samples": 2, "augment": False, "epochs": 1}
     how |= {"precision": "bf16-mixed", "schedule": "constant", "averaging": 0}
     how |= {"workers": 0, "accelerator": "cpu", "validation": tmp_path / "raw"}
     losses = []
