@@ -22,6 +22,7 @@ import typer.main
 import xarray as xr
 import yaml
 from distributed import Client, LocalCluster, wait
+from distributed.comm import CommClosedError
 from torch import nn
 from typer.testing import CliRunner
 
@@ -29,7 +30,17 @@ import outcrop
 from outcrop import tasks
 from outcrop.cli.main import app
 from outcrop.cluster import connect
-from outcrop.engine.crew import _wait_for, _with_gpu, _WorkerLostError, crew_of, least_room
+from outcrop.engine.crew import (
+    _store_seconds,
+    _suitable,
+    _wait_for,
+    _with_gpu,
+    _WorkerLostError,
+    check_versions,
+    crew_of,
+    least_room,
+    versions,
+)
 from outcrop.engine.dask_executor import run_dask
 from outcrop.engine.whole import example
 from outcrop.errors import MemoryBudgetError, SurveyError
@@ -114,6 +125,73 @@ def test_predict_plans_for_the_workers(client, tmp_path):
     outcrop.predict(network, survey, tmp_path / "o.zarr", client=client, listeners=[heard.append])
     assert heard[0].stages[-1]["tiles"] >= 2
     assert len({e.worker for e in heard if isinstance(e, Tile)}) == 2
+
+
+class Spectrum(nn.Module):
+    """An operator without a rule, which is evaluated in one piece, between two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 1, 3, padding=1)
+
+    def forward(self, x):
+        dims = (2, 3, 4)
+        return self.b(torch.fft.irfftn(0.5 * torch.fft.rfftn(self.a(x), dim=dims), dim=dims))
+
+
+@pytest.mark.parametrize("mode", ["auto", "none"])
+def test_what_must_be_stored_is_where_all_workers_reach_it(mode, client, tmp_path):
+    model, survey = Spectrum().eval(), make_survey((8, 8, 8))
+    expected = outcrop.predict(model, survey, tmp_path / "a.zarr").prediction
+    how = {"storage_mode": mode, "client": client}
+    found = outcrop.predict(model, survey, tmp_path / "b.zarr", **how).prediction
+    assert abs(found - expected).max() < 1e-5
+
+
+def test_a_bad_survey_does_not_keep_others_from_the_end(client, tmp_path):
+    model, (good, bad) = nn.Conv3d(1, 1, 1).eval(), (make_survey((16, 16, 16)) for _ in range(2))
+    bad["amplitude"] = bad.amplitude.where(bad.live, 0) + torch.nan
+    with pytest.raises(SurveyError, match="survey 1: "):
+        outcrop.predict_all(model, [good, bad], tmp_path / "o", client=client, tile=(8, 8, 8))
+    assert outcrop.open(tmp_path / "o" / "0.zarr").prediction.shape == (16, 16, 16)
+
+
+def test_a_client_that_is_closed_meanwhile(tmp_path):
+    with connect("local", workers=1) as made:
+
+        def close(event):
+            if isinstance(event, Tile):
+                made.close()
+
+        model, survey = nn.Conv3d(1, 1, 1).eval(), make_survey((16, 16, 16))
+        plan = outcrop.plan(model, survey, tile=(8, 8, 8), storage_mode="none")
+        how = {"client": made, "plan": plan, "listeners": [close]}
+        with pytest.raises(outcrop.OutcropError, match="the same command goes on"):
+            outcrop.predict(model, survey, tmp_path / "o.zarr", **how)
+
+
+def test_a_worker_that_dies_while_it_is_asked(monkeypatch):
+    monkeypatch.setattr("outcrop.engine.crew._LOOK", 0.1)
+    facts = {**versions(), "memory": 1}
+    answers = [{"a": CommClosedError("gone"), "b": facts}, {"b": facts}]
+    asked = SimpleNamespace(scheduler_info=nobody().scheduler_info, run=lambda *_, **__: answers[0])
+    with pytest.raises(outcrop.OutcropError, match="worker a: cannot load outcrop"):
+        check_versions(asked)
+    asked.run = lambda *_, **__: answers.pop(0)
+    assert _suitable(asked, "cpu") == {"b": facts}
+
+
+def test_a_store_that_is_full_keeps_no_sample(tmp_path, monkeypatch):
+    def write(path, data):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(address="tcp://w:1"))
+    with pytest.raises(outcrop.OutcropError, match=r"worker tcp://w:1: no space left in"):
+        _store_seconds(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_plans_for_the_workers(tmp_path):

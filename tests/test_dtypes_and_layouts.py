@@ -248,3 +248,9 @@ def test_what_a_forward_prints_is_printed(capfd):
 
     capture(Apply(function).eval(), inputs_for(SHAPE))
     assert capfd.readouterr().err == "seen\n"
+
+
+def test_what_torch_does_not_compute_in_a_precision_is_one_line():
+    for function in (torch.fft.fftn, lambda x: F.avg_pool3d(x, 2)):
+        with pytest.raises(UnsupportedOperatorError, match=r"in this precision .* float32"):
+            whole_volume(Apply(function).eval(), torch.ones(1, 1, 8, 8, 8), precision="bfloat16")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import socket
 import ssl
@@ -27,6 +28,7 @@ from outcrop import patience
 from outcrop.cluster import Tls, connect
 from outcrop.engine.crew import check_workers
 from outcrop.engine.globals import GlobalStore
+from outcrop.engine.stores import ArrayStore
 from outcrop.engine.tile import StageRunner
 from outcrop.engine.worker import Job, Network
 from outcrop.engine.zarr_stores import PredictionStore, SurveyStore, ZarrStore
@@ -262,6 +264,23 @@ def test_begun_in_process_and_not_gone_on_with_by_a_cluster(client, tmp_path):
         outcrop.predict(chain, small, path, plan=plan, client=client)
 
 
+def test_other_options_are_named_where_a_run_cannot_go_on(tmp_path):
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, listeners=[stopping(2)], **HOW)
+    with pytest.raises(ResumeError, match=r"options were storage_mode='disk'$") as caught:
+        outcrop.predict(chain, small, path, tile=HOW["tile"], storage_mode="none")
+    assert "executor" not in str(caught.value)
+
+
+def test_workers_leave_ctrl_c_to_the_client(client):
+    before = client.run(os.getpid)
+    for pid in before.values():
+        os.kill(pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert client.run(os.getpid) == before
+
+
 RUN = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -488,6 +507,48 @@ def test_a_store_that_refuses_for_good(model, survey, tmp_path, monkeypatch):
     assert np.isfinite(found.prediction.values).all()
 
 
+def test_what_is_full_is_named(model, survey, tmp_path, monkeypatch):
+    """Which may be another disk than that of the output."""
+    monkeypatch.setattr(patience, "WAITS", ())
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(OutcropError, match=r"scratch/.*: no space left .* goes on where it"):
+        outcrop.predict(
+            model, survey, tmp_path / "o.zarr", storage_path=tmp_path / "scratch", **HOW
+        )
+
+
+def test_a_store_of_workers_that_is_full_is_named(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ArrayStore, "write", full)
+    box = Box((0, 0, 0), (4, 4, 4))
+    store = ZarrStore(tmp_path / "x", (1, 1, 4, 4, 4), 3, torch.float32, box, (4, 4, 4))
+    with pytest.raises(OSError, match="No space left") as caught:
+        store.write(box, torch.zeros(1, 1, 4, 4, 4))
+    assert pickle.loads(pickle.dumps(caught.value)).filename == str(tmp_path / "x")
+
+
+def test_a_run_that_is_overwritten_leaves_nothing_elsewhere(tmp_path):
+    chain, small, scratch = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "scratch"
+    scratch.mkdir()
+    how = {**HOW, "storage_path": scratch}
+    for name in ("a", "b"):
+        with pytest.raises(Stop):
+            outcrop.predict(chain, small, tmp_path / name, listeners=[stopping(2)], **how)
+    assert len(list(scratch.iterdir())) == 2
+    how["tile"] = (4, 8, 8)
+    outcrop.predict(chain, small * 2, tmp_path / "a", overwrite=True, **how)
+    assert len(list(scratch.iterdir())) == 1
+    outcrop.predict(chain, small, tmp_path / "b", **{**how, **HOW})
+    assert not list(scratch.iterdir())
+
+
 class Full(WorkerPlugin):
     """The disk of a worker that refuses now and then, or for good from some point."""
 
@@ -595,7 +656,7 @@ def test_values_that_are_not_finite(cluster, tmp_path):
     survey.amplitude[:] = 1.0
     survey.amplitude[3, 4, 5] = 5.0
     place = "prediction: NaN or infinite at inline 106, crossline 304, twt 20 ms, and at 0 more"
-    with connect(cluster, workers=1) as client:
+    with connect(cluster, cluster and 1) as client:
         how = {"tile": (4, 4, 4), "client": client}
         with pytest.raises(NonFiniteError, match=place):
             outcrop.predict(Holed().eval(), survey, tmp_path / "a.zarr", **how)

@@ -108,9 +108,9 @@ def plain(start, path, misfit="least_squares", dtype=torch.float32, **how):
     return traces.detach(), value.item(), vp.grad.numpy()
 
 
-def ours(start, path, folder, batches, client, misfit="least_squares", max_velocity=None, **how):
+def ours(start, path, folder, batches, client, misfit="least_squares", **how):
     options = Options(pml_width=PML, **how)
-    found = set_up(start, path, None, options, observed=True, max_velocity=max_velocity)
+    found = set_up(start, path, None, options, observed=True)
     groups = [((shot, 1.0),) for shot in range(found.gathers.count)]
     with Team(Shots(found.physics, found.path, misfit), client) as team:
         model = {"vp": found.model.vp.to_numpy().astype(options.precision)}
@@ -284,7 +284,7 @@ def test_gradients_of_other_equations_by_differences(equation, tmp_path):
     def evaluate(model, folder):
         found = set_up(
             model, tmp_path / "s.zarr", None, Options(**how, **kind), observed=True,
-            max_velocity=3000.0,
+            bounds={"vp": (1000.0, 3000.0)},
         )  # fmt: skip
         with Team(Shots(found.physics, found.path), None) as team:
             arrays = {n: model[n].to_numpy().astype(np.float64) for n in found.physics.parameters}

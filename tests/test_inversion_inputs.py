@@ -1,6 +1,9 @@
 """What goes into an inversion: models, acquisitions, SEG-Y shot gathers, run files."""
 
+import dataclasses
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +30,7 @@ from outcrop.inversion.checks import SamplingError, largest_time_step
 from outcrop.inversion.config import Run
 from outcrop.inversion.experiment import Options, set_up
 from outcrop.inversion.model import grid_of
+from outcrop.inversion.physics import highest_speed
 from outcrop.inversion.selection import Selection
 from outcrop.inversion.shaping import Shape
 from outcrop.inversion.shots import cut, levels
@@ -174,6 +178,73 @@ def test_stability_holds_for_the_upper_bound(tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def layers(vp, vs, density):
+    """Two layers of a model that is elastic."""
+    top = np.arange(16)[:, None] < 7
+    vp, vs, density = (np.where(top, *pair) * np.ones((16, 20)) for pair in (vp, vs, density))
+    return inversion.velocity(vp.astype(np.float32), 10.0, vs=vs, density=density)
+
+
+def test_elastic_models_with_contrasts(tmp_path):
+    """Deepwave's time step is shorter there, and what it rounds does not matter."""
+    how = {"equation": "elastic", "pml_width": PML}
+    seabed = layers((1500.0, 2000.0), (0.0, 800.0), (1000.0, 2000.0))
+    for on in (seabed, layers((1800.0, 1800.0), (900.0, 900.0), (2000.0, 2000.0))):
+        survey = plan(on, samples=500, frequency=5.0, step=0.001)
+        shots = inversion.model_shots(on, survey, **how)
+        assert np.abs(shots.amplitude).max() > 0
+    loud = 2 * survey.wavelet
+    inversion.migrate(seabed, shots, tmp_path / "m.zarr", wavelet=loud, **how)
+    for parameter in ("vp", "density"):
+        found = inversion.invert(
+            seabed, shots, tmp_path / f"{parameter}.zarr", wavelet=loud, iterations=1,
+            parameters=parameter, optimiser="sgd", **how,
+        )  # fmt: skip
+        assert (found[parameter] != seabed[parameter]).any()
+    late = plan(seabed, samples=200, frequency=5.0, step=0.0025)
+    fails(SamplingError, r"2000 m/s with contrasts of the model, which count as 2566\.2\d m/s",
+          inversion.model_shots, seabed, late, **how)  # fmt: skip
+
+
+@pytest.mark.parametrize("moving", [("vp",), ("vs", "density"), ("vp", "vs", "density")])
+@pytest.mark.parametrize("equation", ["acoustic", "elastic"])
+def test_the_time_step_suits_every_model_within_bounds(equation, moving):
+    on = layers((1500.0, 2000.0), (0.0, 800.0), (1000.0, 2000.0))
+    ends = {"vp": (1400.0, 2600.0), "vs": (0.0, 1200.0), "density": (700.0, 2600.0)}
+    bounds = {name: ends[name] for name in moving}
+    grid, rng = grid_of(on), np.random.default_rng(0)
+    most = highest_speed(equation, on, grid, 8, bounds)
+    for _ in range(5):
+        other = on.copy(deep=True)
+        for name in moving:
+            other[name][...] = rng.choice(ends[name], size=grid.shape, p=[0.2, 0.8])
+        assert highest_speed(equation, other, grid, 8, {}) <= most
+
+
+def test_what_deepwave_refuses_is_one_line():
+    on = model()
+    found = set_up(on, plan(on), None, Options(pml_width=PML), observed=False)
+    slow = dataclasses.replace(found.physics, max_velocity=1000.0)
+    arrays = {"vp": torch.as_tensor(on.vp.to_numpy())}
+    cell, there = torch.ones(1, 1, 2), torch.ones(1, 1, dtype=torch.bool)
+    emitted = torch.as_tensor(found.wavelet)[None].float()
+    fails(OutcropError, r"scalar equation: Deepwave refuses it \(max_vel=1000", slow.record,
+          arrays, cell, there, emitted, cell, there)  # fmt: skip
+
+
+def test_low_bands_on_a_coarse_grid(tmp_path):
+    """What the filter takes away needs no samples."""
+    fine = model((32, 40))
+    survey = plan(fine, samples=400, step=0.001)
+    shots = inversion.model_shots(fine, survey, pml_width=PML)
+    coarse = model((16, 20), spacing=20.0)
+    how = {"wavelet": 2 * survey.wavelet, "pml_width": PML, "iterations": 1}
+    for bands in ([None], [5.0, 14.0]):
+        fails(SamplingError, "spacing 20 m: .* points in the shortest", inversion.invert, coarse,
+              shots, tmp_path / "o.zarr", bands=bands, **how)  # fmt: skip
+    inversion.invert(coarse, shots, tmp_path / "o.zarr", bands=[4.0, 5.0], **how)
+
+
 def test_positions_are_checked():
     on = model()
     good = plan(on)
@@ -228,6 +299,10 @@ def test_masks_of_migrations_are_checked(tmp_path):
         mask = xr.DataArray(values, dims=("depth", "inline"))
         fails(ArgumentError, f"mask: .*{match}", inversion.migrate, on, shots, tmp_path / "o",
               mask=mask)  # fmt: skip
+    mask = inversion.mask(on)
+    for other in (mask[::-1], mask.assign_coords(depth=mask.depth + 10)):
+        fails(ArgumentError, r"mask: depth goes from \d+ to \d+ m, in the model from 0 to 150 m",
+              inversion.migrate, on, shots, tmp_path / "o", mask=other)  # fmt: skip
     assert not (tmp_path / "o").exists()
 
 
@@ -280,10 +355,20 @@ def test_traces_and_options_are_checked(tmp_path):
     fails(SurveyError, "has no amplitude", inversion.invert, on, plan(on), out)
     flat = inversion.ricker(14.0, 0.0015, 220) * 0
     fails(ArgumentError, "wavelet: is zero", inversion.invert, on, shots, out, wavelet=flat)
+    one = inversion.wavelet(np.outer([1.0, 0.0, 1.0], shots.wavelet), 0.0015)
+    fails(ArgumentError, "wavelet of a shot: is zero", inversion.invert, on, shots, out,
+          wavelet=one)  # fmt: skip
+    early = shots.wavelet.assign_coords(time=shots.time - 0.06)
+    fails(SurveyError, "wavelet: time starts at -0.06; pad or cut it", inversion.invert, on, shots,
+          out, wavelet=early)  # fmt: skip
+    fails(SurveyError, "has no shots", inversion.invert, on, shots.isel(shot=[]), out)
     cases = {
         "equation='born'": {"equation": "born"},
         "storage_mode='none': a gradient needs the wavefield": {"storage_mode": "none"},
         "the scalar equation knows pressure alone": {"receiver": "vertical"},
+        "free_surface=True: the elastic equation has none": {
+            "equation": "elastic", "free_surface": True,
+        },
         "storagemode: no such option": {"storagemode": "disk"},
         "optimiser='newton'": {"optimiser": "newton"},
         "optimiser_options: sgd does not take them": {
@@ -322,6 +407,7 @@ def test_mask():
     assert not found.sel(depth=slice(0, 25)).any()
     assert found[-1].min() == 1.0
     assert 0 < found.sel(depth=40, inline=20) < 1
+    fails(ArgumentError, "mask: water_bottom is NaN", inversion.mask, on, water_bottom=np.nan)
 
 
 def test_the_filter_commutes_with_propagation():
@@ -336,6 +422,28 @@ def test_the_filter_commutes_with_propagation():
     np.testing.assert_allclose(
         low_pass(whole.to_numpy(), 8.0, 0.0015), found, atol=2e-3 * float(np.abs(found).max())
     )
+
+
+def test_whole_numbers_are_filtered_as_numbers(tmp_path):
+    on = model()
+    shots = inversion.model_shots(on, plan(on), pml_width=PML)
+    largest = float(np.abs(shots.amplitude).max())
+    shots["amplitude"] = (10 / largest * shots.amplitude).round().astype(np.int16)
+    same = shots.assign(amplitude=shots.amplitude.astype(np.float32))
+    found = [
+        inversion.invert(
+            on, given, tmp_path / f"{given.amplitude.dtype}", iterations=1, pml_width=PML,
+            bands=[14.0], optimiser="sgd",
+        ).misfit
+        for given in (shots, same)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("frequency", [0.0, -5.0, 125.0, 200.0, np.nan])
+def test_frequencies_that_no_wavelet_has(frequency):
+    fails(ArgumentError, "ricker: .* Hz is not between 0 and the Nyquist frequency",
+          inversion.ricker, frequency, 0.004, 60)  # fmt: skip
 
 
 def test_the_filter_is_a_butterworth():
@@ -625,3 +733,262 @@ def test_a_free_surface_reflects_with_the_other_sign():
     near = inversion.positions([[0.0, 200.0]], [[90.0, 250.0]], wavelet, dims)
     fails(GeometryError, "depth 0 m is too near to the free surface; put all at 10 m",
           inversion.model_shots, on, near, free_surface=True)  # fmt: skip
+
+
+# What lies on disk, and what is given in another form
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model, and the path of shots over it."""
+    on, path = model(), tmp_path_factory.mktemp("small") / "shots.zarr"
+    inversion.model_shots(on, plan(on), path, pml_width=PML)
+    return on, path
+
+
+QUICK = {"iterations": 1, "pml_width": PML, "bounds": (1500.0, 2500.0)}
+
+
+def louder(path):
+    """The wavelet of shots twice as loud, so that there is something to invert."""
+    return 2 * inversion.open_shots(path).wavelet.load()
+
+
+def test_what_is_read_is_not_overwritten(tmp_path):
+    on = model()
+    on.to_zarr(tmp_path / "start.zarr", consolidated=False)
+    shots = inversion.model_shots(on, plan(on), tmp_path / "shots.zarr", pml_width=PML)
+    before = shots.amplitude.to_numpy()
+    start, path = tmp_path / "start.zarr", tmp_path / "shots.zarr"
+    for function in (inversion.invert, inversion.migrate):
+        for observed in (path, shots):
+            fails(ArgumentError, "is the Zarr of shots that is read; choose another", function,
+                  on, observed, path, overwrite=True)  # fmt: skip
+        fails(ArgumentError, "is the model that is read", function, start, path, start,
+              overwrite=True)  # fmt: skip
+        (tmp_path / "zarr.json").write_text("{}")
+        fails(ArgumentError, "holds the model that is read", function, start, path, tmp_path,
+              overwrite=True)  # fmt: skip
+    fails(ArgumentError, "is the model that is read", inversion.model_shots, start, plan(on),
+          start, overwrite=True)  # fmt: skip
+    fails(ArgumentError, "is the acquisition that is read", inversion.model_shots, on, shots,
+          path, overwrite=True)  # fmt: skip
+    np.testing.assert_array_equal(inversion.open_shots(path).amplitude, before)
+
+
+def test_packed_and_chunked_shots_are_what_they_say(small, tmp_path):
+    on, path = small
+    shots, wavelet = inversion.open_shots(path).load().drop_encoding(), louder(path)
+    plain = inversion.invert(on, shots, tmp_path / "plain", wavelet=wavelet, **QUICK)
+    largest = float(np.abs(shots.amplitude).max())
+    how = {"dtype": "int16", "scale_factor": largest / 32000, "_FillValue": -32768}
+    shots.to_zarr(tmp_path / "packed.zarr", encoding={"amplitude": how}, consolidated=False)
+    packed = inversion.invert(
+        on, tmp_path / "packed.zarr", tmp_path / "packed", wavelet=wavelet, **QUICK
+    )
+    np.testing.assert_allclose(packed.misfit, plain.misfit, rtol=1e-3)
+    lazy = shots.chunk({"shot": 2, "receiver": 4, "time": 70})
+    chunked = inversion.invert(on, lazy, tmp_path / "chunked", wavelet=wavelet, **QUICK)
+    np.testing.assert_array_equal(chunked.vp, plain.vp)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "match"),
+    [
+        ("shots/amplitude/c/1/0/0", flip, "shots: amplitude of shot 1 cannot be read"),
+        ("shots/amplitude/c/1/0/0", lambda p: p.write_bytes(b""), "amplitude of shot 1 cannot"),
+        ("shots/source_inline/c/0", flip, "source_inline of shots 0 to 2 cannot be read"),
+        ("shots/amplitude/zarr.json", Path.unlink, "amplitude cannot be opened"),
+        ("shots/amplitude/zarr.json", lambda p: p.write_text("{"), "amplitude cannot be opened"),
+        ("shots/zarr.json", lambda p: p.write_text("{"), r"zarr\.json: is damaged"),
+        ("start/zarr.json", lambda p: p.write_text("[]"), r"zarr\.json: is damaged"),
+        ("start/vp/zarr.json", lambda p: p.write_text("{"), "start: cannot be opened"),
+        ("start/vp/c/0/0", lambda p: p.write_bytes(b""), "start: vp cannot be read"),
+    ],
+)
+def test_damaged_files_are_named(small, tmp_path, name, damage, match):
+    on, path = small
+    shutil.copytree(path, tmp_path / "shots")
+    on.to_zarr(tmp_path / "start", consolidated=False)
+    damage(tmp_path / name)
+    fails(SurveyError, match, inversion.invert, tmp_path / "start", tmp_path / "shots",
+          tmp_path / "o", **QUICK)  # fmt: skip
+
+
+def test_an_array_is_no_group(small):
+    on, path = small
+    for function, given in ((inversion.open_shots, ()), (inversion.model_shots, (plan(on),))):
+        fails(SurveyError, "is an array of a group", function, path / "amplitude", *given)
+
+
+def test_chunks_of_results_have_checksums(small, tmp_path):
+    on, path = small
+    inversion.invert(on, path, tmp_path / "i", wavelet=louder(path), **QUICK)
+    inversion.migrate(on, path, tmp_path / "m", wavelet=louder(path), pml_width=PML)
+    for name in ("i/vp", "i/vp_history", "i/gradient_vp", "i/misfit", "i/depth", "m/image"):
+        codecs = json.loads((tmp_path / name / "zarr.json").read_text())["codecs"]
+        assert codecs[-1]["name"] == "crc32c", name
+
+
+def test_damaged_unfinished_inversions(small, tmp_path):
+    on, path = small
+
+    def stop(iteration, misfit):
+        if iteration == 1:
+            raise KeyboardInterrupt
+
+    how = {**QUICK, "iterations": 2, "wavelet": louder(path)}
+    whole = inversion.invert(on, path, tmp_path / "whole", **how)
+    with pytest.raises(KeyboardInterrupt):
+        inversion.invert(on, path, tmp_path / "o", **how, on_iteration=stop)
+    aside = tmp_path / "o" / "unfinished"
+    for name in ("state.pt", "record.json"):
+        kept = (aside / name).read_bytes()
+        for damaged in (b"", b"\x00\xffgarbage", b"3"):
+            (aside / name).write_bytes(damaged)
+            fails(ResumeError, f"{name}: is damaged; restore that file, or pass overwrite=True",
+                  inversion.invert, on, path, tmp_path / "o", **how)  # fmt: skip
+        (aside / name).write_bytes(kept)
+    kept = list((aside / "evaluations").glob("*.npz"))
+    assert kept
+    for each in kept:
+        each.write_bytes(b"garbage")
+    found = inversion.invert(on, path, tmp_path / "o", **how)
+    np.testing.assert_array_equal(found.vp, whole.vp)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i2"])
+def test_bytes_in_the_other_order(dtype, small):
+    on, path = small
+    other = on.assign(vp=on.vp.astype(dtype))
+    found = inversion.model_shots(other, plan(other), pml_width=PML).amplitude
+    np.testing.assert_array_equal(found, inversion.open_shots(path).amplitude)
+
+
+def test_models_that_are_no_numbers():
+    on = model()
+    for dtype in ("complex64", "U5"):
+        fails(SurveyError, "vp is .*; make it real numbers", inversion.model_shots,
+              on.assign(vp=on.vp.astype(dtype)), plan(on))  # fmt: skip
+    values = np.full((8, 9), 2000.0)
+    cases = {
+        "foo: no such parameter; there are vp, vs": {"foo": values},
+        r"vs: has shape \(3, 3\), vp has \(8, 9\)": {"vs": np.ones((3, 3))},
+        r"spacing=\(1, 2, 3\): pass one number": {"spacing": (1, 2, 3)},
+        r"vp: has shape \(5,\)": {"vp": np.ones(5)},
+    }
+    for match, given in cases.items():
+        fails(ArgumentError, match, inversion.velocity, **{"vp": values, "spacing": 10.0, **given})
+
+
+def test_numbers_of_numpy_are_numbers(small, tmp_path):
+    on, path = small
+    found = inversion.invert(
+        on, path, tmp_path / "o", wavelet=louder(path), iterations=np.int64(1),
+        smoothing=np.float32(20), seed=np.int64(3), subset=np.int32(2), bands=np.array([9.0]),
+        optimiser="sgd", optimiser_options={"momentum": np.float32(0.5)}, step=np.float32(20),
+        pml_width=np.int64(PML), accuracy=np.int64(4), free_surface=np.bool_(False),
+    )  # fmt: skip
+    assert found.attrs["inverted_with"]["optimiser"][1] == {"momentum": 0.5}
+    found = inversion.model_shots(on, plan(on), tmp_path / "s", pml_width=np.int64(PML))
+    assert found.attrs["modelled_with"]["pml_width"] == PML
+
+
+def test_things_of_another_kind(small, tmp_path):
+    on, path = small
+    cases = {
+        "velocity=None: pass a path, or a Dataset": {"velocity": None},
+        "velocity=<ndarray>: pass a path": {"velocity": on.vp.to_numpy()},
+        "observed=None: pass a path, or a Dataset": {"observed": None},
+        "mask=<ndarray>: pass a DataArray": {"mask": np.ones((16, 20))},
+        "wavelet=<ndarray>: pass a DataArray": {"wavelet": np.ones(220)},
+        "lr='abc': pass a number above 0": {"optimiser_options": {"lr": "abc"}},
+        "lr=0: pass a number above 0": {"optimiser_options": {"lr": 0}},
+        "optimiser_options: history_size=0: pass": {"optimiser_options": {"history_size": 0}},
+        "optimiser_options: max_eval='x': pass": {"optimiser_options": {"max_eval": "x"}},
+        "checkpoint_segments=999: is more than the 220": {"checkpoint_segments": 999},
+    }
+    for match, change in cases.items():
+        given = {"velocity": on, "observed": path, "path": tmp_path / "o"} | change
+        fails(ArgumentError, match, inversion.invert, **given)
+    fails(ArgumentError, "acquisition='shots.zarr': pass a Dataset", inversion.model_shots, on,
+          "shots.zarr")  # fmt: skip
+    fails(ArgumentError, "sources 2: pass how many along inline", plan, on, sources=2)
+    assert not (tmp_path / "o").exists()
+
+
+def test_traces_that_are_left_out_decide_nothing(gathers, tmp_path):
+    path, out = tmp_path / "s.sgy", tmp_path / "s.zarr"
+    everything = [(shot, trace) for shot in range(3) for trace in range(5)]
+    write_shots(path, *gathers, dead=everything)
+    fails(GeometryError, "all traces say that they hold no signal", inversion.ingest_shots, path,
+          out)  # fmt: skip
+    write_shots(path, *gathers, dead=[(1, 3)])
+    with segyio.open(path, "r+", strict=False) as file:
+        file.header[8] = {Field.DelayRecordingTime: 100, Field.CoordinateUnits: 2}
+    for given, match in (
+        ({"origin": (np.nan, 0)}, r"origin=\(nan, 0\): pass two numbers"),
+        ({"origin": (1, 2, 3)}, "pass two numbers"),
+        ({"azimuth": np.nan}, "azimuth=nan: pass a number"),
+        ({"interval": "2"}, "interval='2': pass a number above 0"),
+    ):
+        fails(ArgumentError, match, inversion.ingest_shots, path, out, **given)
+    found = inversion.ingest_shots(path, out, origin=np.array([900, 1990]), nonfinite="zero")
+    assert found.sizes["shot"] == 3
+    assert found.source_inline[0] == 100
+    assert found.attrs["ingested_with"]["nonfinite"] == "zero"
+
+
+def test_pictures_are_possible_before_anything_is_inverted(folder):
+    path = folder / "run.yaml"
+    facts = yaml.safe_load(path.read_text())
+    (folder / "taken").write_text("")
+    model((12, 20)).to_zarr(folder / "shallow.zarr", consolidated=False)
+    for change, match in (
+        ({"true": "none.zarr"}, "none.zarr: is no Zarr group"),
+        ({"true": "shallow.zarr"}, "shallow.zarr: has .*; resample one, or leave out true"),
+        ({"pictures": "taken"}, "taken: is a file; choose another folder"),
+    ):
+        path.write_text(yaml.safe_dump(facts | change))
+        fails(OutcropError, match, lambda: Run(path).invert())
+    assert not (folder / "inverted.zarr").exists()
+
+
+def test_pictures_of_shots_whose_times_differ_by_rounding(folder):
+    path = folder / "run.yaml"
+    facts = yaml.safe_load(path.read_text()) | {"iterations": 1, "bands": [None]}
+    shots = inversion.open_shots(folder / "shots.zarr").load()
+    times = shots.time * (1 + 1e-9)
+    shots.assign_coords(time=times.assign_attrs(shots.time.attrs)).drop_encoding().to_zarr(
+        folder / "other.zarr", consolidated=False
+    )
+    path.write_text(yaml.safe_dump(facts | {"observed": "other.zarr"}))
+    Run(path).invert()
+    assert (folder / "pictures" / "gathers.png").stat().st_size > 5000
+
+
+def test_files_that_hold_something_else(folder):
+    path = folder / "run.yaml"
+    facts = yaml.safe_load(path.read_text()) | {"storage_path": None}
+    np.save(folder / "cube.npy", np.ones((1, 1, 9)))
+    np.save(folder / "complex.npy", np.ones(9, dtype=complex))
+    np.save(folder / "text.npy", np.array(["a", "b"]))
+    (folder / "empty.npy").touch()
+    (folder / "one.txt").write_text("1.0\n")
+    np.savez(folder / "many.npz", a=np.ones(3))
+    (folder / "many.npz").rename(folder / "many.npy")
+    for name in ("cube.npy", "complex.npy", "text.npy", "empty.npy", "one.txt", "many.npy"):
+        path.write_text(yaml.safe_dump(facts | {"wavelet": {"file": name}}))
+        fails(ArgumentError, f"{name}: no wavelet", lambda: Run(path).invert())
+    path.write_bytes(b"\xff\xfe\x00\x80abc: 1")
+    fails(ArgumentError, "is no YAML", Run, path)
+    short = {"iterations": 1, "bands": [None]}
+    facts = {k: v for k, v in facts.items() if k not in ("pictures", "true")}
+    path.write_text(yaml.safe_dump(facts | short))
+    assert Run(path).invert().sizes["iteration"] == 2

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from outcrop.errors import MemoryBudgetError
 from outcrop.inversion.experiment import Options, set_up
 from outcrop.inversion.memory import batch_memory, choose
 from outcrop.inversion.misfits import MISFITS
+from outcrop.inversion.shots import Shots
 
 # The growth of the resident set at its highest, over a batch, after one that loads libraries.
 MEASURED = """
@@ -110,6 +112,22 @@ def test_promise_of_memory(case, tmp_path):
     grown, promised = map(int, done.stdout.split())
     slack = 2.5 if case in SURVEYS else 1.5
     assert grown <= promised <= slack * grown, (grown, promised)
+
+
+def test_shots_that_fire_together_are_read_one_by_one():
+    """A group takes what one shot does, as is counted, and not what all of its shots do."""
+    model, shots = experiment((20, 64), 2000)
+    shots = shots.isel(shot=[0] * 40)
+    found = set_up(model, shots, None, Options(pml_width=8, substeps=True), observed=True)
+    job = Shots(found.physics, shots)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], 40).tolist()
+    tracemalloc.start()
+    summed, _ = job._observed((tuple(enumerate(signs)),), None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    one = shots.amplitude[0].to_numpy()
+    np.testing.assert_allclose(summed[0], sum(signs) * one, atol=1e-3)
+    assert peak < 6 * one.nbytes
 
 
 def test_batches_are_as_large_as_fit():

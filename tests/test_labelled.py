@@ -1,13 +1,15 @@
 """Labelled variables of networks whose outputs are not a channel for each card."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
 import outcrop
-from outcrop.errors import NonFiniteError, SurveyError
-from outcrop.models.card import OutputCard
+from outcrop.errors import ArgumentError, NonFiniteError, SurveyError
+from outcrop.models.card import AMPLITUDE, Card, OutputCard
 from test_predict import make_survey
 from test_refusals import SHAPE, Apply, carded
 
@@ -70,3 +72,19 @@ def test_vintages_may_have_names(tmp_path):
     survey["amplitude"] += survey.inline
     with pytest.raises(NonFiniteError, match="vintage base, inline 100, crossline 300, twt 0 ms"):
         outcrop.predict(model, survey, tmp_path / "o.zarr")
+
+
+def test_a_network_of_sections_of_two_axes(tmp_path):
+    """Whose card says nothing of padding."""
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(1, 1, 3, padding=1).eval()
+    card = Card("flat", "", "", "", "", (AMPLITUDE,), (), axes=("z", "trace"), sections=True)
+    model.card = card
+    survey = make_survey(SHAPE, missing=0)
+    found = outcrop.predict(model, survey, tmp_path / "o.zarr").prediction
+    section = ((survey.amplitude - survey.amplitude.mean()) / survey.amplitude.std()).isel(inline=4)
+    expected = model(torch.from_numpy(section.transpose("twt", "crossline").to_numpy())[None, None])
+    ours = found.isel(inline=4).transpose("twt", "crossline").to_numpy()
+    assert np.abs(ours - expected[0, 0].detach().numpy()).max() < 1e-4
+    with pytest.raises(ArgumentError, match=r"multiple \(8, 8, 8\) of flat: give one for each"):
+        replace(card, multiple=(8, 8, 8))

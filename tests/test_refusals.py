@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from distributed import Client
 from torch import nn
 
 import outcrop
 from outcrop import models, training
+from outcrop.cluster import connect
 from outcrop.errors import (
     ArgumentError,
+    OutcropError,
     OutputExistsError,
     ResumeError,
     SurveyError,
@@ -139,8 +142,13 @@ class Apply(nn.Module):
 def test_outputs_that_cannot_be_labelled(path, tmp_path):
     out = tmp_path / "o.zarr"
     taken = carded(nn.ReLU(), OutputCard("cdp_x", "a name", "1", (0, 1)))
-    with pytest.raises(ArgumentError, match="cdp_x: the network's card and a coordinate"):
+    with pytest.raises(ArgumentError, match="cdp_x: a variable that is written and a coordinate"):
         outcrop.predict(taken, path, out)
+    fault = carded(nn.Sigmoid(), models.card("faultseg3d").outputs[0])
+    for model, name, threshold in ((fault, "fault", 0.5), (network(), "prediction", None)):
+        survey = make_survey(SHAPE).assign_coords({name: ("inline", np.arange(SHAPE[0]))})
+        with pytest.raises(ArgumentError, match=f"{name}: a variable that is written"):
+            outcrop.predict(model, survey, out, threshold=threshold)
     with pytest.raises(SurveyError, match=r"output .* is complex; return its parts"):
         outcrop.predict(carded(Apply(lambda x: torch.complex(x, x))), path, out)
     time = carded(nn.ReLU(), OutputCard("rgt", "time", "1", (0, 1), own_range=True))
@@ -177,3 +185,41 @@ def test_another_activation_does_not_go_on(path, tmp_path):
     with pytest.raises(OutputExistsError, match=r"another prediction \(network_sha256 differ\)"):
         outcrop.predict_all(other.eval(), [path], [out])
     outcrop.predict_all(one.eval(), [path], [out])
+
+
+def test_a_lossy_prediction_is_not_taken_for_an_exact_one(path, tmp_path):
+    model, targets = network(), [tmp_path / "o.zarr"]
+    lossy = {"storage_compression": True, "storage_mode": "disk", "tile": (4, 4, 4)}
+    outcrop.predict_all(model, (each for each in [path]), targets, **lossy)
+    with pytest.raises(OutputExistsError, match="storage_compression differ"):
+        outcrop.predict_all(model, [path], targets)
+    outcrop.predict_all(model, [path], targets, **lossy)
+
+
+def test_several_surveys_of_which_one_is_bad(path, tmp_path):
+    bad = make_survey(SHAPE).drop_vars("amplitude")
+    with pytest.raises(SurveyError, match="survey 1: the survey: has no variable 'amplitude'"):
+        outcrop.predict_all(network(), [path, bad], tmp_path / "o")
+
+
+def test_an_output_below_a_file(path, tmp_path):
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file" / "o.zarr", "/proc/nowhere/o.zarr"):
+        with pytest.raises(OutcropError, match=r"o\.zarr: cannot be written .*choose another path"):
+            outcrop.predict(network(), path, target)
+
+
+def test_what_is_no_client_or_closed(path, tmp_path):
+    closed = Client.__new__(Client)
+    closed.status = "closed"
+    for client, said in (("local", "is a str; pass a distributed.Client"), (closed, "is closed")):
+        with pytest.raises(ArgumentError, match=f"client: {said}"):
+            outcrop.predict(network(), path, tmp_path / "o.zarr", client=client)
+        with pytest.raises(ArgumentError, match=f"client: {said}"):
+            outcrop.plan(network(), path, client=client)
+
+
+@pytest.mark.parametrize(("cluster", "workers"), [("local", 0), ("local", -1), (None, 2)])
+def test_workers_that_are_not_to_be_had(cluster, workers):
+    with pytest.raises(ArgumentError, match=f"workers {workers}: "), connect(cluster, workers):
+        pass

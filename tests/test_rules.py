@@ -11,6 +11,7 @@ from torch import nn
 
 from outcrop.errors import UnsupportedOperatorError
 from outcrop.graph import RULES, Box, Reduce, capture, tiles
+from outcrop.graph.rules import kernels
 
 few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -496,3 +497,29 @@ def test_training_mode_is_refused():
 def test_capture_allocates_nothing():
     graph, _ = capture(nn.Conv3d(1, 64, 3).eval(), [torch.zeros(1).expand(1, 1, 4096, 4096, 4096)])
     assert graph.grid(graph.outputs[0]) == (4094, 4094, 4094)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@few
+@given(data=st.data())
+def test_transposed_convolutions_by_slabs(rank, dtype, data):
+    """However few rows a slab has, with and without windows that overlap."""
+    draw = data.draw
+    groups, bias = draw(st.sampled_from([1, 2])), draw(st.booleans())
+    layer = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[rank](
+        4,
+        6,
+        draw(st.tuples(*[st.integers(1, 4)] * rank)),
+        draw(st.tuples(*[st.integers(1, 3)] * rank)),
+        groups=groups,
+        bias=bias,
+        dilation=draw(st.tuples(*[st.integers(1, 2)] * rank)),
+    )
+    layer = layer.to(dtype).eval().requires_grad_(False)
+    x = torch.randn(2, 4, *draw(grids(rank)), dtype=dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "COLUMNS", draw(st.sampled_from([1, 3000, 2**23])))
+        how = layer.stride, layer.dilation, groups
+        found = kernels.transposed(x, layer.weight, layer.bias, *how)
+    torch.testing.assert_close(found, layer(x))

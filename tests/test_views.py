@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import outcrop
 from outcrop import models
 from outcrop.cli.main import app
-from outcrop.errors import ArgumentError, OutcropError, ResumeError
+from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
 from outcrop.horizons import horizons, write_table
 from outcrop.models.card import AMPLITUDE, Card, probability
 from outcrop.picks import write_picks
@@ -127,6 +127,20 @@ def test_views_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
         outcrop.predict_views(model, survey * 2, path, angles=True)
     outcrop.predict_views(model, survey, path, angles=True)
     assert done.count("again") == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
+
+
+def test_views_into_an_output_that_others_are_in_progress_for(model, survey, tmp_path):
+    path, refused = tmp_path / "o.zarr", []
+
+    def meanwhile(_):
+        if not refused:
+            with pytest.raises(OutputExistsError, match="another process is writing it") as error:
+                outcrop.predict_views(model, survey, path, angles=True, overwrite=True)
+            refused.append(error)
+
+    outcrop.predict_views(model, survey, path, angles=True, listeners=[meanwhile])
+    assert refused
     assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
 
 

@@ -244,6 +244,21 @@ def test_the_command_logs_and_reports(survey, tmp_path):
     assert page.facts["tiles"] == told.count("tile")
     with pytest.raises(OutcropError, match=r"no/log: cannot be written"):
         events.JsonLog(tmp_path / "no" / "log")
+    full = events.JsonLog("/dev/full")
+    with pytest.raises(OutcropError, match=r"/dev/full: cannot be written \(No space left"):
+        full(events.Workers(output="o.zarr", workers=1))
+
+
+def test_a_page_that_cannot_be_written(survey, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutcropError, match=r"file/r\.html: .* cannot be written"):
+        outcrop.view.report(outcrop.Record(), "file/r.html")
+    survey.to_zarr("s.zarr", zarr_format=3)
+    command = ["predict", "s.zarr", "o.zarr", "--model", "faultseg3d", "--weights", "seeded"]
+    done = CliRunner().invoke(app, [*command, "--report", "file/r.html"])
+    assert "--report file/r.html: " in str(done.exception)
+    assert not (tmp_path / "o.zarr").exists()
 
 
 def test_the_command_reports_what_stopped_it(survey, tmp_path, monkeypatch):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import xarray as xr
 import zarr
 from zarr.abc.codec import BytesBytesCodec
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, WrapperStore
 
-from .errors import MissingChunkError, SurveyError
+from .errors import MissingChunkError, OutcropError, SurveyError
 from .storage import Place, Remote
 
 if TYPE_CHECKING:
@@ -48,6 +49,16 @@ def encoding(dtype: Any, *compressors: BytesBytesCodec) -> dict[str, Any]:
         missing = {"f": np.nan, "u": -1}.get(kind.kind, 0)
         stored["fill_value"] = np.array(missing).astype(kind)[()]
     return stored
+
+
+def encodings(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Return `encoding` of every variable, compressed."""
+    return {str(k): encoding(v.dtype, ZstdCodec()) for k, v in dataset.variables.items()}
+
+
+def native(value: Any) -> Any:
+    """Return NumPy's numbers and arrays as Python's, such as JSON takes; all else as it is."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def spoken(value: Any) -> str:
@@ -130,15 +141,53 @@ class Whole(WrapperStore[Any]):
         return await self._store.exists(f"{array}/{CHECKSUMS}")
 
 
+@contextlib.contextmanager
+def naming_damage(where: object, what: str) -> Iterator[None]:
+    """Turn what damaged Zarr raises into one line: where, what of it, and the first words of that.
+
+    Raises
+    ------
+    SurveyError
+        If metadata or chunks that are read in the block cannot be decoded, or are gone. Other
+        errors pass, those of disks, stores and lost workers too.
+    """
+    try:
+        yield
+    except OutcropError:
+        raise
+    except (
+        ValueError, TypeError, LookupError, AttributeError, RuntimeError, FileNotFoundError
+    ) as error:  # fmt: skip
+        told = str(error).strip().partition("\n")[0]
+        raise SurveyError(
+            f"{where}: {what} ({told or type(error).__name__}); restore it, or write it again"
+        ) from error
+
+
 def open_dataset(where: Place, chunks: Any = "auto") -> xr.Dataset:
-    """Open a group, lazily: `chunks` as for `xarray.open_zarr`."""
-    root = json.loads((where / "zarr.json").read_text())
+    """Open a group, lazily: `chunks` as for `xarray.open_zarr`.
+
+    Raises
+    ------
+    SurveyError
+        If it is an array, or metadata in it are damaged.
+    """
+    try:
+        root = json.loads((where / "zarr.json").read_text())
+        kind = root["node_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SurveyError(
+            f"{where}/zarr.json: is damaged ({error}); restore that file, or write it again"
+        ) from None
+    if kind != "group":
+        raise SurveyError(f"{where}: is an {kind} of a group; pass the folder that it lies in")
     consolidated = root.get("consolidated_metadata")
     names = consolidated["metadata"] if consolidated else (p.name for p in where.iterdir())
     # Now: whoever reads chunks later may not see the place.
     told = frozenset(n for n in names if (where / n / CHECKSUMS).is_file())
     store = Whole(store_of(where), told)
-    found = xr.open_zarr(store, chunks=chunks, consolidated="consolidated_metadata" in root)
+    with naming_damage(where, "cannot be opened"):
+        found = xr.open_zarr(store, chunks=chunks, consolidated="consolidated_metadata" in root)
     for each in (found, *found.variables.values()):
         each.encoding["source"] = str(where)
     return found

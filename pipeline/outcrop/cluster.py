@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import OutcropError
+from .errors import ArgumentError, OutcropError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -26,6 +26,8 @@ _LOCAL = {
     "distributed.worker.memory.monitor-interval": "1s",
     "distributed.deploy.lost-worker-timeout": "365 days",
 }
+# What each worker process runs before all else.
+_DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
 class Tls(NamedTuple):
@@ -50,7 +52,8 @@ def connect(
         Otherwise a scheduler's address (``tcp://...``, ``tls://...``) or the path of a scheduler
         file.
     workers : int, optional
-        Number of local workers; that of the cores, or of the GPUs, unless given.
+        Number of local workers, with "local" or "cuda"; that of the cores, or of the GPUs, unless
+        given.
     tls : Tls, optional
         Encrypt what goes over the network, and talk to nobody who shows no certificate.
 
@@ -60,9 +63,18 @@ def connect(
 
     Raises
     ------
+    ArgumentError
+        If `workers` is less than 1, or given where no workers are started.
     OutcropError
         If the cluster cannot be reached, or "cuda" is asked for and dask-cuda is not there.
     """
+    if workers is not None and workers < 1:
+        raise ArgumentError(f"workers {workers}: choose 1 or more (--workers)")
+    if workers is not None and cluster not in ("local", "cuda"):
+        raise ArgumentError(
+            f"workers {workers}: only local ones are started; pass cluster 'local' or 'cuda' "
+            "(--cluster) too, or leave it out"
+        )
     if cluster is None:
         yield None
         return
@@ -139,7 +151,8 @@ def _security(tls: Tls | None) -> Any:
 def _on_cores(how: dict[str, Any]) -> Any:
     from distributed import LocalCluster
 
-    return LocalCluster(env=_ALONE, config=_LOCAL, **how)
+    # Ctrl-C in a terminal goes to workers too, which are stopped by this process instead.
+    return LocalCluster(env=_ALONE, config=_LOCAL, preload=[_DEAF], **how)
 
 
 def _on_gpus(how: dict[str, Any]) -> Any:

@@ -191,15 +191,12 @@ class JsonLog:
     Raises
     ------
     OutcropError
-        If it cannot be written.
+        If it cannot be written, now or later.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = None if str(path) == "-" else path
-        try:
-            self._write("")
-        except OSError as error:
-            raise OutcropError(f"{path}: cannot be written ({error.strerror})") from None
+        self._write("")
 
     def __call__(self, event: Event) -> None:
         """Write one event."""
@@ -209,5 +206,10 @@ class JsonLog:
         if self.path is None:
             print(text, end="", flush=True)
             return
-        with open(self.path, "a") as log:
-            log.write(text)
+        try:
+            with open(self.path, "a") as log:
+                log.write(text)
+        except OSError as error:
+            raise OutcropError(
+                f"{self.path}: cannot be written ({error.strerror}); see to it, or log elsewhere"
+            ) from None

@@ -43,6 +43,8 @@ def take(target: Place) -> Lock:
     ------
     OutputExistsError
         If another process has it.
+    OutcropError
+        If it cannot be written there.
     """
     if isinstance(target, Remote):
         return _ObjectLock(target)
@@ -66,11 +68,10 @@ class _SystemLock:
         except Timeout:
             raise _taken(target) from None
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # which callers say more of
                 raise
             raise OutcropError(
-                f"{target}: cannot be written: {error.strerror}; choose another path, or see to "
-                "the folder"
+                f"{target}: cannot be written ({error}); choose another path, or see to that one"
             ) from None
 
     def check(self) -> None:

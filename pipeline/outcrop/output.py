@@ -14,7 +14,7 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,8 @@ import xarray as xr
 import zarr
 from zarr.storage import MemoryStore
 
-from .arrays import ASIDE, CHECKSUMS, Noting, open_for_writing, store_of
-from .errors import OutputExistsError, ResumeError
+from .arrays import ASIDE, CHECKSUMS, Noting, native, open_for_writing, store_of
+from .errors import ArgumentError, OutputExistsError, ResumeError
 from .journal import Journal
 from .locks import Lock, take
 from .patience import patiently
@@ -53,6 +53,15 @@ def is_unfinished(path: PathLike) -> bool:
     return (aside_of(path) / _RECORD).is_file() and not is_complete(path)
 
 
+def begun_with(path: PathLike) -> dict[str, Any]:
+    """Return the record of the unfinished output at `path`; empty if there is no whole one."""
+    try:
+        found: dict[str, Any] = json.loads((aside_of(path) / _RECORD).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return found
+
+
 def check_free(path: PathLike, overwrite: bool = False, options: Options | None = None) -> Place:
     """Raise `OutputExistsError` if writing to `path` would lose something finished.
 
@@ -73,6 +82,38 @@ def check_free(path: PathLike, overwrite: bool = False, options: Options | None 
     raise OutputExistsError(
         f"{target}: already exists; choose another path or pass overwrite=True (--overwrite)"
     )
+
+
+def check_apart(
+    data: object, target: Place, options: Options | None = None, what: str = "the survey"
+) -> None:
+    """Raise `ArgumentError` if an output would take the place of what is read, or of more.
+
+    Parameters
+    ----------
+    data : xarray.DataArray, xarray.Dataset or path
+        What is read; anything else lies nowhere.
+    target : pathlib.Path or Remote
+        Where the output will be.
+    options : mapping, optional
+        For fsspec, if `data` is where it lies in an object store.
+    what : str
+        That `data` is, in the message.
+    """
+    if isinstance(data, (xr.DataArray, xr.Dataset)):
+        parts = [data, *(data.variables.values() if isinstance(data, xr.Dataset) else ())]
+        read = {each.encoding["source"] for each in parts if "source" in each.encoding}
+    else:
+        read = {data} if isinstance(data, (str, os.PathLike, Remote)) else set()
+    for where in (place(each, options) for each in read):
+        above: Sequence[Path] = ()
+        if not isinstance(where, Remote) and not isinstance(target, Remote):
+            where, target = where.resolve(), target.resolve()
+            above = where.parents
+        if where == target:
+            raise ArgumentError(f"{target}: is {what} that is read; choose another path")
+        if target in above:
+            raise ArgumentError(f"{target}: holds {what} that is read; choose another path")
 
 
 @dataclass(frozen=True)
@@ -165,7 +206,7 @@ class Output:
         OutputExistsError
             If `path` holds something else, or another process is writing it.
         ResumeError
-            If an unfinished output at `path` was begun with another record.
+            If an unfinished output at `path` was begun with another record, or that is damaged.
         """
         target = check_free(path, overwrite)
         lock = take(target)
@@ -190,9 +231,15 @@ class Output:
         if not isinstance(target, Remote):
             remove(_old(target))  # which a call that died has left
         # A round trip through JSON, so that tuples and NumPy scalars compare as they are read.
-        facts = json.loads(json.dumps(dict(record)))
+        facts = json.loads(json.dumps(dict(record), default=native))
         if is_unfinished(target) and not overwrite:
-            begun = json.loads((target / ASIDE / _RECORD).read_text())
+            try:
+                begun = dict(json.loads((target / ASIDE / _RECORD).read_text()))
+            except (ValueError, TypeError):
+                raise ResumeError(
+                    f"{target / ASIDE / _RECORD}: is damaged; restore that file, or pass "
+                    "overwrite=True (--overwrite) to begin anew"
+                ) from None
             differing = sorted(
                 k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k)
             )
@@ -279,7 +326,8 @@ class Output:
         self._keep_checksums()
         root = json.loads((self.aside / _ROOT).read_text())
         root["attributes"] = {**root.get("attributes", {}), **(attributes or {})}
-        patiently(partial(write_whole, self.path / _ROOT, json.dumps(root, indent=1).encode()))
+        text = json.dumps(root, indent=1, default=native)
+        patiently(partial(write_whole, self.path / _ROOT, text.encode()))
         # Losing the consolidated metadata or leaving the journal would cost time, not data.
         with contextlib.suppress(Exception):
             remove(self.aside)

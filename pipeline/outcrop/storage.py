@@ -235,7 +235,7 @@ def naming_refusal(where: object, then: str) -> Iterator[None]:
     Parameters
     ----------
     where : place or path-like
-        What is read or written in the block.
+        What is read or written in the block; an error of another file names that one.
     then : str
         What becomes of it.
 
@@ -250,6 +250,9 @@ def naming_refusal(where: object, then: str) -> Iterator[None]:
     except OutcropError:
         raise
     except Exception as error:
+        named = getattr(error, "filename", None)
+        if named and not str(named).startswith(str(where)):  # such as a scratch file
+            where = named
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutcropError(f"{where}: no space left ({error.strerror}); {then}") from error
         absent = isinstance(error, FileNotFoundError) and "bucket does not exist" not in str(error)

@@ -118,6 +118,8 @@ class Window:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         lost = isinstance(error, _GONE) and getattr(error, "errno", None) is None
+        if isinstance(error, Exception) and not isinstance(error, OutcropError):
+            lost |= self.client.status != "running"  # which many kinds of errors come of
         with quietly():
             self.client.cancel(list(self._running.futures))
             if self.given and not lost and self.client.status == "running":
@@ -238,8 +240,8 @@ def _is_busy(names: set[str], dask_worker: Any) -> bool:
 
 
 def quietly() -> contextlib.suppress:
-    """Suppress what calls to a scheduler end with that is not there any more."""
-    return contextlib.suppress(*_GONE)
+    """Suppress what calls end with whose scheduler is not there any more, or client is closed."""
+    return contextlib.suppress(Exception, asyncio.CancelledError)
 
 
 def _raise(future: Any, where: str) -> None:

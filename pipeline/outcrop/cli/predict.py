@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, OutcropError
 from ._shared import (
     Cluster,
     Device,
@@ -186,6 +187,8 @@ def command(
     if picks is not None:
         check_picks(picks, tuple(data.sizes[d] for d in ("inline", "crossline")))
         picked = _picked(network)
+    if report not in (None, "none"):
+        _check_page(report)
     record = Record()
     listeners: list[Listener] = [record] if log_json is None else [record, JsonLog(log_json)]
     aside = log_json == "-"  # the standard output has JSON alone
@@ -275,6 +278,15 @@ def command(
     typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}", err=aside)
     if effect := result.attrs.get("storage_compression_effect"):
         typer.echo(f"what storage compression does: {effect}", err=aside)
+
+
+def _check_page(page: str) -> None:
+    """Raise before hours of work if the page about them would have no folder."""
+    folder = Path(page).absolute().parent
+    while not folder.exists():  # which are made
+        folder = folder.parent
+    if "://" not in page and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise OutcropError(f"--report {page}: {folder} takes no files; choose another path")
 
 
 @contextlib.contextmanager

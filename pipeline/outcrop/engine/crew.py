@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import os
 import platform
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 import torch
 
-from ..errors import MemoryBudgetError, OutcropError
+from ..errors import ArgumentError, MemoryBudgetError, OutcropError
 from ..planner import format_bytes
 from ..planner.rates import Crew, Rates, rates, remembered, rounded
 from ..storage import Place, Remote
@@ -69,9 +70,12 @@ def crew_of(client: Client, device: str, dtype: str, folder: Place) -> Crew:
 
     Raises
     ------
+    ArgumentError
+        If it is no client, or closed.
     OutcropError
         If a worker does not suit, or cannot write there.
     """
+    check_client(client)
     for _ in range(_ATTEMPTS):
         if not client.scheduler_info()["workers"]:
             warnings.warn("no worker is there yet: waiting for the first", stacklevel=2)
@@ -174,14 +178,20 @@ def _store_seconds(folder: Place) -> float:
         if isinstance(sample, Path):
             _forget(sample)
         sample.read_bytes()
-        seconds = time.perf_counter() - start
-        sample.unlink()
+        return time.perf_counter() - start
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutcropError(
+                f"worker {get_worker().address}: no space left in {folder} ({error.strerror}); "
+                "make room there, or pass another storage_path (--storage-path)"
+            ) from None
         raise OutcropError(
             f"worker {get_worker().address}: cannot write in {folder} ({error}); it must be "
             "reachable under this path from every worker"
         ) from None
-    return seconds
+    finally:
+        with contextlib.suppress(OSError, OutcropError):
+            sample.unlink(missing_ok=True)
 
 
 def _forget(path: Path) -> None:
@@ -198,6 +208,19 @@ def _rates(device: str, dtype: str) -> Rates:
 
     torch.set_num_threads(max(1, get_worker().state.nthreads))
     return rates(device, dtype)
+
+
+def check_client(client: object) -> None:
+    """Raise `ArgumentError` unless it is a Dask client that is connected."""
+    from distributed import Client
+
+    if not isinstance(client, Client):
+        raise ArgumentError(
+            f"client: is a {type(client).__name__}; pass a distributed.Client, such as of "
+            "outcrop.cluster.connect, or leave it out"
+        )
+    if client.status != "running":
+        raise ArgumentError(f"client: is {client.status}; connect anew")
 
 
 def check_workers(client: Client, plan: Needs) -> None:
@@ -222,11 +245,22 @@ def check_workers(client: Client, plan: Needs) -> None:
 
 def _suitable(client: Client, device: str) -> dict[str, dict[str, Any]]:
     """Facts of all who get tasks, all of which have our versions; OutcropError otherwise."""
-    facts: dict[str, dict[str, Any]] = client.run(
-        _facts, device, on_error="return", workers=_with_gpu(client)
-    )
+    facts = _asked(client, _facts, device)
     _check_versions(facts)
     return facts
+
+
+def _asked(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """What a function returns or raises on each worker."""
+    for attempt in range(_ATTEMPTS):
+        time.sleep(attempt * _LOOK)
+        found: dict[str, Any] = client.run(
+            function, *args, on_error="return", workers=_with_gpu(client)
+        )
+        # One that is lost meanwhile is such an error, and not among those asked next.
+        if not any(isinstance(each, OSError) for each in found.values()):
+            break
+    return found
 
 
 def _with_gpu(client: Client) -> list[str] | None:
@@ -237,8 +271,7 @@ def _with_gpu(client: Client) -> list[str] | None:
 
 def check_versions(client: Client, *more: str) -> None:
     """Raise `OutcropError` if a worker has other versions of outcrop, torch, and more packages."""
-    found = client.run(versions, *more, on_error="return", workers=_with_gpu(client))
-    _check_versions(found, *more)
+    _check_versions(_asked(client, versions, *more), *more)
 
 
 def _check_versions(facts: Mapping[str, Any], *more: str) -> None:

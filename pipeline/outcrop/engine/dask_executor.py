@@ -50,7 +50,7 @@ def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:
     ------
     OutcropError
         If a worker does not suit, if the same tile has killed several workers, or if the
-        scheduler is lost.
+        scheduler is lost; once those before it are whole, if an evaluation cannot be begun.
     """
     run = _Run(client, evaluations)
     try:
@@ -125,6 +125,7 @@ class _Run:
         self.networks: dict[str, str] = {}
         self.waiting = self._begun(evaluations)
         self.more = True  # evaluations that are not begun
+        self.failed: Exception | None = None  # what kept one from being begun
         self.open: list[_Work] = []
         self.window = Window(client, self._note_workers)
         self.lost: deque[Mapping[str, Any]] = deque()
@@ -136,12 +137,14 @@ class _Run:
             while True:
                 self._submit()
                 if not (self.window or self.open or self.more):
-                    return
+                    break
                 done = self.window.take(lambda what: _named(what[1], what[2]))
                 while self.lost:
                     self._lose(self.lost.popleft())
                 if done is not None:
                     self._take_in(*done)
+            if self.failed is not None:
+                raise self.failed
         finally:
             with contextlib.suppress(Exception):  # of a client that is closed, all kinds
                 self.client.unsubscribe_topic("all")
@@ -193,7 +196,7 @@ class _Run:
         for work in self.open:
             if found := self._some(work):
                 return found
-        for work in self.waiting:
+        for work in iter(self._next, None):
             self.open.append(work)
             for i in range(len(work.plan.stages)):
                 if work.schedule.is_written(i):
@@ -202,6 +205,14 @@ class _Run:
                 return found
         self.more = False
         return None
+
+    def _next(self) -> _Work | None:
+        """Return what is begun next; None after the last, or where that fails."""
+        try:
+            return next(self.waiting, None)
+        except Exception as error:  # those that are under way are finished first
+            self.failed = error
+            return None
 
     def _some(self, work: _Work) -> tuple[_Work, int, list[tuple[int, Box]]] | None:
         first = work.schedule.take()

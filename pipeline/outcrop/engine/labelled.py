@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from ..errors import ArgumentError, SurveyError
 from ..graph import Box, Graph
 from ..graph.boxes import Shape
 from ..models.card import Card, InputCard, OutputCard
-from ..storage import Options, Place, Remote, place
+from ..storage import Options
 from ..survey.reading import in_blocks, open_unchunked
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ _PLAIN = Card(
     inputs=(InputCard("amplitude", "seismic amplitude", "none"),),
     outputs=(),
 )
+
+# Outputs that no card names.
+_UNNAMED = r"prediction(_\d+)?"
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,8 @@ def check_outputs(framed: Framed, threshold: float | None) -> None:
     Raises
     ------
     ArgumentError
-        If there is a threshold, but no probability, or an output has the name of a coordinate.
+        If there is a threshold, but no probability, or an output or mask has the name of a
+        coordinate.
     SurveyError
         If the range of each volume would scale an output, and several go into one variable.
     """
@@ -207,11 +212,14 @@ def check_outputs(framed: Framed, threshold: float | None) -> None:
             f"threshold {threshold:g}: is for probabilities, and the network predicts "
             f"{', '.join(names) or 'what no card names'}; leave it out"
         )
-    if taken := [name for name in names if name in framed.volume.coords]:
-        raise ArgumentError(
-            f"{taken[0]}: the network's card and a coordinate of the survey have this name; rename "
-            "one, such as by survey.rename"
-        )
+    written = {*names, *(names if threshold is None else map(_mask, names))}
+    for name in map(str, framed.volume.coords):
+        # Without a card how many there are is known only once the network is captured.
+        if name in written or (not framed.card.outputs and re.fullmatch(_UNNAMED, name)):
+            raise ArgumentError(
+                f"{name}: a variable that is written and a coordinate of the survey have this "
+                "name; rename the coordinate, such as by survey.rename"
+            )
     own = [card.name for card in cards if card.own_range]
     if own and math.prod(framed.stacked.values()) > 1:
         raise SurveyError(
@@ -219,20 +227,6 @@ def check_outputs(framed: Framed, threshold: float | None) -> None:
             f"several along {', '.join(framed.stacked)}; select one at a time, such as by "
             f"survey.isel({next(iter(framed.stacked))}=0), or pass all to predict_all"
         )
-
-
-def check_apart(data: Volume, target: Place, storage_options: Options | None = None) -> None:
-    """Raise `ArgumentError` if an output would take the place of what is read."""
-    if isinstance(data, (xr.DataArray, xr.Dataset)):
-        parts = [data, *(data.variables.values() if isinstance(data, xr.Dataset) else ())]
-        read = {each.encoding["source"] for each in parts if "source" in each.encoding}
-    else:
-        read = {data} if isinstance(data, (str, os.PathLike, Remote)) else set()
-    for where in (place(each, storage_options) for each in read):
-        if not isinstance(where, Remote) and not isinstance(target, Remote):
-            where, target = where.resolve(), target.resolve()
-        if where == target:
-            raise ArgumentError(f"{target}: is the survey that is read; choose another path")
 
 
 def _variables(
@@ -350,12 +344,16 @@ def template(
 
 def mask_of(name: str, long_name: str, threshold: float) -> tuple[str, dict[str, Any]]:
     """Name and attributes of the variable that says where a probability reaches the threshold."""
-    mask = name.removesuffix("_probability")
+    mask = _mask(name)
     return mask, {
         "long_name": f"{long_name} at least {threshold:g}",
         "flag_values": [0, 1],
         "flag_meanings": f"no_{mask} {mask}",
     }
+
+
+def _mask(name: str) -> str:
+    return name.removesuffix("_probability")
 
 
 def _chunk(extent: int) -> int:

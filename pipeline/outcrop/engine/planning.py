@@ -165,9 +165,22 @@ def begun_plan(path: Place, graph: Graph, wanted: dict[str, Any]) -> Plan | None
 
     Made now it might be another: it depends on how fast the machine is found to be.
     """
-    try:
-        found = json.loads((aside_of(path) / PLAN).read_text())
-    except (FileNotFoundError, NotADirectoryError):
+    found = _begun(path)
+    if found.get("wanted") != wanted:
         return None
     plan = Plan.from_dict(found["plan"])
-    return plan if found["wanted"] == wanted and plan.graph == graph.digest() else None
+    return plan if plan.graph == graph.digest() else None
+
+
+def other_options(path: Place, wanted: dict[str, Any]) -> str:
+    """Say what else was wanted of an unfinished prediction; empty if that is not known."""
+    before = _begun(path).get("wanted", {})
+    return ", ".join(f"{k}={v!r}" for k, v in before.items() if v != wanted.get(k))
+
+
+def _begun(path: Place) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((aside_of(path) / PLAN).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return found

@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import xarray as xr
@@ -15,20 +15,20 @@ from torch import nn
 
 from .. import __version__
 from ..arrays import open_dataset
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ResumeError
 from ..events import Listener
 from ..graph import Graph
 from ..models.weights import digest
-from ..output import Output, PathLike, check_free, is_unfinished
+from ..output import Output, PathLike, begun_with, check_apart, check_free, is_unfinished
 from ..planner import Plan
 from ..planner.planner import StorageMode
 from ..progress import ProgressBar
-from ..storage import Options, Remote, naming_refusal, place, remove
+from ..storage import Options, Place, Remote, naming_refusal, place, remove
 from .effect import effect_of_compression
 from .evaluation import Evaluation
-from .labelled import Framed, Volume, check_apart, check_outputs, frame, output_cards, template
+from .labelled import Framed, Volume, check_outputs, frame, output_cards, template
 from .places import Places
-from .planning import PLAN, begun_plan, captured, plan_for, wanted_of
+from .planning import PLAN, begun_plan, captured, other_options, plan_for, wanted_of
 from .statistics import all_statistics
 from .whole import find_device
 
@@ -145,8 +145,8 @@ def predict(
     MemoryBudgetError
         If no plan fits; the message names the smallest budget that would.
     ArgumentError
-        If `path` is the survey that is read, `model` is no network, or storage_mode, precision,
-        device, tile, plan or threshold does not suit.
+        If `path` is the survey that is read, `model` is no network, `client` is no Dask client or
+        is closed, or storage_mode, precision, device, tile, plan or threshold does not suit.
     """
     with prepared(
         model,
@@ -206,6 +206,10 @@ def prepared(
     """Check everything, plan, and begin the output, or go on with it."""
     if nonfinite not in ("error", "warn"):
         raise ArgumentError(f"nonfinite={nonfinite!r}: take 'error' or 'warn'")
+    if client is not None:
+        from .crew import check_client, check_workers
+
+        check_client(client)
     check_apart(data, place(path, storage_options), storage_options)
     target = check_free(path, overwrite, storage_options)
     if client is not None:
@@ -243,8 +247,6 @@ def prepared(
     if client is None:
         where = find_device(plan.device)
     else:
-        from .crew import check_workers
-
         # Before the statistics: a worker that is short of memory would never begin with them.
         check_workers(client, plan)
         where = torch.device(plan.device)
@@ -256,8 +258,7 @@ def prepared(
         "plan_sha256": plan.digest(),
     }
     begun_by = dict(provenance)
-    if "disk" in plan.places.values() and not isinstance(scratch, Remote):
-        # Which store tensors in other forms.
+    if not isinstance(scratch, Remote):  # on disks they store tensors in other forms
         begun_by["executor"] = "this process" if client is None else "a cluster"
     written = (
         (stage.tile, cards[name])
@@ -280,16 +281,17 @@ def prepared(
         empty.attrs["storage_compression_effect"] = effect_of_compression(model, places)
     goes_on = "once that is mended, the same command goes on where it stopped"
     notes = {PLAN: json.dumps({"wanted": wanted, "plan": plan.to_dict()})} if made else {}
+    overwritten = _stored(scratch, begun_with(target), target)
     with (
         naming_refusal(target, goes_on),
-        Output.begin(target, empty, encoding, begun_by, overwrite, notes) as output,
+        _begin(wanted, target, empty, encoding, begun_by, overwrite, notes) as output,
     ):
         folder = output.aside / "stored"
         if storage_path is not None:  # which several predictions may share
-            alone = repr((sorted(provenance.items()), str(target.absolute())))
-            folder = scratch / hashlib.sha256(alone.encode()).hexdigest()[:16]
+            folder = _stored(scratch, begun_by, target)
             if not output.resumed:
-                remove(folder)  # of a run that was overwritten
+                for each in {overwritten, folder}:
+                    remove(each)
         places = Places(
             graph,
             plan,
@@ -311,6 +313,23 @@ def prepared(
             if not evaluation.is_whole:
                 evaluation.fail(error)
             raise
+
+
+def _begin(wanted: dict[str, Any], target: Place, *arguments: Any) -> Output:
+    """Begin an output; a `ResumeError` names the options that were others before."""
+    try:
+        return Output.begin(target, *arguments)
+    except ResumeError as error:
+        if other := other_options(target, wanted):
+            raise ResumeError(f"{error}; its options were {other}") from None
+        raise
+
+
+def _stored(scratch: Place, begun_by: Mapping[str, Any], target: Place) -> Place:
+    """Folder for what one run stores where others do, too."""
+    facts = sorted((k, v) for k, v in begun_by.items() if k != "executor")
+    alone = repr((facts, str(target.absolute())))
+    return scratch / hashlib.sha256(alone.encode()).hexdigest()[:16]
 
 
 def identity(

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import xarray as xr
 from torch import nn
 
 from ..arrays import open_dataset
-from ..errors import ArgumentError, OutputExistsError
-from ..output import PathLike, check_free, is_complete, is_unfinished
+from ..errors import ArgumentError, OutcropError, OutputExistsError
+from ..output import PathLike, check_apart, check_free, is_complete, is_unfinished
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
-from .labelled import Volume, check_apart, check_outputs, frame
+from .labelled import Volume, check_outputs, frame
 from .planning import captured
 from .prediction import identity, predict, prepared
 from .statistics import all_statistics
@@ -25,7 +25,7 @@ Paths = PathLike | Sequence[PathLike]
 
 
 def predict_all(
-    model: nn.Module, surveys: Sequence[Volume], paths: Paths, **options: Any
+    model: nn.Module, surveys: Iterable[Volume], paths: Paths, **options: Any
 ) -> list[xr.Dataset]:
     """Evaluate a network over several surveys, each as `predict` does.
 
@@ -36,7 +36,7 @@ def predict_all(
     Parameters
     ----------
     model : torch.nn.Module
-    surveys : sequence of xarray.DataArray, xarray.Dataset or path
+    surveys : iterable of xarray.DataArray, xarray.Dataset or path
     paths : path-like or sequence of path-like
         A Zarr to write for each; or a folder, where each gets the name of the survey's path, or
         its number.
@@ -50,24 +50,26 @@ def predict_all(
     Raises
     ------
     ArgumentError
-        If there is not one path for each survey, or two are the same, or `surveys` is no sequence.
+        If there is not one path for each survey, or two are the same, or `surveys` is a single one.
     OutputExistsError
         If a path holds something else than what would be written.
     OutcropError
-        As `predict` does.
+        As `predict` does, with the survey's path or number; with a client once those before it
+        are whole.
     """
     if isinstance(surveys, (str, os.PathLike, Remote, xr.Dataset, xr.DataArray)):
         raise ArgumentError("surveys: is a single one; pass a list of them, or use predict")
-    stores = options.get("storage_options")
+    surveys, stores = list(surveys), options.get("storage_options")
     targets = _targets(surveys, paths, stores)
     if options.pop("progress", False):
         options["listeners"] = [*options.get("listeners", ()), ProgressBar()]
     defaults = {k: v for k, v in (predict.__kwdefaults__ or {}).items() if k != "progress"}
     how = {**defaults, **options}
     client, overwrite = how["client"], how["overwrite"]
-    for survey, path in zip(surveys, targets, strict=True):  # before hours go into the others
-        framed = frame(model, survey, how["direction"], stores, stacked=True)
-        check_outputs(framed, how["threshold"])
+    for i, (survey, path) in enumerate(zip(surveys, targets, strict=True)):
+        with _naming(survey, i):  # before hours go into the others
+            framed = frame(model, survey, how["direction"], stores, stacked=True)
+            check_outputs(framed, how["threshold"])
         for target in targets:
             check_apart(survey, target, stores)
         if not is_complete(path):
@@ -76,7 +78,7 @@ def predict_all(
 
         def evaluations() -> Iterator[Evaluation]:
             under_way: list[tuple[Evaluation, contextlib.ExitStack]] = []
-            for survey, path in zip(surveys, targets, strict=True):
+            for i, (survey, path) in enumerate(zip(surveys, targets, strict=True)):
                 for done in [each for each in under_way if each[0].is_whole]:
                     done[1].close()
                     under_way.remove(done)
@@ -84,7 +86,8 @@ def predict_all(
                     _check_same(model, survey, path, how)
                     continue
                 context = stack.enter_context(contextlib.ExitStack())
-                evaluation = context.enter_context(prepared(model, survey, path, **how))
+                with _naming(survey, i):
+                    evaluation = context.enter_context(prepared(model, survey, path, **how))
                 under_way.append((evaluation, context))
                 yield evaluation
 
@@ -118,15 +121,30 @@ def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -
     return targets
 
 
+@contextlib.contextmanager
+def _naming(survey: Volume, i: int) -> Iterator[None]:
+    """Say which of the surveys an error is about."""
+    try:
+        yield
+    except OutcropError as error:
+        name = str(survey) if isinstance(survey, (str, os.PathLike)) else f"survey {i}"
+        if str(error).startswith(name):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
 def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, Any]) -> None:
     """Raise unless the Zarr at a path is the prediction that is asked for."""
     framed = frame(model, survey, how["direction"], how["storage_options"], stacked=True)
     graph, _ = captured(model, framed)
     _, fingerprint = all_statistics(framed, how["client"])
-    precision = how["plan"].dtype if how["plan"] else how["precision"]
+    plan = how["plan"]
+    precision = plan.dtype if plan else how["precision"]
+    compressed = plan.compressed if plan else how["storage_compression"]
     wanted = identity(
         model, framed, graph, fingerprint, precision, how["direction"], how["threshold"]
     )
+    wanted["storage_compression"] = "8 bits a value" if compressed else "none"
     found = open_dataset(path).attrs
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
     if other:

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from ..errors import MemoryBudgetError
+from ..errors import MemoryBudgetError, UnsupportedOperatorError
 from ..graph import RULES, Box, Graph, Reduce, Rule, tiles
 from ..graph.boxes import Shape, central_tile
 from ..graph.endless import Endless, endless, open_axes
@@ -275,7 +275,17 @@ class StageRunner:
             if self.watch is not None:
                 self.watch.make_room(step.takes)
             evaluate = step.rule.overwrite if step.spare else step.rule.evaluate
-            held[name] = evaluate(node, box, operands, frame.graph)
+            try:
+                held[name] = evaluate(node, box, operands, frame.graph)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                if "not implemented for" not in reason and "Unsupported dtype" not in reason:
+                    raise
+                where = f"{node.op} in {node.module}" if node.module else node.op
+                raise UnsupportedOperatorError(
+                    f"{where}: torch does not compute it in this precision ({reason}); take another"
+                    ", such as precision='float32' (--precision float32)"
+                ) from error
             if name in self.kept:
                 kept[name] = layouts[name].cut(held[name], box, frame.tile)
             if frame.anywhere is not None and name in frame.anywhere.fills:

@@ -20,12 +20,13 @@ from .. import __version__
 from ..arrays import encoding as encoded
 from ..arrays import open_dataset
 from ..errors import ArgumentError, ResumeError
+from ..locks import take
 from ..models.card import Card
 from ..models.weights import digest
-from ..output import Output, PathLike, check_free, is_complete
+from ..output import Output, PathLike, check_apart, check_free, is_complete
 from ..planner import parse_bytes
 from ..storage import Options, Place, naming_refusal, place, remove
-from .labelled import Volume, check_apart, check_outputs, frame, mask_of
+from .labelled import Volume, check_outputs, frame, mask_of
 from .planning import captured
 from .prediction import identity, predict
 from .statistics import all_statistics
@@ -229,20 +230,24 @@ def _steps(target: Place, record: Mapping[str, Any], overwrite: bool) -> Iterato
     folder = target.parent / f"{target.name}.steps"
     facts = json.loads(json.dumps({**record, "outcrop_version": __version__}))
     note = folder / "record.json"
-    if overwrite:
+    lock = take(folder)
+    try:
+        if overwrite:
+            remove(folder)
+        if note.exists():
+            begun = json.loads(note.read_text())
+            differing = sorted(k for k in {*begun, *facts} if begun.get(k) != facts.get(k))
+            if differing:
+                raise ResumeError(
+                    f"{folder}: begun with another {', '.join(differing)}; run it again as before, "
+                    "or pass overwrite=True (--overwrite)"
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(facts, indent=1))
+        yield folder
         remove(folder)
-    if note.exists():
-        begun = json.loads(note.read_text())
-        differing = sorted(k for k in {*begun, *facts} if begun.get(k) != facts.get(k))
-        if differing:
-            raise ResumeError(
-                f"{folder}: begun with another {', '.join(differing)}; run it again as before, or "
-                "pass overwrite=True (--overwrite)"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(facts, indent=1))
-    yield folder
-    remove(folder)
+    finally:
+        lock.release()
 
 
 def _dataset(data: Volume, storage_options: Options | None) -> xr.Dataset:

@@ -12,11 +12,11 @@ from ..arrays import open_dataset
 from ..errors import ArgumentError
 from ..graph import Box
 from ..graph.boxes import Shape, tiles
-from ..output import Output, PathLike, check_free
+from ..output import Output, PathLike, check_apart, check_free
 from ..progress import track
 from ..storage import Options, naming_refusal, place
 from .chunks import DecodedChunks
-from .labelled import Volume, check_apart, check_outputs, frame, template
+from .labelled import Volume, check_outputs, frame, template
 from .planning import captured
 from .prediction import identity
 from .statistics import all_statistics

@@ -108,7 +108,12 @@ class ZarrStore(ArrayStore):
     def write(self, box: Box, value: Tensor) -> None:
         if self.fence is not None:
             self.fence.check()
-        super().write(box.within(self.domain), value)
+        try:
+            super().write(box.within(self.domain), value)
+        except OSError as error:
+            if error.filename is None:  # such as of a full disk, which need not be the output's
+                error.filename = str(self.path)
+            raise
 
     def remove(self) -> None:
         remove(self.path)

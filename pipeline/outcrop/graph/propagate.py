@@ -27,6 +27,7 @@ def needed(
     nodes: Iterable[str],
     outputs: Mapping[str, Box],
     extents: Mapping[str, Shape] | None = None,
+    at_worst: bool = False,
 ) -> dict[str, Box]:
     """Box of every tensor that `outputs` depend on, when just `nodes` are evaluated.
 
@@ -40,6 +41,8 @@ def needed(
     extents : mapping of str to tuple of int, optional
         Extents to which boxes are grown, where the grid has room: boxes at the edge of the volume
         are then of the same shape as any.
+    at_worst : bool
+        For boxes of these shapes wherever they need most.
 
     Returns
     -------
@@ -57,7 +60,9 @@ def needed(
     for name in reversed(nodes):
         grow(name)
         node = graph.nodes[name]
-        for operand, box in RULES[node.op].needs(node, boxes[name], graph).items():
+        rule = RULES[node.op]
+        needs = rule.at_worst if at_worst else rule.needs
+        for operand, box in needs(node, boxes[name], graph).items():
             boxes[operand] = boxes[operand] | box if operand in boxes else box
     for name in boxes.keys() - set(nodes):
         grow(name)

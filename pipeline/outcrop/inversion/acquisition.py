@@ -29,11 +29,21 @@ def ricker(frequency: float, time_step: float, samples: int) -> xr.DataArray:
     xarray.DataArray
         float64, (time,).
 
+    Raises
+    ------
+    ArgumentError
+        If the frequency is not between 0 and the Nyquist frequency.
+
     References
     ----------
     .. [1] Ricker, N., 1953, The form and laws of propagation of seismic wavelets: Geophysics,
        18, 10-40, https://doi.org/10.1190/1.1437843
     """
+    if not (time_step > 0 and 0 < frequency < 0.5 / time_step):
+        raise ArgumentError(
+            f"ricker: {frequency:g} Hz is not between 0 and the Nyquist frequency of a time step "
+            f"of {1000 * time_step:g} ms; pass a lower one above 0, or a shorter time step"
+        )
     time = time_step * np.arange(samples)
     phase = (np.pi * frequency * (time - 1.5 / frequency)) ** 2
     return wavelet((1 - 2 * phase) * np.exp(-phase), time_step)
@@ -140,7 +150,7 @@ def surface_grid(
     dims = [d for d in DIMS if d in velocity.dims]
     lateral = dims[1:]
     for name, counts in (("sources", sources), ("receivers", receivers)):
-        if len(counts) != len(lateral) or min(counts) < 1:
+        if np.shape(counts) != (len(lateral),) or min(counts) < 1:
             raise ArgumentError(f"{name} {counts}: pass how many along {', '.join(lateral)}")
     level = float(velocity["depth"][1]) if depth is None else float(depth)
 

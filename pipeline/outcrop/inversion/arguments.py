@@ -65,18 +65,6 @@ def check_parameters(experiment: Experiment, parameters: Sequence[str]) -> None:
         )
 
 
-def check_bands(bands: Sequence[float | None], experiment: Experiment) -> None:
-    """Raise `ArgumentError` unless every corner lies below the Nyquist frequency."""
-    nyquist = 0.5 / experiment.physics.time_step
-    if not bands:
-        raise ArgumentError("bands: is empty; pass one or more, None (null) for no filter")
-    for corner in bands:
-        if corner is not None and not 0 < corner < nyquist:
-            raise ArgumentError(
-                f"bands: {corner:g} Hz is not between 0 and the Nyquist frequency, {nyquist:g} Hz"
-            )
-
-
 def mask_weights(mask: xr.DataArray | None, experiment: Experiment) -> np.ndarray | None:
     """Return how much of the gradient each cell keeps, 0 to 1; None for all of it.
 
@@ -104,11 +92,21 @@ def mask_weights(mask: xr.DataArray | None, experiment: Experiment) -> np.ndarra
 
 
 def _checked(mask: xr.DataArray, experiment: Experiment) -> np.ndarray:
-    if set(mask.dims) != set(experiment.grid.dims):
-        raise ArgumentError(f"mask: has dimensions {mask.dims}, the model {experiment.grid.dims}")
-    values = mask.transpose(*experiment.grid.dims).to_numpy().astype(np.float64)
-    if values.shape != experiment.grid.shape:
-        raise ArgumentError(f"mask: has shape {values.shape}, the model {experiment.grid.shape}")
+    grid = experiment.grid
+    if set(mask.dims) != set(grid.dims):
+        raise ArgumentError(f"mask: has dimensions {mask.dims}, the model {grid.dims}")
+    values = mask.transpose(*grid.dims).to_numpy().astype(np.float64)
+    if values.shape != grid.shape:
+        raise ArgumentError(f"mask: has shape {values.shape}, the model {grid.shape}")
+    for dim, spacing in zip(grid.dims, grid.spacing, strict=True):
+        if dim not in mask.coords:
+            continue
+        own, its = mask[dim].to_numpy(), experiment.model[dim].to_numpy()
+        if not np.allclose(own, its, rtol=0, atol=0.01 * spacing):
+            raise ArgumentError(
+                f"mask: {dim} goes from {own[0]:g} to {own[-1]:g} m, in the model from {its[0]:g} "
+                f"to {its[-1]:g} m; make the mask for that model"
+            )
     if not (np.isfinite(values).all() and values.min() >= 0 and 0 < values.max() <= 1):
         raise ArgumentError("mask: pass values from 0 to 1, some of them above 0")
     return values

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, GeometryError, OutcropError, SurveyError
 from .acquisition import check_acquisition, time_step
-from .bands import highest_frequency
+from .bands import highest_frequency, low_pass
 from .gathers import Gathers
 from .model import Grid
 from .physics import EQUATIONS, REACH, load_deepwave
@@ -54,7 +55,9 @@ def check_sampling(
     grid: Grid,
     equation: str,
     wavelet: np.ndarray,
+    corner: float | None,
     step: float,
+    fastest: float,
     max_velocity: float,
     accuracy: int,
     substeps: bool,
@@ -66,11 +69,15 @@ def check_sampling(
     model : xarray.Dataset
     grid : Grid
     equation : str
-    wavelet : ndarray, (..., time)
+    wavelet : ndarray, (shot or 1, time)
+    corner : float or None
+        Of the low-pass filter on it, Hz.
     step : float
         Time step, s.
+    fastest : float
+        The highest vp that may occur, m/s.
     max_velocity : float
-        The highest that may occur, m/s.
+        From `highest_speed`.
     accuracy : int
         Order of the differences in space.
     substeps : bool
@@ -82,17 +89,18 @@ def check_sampling(
         If the spacing gives fewer points per shortest wavelength than keep the error of the phase
         velocity below 1 %, or the time step is not stable.
     ArgumentError
-        If the wavelet is silent, or cut off.
+        If a wavelet is silent, or cut off.
     """
-    if not np.isfinite(wavelet).all() or not wavelet.any():
-        raise ArgumentError("wavelet: is zero, NaN or infinite; pass another")
+    if not (np.isfinite(wavelet).all() and wavelet.any(axis=-1).all()):
+        which = "wavelet" if len(wavelet) == 1 else "wavelet of a shot"
+        raise ArgumentError(f"{which}: is zero, NaN or infinite; pass another")
     if (np.abs(wavelet[..., [0, -1]]).max(axis=-1) > 0.05 * np.abs(wavelet).max(axis=-1)).any():
         raise ArgumentError(
             "wavelet: is cut off at the start or the end of the traces; shift it, take a higher "
             "frequency, or more samples"
         )
     deepwave = load_deepwave()
-    highest = highest_frequency(wavelet, step)
+    highest = highest_frequency(low_pass(wavelet, corner, step), step)
     slowest, what = float(model["vp"].min()), "vp"
     if equation == "elastic" and (model["vs"] > 0).any():
         slowest, what = float(model["vs"].where(model["vs"] > 0).min()), "vs"
@@ -111,15 +119,29 @@ def check_sampling(
     longest = largest_time_step(grid, max_velocity)
     if step > longest * (1 + 1e-9) and not substeps:
         wider, above, lower = step / longest, "", ""
-        if max_velocity > float(model["vp"].max()):
+        if fastest > float(model["vp"].max()):
             above = ", the upper bound (1.3 times the highest unless bounds are given),"
             lower = ", or pass lower bounds"
+        if max_velocity > fastest * (1 + 1e-5):
+            above += f" with contrasts of the model, which count as {max_velocity:.6g} m/s,"
         raise SamplingError(
-            f"time step {1000 * step:g} ms: is not stable for {max_velocity:g} m/s{above} on a "
+            f"time step {1000 * step:g} ms: is not stable for {fastest:g} m/s{above} on a "
             f"spacing of {_list(grid.spacing)} m; take {_down(1000 * longest)} ms, or a spacing of "
             f"{_list([_up(s * wider) for s in grid.spacing])} m, or let Deepwave step in between "
             "with substeps=True (substeps: true)" + lower
         )
+
+
+def check_bands(bands: Sequence[float | None], step: float) -> None:
+    """Raise `ArgumentError` unless every corner lies below the Nyquist frequency of a time step."""
+    if not bands:
+        raise ArgumentError("bands: is empty; pass one or more, None (null) for no filter")
+    for corner in bands:
+        if corner is not None and not 0 < corner < 0.5 / step:
+            raise ArgumentError(
+                f"bands: {corner:g} Hz is not between 0 and the Nyquist frequency, {0.5 / step:g} "
+                "Hz"
+            )
 
 
 def check_gathers(gathers: Gathers, grid: Grid, name: str) -> tuple[bool, int]:
@@ -221,24 +243,23 @@ def check_times(shots: xr.Dataset, wavelet: xr.DataArray, name: str) -> tuple[fl
     Raises
     ------
     SurveyError
-        If they differ, or either is not evenly spaced.
+        If they differ, or either is not evenly spaced or starts at another time than 0.
     """
+    steps = []
     for label, array in ((name, shots), ("wavelet", wavelet)):
         if "time" not in array.coords:
             raise SurveyError(f"{label}: has no time coordinate; give it one, in s")
-    step, samples = time_step(shots["time"], name), shots.sizes["time"]
-    if abs(float(shots["time"][0])) > 1e-9:
+        steps.append(time_step(array["time"], label))
+        if abs(float(array["time"][0])) > 1e-9:
+            raise SurveyError(
+                f"{label}: time starts at {float(array['time'][0]):g}; pad or cut it to start at "
+                "0, when the source fires"
+            )
+    (step, own), samples = steps, shots.sizes["time"]
+    if wavelet.sizes["time"] != samples or not math.isclose(step, own, rel_tol=1e-4):
         raise SurveyError(
-            f"{name}: time starts at {float(shots['time'][0]):g}; pad or cut the traces to start "
-            "at 0, when the source fires"
-        )
-    if wavelet.sizes["time"] != samples or not math.isclose(
-        step, time_step(wavelet["time"], "wavelet"), rel_tol=1e-4
-    ):
-        raise SurveyError(
-            f"wavelet: has {wavelet.sizes['time']} samples of "
-            f"{1000 * time_step(wavelet['time'], 'wavelet'):g} ms, the traces {samples} of "
-            f"{1000 * step:g} ms; make it like the traces, zeros at its end"
+            f"wavelet: has {wavelet.sizes['time']} samples of {1000 * own:g} ms, the traces "
+            f"{samples} of {1000 * step:g} ms; make it like the traces, zeros at its end"
         )
     if "shot" in wavelet.dims and wavelet.sizes["shot"] != shots.sizes["shot"]:
         raise SurveyError(
@@ -251,6 +272,8 @@ def check_times(shots: xr.Dataset, wavelet: xr.DataArray, name: str) -> tuple[fl
 def check_shots(shots: xr.Dataset, dims: tuple[str, ...], name: str, observed: bool) -> None:
     """Raise `SurveyError` unless a dataset has an acquisition, and traces if they are needed."""
     check_acquisition(shots, dims, name)
+    if shots.sizes["shot"] == 0:
+        raise SurveyError(f"{name}: has no shots; select some, or pass others")
     if not observed:
         return
     if "amplitude" not in shots:

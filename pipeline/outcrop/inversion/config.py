@@ -75,8 +75,9 @@ class Run:
         facts = self.facts
         velocity, shots = self._path("velocity"), self._path("observed")
         arguments = {k: v for k, v in facts.items() if k not in _OWN}
-        if "storage_path" in arguments:
+        if arguments.get("storage_path") is not None:
             arguments["storage_path"] = self._path("storage_path")
+        true = self._true(velocity)
         source = self._wavelet(shots)
         allowed = None
         if "mask" in facts:
@@ -93,7 +94,7 @@ class Run:
             **arguments,
         )
         if self.pictures is not None:
-            self._draw(found, shots, source)
+            self._draw(found, shots, true, source)
         return found
 
     def _check_values(self) -> None:
@@ -112,10 +113,29 @@ class Run:
                 facts[f"{key}: {name}"] = value
         check_kinds(facts, f"{self.path}: ")
 
-    def _draw(self, found: xr.Dataset, shots: Path, source: xr.DataArray | None) -> None:
+    def _true(self, velocity: Path) -> xr.DataArray | None:
+        """What the pictures show beside the inversion, so that drawing does not fail after it."""
+        if self.pictures is not None and self.pictures.exists() and not self.pictures.is_dir():
+            raise ArgumentError(f"{self.pictures}: is a file; choose another folder for pictures")
+        if "true" not in self.facts:
+            return None
+        true, start = open_model(self._path("true")).vp, open_model(velocity).vp
+        if true.sizes != start.sizes:
+            raise ArgumentError(
+                f"{self._path('true')}: has {dict(true.sizes)}, {velocity} has "
+                f"{dict(start.sizes)}; resample one, or leave out true"
+            )
+        return true
+
+    def _draw(
+        self,
+        found: xr.Dataset,
+        shots: Path,
+        true: xr.DataArray | None,
+        source: xr.DataArray | None,
+    ) -> None:
         from ..view.inversion import draw_inversion
 
-        true = open_model(self._path("true")).vp if "true" in self.facts else None
         options = {k: v for k, v in self.facts.items() if k in Options.__dataclass_fields__}
         for name in ("storage_path", "memory", "batch_size"):
             options.pop(name, None)
@@ -137,8 +157,11 @@ class Run:
             file = self.path.parent / named["file"]
             try:
                 values = np.load(file) if file.suffix == ".npy" else np.loadtxt(file)
-            except (OSError, ValueError) as error:
-                raise ArgumentError(f"{file}: no wavelet: {error}") from None
+                if values.dtype.kind not in "iuf" or values.ndim not in (1, 2) or not values.size:
+                    raise ValueError(f"{values.dtype} of shape {values.shape} are no samples")
+            except (OSError, ValueError, EOFError, AttributeError) as error:
+                told = str(error).partition("\n")[0]
+                raise ArgumentError(f"{file}: no wavelet: {told}; write numbers, (time)") from None
             if values.shape[-1] > samples:
                 raise ArgumentError(
                     f"{file}: has {values.shape[-1]} samples, the traces {samples}; cut it"
@@ -162,7 +185,7 @@ def _read(path: Path) -> dict[str, Any]:
         facts = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(facts, dict):
         raise ArgumentError(f"{path}: holds no keys and values; see docs/inversion.md")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -60,17 +61,21 @@ class Evaluator:
         digest = _digest(arrays, batches)
         result = self.folder / f"{digest}.npz"
         self.newer.add(result)
-        if not result.exists():
-            self.count += 1
-            self._evaluate(result, arrays, batches)
-        with np.load(result) as found:
-            return float(found["misfit"]), {name: found[name] for name in self.gradients}
+        with contextlib.suppress(Exception):  # not there, or damaged
+            return self._load(result)
+        self.count += 1
+        self._evaluate(result, arrays, batches)
+        return self._load(result)
 
     def commit(self) -> None:
         """Forget what was found before the last call of this; a repeated call finds the rest."""
         for path in self.older - self.newer:
             path.unlink(missing_ok=True)
         self.older, self.newer = self.newer, set()
+
+    def _load(self, result: Path) -> tuple[float, Gradients]:
+        with np.load(result) as found:
+            return float(found["misfit"]), {name: found[name] for name in self.gradients}
 
     def _evaluate(
         self, result: Path, arrays: Mapping[str, np.ndarray], batches: Sequence[Batch]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..arrays import native
 from ..errors import ArgumentError, SurveyError
 from ..survey.geometry import check_choice
 from .checks import (
+    check_bands,
     check_gathers,
     check_model,
     check_sampling,
@@ -23,10 +25,10 @@ from .checks import (
     check_surface,
     check_times,
 )
-from .gathers import Gathers, open_shots
+from .gathers import Gathers, is_raw, open_shots
 from .kinds import check_kinds
 from .model import Grid, Model, grid_of, open_model
-from .physics import EQUATIONS, Physics, layer_frequency
+from .physics import EQUATIONS, Physics, highest_speed, layer_frequency
 
 # Shots whose positions are read together.
 _PIECE = 64
@@ -47,7 +49,7 @@ class Options:
     pml_width : int
         Samples of the absorbing layer on each side.
     free_surface : bool
-        Whether the top of the model reflects as the surface of the sea does.
+        Whether the top of the model reflects as the surface of the sea does (not elastic).
     source, receiver : {"pressure", "vertical"}
         Pressure, or a vertical force and vertical particle velocity (not scalar).
     substeps : bool
@@ -102,6 +104,11 @@ class Options:
                     f"{name}={getattr(self, name)!r}: the scalar equation knows pressure alone; "
                     "choose equation='acoustic' or 'elastic'"
                 )
+        if self.equation == "elastic" and self.free_surface:
+            raise ArgumentError(
+                "free_surface=True: the elastic equation has none; choose equation='acoustic', or "
+                "free_surface=False (free_surface: false)"
+            )
         if self.accuracy not in (2, 4, 6, 8):
             raise ArgumentError(f"accuracy={self.accuracy}: choose one of 2, 4, 6, 8")
 
@@ -120,7 +127,7 @@ def options_of(given: dict[str, Any]) -> Options:
     for name in given:
         if name not in known:
             raise ArgumentError(f"{name}: no such option; there are {', '.join(known)}")
-    return Options(**given)
+    return Options(**{name: native(value) for name, value in given.items()})
 
 
 @dataclass(frozen=True)
@@ -182,7 +189,8 @@ def set_up(
     options: Options,
     *,
     observed: bool,
-    max_velocity: float | None = None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    bands: Sequence[float | None] = (None,),
 ) -> Experiment:
     """Read and check everything.
 
@@ -193,8 +201,10 @@ def set_up(
     options : Options
     observed : bool
         Whether traces are needed.
-    max_velocity : float, optional
-        The highest that may occur, m/s; that of the model unless given.
+    bounds : mapping of str to (float, float), optional
+        Of the parameters that change.
+    bands : sequence of float or None
+        Corners of low-pass filters, Hz: above the highest nothing is propagated.
 
     Raises
     ------
@@ -210,6 +220,8 @@ def set_up(
         path, name = Path(shots).absolute(), str(shots)
         shots = open_shots(path)
     check_shots(shots, grid.dims, name, observed)
+    if observed and not is_raw(shots, grid.dims):
+        path = None  # workers read a Zarr raw: they get a copy, decoded
     if wavelet is None:
         if "wavelet" not in shots:
             raise SurveyError(
@@ -218,10 +230,28 @@ def set_up(
             )
         wavelet = shots["wavelet"]
     step, samples = check_times(shots if observed else wavelet.to_dataset(), wavelet, name)
+    if (options.checkpoint_segments or 1) > samples:
+        raise ArgumentError(
+            f"checkpoint_segments={options.checkpoint_segments}: is more than the {samples} "
+            "samples in time; pass fewer"
+        )
     emitted = np.atleast_2d(wavelet.transpose(..., "time").to_numpy().astype(np.float64))
-    highest = max(float(model["vp"].max()), max_velocity or 0.0)
+    check_bands(bands, step)
+    bounds = {p: ends for p, ends in (bounds or {}).items() if p in model}
+    fastest = bounds["vp"][1] if "vp" in bounds else float(model["vp"].max())
+    highest = highest_speed(options.equation, model, grid, options.accuracy, bounds)
+    corner = None if None in bands else max(bands)  # type: ignore[type-var]
     check_sampling(
-        model, grid, options.equation, emitted, step, highest, options.accuracy, options.substeps
+        model,
+        grid,
+        options.equation,
+        emitted,
+        corner,
+        step,
+        fastest,
+        highest,
+        options.accuracy,
+        options.substeps,
     )
     gathers = Gathers(shots, grid.dims)
     between, spread = check_gathers(gathers, grid, name)

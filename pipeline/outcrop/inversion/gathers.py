@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 import zarr
 
-from ..arrays import Whole, open_dataset, open_for_writing, store_of
+from ..arrays import Whole, naming_damage, open_dataset, open_for_writing, store_of
 from ..errors import SurveyError
 from ..output import is_complete, is_unfinished
 
@@ -30,7 +31,7 @@ def open_shots(path: str | os.PathLike[str]) -> xr.Dataset:
     Raises
     ------
     SurveyError
-        If it is something else, or unfinished.
+        If it is something else, unfinished, or damaged.
     """
     return open_written(path, "outcrop ingest --shots")
 
@@ -47,6 +48,21 @@ def open_written(path: str | os.PathLike[str], by: str) -> xr.Dataset:
     return open_dataset(path)
 
 
+def is_raw(shots: xr.Dataset, dims: Sequence[str]) -> bool:
+    """Whether what `Gathers` reads is in the Zarr just as xarray shows it: not packed or masked."""
+    names = ("amplitude", *(f"{what}_{d}" for what in ("source", "receiver") for d in dims))
+    for variable in (shots[name] for name in names):
+        how = variable.encoding
+        gap = how.get("_FillValue")
+        if (
+            {"scale_factor", "add_offset", "missing_value"} & how.keys()
+            or how.get("dtype", variable.dtype) != variable.dtype
+            or not (gap is None or np.isnan(gap))
+        ):
+            return False
+    return True
+
+
 class Gathers:
     """Positions and traces of shots.
 
@@ -56,6 +72,11 @@ class Gathers:
         Of a Zarr the arrays are read, be it whole or not.
     dims : tuple of str
         Axes of the model.
+
+    Raises
+    ------
+    SurveyError
+        When something is read that is damaged, or gone.
     """
 
     def __init__(self, source: str | os.PathLike[str] | xr.Dataset, dims: tuple[str, ...]) -> None:
@@ -105,10 +126,18 @@ class Gathers:
             return self.source[name]
         if name not in self._opened:
             store = Whole(store_of(self.source))
-            self._opened[name] = zarr.open_array(store, path=name, mode="r")
+            with naming_damage(self.source, f"{name} cannot be opened"):
+                self._opened[name] = zarr.open_array(store, path=name, mode="r")
         return self._opened[name]
 
     def _rows(self, name: str, shots: np.ndarray) -> np.ndarray:
+        where = self.source
+        if isinstance(where, xr.Dataset):
+            where = where.encoding.get("source", "the shots")
+        with naming_damage(where, f"{name} of {_spoken(shots)} cannot be read"):
+            return self._read(name, shots)
+
+    def _read(self, name: str, shots: np.ndarray) -> np.ndarray:
         array = self._array(name)
         if isinstance(array, xr.DataArray):
             return (array.isel(shot=shots) if "shot" in array.dims else array).to_numpy()
@@ -119,3 +148,7 @@ class Gathers:
         if high - low <= 2 * len(shots):  # side by side: chunks hold many of them
             return np.asarray(array[low:high])[shots - low]
         return np.stack([np.asarray(array[int(n)]) for n in shots])
+
+
+def _spoken(shots: np.ndarray) -> str:
+    return f"shot {shots[0]}" if len(shots) == 1 else f"shots {shots.min()} to {shots.max()}"

@@ -15,6 +15,8 @@ import torch
 import xarray as xr
 
 from .. import __version__
+from ..arrays import encodings
+from ..errors import ResumeError
 from ..output import Output, aside_of, is_unfinished
 from ..storage import on_disk, write_whole
 from .experiment import Experiment
@@ -48,7 +50,7 @@ def begin(
             {"units": "Hz", "long_name": "corner of the low-pass filter, NaN without one"},
         ),
     }
-    encoding: dict[str, Any] = {"misfit": {"chunks": (1,)}, "corner": {"chunks": (1,)}}
+    chunks: dict[str, tuple[int, ...]] = {"misfit": (1,), "corner": (1,)}
     for name in experiment.physics.parameters:
         attrs = dict(model[name].attrs)
         if name not in parameters:
@@ -66,12 +68,14 @@ def begin(
             later(rows, *shape),
             {"long_name": f"derivative of the misfit by {long_name}"},
         )
-        encoding[name] = {"chunks": shape, "_FillValue": None}
-        for kept in (f"{name}_history", f"gradient_{name}"):
-            encoding[kept] = {"chunks": (1, *shape), "_FillValue": None}
+        chunks[name] = shape
+        chunks[f"{name}_history"] = chunks[f"gradient_{name}"] = (1, *shape)
     coords = {d: model[d] for d in grid.dims}
     dataset = xr.Dataset(variables, {**coords, "iteration": np.arange(rows)})
     dataset.attrs = {"Conventions": "CF-1.11", "outcrop_version": __version__}
+    encoding = encodings(dataset)
+    for name, extents in chunks.items():
+        encoding[name] |= {"chunks": extents, "_FillValue": None}
     return Output.begin(path, dataset.drop_encoding(), encoding, record, overwrite)
 
 
@@ -127,9 +131,13 @@ class History:
         if experiment.path is not None:
             return experiment.path
         copy = self.aside / "observed.zarr"
-        shots = experiment.shots.drop_encoding()
-        chunks = {"amplitude": {"chunks": (1, *shots["amplitude"].shape[1:])}}
-        shots.to_zarr(copy, mode="w", consolidated=False, zarr_format=3, encoding=chunks)
+        shots = experiment.shots.drop_vars("amplitude").load()
+        # Whatever blocks they come in, a shot is one here.
+        traces = experiment.shots["amplitude"].chunk({"shot": 1, "receiver": -1, "time": -1})
+        shots = shots.assign(amplitude=traces).drop_encoding()
+        encoding = encodings(shots)
+        encoding["amplitude"]["chunks"] = (1, *traces.shape[1:])
+        shots.to_zarr(copy, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
         return copy
 
     def physics(self, experiment: Experiment) -> Physics:
@@ -173,7 +181,19 @@ class History:
         self.output.finish(f"iteration {state['iteration']}")
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state that was committed last."""
+        """Return the state that was committed last.
+
+        Raises
+        ------
+        ResumeError
+            If it is damaged.
+        """
         if not self._state.exists():
             return None
-        return torch.load(self._state, weights_only=True)
+        try:
+            return torch.load(self._state, weights_only=True)
+        except Exception:  # torch has no error of its own for it
+            raise ResumeError(
+                f"{self._state}: is damaged; restore that file, or pass overwrite=True "
+                "(--overwrite) to begin anew"
+            ) from None

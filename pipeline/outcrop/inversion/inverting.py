@@ -12,11 +12,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ..arrays import native
 from ..errors import ResumeError
-from ..output import Output, check_free
+from ..output import Output, check_apart, check_free
 from ..storage import naming_refusal, on_disk
 from ..survey.geometry import check_choice
-from .arguments import Bounds, bounds_of, check_bands, check_parameters, mask_weights, steps_of
+from .arguments import Bounds, bounds_of, check_parameters, mask_weights, steps_of
 from .bands import low_pass
 from .evaluation import Evaluator
 from .experiment import Experiment, Shots, options_of, set_up
@@ -139,7 +140,7 @@ def invert(
     OutputExistsError, ResumeError
         If something else lies at `path`, or an unfinished inversion of something else.
     ArgumentError
-        If an option has no such value.
+        If an option has no such value, or the model or the shots lie at `path`.
 
     References
     ----------
@@ -155,23 +156,28 @@ def invert(
     """
     check_kinds(
         {
+            "velocity": velocity, "observed": observed, "wavelet": wavelet, "mask": mask,
             "parameters": parameters, "iterations": iterations, "step": step, "bands": bands,
             "optimiser_options": optimiser_options, "bounds": bounds, "smoothing": smoothing,
             "subset": subset, "encoding": encoding, "seed": seed,
         }
     )  # fmt: skip
+    choices = {name: native(value) for name, value in (optimiser_options or {}).items()}
+    check_kinds(choices, "optimiser_options: ")
     parameters = [parameters] if isinstance(parameters, str) else list(parameters)
     check_choice("optimiser", optimiser, OPTIMISERS)
     check_choice("misfit", misfit, tuple(MISFITS))
     path, bands = on_disk(path), list(bands)
+    check_apart(velocity, path, what="the model")
+    check_apart(observed, path, what="the Zarr of shots")
     check_free(path, overwrite)
     propagation = options_of(options)
     start = open_model(velocity)
     limits = bounds_of(start, parameters, bounds)
-    fastest = limits["vp"][1] if "vp" in limits else None
-    experiment = set_up(start, observed, wavelet, propagation, observed=True, max_velocity=fastest)
+    experiment = set_up(
+        start, observed, wavelet, propagation, observed=True, bounds=limits, bands=bands
+    )
     check_parameters(experiment, parameters)
-    check_bands(bands, experiment)
     steps = steps_of(start, parameters, step, _FIRST[optimiser])
     allowed = mask_weights(mask, experiment)
     selection = Selection(experiment.gathers, subset, encoding, seed)
@@ -192,14 +198,14 @@ def invert(
         optimiser,
         dict.fromkeys(parameters, experiment.grid.shape),
         steps,
-        optimiser_options or {},
+        choices,
     )
     record = {
         "command": "invert",
         "input": experiment.fingerprint(),
         "parameters": parameters,
         "iterations": iterations,
-        "optimiser": [optimiser, dict(optimiser_options or {}), steps],
+        "optimiser": [optimiser, choices, steps],
         "misfit": misfit,
         "bands": bands,
         "bounds": limits,

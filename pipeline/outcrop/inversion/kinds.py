@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from ..errors import ArgumentError
 
@@ -55,7 +56,7 @@ _SWITCH: Kind = lambda v: isinstance(v, (bool, np.bool_)), "true or false"
 
 _OPTIONAL = {
     "optimiser_options", "step", "bounds", "subset", "encoding", "storage_path",
-    "checkpoint_segments", "batch_size",
+    "checkpoint_segments", "batch_size", "wavelet", "mask", "interval",
 }  # fmt: skip
 _KINDS: dict[str, Kind] = {
     "parameters": (
@@ -81,10 +82,24 @@ _KINDS: dict[str, Kind] = {
     "storage_compression": _SWITCH,
     "checkpoint_segments": _whole_from(1),
     "batch_size": _whole_from(1),
+    "wavelet": (lambda v: isinstance(v, xr.DataArray), "a DataArray, such as ricker gives"),
+    "mask": (lambda v: isinstance(v, xr.DataArray), "a DataArray, such as mask gives"),
+    "acquisition": (lambda v: isinstance(v, xr.Dataset), "a Dataset, such as positions gives"),
+    "velocity": (
+        lambda v: isinstance(v, (str, os.PathLike, xr.DataArray, xr.Dataset)),
+        "a path, or a Dataset such as outcrop.inversion.velocity gives",
+    ),
+    "observed": (
+        lambda v: isinstance(v, (str, os.PathLike, xr.Dataset)),
+        "a path, or a Dataset such as open_shots gives",
+    ),
+    "history_size": _whole_from(1),
+    "max_eval": _whole_from(1),
+    "origin": (_is_pair, "two numbers, x and y in m"),
+    "azimuth": _NUMBER,
+    "interval": _POSITIVE,
     "device": (lambda v: re.fullmatch(r"cpu|cuda(:\d+)?", str(v)) is not None, "cpu or cuda"),
     # What a run file alone holds.
-    "velocity": _PATH,
-    "observed": _PATH,
     "output": _PATH,
     "true": _PATH,
     "pictures": _PATH,
@@ -110,4 +125,9 @@ def check_kinds(given: Mapping[str, Any], where: str = "") -> None:
             continue
         test, wanted = _KINDS[name]
         if not test(value):
-            raise ArgumentError(f"{where}{name}={value!r}: pass {wanted}")
+            raise ArgumentError(f"{where}{name}={_shown(value)}: pass {wanted}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"<{type(value).__name__}>"

@@ -9,13 +9,15 @@ import numpy as np
 import xarray as xr
 
 from .. import __version__
-from ..output import Output, check_free
+from ..arrays import encodings
+from ..output import Output, check_apart, check_free
 from ..storage import naming_refusal, on_disk
 from .arguments import mask_weights
 from .evaluation import Evaluator
 from .experiment import Shots, options_of, set_up
 from .history import History, begun_with, open_inversion
 from .inverting import check_traces
+from .kinds import check_kinds
 from .memory import choose
 from .model import Model
 from .selection import digest
@@ -69,6 +71,8 @@ def migrate(
     ------
     SurveyError, GeometryError, SamplingError, MemoryBudgetError, OutputExistsError, ResumeError
         As `invert` does.
+    ArgumentError
+        If an option has no such value, or the model or the shots lie at `path`.
 
     References
     ----------
@@ -77,7 +81,10 @@ def migrate(
     .. [2] Zhang, Y., and Sun, J., 2009, Practical issues in reverse time migration: First Break,
        27, 53-59, https://doi.org/10.3997/1365-2397.2009002
     """
+    check_kinds({"velocity": velocity, "observed": observed, "wavelet": wavelet, "mask": mask})
     path = on_disk(path)
+    check_apart(velocity, path, what="the model")
+    check_apart(observed, path, what="the Zarr of shots")
     check_free(path, overwrite)
     propagation = options_of(options)
     experiment = set_up(velocity, observed, wavelet, propagation, observed=True)
@@ -104,7 +111,8 @@ def migrate(
         "mask": None if weights is None else digest(weights),
         **propagation.record(),
     }
-    encoding = {"image": {"chunks": grid.shape, "_FillValue": None}}
+    encoding = encodings(template)
+    encoding["image"] |= {"chunks": grid.shape, "_FillValue": None}
     with (
         naming_refusal(path, "free some, and the same call goes on where it stopped"),
         Output.begin(path, template.drop_encoding(), encoding, record, overwrite) as output,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..arrays import open_dataset
-from ..errors import SurveyError
+from ..arrays import naming_damage, open_dataset
+from ..errors import ArgumentError, SurveyError
 from ..output import is_complete
 from .acquisition import DIMS
 
@@ -55,9 +55,19 @@ def velocity(
     Returns
     -------
     xarray.Dataset
+
+    Raises
+    ------
+    ArgumentError
+        If shapes do not fit each other, or a parameter is unknown.
     """
     vp = np.asarray(vp)
     names = tuple(dims) if dims is not None else (DIMS if vp.ndim == 3 else ("depth", "inline"))
+    if vp.ndim != len(names):
+        raise ArgumentError(f"vp: has shape {vp.shape}; pass values over {', '.join(names)}")
+    for name, given in (("spacing", spacing), ("origin", origin)):
+        if np.shape(given) not in ((), (vp.ndim,)):
+            raise ArgumentError(f"{name}={given!r}: pass one number, or one for each axis")
     steps, starts = (np.broadcast_to(a, (vp.ndim,)) for a in (spacing, origin))
     coords = {
         dim: (dim, float(start) + float(step) * np.arange(n), _axis(dim))
@@ -65,6 +75,10 @@ def velocity(
     }
     variables = {}
     for name, values in {"vp": vp, **others}.items():
+        if name not in PARAMETERS:
+            raise ArgumentError(f"{name}: no such parameter; there are {', '.join(PARAMETERS)}")
+        if np.shape(values) != vp.shape:
+            raise ArgumentError(f"{name}: has shape {np.shape(values)}, vp has {vp.shape}")
         units, long_name, _ = PARAMETERS[name]
         variables[name] = (names, np.asarray(values), {"units": units, "long_name": long_name})
     return xr.Dataset(variables, coords)
@@ -115,7 +129,7 @@ def open_model(model: Model, name: str = "velocity") -> xr.Dataset:
     Raises
     ------
     SurveyError
-        If something is missing, in other units, not evenly spaced, or not finite.
+        If something is missing, damaged, in other units, not evenly spaced, or not finite.
     """
     if isinstance(model, (str, os.PathLike)):
         path, name = Path(model), str(model)
@@ -146,7 +160,11 @@ def _checked(model: xr.Dataset, name: str) -> xr.Dataset:
         has = values.attrs.get("units", units)
         if has not in _UNITS[units]:
             raise SurveyError(f"{name}: {parameter} is in {has}; convert it to {units}")
-        array = values.transpose(*dims).to_numpy()
+        with naming_damage(name, f"{parameter} cannot be read"):
+            array = values.transpose(*dims).to_numpy()
+        if array.dtype.kind not in "iuf":
+            raise SurveyError(f"{name}: {parameter} is {array.dtype}; make it real numbers")
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         bad = ~np.isfinite(array)
         if bad.any():
             where = _place(model, dims, np.argwhere(bad)[0])

@@ -13,11 +13,13 @@ import numpy as np
 import xarray as xr
 
 from .. import __version__
-from ..output import Output, check_free
+from ..arrays import encodings
+from ..output import Output, check_apart, check_free
 from ..progress import track
 from ..storage import naming_refusal, on_disk
 from .experiment import Experiment, options_of, set_up
 from .gathers import open_shots
+from .kinds import check_kinds
 from .memory import choose
 from .model import Model
 from .shots import Evaluation, Shots, cut, save
@@ -77,12 +79,17 @@ def model_shots(
         If a shot does not fit the memory.
     OutputExistsError, ResumeError
         If something else lies at `path`.
+    ArgumentError
+        If an option has no such value, or the model or the acquisition lie at `path`.
     """
+    check_kinds({"velocity": velocity, "acquisition": acquisition})
     if path is None:
         with tempfile.TemporaryDirectory() as folder:
             how = {"client": client, "progress": progress, **options}
             return model_shots(velocity, acquisition, Path(folder) / "shots.zarr", **how).load()
     path = on_disk(path)
+    check_apart(velocity, path, what="the model")
+    check_apart(acquisition, path, what="the acquisition")
     check_free(path, overwrite)
     acquisition = acquisition.drop_vars("amplitude", errors="ignore")
     experiment = set_up(velocity, acquisition, None, options_of(options), observed=False)
@@ -143,5 +150,6 @@ def _template(
         "modelled_with": {**told, "storage_path": str(told.get("storage_path", ""))},
     }
     chunk = min(receivers, max(1, _CHUNK // (physics.samples * physics.dtype.itemsize)))
-    storage = {"chunks": (1, chunk, physics.samples), "_FillValue": None}
-    return dataset.drop_encoding(), {"amplitude": storage}
+    encoding = encodings(dataset)
+    encoding["amplitude"] |= {"chunks": (1, chunk, physics.samples), "_FillValue": None}
+    return dataset.drop_encoding(), encoding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,11 @@ class Stepper:
     options : mapping
         Of torch's class: `history_size`, `momentum`, `betas`, ...; `lr` scales all steps.
 
+    Raises
+    ------
+    ArgumentError
+        If torch's class does not take the options, or the rate is no number above 0.
+
     References
     ----------
     .. [1] Liu, D. C., and Nocedal, J., 1989, On the limited memory BFGS method for large scale
@@ -48,7 +54,12 @@ class Stepper:
         options: Mapping[str, Any],
     ) -> None:
         self.kind, self.steps = kind, dict(steps)
-        self.rate = float(options.get("lr", 1.0))
+        try:
+            self.rate = float(options.get("lr", 1.0))
+        except (TypeError, ValueError):
+            self.rate = 0.0
+        if not 0 < self.rate < math.inf:
+            raise ArgumentError(f"optimiser_options: lr={options['lr']!r}: pass a number above 0")
         self.options = {k: v for k, v in options.items() if k != "lr"}
         self.x = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
         self.units: dict[str, float] = {}

@@ -6,13 +6,16 @@ second order in time, with perfectly matched layers around the model.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from ..errors import OutcropError
@@ -80,6 +83,86 @@ def layer_frequency(wavelet: np.ndarray, time_step: float) -> float:
     return float(found.info.pml_freq)
 
 
+@contextlib.contextmanager
+def _naming(equation: str) -> Iterator[None]:
+    """Turn what Deepwave refuses into one line; that a disk is full stays as it is."""
+    try:
+        yield
+    except load_deepwave().DeepwaveError as error:
+        if isinstance(error, OSError):
+            raise
+        told = str(error).partition("\n")[0]
+        raise OutcropError(
+            f"{equation} equation: Deepwave refuses it ({told}); change the model or the options"
+        ) from error
+
+
+def highest_speed(
+    equation: str,
+    model: xr.Dataset,
+    grid: Grid,
+    accuracy: int,
+    bounds: Mapping[str, tuple[float, float]],
+) -> float:
+    """Speed, m/s, that Deepwave makes its time step for: that of P-waves, or more at contrasts.
+
+    It holds for the model, and for every other within the bounds.
+
+    Parameters
+    ----------
+    equation : str
+    model : xarray.Dataset
+        In memory.
+    grid : Grid
+    accuracy : int
+    bounds : mapping of str to (float, float)
+        Of the parameters that change.
+
+    Raises
+    ------
+    OutcropError
+        If Deepwave refuses the model.
+    """
+    values = {p: model[p].to_numpy() for p in EQUATIONS[equation].parameters}
+    ends = {p: bounds.get(p, (float(v.min()), float(v.max()))) for p, v in values.items()}
+    if equation == "scalar":
+        return ends["vp"][1]
+    if bounds.keys() == {"vp"}:
+        values["vp"] = np.repeat(ends["vp"], values["vp"].size).reshape(-1, *grid.shape[1:])
+        for name in values.keys() - {"vp"}:
+            values[name] = np.concatenate([values[name]] * 2)
+    elif bounds:
+        # Light blocks with each pair of velocities, and a dense cell in the middle of each.
+        light, dense = ends["density"]
+        block = np.full([2 * accuracy + 1] * len(grid.dims), light)
+        block[(accuracy,) * block.ndim] = dense
+        pairs = itertools.product(ends["vp"], ends.get("vs", (0.0,)))
+        blocks = [(np.full_like(block, vp), np.full_like(block, vs), block) for vp, vs in pairs]
+        names = ("vp", "vs", "density")
+        stacked = zip(names, map(np.concatenate, zip(*blocks, strict=True)), strict=True)
+        values = {name: v for name, v in stacked if name in values}
+    if bounds and equation == "elastic":  # bounds may hold what is no solid, and refused
+        values["vp"] = np.maximum(values["vp"], 1.0)
+        values["vs"] = np.minimum(values["vs"], 0.866 * values["vp"])
+    deepwave = load_deepwave()
+    found = [torch.as_tensor(v.astype(np.float32, copy=False)) for v in values.values()]
+    where = torch.zeros(1, 1, len(grid.dims), dtype=torch.long)
+    with _naming(equation):
+        if equation == "elastic":
+            found = list(deepwave.vpvsrho_to_lambmubuoyancy(*found))
+        plan = deepwave.plan(
+            equation,
+            *found,
+            list(grid.spacing),
+            1e-6,
+            sources={EQUATIONS[equation].pressure_source: (torch.zeros(1, 1, 1), where)},
+            accuracy=accuracy,
+            pml_width=0,
+            pml_freq=1.0,
+        )
+    return float(plan.info.max_vel) * (1 + 1e-6)  # whatever is rounded on the way
+
+
 @dataclass(frozen=True)
 class Physics:
     """Everything that all shots of an experiment share.
@@ -96,8 +179,8 @@ class Physics:
     frequency : float
         That the absorbing layers are made for, Hz.
     max_velocity : float
-        The highest that may occur, m/s. Fixed, as `frequency` is, so that every batch and every
-        iteration has the same internal time step and the same absorbing layers.
+        See `highest_speed`. Fixed, as `frequency` is, so that every batch and every iteration has
+        the same internal time step and the same absorbing layers.
     between : bool
         Whether a source or a receiver lies between samples of the model. Then all are
         interpolated [1]_, in all batches.
@@ -235,6 +318,11 @@ class Physics:
         Returns
         -------
         Tensor, (shot, receiver, time)
+
+        Raises
+        ------
+        OutcropError
+            If Deepwave refuses the model or an option.
         """
         deepwave = load_deepwave()
         output = self._call(deepwave, model, (amplitudes, sources, active), (receivers, live))
@@ -268,7 +356,7 @@ class Physics:
                 how["storage_path"] = self.storage_path
         if self.free_surface:
             how["boundary"] = ["free"] + ["pml"] * (2 * len(self.grid.dims) - 1)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _naming(self.equation):
             # What it warns of, the checks before the start have looked at.
             warnings.simplefilter("ignore")
             return getattr(deepwave, self.equation)(

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from .. import __version__
-from ..arrays import open_for_writing
+from ..arrays import encodings, open_for_writing
 from ..errors import GeometryError, OutputExistsError, SurveyError
 from ..output import Output, check_free
 from ..progress import track
@@ -26,6 +26,7 @@ from ..survey.parts import run, threads
 from ..survey.segy import FIELDS, SegyFile, field
 from .acquisition import DIMS
 from .gathers import open_shots
+from .kinds import check_kinds
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -91,13 +92,19 @@ def ingest_shots(
     SegyError
         If the file is not SEG-Y, ends in the middle of a trace, or has traces of several lengths.
     GeometryError
-        If headers hold no positions, or angles instead of lengths, or the delay varies.
+        If headers hold no positions, or angles instead of lengths, the delay varies, or all traces
+        say that they hold no signal.
     SurveyError
         If samples are not finite.
     OutputExistsError, ResumeError
         If something else lies at `path`.
+    ArgumentError
+        If origin, azimuth or interval are no numbers.
     """
     check_choice("nonfinite", nonfinite, ("error", "zero"))
+    check_kinds({"origin": origin, "azimuth": azimuth, "interval": interval})
+    origin, azimuth = (float(origin[0]), float(origin[1])), float(azimuth)
+    interval = None if interval is None else float(interval)
     path = on_disk(path)
     if path.resolve() == Path(segy).resolve():
         raise OutputExistsError(f"{path}: is the SEG-Y itself; choose another path to write")
@@ -139,7 +146,8 @@ def ingest_shots(
             threads(shot_bytes),
             client,
         )
-        output.commit({"ingested_with": record})
+        told = {**record, "truncate": truncate, "nonfinite": nonfinite}
+        output.commit({"ingested_with": told})
     return open_shots(path)
 
 
@@ -187,12 +195,18 @@ def _read_headers(file: SegyFile, advance: Callable[[float], None]) -> dict[str,
             values = field(headers, FIELDS[name][0], file.order)
             found[name][start : start + len(headers)] = values
         advance(len(headers) * file.trace_bytes)
-    if np.unique(found["DelayRecordingTime"]).size > 1:
+    kept = ~np.isin(found["TraceIdentificationCode"], _SILENT)
+    if not kept.any():
+        raise GeometryError(
+            f"{file.path}: all traces say that they hold no signal (header bytes 29-30 from 2 to "
+            "8); correct these"
+        )
+    if np.unique(found["DelayRecordingTime"][kept]).size > 1:
         raise GeometryError(
             f"{file.path}: the recording delay varies (header bytes 109-110); shift the traces to "
             "one start"
         )
-    angles = np.isin(found["CoordinateUnits"], (2, 3, 4))
+    angles = kept & np.isin(found["CoordinateUnits"], (2, 3, 4))
     if angles.any():
         raise GeometryError(
             f"{file.path}: trace {int(angles.argmax()) + 1:,}: coordinates are angles (header "
@@ -278,10 +292,9 @@ def _template(
     dataset = xr.Dataset({"amplitude": (("shot", "receiver", "time"), traces, attrs)}, coords)
     dataset.attrs = {"Conventions": "CF-1.11", "outcrop_version": __version__}
     chunk = min(numbers.shape[1], max(1, _CHUNK // (4 * file.samples)))
-    encoding: dict[str, dict[str, Any]] = {
-        "amplitude": {"chunks": (1, chunk, file.samples), "_FillValue": None}
-    }
+    encoding = encodings(dataset)
+    encoding["amplitude"] |= {"chunks": (1, chunk, file.samples), "_FillValue": None}
     for name in coords:
         if name.startswith("receiver_") or name == "trace_index":
-            encoding[name] = {"chunks": (min(64, len(numbers)), numbers.shape[1])}
+            encoding[name]["chunks"] = (min(64, len(numbers)), numbers.shape[1])
     return dataset, encoding

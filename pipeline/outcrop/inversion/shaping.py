@@ -43,11 +43,18 @@ def mask(
     -------
     xarray.DataArray
         float32, over the model.
+
+    Raises
+    ------
+    ArgumentError
+        If `water_bottom` is NaN somewhere, or `radius` comes without `shots`.
     """
     model = open_model(velocity)
     grid = grid_of(model)
     allowed = xr.ones_like(model["vp"], dtype=np.float32)
     if water_bottom is not None:
+        if np.isnan(water_bottom).any():
+            raise ArgumentError("mask: water_bottom is NaN; pass a depth in m everywhere")
         allowed = allowed.where(model["depth"] > water_bottom, 0.0).transpose(*grid.dims)
     if radius > 0:
         if shots is None:

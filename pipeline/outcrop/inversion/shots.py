@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -193,13 +193,19 @@ class Shots(Job):
     def _observed(self, batch: Batch, corner: float | None) -> tuple[Tensor, Tensor]:
         """Traces of each group, (group, receiver, time), filtered; and which there are."""
         _, live = self.gathers.receivers(np.array([group[0][0] for group in batch]))
-        sums = []
-        for group in batch:
-            traces = self.gathers.traces(np.array([shot for shot, _ in group]))
-            factors = np.array([factor for _, factor in group], dtype=traces.dtype)
-            sums.append(np.tensordot(factors, traces, axes=1))
-        observed = low_pass(np.stack(sums), corner, self.physics.time_step)
+        sums = np.stack([self._sum(group) for group in batch])
+        observed = low_pass(sums, corner, self.physics.time_step)
         return torch.as_tensor(observed), torch.as_tensor(live)
+
+    def _sum(self, group: Group) -> np.ndarray:
+        """Traces of shots that fire together, read one after another."""
+        total: Any = 0
+        for shot, factor in group:
+            (traces,) = self.gathers.traces(np.array([shot]))
+            if traces.dtype.kind != "f":
+                traces = traces.astype(np.float32)  # a filter would round whole numbers
+            total = total + factor * traces
+        return total
 
     def _tidy(self) -> None:
         if self.physics.device == "cpu":

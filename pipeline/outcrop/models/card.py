@@ -95,8 +95,9 @@ class Card:
         Survey dimensions in the order of the network's last axes; "z" stands for two-way time or
         depth. A network of two axes takes sections: (z, trace).
     multiple : tuple of int
-        The extents are padded with zeros to multiples of these, split between both sides, and the
-        output is cropped.
+        The extents are padded with zeros to multiples of these, one for each axis, split between
+        both sides, and the output is cropped. `ArgumentError` if their number is another; unless
+        all are 1, which does for any number of axes.
     smallest : int
         Extents that the network needs at least; padded likewise.
     separate : bool
@@ -124,6 +125,15 @@ class Card:
     activation: str = "none"
     sections: bool = False
     shipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if set(self.multiple) == {1}:
+            object.__setattr__(self, "multiple", (1,) * len(self.axes))
+        if len(self.multiple) != len(self.axes):
+            raise ArgumentError(
+                f"multiple {self.multiple} of {self.name or 'the card'}: give one for each of the "
+                f"axes {', '.join(self.axes)}"
+            )
 
     def along(self, direction: str) -> Card:
         """Return the card of a network of sections for sections along another direction.

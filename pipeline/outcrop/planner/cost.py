@@ -126,6 +126,7 @@ class Costs:
         self._point: dict[str, tuple[float, float]] = {}
         self._bytes: dict[tuple[str, int | None], int] = {}
         self._works: dict[tuple[object, ...], _Work] = {}
+        self._wrapping = {n for n, node in graph.nodes.items() if RULES[node.op].wraps(node)}
 
     def bytes(self, name: str, points: int | None = None) -> int:
         """Size of a tensor, or of `points` of its grid."""
@@ -197,7 +198,10 @@ class Costs:
         kept = part.kept(graph)
         middle = central_tile(domain, tile)
         boxes = needed(graph, part.nodes, dict.fromkeys(kept, middle))
-        # Every tile is evaluated on boxes of the same shape.
+        # Every tile is evaluated on boxes of the same shape, but where an axis wraps around.
+        most = boxes
+        if not self._wrapping.isdisjoint(part.nodes):
+            most = needed(graph, part.nodes, dict.fromkeys(kept, middle), at_worst=True)
         tiles = count_tiles(domain, tile)
         operations = seconds = once = 0.0
         for name in part.nodes:
@@ -213,15 +217,15 @@ class Costs:
         # oneDNN and cuDNN bring the kernels into layouts of their own, for every tile again.
         weights = (graph.weights[w] for name in part.nodes for w in graph.nodes[name].weights)
         seconds += tiles * self.itemsize * sum(map(math.prod, weights)) / self.rates.fresh
-        tile_bytes = int(self._held_back(tiles) * self._tile_bytes(part, kept, boxes))
+        tile_bytes = int(self._held_back(tiles) * self._tile_bytes(part, kept, most))
         seconds += tile_bytes / self.rates.fresh
-        if not all(self._takes(name, boxes[name]) for name in (*part.nodes, *part.inputs)):
+        if not all(self._takes(name, most[name]) for name in (*part.nodes, *part.inputs)):
             tile_bytes = sys.maxsize
         return _Work(
             seconds,
             operations,
             operations / max(once, 1.0),
-            tuple(self.bytes(name, boxes[name].size) for name in part.inputs),
+            tuple(self.bytes(name, most[name].size) for name in part.inputs),
             sum(self.bytes(name, middle.size) for name in part.outputs),
             tiles,
             tile_bytes,

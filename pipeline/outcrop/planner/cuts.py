@@ -15,6 +15,9 @@ from .cost import Costs, Part, part
 _ROUNDS = 2
 # Operators of a stage that the search begins with, at most.
 _LONG = 100
+# Operators whose tiles are measured before the search ends: of networks with very many branches,
+# each look takes as long as they are many. Twice what any network of the zoo takes.
+_MEASURED = 60_000
 
 
 def forced(graph: Graph) -> set[str]:
@@ -65,6 +68,7 @@ class Cuts:
         self.places = {n: place for n in self.graph.nodes if n not in outputs}
         self.limit: float = math.inf
         self.shapes: Callable[[Part, Box], Iterable[Shape]] = lambda p, domain: [domain.shape]
+        self.measured = 0  # operators, each as often as it was
         self._seconds: dict[Part, float] = {}
         self._parts: dict[frozenset[str], list[Part]] = {}
 
@@ -136,7 +140,8 @@ class Cuts:
         """Predicted seconds of a stage, in the best of a few tile shapes."""
         if p not in self._seconds:
             domain = Box.whole(self.graph.grid(p.kept(self.graph)[0]))
-            tiles = self.shapes(p, domain)
+            tiles = list(self.shapes(p, domain))
+            self.measured += len(p.nodes) * len(tiles)
             found = [self.costs.cost(p, domain, tile, self.places) for tile in tiles]
             # What does not fit is not forbidden yet, as smaller tiles might, but dear.
             self._seconds[p] = min(c.seconds * max(1.0, c.tile_bytes / self.limit) for c in found)
@@ -157,6 +162,7 @@ class Cuts:
         """
         self.limit, self.shapes = limit, shapes
         self._seconds.clear()
+        self.measured = 0
         graph = self.graph
         fixed = forced(graph)
         start = {graph.nodes[n].operands[0] for n in fixed if self._reduces(n)} & graph.nodes.keys()
@@ -168,6 +174,8 @@ class Cuts:
         for _ in range(_ROUNDS):
             changed = False
             for name in candidates:
+                if self.measured > _MEASURED:
+                    return stored
                 other = stored ^ {name}
                 if self._saved(stored, other, name) > 0:
                     stored, changed = other, True

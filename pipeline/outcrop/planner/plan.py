@@ -26,9 +26,10 @@ def parse_bytes(text: str | int | float) -> int:
     MemoryBudgetError
         If it is none of these, or not positive.
     """
-    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?i?)b?\s*", str(text), re.IGNORECASE)
+    number = r"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,2})?)\s*([kmgt]?i?)b?\s*"
+    match = re.fullmatch(number, str(text), re.IGNORECASE)
     scale = {**_UNITS, **_BINARY}.get(match[2].upper()) if match else None
-    if match is None or scale is None or float(match[1]) <= 0:
+    if match is None or scale is None or float(match[1]) * scale < 1:
         raise MemoryBudgetError(
             f"memory {text!r}: not an amount of memory; write it as 2GB or 512MiB"
         )

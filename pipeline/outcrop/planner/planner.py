@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -93,9 +94,13 @@ def make_plan(
     if any(0 in graph.shape(name) for name in graph.outputs):
         raise ArgumentError("the network returns a tensor without values; is the volume too small?")
     if tile is not None:
-        extents = list(tile) if isinstance(tile, Sequence) else [tile]
-        if len(extents) != graph.rank or not all(isinstance(n, int) and n > 0 for n in extents):
+        try:
+            extents = tuple(map(operator.index, tile))
+        except TypeError:  # no sequence, or not of whole numbers
+            extents = ()
+        if len(extents) != graph.rank or min(extents) < 1:
             raise ArgumentError(f"tile {tile}: give {graph.rank} positive extents")
+        tile = extents
     task = Task(
         graph,
         tuple(n for n in dict.fromkeys(graph.outputs) if n in graph.nodes),
@@ -188,10 +193,12 @@ class _Planner:
         self.task, self.graph, self.mode = task, task.graph, mode
         there = mode == "cpu" and task.device == "cpu"  # host and device are one
         self.first = mode if mode in ("cpu", "disk") and not there else "device"
+        if crew is not None and mode == "none":  # what must be stored all workers have to reach
+            self.first = "disk"
         # What is known of the same task with another budget holds for this one too.
         self.costs: Costs
         if like is not None:
-            self.costs = like.costs
+            self.costs, self.first = like.costs, like.first
         elif crew is not None:
             self.costs = Costs(task.graph, crew.rates, task.itemsize, crew.workers, task.device)
         else:

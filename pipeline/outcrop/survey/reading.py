@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +98,7 @@ def open_unchunked(path: PathLike, storage_options: Options | None = None) -> xr
 
 
 def _check_group(path: Place) -> None:
-    """Raise `SurveyError` unless there is a Zarr group that can be read."""
+    """Raise `SurveyError` unless there is Zarr in format 3."""
     if not is_complete(path):
         if (path / ".zgroup").is_file():
             raise SurveyError(
@@ -107,14 +106,6 @@ def _check_group(path: Place) -> None:
                 "xarray.open_zarr(path).to_zarr(other, zarr_format=3), or ingest the SEG-Y again"
             )
         raise SurveyError(f"{path}: is no Zarr group; pass one that outcrop ingest wrote")
-    try:
-        kind = json.loads((path / "zarr.json").read_text())["node_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SurveyError(
-            f"{path}/zarr.json: is damaged ({error}); restore that file, or ingest the survey again"
-        ) from None
-    if kind != "group":
-        raise SurveyError(f"{path}: is an {kind} of a group; pass the folder that it lies in")
 
 
 def in_blocks(variable: xr.DataArray) -> xr.DataArray:

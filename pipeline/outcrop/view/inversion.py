@@ -58,7 +58,7 @@ def draw_inversion(
     one = observed.isel(shot=[number]).load()
     if wavelet is not None:
         own = wavelet.isel(shot=[number]) if "shot" in wavelet.dims else wavelet
-        one["wavelet"] = own
+        one["wavelet"] = own.dims, own.to_numpy()  # their times may differ by rounding
     plan = one.drop_vars("amplitude")
     gathers = {
         "observed": one["amplitude"][0],

@@ -15,6 +15,7 @@ import fsspec
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ..errors import OutcropError
 from ..events import Retry, Warn
 from ..planner import format_bytes
 from ..record import Record
@@ -89,6 +90,11 @@ def report(
         With `amplitude`; under the prediction in the pictures.
     prediction : xarray.Dataset, optional
         Of which three sections through the middle are drawn, of at most 1024 samples an axis.
+
+    Raises
+    ------
+    OutcropError
+        If the page cannot be written.
     """
     facts = record.facts()
     names = [os.path.basename(output.rstrip("/")) for output in record.begun]
@@ -125,14 +131,21 @@ def report(
             _section("Provenance", _pairs([("output", output), *of["provenance"].items()]))
         )
     data = json.dumps(facts).replace("<", "\\u003c")
-    with fsspec.open(os.fspath(path), "w", encoding="utf-8") as page:
-        page.write(
-            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width">'
-            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>\n"
-            + "\n".join(parts)
-            + f'\n</main><script type="application/json" id="facts">{data}</script></body></html>\n'
-        )
+    text = (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>\n"
+        + "\n".join(parts)
+        + f'\n</main><script type="application/json" id="facts">{data}</script></body></html>\n'
+    )
+    try:
+        with fsspec.open(os.fspath(path), "w", encoding="utf-8") as page:
+            page.write(text)
+    except OSError as error:
+        raise OutcropError(
+            f"{path}: the page about the run cannot be written ({error.strerror or error}); choose "
+            "another path"
+        ) from None
 
 
 _TIME_LEGEND = (

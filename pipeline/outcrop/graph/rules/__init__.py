@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from .base import Opaque, Rule, Values
+from .convolution import Convolution, TransposedConvolution
 from .pointwise import (
     BatchNorm,
     Concatenate,
@@ -37,7 +38,7 @@ from .resample import (
 from .tokens import Attention, Einsum, MatMul
 from .upsampled import UpsampledConvolution
 from .views import Drop, OnGrid, Permute, Stack, Unsqueeze, View, Whole
-from .window import AveragePool, Convolution, Pool, TransposedConvolution
+from .window import AveragePool, Pool
 
 __all__ = ["RULES", "Reduce", "Rule", "Values"]
 

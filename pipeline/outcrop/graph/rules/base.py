@@ -41,6 +41,14 @@ class Rule:
         """Box of each operand that `box` of the result depends on, cut to its grid."""
         raise NotImplementedError
 
+    def wraps(self, node: Node) -> bool:
+        """Whether some box needs both ends of an axis, and so all of it, though others do not."""
+        return False
+
+    def at_worst(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        """As `needs`, for the box of this shape that needs most."""
+        return self.needs(node, box, graph)
+
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         """Compute the result on `box` from the operands on the boxes they are needed on.
 

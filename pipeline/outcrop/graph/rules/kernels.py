@@ -200,8 +200,8 @@ def _in_slabs(
     n = len(stride)
     convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
     extents = _extents(x, weight, stride, padding, dilation)
-    row = x.element_size() * math.prod(weight.shape[1:]) * math.prod(extents[1:])
-    rows = max(1, COLUMNS // max(1, row))
+    windows = math.prod(x.shape[: -n - 1]) * math.prod(extents[1:])
+    rows = rows_of_columns(weight.shape, groups, windows, x.element_size())
     if x.element_size() < 8 or x.device.type != "cpu" or rows >= extents[0]:
         return convolve(x, weight, bias, stride, padding, dilation, groups)
     if padding[0]:
@@ -216,6 +216,43 @@ def _in_slabs(
             convolve(slab, weight, bias, stride, (0, *padding[1:]), dilation, groups)
         )
     return made
+
+
+def transposed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Shape, dilation: Shape, groups: int
+) -> Tensor:
+    """Convolve transposed, without padding; on a CPU by slabs, as what windows give is laid out."""
+    n = len(stride)
+    spread = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[n]
+    windows = math.prod((*x.shape[: -n - 1], *x.shape[x.ndim - n + 1 :]))
+    rows = rows_of_columns(weight.shape, 1, windows, x.element_size())
+    if x.element_size() < 4 or x.device.type != "cpu" or rows >= x.shape[-n]:
+        return spread(x, weight, bias, stride, 0, 0, groups, dilation)
+    extents = spread_over(x.shape[-n:], weight.shape[2:], stride, dilation)
+    shape = (*x.shape[: -n - 1], groups * weight.shape[1], *extents)
+    layout = LAYOUTS[x.ndim] if channels_last(x) else torch.contiguous_format
+    made = torch.empty(shape, dtype=x.dtype, memory_format=layout)
+    made[...] = 0.0 if bias is None else bias.view(-1, *(1,) * n)
+    for a in range(0, x.shape[-n], rows):
+        slab = x.narrow(-n, a, min(rows, x.shape[-n] - a))
+        part = spread(slab, weight, None, stride, 0, 0, groups, dilation)
+        made.narrow(-n, a * stride[0], part.shape[-n]).add_(part)
+        del part  # before the next is made
+    return made
+
+
+def spread_over(
+    extents: Sequence[int], kernel: Sequence[int], stride: Shape, dilation: Shape
+) -> list[int]:
+    """Extents of a transposed convolution's result, without padding."""
+    sizes = zip(extents, kernel, stride, dilation, strict=True)
+    return [(e - 1) * s + (k - 1) * d + 1 for e, k, s, d in sizes]
+
+
+def rows_of_columns(weight: Sequence[int], groups: int, windows: int, itemsize: int) -> int:
+    """How many rows of so many windows ATen or oneDNN may lay side by side."""
+    row = itemsize * math.prod(weight[1:]) * groups * windows
+    return max(1, COLUMNS // max(1, row))
 
 
 def expressible(value: float, dtype: torch.dtype) -> float:

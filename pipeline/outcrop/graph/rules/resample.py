@@ -72,6 +72,17 @@ class Gather(Rule):
             last.append(int(inside.max()) + 1 if len(inside) else 1)
         return {node.operands[0]: with_axes(box, dims, tuple(first), tuple(last))}
 
+    def wraps(self, node: Node) -> bool:
+        return node.op in ("roll", "repeat") or node.args.get("mode") == "circular"
+
+    def at_worst(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        if not self.wraps(node):
+            return self.needs(node, box, graph)
+        own = graph.layouts[node.operands[0]]
+        dims = [own.dims[i] for i in self.maps(node, own.shape) if own.dims[i]]
+        whole = [own.grid[axes[0]] for axes in dims]
+        return {node.operands[0]: with_axes(box, dims, (0,) * len(dims), tuple(whole))}
+
     def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
         held = self.needs(node, box, graph)[node.operands[0]]
         dims = graph.layouts[node.operands[0]].dims

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..boxes import Box, Shape
 from ..graph import Graph, Node
 from .base import Values
-from .window import Convolution
+from .convolution import Convolution
 
 
 class UpsampledConvolution(Convolution):

@@ -1,10 +1,9 @@
-"""Operators that move a window over the grid: convolutions and pools."""
+"""Operators that move a window over the grid, and pools; convolutions are in `convolution`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -15,8 +14,8 @@ from torch import Tensor
 from ..boxes import Box, Shape
 from ..graph import Graph, Node
 from ..layout import Axes, Layout
-from .base import Rule, Values, per_axis, resolve
-from .kernels import COLUMNS, FEW, convolve, expressible, padded
+from .base import Rule, Values, per_axis
+from .kernels import expressible, padded
 
 
 def op_rank(node: Node) -> int:
@@ -156,185 +155,6 @@ def with_axes(box: Box, dims: Sequence[Axes], first: Shape, last: Shape) -> Box:
         for axis in axes:
             start[axis], stop[axis] = a, b
     return Box(tuple(start), tuple(stop))
-
-
-class Convolution(Window):
-    """Convolution with any stride, padding, dilation and groups."""
-
-    def __init__(self) -> None:
-        super().__init__(0.0)
-
-    def layout(self, node: Node, graph: Graph) -> Layout | None:
-        n = op_rank(node)
-        if node.args["weight"].name in graph.layouts or len(node.operands) > 1:
-            return None  # its kernel is computed by the network
-        if graph.layouts[self.source(node)].dims[-n - 1]:
-            return None
-        return super().layout(node, graph)
-
-    def source(self, node: Node) -> str:
-        return node.args["input"].name
-
-    def geometry(self, node: Node, graph: Graph) -> tuple[Shape, Shape, Shape, Shape]:
-        kernel, n = self._kernel(node, graph), op_rank(node)
-        dilation = per_axis(node.args["dilation"], n)
-        padding = node.args["padding"]
-        if padding == "same":  # an odd point, where there is one, goes to the end
-            padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-        elif padding == "valid":
-            padding = 0
-        return kernel, per_axis(node.args["stride"], n), per_axis(padding, n), dilation
-
-    def outside_value(self, node: Node, graph: Graph) -> float | None:
-        if node.args["padding"] != "same":
-            return super().outside_value(node, graph)
-        return self.outside if max(self._kernel(node, graph)) > 1 else None
-
-    def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
-        _, stride, _, dilation = self.geometry(node, graph)
-        weight, bias = (resolve(node.args[k], values) for k in ("weight", "bias"))
-        return convolve(
-            x,
-            weight,
-            bias,
-            stride,
-            padding,
-            dilation,
-            node.args.get("groups", 1),
-            onto=resolve(node.args.get("onto"), values),
-            in_place="in_place" in node.args,
-            relu=node.args.get("activation") == "relu",
-        )
-
-    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
-        onto = {node.args["onto"].name: box} if "onto" in node.args else {}
-        return super().needs(node, box, graph) | onto
-
-    def spared(self, node: Node, graph: Graph) -> str | None:
-        return node.args["onto"].name if "onto" in node.args else None
-
-    def overwrite(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
-        node = replace(node, args={**node.args, "in_place": True})
-        return self.evaluate(node, box, values, graph)
-
-    def operations(self, node: Node, graph: Graph) -> float:
-        taps = math.prod(graph.weights[node.args["weight"].name][1:])
-        return 2.0 * taps * graph.width(node.name)
-
-    def workspace(
-        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
-    ) -> int:
-        source, made = self.source(node), graph.width(node.name) * box.size
-        copied = super().workspace(node, box, graph, itemsize, device)
-        if device != "cpu":
-            # cuDNN copies what it reads, but for halves, and what it writes in full single
-            # precision; a sum of halves it writes anew.
-            if itemsize < 4:
-                return copied + itemsize * made * ("onto" in node.args)
-            read = graph.width(source) * self.needs(node, box, graph)[source].size
-            full = itemsize == 4 and not torch.backends.cudnn.allow_tf32
-            return copied + itemsize * (read + made * full)
-        again = 0
-        if graph.width(source) < FEW:  # both may be held once more, in single precision
-            read = graph.width(source) * self.needs(node, box, graph)[source].size
-            again = 4 * (made + read)
-        columns = self._columns(node, box, graph, itemsize)
-        return copied + again + columns + self._rearranged(node, graph, itemsize)
-
-    def _rearranged(self, node: Node, graph: Graph, itemsize: int) -> int:
-        """Bytes of the kernel in a layout of oneDNN's, which has none in double precision."""
-        return itemsize * math.prod(graph.weights[node.args["weight"].name]) * (itemsize < 8)
-
-    def _columns(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
-        """Bytes of the windows side by side, as ATen holds them where oneDNN has no kernel."""
-        kernel = graph.weights[node.args["weight"].name][1:]
-        if itemsize < 8 or math.prod(kernel[1:]) == 1:
-            return 0
-        size = itemsize * math.prod(kernel) * box.size
-        return min(size, max(COLUMNS, size // box.shape[0]))
-
-    def _kernel(self, node: Node, graph: Graph) -> Shape:
-        return graph.weights[node.args["weight"].name][2:]
-
-
-class TransposedConvolution(Convolution):
-    """Transposed convolution: input i adds to the outputs i·stride - padding + k·dilation."""
-
-    def geometry(self, node: Node, graph: Graph) -> tuple[Shape, Shape, Shape, Shape]:
-        n = op_rank(node)
-        stride, padding, dilation = (
-            per_axis(node.args[k], n) for k in ("stride", "padding", "dilation")
-        )
-        return self._kernel(node, graph), stride, padding, dilation
-
-    def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
-        back = super().moves(node, graph)
-        return None if back is None else tuple(1 / step for step in back)
-
-    def outside_value(self, node: Node, graph: Graph) -> float | None:
-        return self.outside
-
-    def held(self, node: Node, box: Box, graph: Graph) -> tuple[Shape, Shape]:
-        own, layout, n = graph.layouts[self.source(node)], graph.layouts[node.name], op_rank(node)
-        first, last = [], []
-        for i, (k, s, p, d) in enumerate(zip(*self.geometry(node, graph), strict=True)):
-            axes, extent = own.dims[i - n], own.shape[i - n]
-            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i - n])
-            # The first that reaches the box, but none after its first point: between points that
-            # are reached lie some that are not.
-            low = min(-((p - a + (k - 1) * d) // s), (a + p) // s)
-            low = min(max(low, 0), extent - 1)
-            first.append(low if axes else 0)
-            last.append(max(low + 1, min(extent, (b - 1 + p) // s + 1)) if axes else extent)
-        return tuple(first), tuple(last)
-
-    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
-        _, stride, _, _ = self.geometry(node, graph)
-        first, last = self.held(node, box, graph)
-        axes = graph.layouts[node.name].dims[-len(first) :]
-        return tuple(
-            (box.start[a[0]] - f * s if a else 0, e - f)
-            for a, f, e, s in zip(axes, first, last, stride, strict=True)
-        )
-
-    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
-        x = values[self.source(node)]
-        layout, n = graph.layouts[node.name], op_rank(node)
-        weight, bias = (resolve(node.args[k], values) for k in ("weight", "bias"))
-        _, stride, padding, dilation = self.geometry(node, graph)
-        first, _ = self.held(node, box, graph)
-        convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[n]
-        made = convolve(x, weight, bias, stride, 0, 0, node.args["groups"], dilation)
-        for i, axes in enumerate(layout.dims[-n:]):
-            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i - n])
-            offset = a + padding[i] - first[i] * stride[i]
-            missing = offset + (b - a) - made.shape[i - n]
-            if missing > 0:  # beyond the last kernel: nothing but the bias
-                end = list(made.shape)
-                end[i - n] = missing
-                fill = made.new_zeros(()) if bias is None else bias.view(-1, *(1,) * n)
-                made = torch.cat((made, fill.expand(end)), i - n)
-            made = made.narrow(i - n, offset, b - a)
-        return made
-
-    def operations(self, node: Node, graph: Graph) -> float:
-        shape = graph.weights[node.args["weight"].name]
-        _, stride, _, _ = self.geometry(node, graph)
-        taps = math.prod(shape[2:]) / math.prod(stride)
-        return 2.0 * taps * shape[0] * shape[1]
-
-    def workspace(
-        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
-    ) -> int:
-        kernel, stride, _, dilation = self.geometry(node, graph)
-        spread = math.prod(
-            e + (k - 1) * d + s
-            for e, k, s, d in zip(box.shape[-len(kernel) :], kernel, stride, dilation, strict=False)
-        )
-        return (
-            super().workspace(node, box, graph, itemsize, device)
-            + itemsize * graph.width(node.name) * spread
-        )
 
 
 class Pool(Window):
