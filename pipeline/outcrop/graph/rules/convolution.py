@@ -14,7 +14,7 @@ from ..boxes import Box, Shape
 from ..graph import Graph, Node
 from ..layout import Layout
 from .base import Values, per_axis, resolve
-from .kernels import FEW, convolve, rows_of_columns, spread_over, transposed
+from .kernels import FEW, convolve, rows_of_columns, rows_to_spread, spread_over, transposed
 from .window import Window, op_rank
 
 
@@ -236,7 +236,8 @@ class TransposedConvolution(Convolution):
         n, (kernel, stride, _, dilation) = op_rank(node), self.geometry(node, graph)
         source = self._local(self.source(node), node, box, graph)
         windows = math.prod(source[: -n - 1]) * math.prod(source[len(source) - n + 1 :])
-        rows = min(rows_of_columns(weight, 1, windows, itemsize), source[-n])
+        most = rows_to_spread(weight, stride, dilation, windows, itemsize)
+        rows = int(min(most, source[-n]))
         columns = math.prod(weight[1:]) * windows * rows
         part = spread_over([rows, *source[len(source) - n + 1 :]], kernel, stride, dilation)
         read = math.prod(source) // source[-n] * rows

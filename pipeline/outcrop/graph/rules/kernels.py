@@ -225,16 +225,16 @@ def transposed(
     n = len(stride)
     spread = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[n]
     windows = math.prod((*x.shape[: -n - 1], *x.shape[x.ndim - n + 1 :]))
-    rows = rows_of_columns(weight.shape, 1, windows, x.element_size())
-    if x.element_size() < 4 or x.device.type != "cpu" or rows >= x.shape[-n]:
+    rows = rows_to_spread(weight.shape, stride, dilation, windows, x.element_size())
+    if x.device.type != "cpu" or rows >= x.shape[-n]:
         return spread(x, weight, bias, stride, 0, 0, groups, dilation)
     extents = spread_over(x.shape[-n:], weight.shape[2:], stride, dilation)
     shape = (*x.shape[: -n - 1], groups * weight.shape[1], *extents)
     layout = LAYOUTS[x.ndim] if channels_last(x) else torch.contiguous_format
     made = torch.empty(shape, dtype=x.dtype, memory_format=layout)
     made[...] = 0.0 if bias is None else bias.view(-1, *(1,) * n)
-    for a in range(0, x.shape[-n], rows):
-        slab = x.narrow(-n, a, min(rows, x.shape[-n] - a))
+    for a in range(0, x.shape[-n], int(rows)):
+        slab = x.narrow(-n, a, min(int(rows), x.shape[-n] - a))
         part = spread(slab, weight, None, stride, 0, 0, groups, dilation)
         made.narrow(-n, a * stride[0], part.shape[-n]).add_(part)
         del part  # before the next is made
@@ -253,6 +253,21 @@ def rows_of_columns(weight: Sequence[int], groups: int, windows: int, itemsize: 
     """How many rows of so many windows ATen or oneDNN may lay side by side."""
     row = itemsize * math.prod(weight[1:]) * groups * windows
     return max(1, COLUMNS // max(1, row))
+
+
+def rows_to_spread(
+    weight: Sequence[int], stride: Shape, dilation: Shape, windows: int, itemsize: int
+) -> int | float:
+    """How many rows a transposed convolution takes at once; infinity for all of them.
+
+    In single precision by slabs only where windows overlap, as what they give is no larger than the
+    result else, and to copy it takes longer.
+    """
+    reach = ((k - 1) * d + 1 for k, d in zip(weight[2:], dilation, strict=True))
+    overlap = any(r > s for r, s in zip(reach, stride, strict=True))
+    if itemsize < 4 or (itemsize < 8 and not overlap):
+        return math.inf
+    return rows_of_columns(weight, 1, windows, itemsize)
 
 
 def expressible(value: float, dtype: torch.dtype) -> float:
