@@ -100,7 +100,7 @@ def test_a_list_of_surveys(cluster, client, model, tmp_path):
     events.clear()
     outcrop.predict_all(model, surveys, tmp_path / "all", listeners=[events.append], **how)
     assert {e.output for e in events} == {str(tmp_path / "all" / "2.zarr")}
-    with pytest.raises(OutputExistsError, match="input_sha256.* differ"):
+    with pytest.raises(OutputExistsError, match=r"input_sha256.* differ"):
         outcrop.predict_all(model, surveys[1:2], [tmp_path / "all" / "0.zarr"], **how)
     # What is wrong with any of them is said before the first begins.
     with pytest.raises(SurveyError, match="no variable 'amplitude'"):
