@@ -212,7 +212,7 @@ def test_networks_of_many_branches_are_planned():
         def __init__(self):
             super().__init__()
             self.first = nn.Conv3d(1, 8, 3)
-            self.branches = nn.ModuleList([nn.Conv3d(8, 8, 3, padding=1) for _ in range(60)])
+            self.branches = nn.ModuleList([nn.Conv3d(8, 8, 3, padding=1) for _ in range(30)])
 
         def forward(self, x):
             x = self.first(x)
@@ -229,8 +229,9 @@ def test_networks_of_many_branches_are_planned():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner, "Cuts", Counted)
+        patch.setattr("outcrop.planner.cuts._MEASURED", 2000)
         assert make_plan(graph, memory=10**9).peak_memory <= 10**9
-    assert 0 < max(chosen) < 70_000
+    assert 2000 < max(chosen) < 3000  # the one that was under way
 
 
 def test_bad_words_are_refused(graph):

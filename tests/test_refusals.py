@@ -108,6 +108,8 @@ def test_arguments_that_make_no_sense(path, tmp_path):
         outcrop.predict(network(), path, tmp_path / "o.zarr", tile=8)
     with pytest.raises(ArgumentError, match="tile 8: give 3 positive extents"):
         outcrop.whole_volume(network(), np.zeros((1, 1, 8, 8, 8), "f4"), tile=8)
+    with pytest.raises(ArgumentError, match=r"tile \[8\.5, 8, 8\]: give 3 positive extents"):
+        outcrop.predict(network(), path, tmp_path / "o.zarr", tile=(8.5, np.int64(8), 8))
     with pytest.raises(ArgumentError, match="surveys: is a single one"):
         outcrop.predict_all(network(), str(path), tmp_path / "o")
     with pytest.raises(ArgumentError, match=r"threshold 0\.5: is for probabilities"):

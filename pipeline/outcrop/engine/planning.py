@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..arrays import native
 from ..errors import ArgumentError
 from ..graph import Graph, capture
 from ..graph.boxes import central_tile
@@ -110,7 +111,7 @@ def wanted_of(
         "compressed": storage_compression,
         "dtype": precision,
         "device": device,
-        "tile": [int(n) for n in tile] if isinstance(tile, Iterable) else tile,
+        "tile": [native(n) for n in tile] if isinstance(tile, Iterable) else tile,
     }
 
 
