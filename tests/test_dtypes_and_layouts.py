@@ -168,6 +168,31 @@ def test_whole_numbers_are_pooled(kind):
     check(lambda n: F.max_pool3d(n, 3, 1, 1), inputs=[(5 * x).to(kind)])
 
 
+def test_means_of_whole_numbers():
+    (x,) = inputs_for(SHAPE)
+    check(lambda n: F.avg_pool3d(n, 3, 1, 1), inputs=[(5 * x).long()])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_halves_are_averaged_in_single_precision(kind):
+    """ATen has no such kernel on a CPU."""
+    x = inputs_for(SHAPE)[0].to(kind)
+    for pad in (False, True):
+        pool = nn.AvgPool3d((3, 2, 1), (2, 1, 3), (1, 1, 0), count_include_pad=pad).eval()
+        made = whole_volume(pool, x, tile=(5, 5, 5))
+        assert made.dtype == kind
+        step = 2 * torch.finfo(kind).eps
+        torch.testing.assert_close(made.float(), pool(x.float()), rtol=step, atol=step)
+
+
+def test_what_is_not_a_number_stays_one_in_pools():
+    x = inputs_for(SHAPE)[0]
+    x[..., 4, 5, 6], x[..., 1, 1, 1], x[..., 7, 2, 3] = torch.nan, torch.inf, -torch.inf
+    for pool in (nn.MaxPool3d(3, 2, 1, 2), nn.AvgPool3d(3, 2, 1)):
+        made = whole_volume(pool.eval(), x, tile=(3, 4, 5))
+        torch.testing.assert_close(made, pool(x), rtol=0, atol=1e-9, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -251,6 +276,6 @@ def test_what_a_forward_prints_is_printed(capfd):
 
 
 def test_what_torch_does_not_compute_in_a_precision_is_one_line():
-    for function in (torch.fft.fftn, lambda x: F.avg_pool3d(x, 2)):
+    for function in (torch.fft.fftn, torch.special.bessel_j0):
         with pytest.raises(UnsupportedOperatorError, match=r"in this precision .* float32"):
             whole_volume(Apply(function).eval(), torch.ones(1, 1, 8, 8, 8), precision="bfloat16")

@@ -31,6 +31,9 @@ CASES = {
     "max, indices": lambda x: x.max(1)[1],
     "kthvalue": lambda x: x.kthvalue(2, 1)[0],
     "cummax": lambda x: x.cummax(1)[0],
+    "max_pool": lambda x: F.max_pool3d(x, 2),
+    "max_pool, dense": lambda x: F.max_pool3d(x, 3, 1, 1),
+    "avg_pool": lambda x: F.avg_pool3d(x, 3, 1, 1),
 }
 NO_RULE = ("kthvalue", "cummax")
 # What ATen lays side by side, in double precision; oneDNN transposes so in single precision, too.

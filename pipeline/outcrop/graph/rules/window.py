@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..boxes import Box, Shape
 from ..graph import Graph, Node
 from ..layout import Axes, Layout
 from .base import Rule, Values, per_axis
-from .kernels import expressible, padded
+from .kernels import expressible, largest, mean, padded
 
 
 def op_rank(node: Node) -> int:
@@ -172,7 +172,6 @@ class Pool(Window):
 
     def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
         kernel, stride, _, dilation = self.geometry(node, graph)
-        largest = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[op_rank(node)]
         return largest(x, kernel, stride, padding, dilation)
 
     def operations(self, node: Node, graph: Graph) -> float:
@@ -181,9 +180,27 @@ class Pool(Window):
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
-        # ATen finds the place of each largest value too, as an int64.
-        places = 8 * graph.width(node.name) * box.size
-        return super().workspace(node, box, graph, itemsize, device) + places
+        made = graph.width(node.name) * box.size
+        if device != "cpu":  # there ATen finds the place of each largest value too, as an int64
+            return super().workspace(node, box, graph, itemsize, device) + 8 * made
+        copied, left = self._by_axis(node, box, graph)
+        return itemsize * (copied + max(map(sum, pairwise((0, *left[1:]))), default=made) - made)
+
+    def _by_axis(self, node: Node, box: Box, graph: Graph) -> tuple[int, list[int]]:
+        """Values of the padded copy, if there is one; of what is read, and each axis leaves."""
+        (low, high), (first, last) = self.reach(node, box, graph), self.held(node, box, graph)
+        kernel, _, _, _ = self.geometry(node, graph)
+        made, n = graph.layouts[node.name].local(box), len(kernel)
+        extents = [b - a for a, b in zip(low, high, strict=True)]
+        lead = math.prod(made[:-n])
+        left = [lead * math.prod(extents)]
+        for i, k in enumerate(kernel):
+            extents[i] = made[i - n]
+            if k > 1:
+                left.append(lead * math.prod(extents))
+        ends = zip(low, high, first, last, strict=True)
+        copied = left[0] if any(a < f or b > e for a, b, f, e in ends) else 0
+        return copied, left
 
 
 class AveragePool(Pool):
@@ -192,18 +209,31 @@ class AveragePool(Pool):
     def __init__(self) -> None:
         super().__init__(0.0)
 
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        # Of whole numbers ATen rounds each mean as it divides.
+        return None if node.dtype else super().layout(node, graph)
+
     def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
         # Windows at the edge may have another divisor.
         at_edge = self.outside_value(node, graph) is not None
         return None if at_edge else super().moves(node, graph)
 
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        made = graph.width(node.name) * box.size  # anew, where there is another divisor
+        if device != "cpu":
+            return Window.workspace(self, node, box, graph, itemsize, device) + itemsize * made
+        copied, left = self._by_axis(node, box, graph)
+        if itemsize < 4:  # in single precision
+            return itemsize * copied + 4 * max(map(sum, pairwise(left)), default=2 * made)
+        return max(Pool.workspace(self, node, box, graph, itemsize), itemsize * (copied + made))
+
     def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
-        n = op_rank(node)
-        average = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[n]
         kernel, stride, _, _ = self.geometry(node, graph)
         if any(padding):
             x = padded(x, padding, padding, 0.0)
-        return average(x, kernel, stride)
+        return mean(x, kernel, stride)
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         made = super().evaluate(node, box, values, graph)
