@@ -23,7 +23,7 @@ from ..planner import Stage
 from .compiled import Compiled
 from .globals import GlobalStore
 from .memory import Watch
-from .stores import Store, to_device
+from .stores import MemoryStore, Store, to_device
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class StageRunner:
         self.reducing = {name: graph.nodes[name].operands[0] for name in stage.reduces}
         self.kept = tuple(dict.fromkeys((*stage.outputs, *self.reducing.values())))
         last = last_uses(graph, stage.nodes, self.kept)
+        self.unwritten: dict[str, int] = {}  # bytes of outputs in memory
         self.halvings = 0  # of every tile, since memory ran out
         boxes = self._needed(central_tile(stage.domain, stage.tile))
         self.extents = {name: box.shape for name, box in boxes.items()}
@@ -311,7 +312,7 @@ class StageRunner:
         for name, box, part in results.parts:
             store = self.stores[name]
             if self.watch is not None:
-                self.watch.make_room(part.nbytes)
+                self.watch.make_room(self._fresh(name, part))
             if store.slow:
                 patiently(partial(store.write, box, part))
             else:
@@ -320,6 +321,15 @@ class StageRunner:
             target = self.stores[name]
             assert isinstance(target, GlobalStore)
             patiently(partial(target.put, number, state))
+
+    def _fresh(self, name: str, part: Tensor) -> int:
+        """Bytes that may be taken to write a part: in huge pages much else comes with it."""
+        if not isinstance(self.stores[name], MemoryStore):
+            return part.nbytes
+        size = self.graph.layouts[name].width * self.stage.domain.size * part.itemsize
+        rest = self.unwritten.setdefault(name, size)
+        self.unwritten[name] = max(0, rest - part.nbytes)
+        return rest
 
     def moved(self, tensors: Iterable[tuple[str, Tensor]]) -> int:
         """Bytes of those tensors that lie outside of the memory of what computes."""
