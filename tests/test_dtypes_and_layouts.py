@@ -279,3 +279,98 @@ def test_what_torch_does_not_compute_in_a_precision_is_one_line():
     for function in (torch.fft.fftn, torch.special.bessel_j0):
         with pytest.raises(UnsupportedOperatorError, match=r"in this precision .* float32"):
             whole_volume(Apply(function).eval(), torch.ones(1, 1, 8, 8, 8), precision="bfloat16")
+
+
+def test_resampling_of_whole_numbers_rounds_once():
+    image = (inputs_for(SHAPE)[0].abs() * 60).to(torch.uint8)[:, :, 0]
+    check(lambda n: F.interpolate(n, size=(13, 7), mode="bilinear"), inputs=[image], tile=(8, 8))
+
+
+def test_means_in_another_precision_stay_on_the_grid():
+    class Widened(nn.Module):
+        def forward(self, x):
+            return F.avg_pool3d(x.float(), 3, 1, 1)
+
+    graph, _ = capture(Widened().eval(), inputs_for(SHAPE))
+    assert not any(node.op == "whole" for node in graph.nodes.values())
+
+
+OF_ONE = (
+    "absolute asinh arcsin arctan arccos negative erfc exp2 fix frac isneginf isposinf lgamma "
+    "rad2deg deg2rad sgn signbit sinc digamma erfinv special_erf special_expit atanh acosh clip"
+)
+OF_TWO = (
+    "multiply subtract divide true_divide greater greater_equal less less_equal not_equal fmax "
+    "fmin heaviside logaddexp logaddexp2 logical_xor arctan2 special_xlogy __and__ __or__ __xor__ "
+    "bitwise_xor"
+)
+
+
+@pytest.mark.parametrize(("names", "count"), [(OF_ONE, 1), (OF_TWO, 2)])
+def test_every_name_of_what_is_pointwise(names, count):
+    def function(x):
+        x = x.tanh() * 0.9
+        given = (x, x.flip(2).abs())[:count]
+        masks = [y > 0.5 for y in given]
+        others = {"acosh": (x + 2,), "clip": (x, -0.5, 0.5), "bitwise_xor": masks}
+        others |= {f"__{name}__": masks for name in ("and", "or", "xor")}
+        return [getattr(torch.ops.aten, name)(*others.get(name, given)) for name in names.split()]
+
+    check(function)
+    graph, _ = capture(Apply(function).eval(), inputs_for(SHAPE))
+    assert not any(node.op == "whole" for node in graph.nodes.values())
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 30), (1, 2)])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_padding_beyond_the_reach_of_a_kernel(kernel, padding, rank):
+    layer = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[rank](4, 2, kernel, padding=padding)
+    inputs = inputs_for((1, 4, 24, 17, 11)[: 2 + rank])
+    check(lambda x, layer: layer(x), [layer.double()], inputs, tile=(6, 5, 4)[:rank])
+
+
+OF_WEIGHTS = {
+    "view": lambda p: p.view(4, 19, 1, 22 * 17).view(p.shape),
+    "permute": lambda p: p.mT.mT,
+    "flip": lambda p: p.flip(2),
+    "pad": lambda p: F.pad(p[:, :, 1:], (0, 0, 0, 0, 1, 0)),
+    "repeat": lambda p: p[:, :, :1].repeat(1, 1, 19, 1, 1),
+    "relu": lambda p: p.relu(),
+    "softmax": lambda p: p.softmax(1),
+    "cat": lambda p: torch.cat([p[:, :2], p[:, 2:]], 1),
+    "norm": lambda p: F.layer_norm(p, p.shape[-1:]),
+    "position": lambda p: (
+        torch.linspace(-1, 1, 19).double().view(1, 1, 19, 1, 1).repeat(1, 4, 1, 22, 17)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_WEIGHTS)
+def test_what_depends_on_weights_alone_and_is_large(name, monkeypatch):
+    monkeypatch.setattr("outcrop.graph.build.FOLDED", 10)
+    weight = nn.Parameter(inputs_for(SHAPE, seed=1)[0])
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, x):
+            return x + OF_WEIGHTS[name](self.weight)
+
+    (x,) = inputs_for(SHAPE)
+    found = whole_volume(Shifted().eval(), x, tile=(8, 8, 8))
+    torch.testing.assert_close(found, (x + OF_WEIGHTS[name](weight)).detach(), rtol=0, atol=1e-9)
+
+
+def test_empty_tensors_are_concatenated():
+    check(lambda x: torch.cat([torch.tensor([]).to(x), x, x * 2], 1))
+    check(lambda x: torch.cat([torch.tensor([]).to(x), x], 1) + 1)
+
+
+@pytest.mark.parametrize("function", [lambda x: torch.complex(x, x).abs(), torch.linalg.inv])
+def test_what_torch_words_otherwise_is_one_line_too(function):
+    with pytest.raises(UnsupportedOperatorError, match=r"in this precision .* float32"):
+        whole_volume(
+            Apply(function).eval(), torch.eye(8).expand(1, 1, 8, 8, 8), precision="bfloat16"
+        )

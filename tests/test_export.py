@@ -278,6 +278,38 @@ def test_edited_headers_are_written(f3: xr.Dataset, tmp_path: Path) -> None:
     assert headers == expected
 
 
+def test_surveys_that_are_joined_do_not_share_headers(tmp_path: Path) -> None:
+    parts = []
+    for name, first in (("a", 1), ("b", 11)):
+        path = tmp_path / f"{name}.sgy"
+        inlines = range(first, first + 4)
+        write_segy(path, cube((4, 3, 9), 5), inlines=inlines, crosslines=range(3), format=5)
+        parts.append(outcrop.ingest(path, tmp_path / f"{name}.zarr"))
+    twice = r"trace_index has \d more than once: .* export them one by one"
+    for joined in (xr.concat(parts, "inline"), parts[0].isel(inline=[1, 1, 0])):
+        with pytest.raises(SurveyError, match=twice):
+            outcrop.export(joined, tmp_path / "out.sgy")
+    more = parts[0].assign_coords(trace_index=parts[0]["trace_index"] + 7)
+    with pytest.raises(SurveyError, match="goes to 18, and its SEG-Y has 12 traces"):
+        outcrop.export(more, tmp_path / "out.sgy")
+    assert not (tmp_path / "out.sgy").exists()
+
+
+def test_line_numbers_that_are_not_those_of_the_headers(
+    holed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
+    other = survey.assign_coords(inline=survey["inline"] + 1000)
+    outcrop.export(other, tmp_path / "out.sgy")
+    assert "inline 1012 is 12 in header_INLINE_3D, which is written (27 such traces)" in caplog.text
+    caplog.clear()
+    one = survey.isel(inline=[0])
+    outcrop.export(one, tmp_path / "one.sgy")
+    other["header_INLINE_3D"] = other["header_INLINE_3D"] + 1000
+    outcrop.export(other, tmp_path / "both.sgy")
+    assert not caplog.text
+
+
 def test_headers_that_are_none(f3: xr.Dataset, tmp_path: Path) -> None:
     wide = f3.assign(header_TraceWeightingFactor=xr.full_like(f3["trace_index"], 40_000))
     with pytest.raises(SurveyError, match=r"header_TraceWeightingFactor.*40000"):
@@ -434,6 +466,7 @@ MISMATCHES = {
     "interval": (lambda v: v.isel(twt=slice(None, None, 2)), "twt 4…300 by 8"),
     "bare": (lambda v: v.isel(inline=slice(3)).drop_vars("inline"), "inline has no coordinate"),
     "bare samples": (lambda v: v.isel(twt=slice(3)).drop_vars("twt"), "3 samples"),
+    "depth": (lambda v: v.rename(twt="depth"), "runs along depth, and .* along twt"),
     "more": (lambda v: v.expand_dims(angle=2), "dimensions angle"),
     "less": (lambda v: v.isel(twt=0, drop=True), "dimensions inline, crossline"),
 }
@@ -442,8 +475,9 @@ MISMATCHES = {
 @pytest.mark.parametrize("case", MISMATCHES)
 def test_mismatch_is_one_line(case: str, f3: xr.Dataset, tmp_path: Path) -> None:
     change, message = MISMATCHES[case]
+    like = f3 if case == "depth" else DATA / "f3.sgy"  # which does not know what it runs along
     with pytest.raises(SurveyError, match=message) as caught:
-        outcrop.export(change(probability(f3)), tmp_path / "out.sgy", like=DATA / "f3.sgy")
+        outcrop.export(change(probability(f3)), tmp_path / "out.sgy", like=like)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -480,6 +514,12 @@ def test_plain_arrays(f3: xr.Dataset, tmp_path: Path) -> None:
     np.testing.assert_array_equal(got, volume)
     assert image["Origin"] == "111.0 875.0 4.0"
     assert image["Spacing"] == "1.0 1.0 4.0"
+    turned = volume.transpose("twt", "crossline", "inline")
+    got, turned_image = read_vti(outcrop.export(turned, tmp_path / "turned.vti"))
+    np.testing.assert_array_equal(got, volume)
+    assert turned_image == image
+    got = np.load(outcrop.export(turned, tmp_path / "turned.npy"))
+    np.testing.assert_array_equal(got, turned)
 
 
 # Errors
@@ -538,6 +578,8 @@ def test_bad_requests(f3: xr.Dataset, tmp_path: Path) -> None:
         (DATA / "f3.sgy", out, like, SurveyError, "ingest SEG-Y"),
         (volume.astype("f8") * 1e300, tmp_path / "a.bin", {}, SurveyError, "float32 does not hold"),
         (volume.expand_dims("offset"), tmp_path / "a.vti", {}, SurveyError, "3-D"),
+        (volume.isel(inline=[0, 1, 5]), tmp_path / "a.vti", {}, SurveyError, "inline is not"),
+        (volume.isel(inline=[1, 1, 1]), tmp_path / "a.vti", {}, SurveyError, "inline is not"),
     ]:
         with pytest.raises(kind, match=message) as caught:
             outcrop.export(source, path, **options)
@@ -605,7 +647,7 @@ except outcrop.OutcropError as error:
 def test_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
     """1.2 GB of float32 into SEG-Y, by a process of less than half of that."""
     survey = outcrop.ingest(DATA / "f3.sgy", tmp_path / "f3.zarr")
-    kept = dict(survey.attrs["segy"], samples=800)
+    kept = dict(survey.attrs["segy"], samples=800, traces=360_000)
     code = f"""
 import dask.array, numpy as np, xarray as xr, outcrop
 shape, dims = (600, 600), ("inline", "crossline")

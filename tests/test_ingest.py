@@ -27,6 +27,7 @@ from outcrop.errors import (
     SegyError,
     SurveyError,
 )
+from outcrop.output import Output
 from outcrop.survey.decode import decode
 from outcrop.survey.segy import FIELDS
 from segy_files import cdp, write_segy
@@ -283,11 +284,12 @@ def test_long_traces(tmp_path):
     np.testing.assert_array_equal(survey.amplitude, values)
 
 
-def test_extended_text_headers_of_unknown_number(tmp_path):
+@pytest.mark.parametrize("end", ["((SEG: EndText))", "((SEG:EndText))", "((seg: ENDTEXT ))"])
+def test_extended_text_headers_of_unknown_number(tmp_path, end):
     path = tmp_path / "a.sgy"
     write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, ext_headers=3)
     set_bytes(path, 3505, b"\xff\xff")
-    set_bytes(path, 3601 + 2 * 3200, "((SEG: EndText))".ljust(3200).encode("cp037"))
+    set_bytes(path, 3601 + 2 * 3200, end.ljust(3200).encode("cp037"))
     survey = outcrop.ingest(path, tmp_path / "a.zarr")
     assert len(survey.attrs["segy"]["text"]) == 4
     np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), cube())
@@ -308,15 +310,53 @@ def test_revision_2_says_where_the_first_trace_begins(tmp_path, padding):
 
 
 def test_headers_that_contradict_each_other(tmp_path, segy, caplog):
-    with segy.open("r+b") as file:
-        file.seek(3600 + 116)
-        file.write(b"\0\7")
+    for trace in range(19):
+        set_header(segy, trace, TRACE_SAMPLE_INTERVAL=7 * (trace != 3))  # 0: it does not say
     survey = outcrop.ingest(segy, tmp_path / "a.zarr")
-    assert "4 by the binary header, which is taken, and 0.007 by the first trace" in caplog.text
+    assert "4 by the binary header, which is taken, and 0.007 by the traces" in caplog.text
     assert survey.twt[1] - survey.twt[0] == 4
     caplog.clear()
     outcrop.ingest(segy, tmp_path / "b.zarr", interval=2)
     assert not caplog.text
+
+
+def test_scalars_of_the_delay(tmp_path, segy, caplog):
+    for trace in range(19):
+        set_header(segy, trace, DelayRecordingTime=100, ScalarTraceHeader=-10 if trace else 1)
+    outcrop.ingest(segy, tmp_path / "a.zarr")
+    assert "the recording delay varies (header bytes 109-110, its scalar in 215-216)" in caplog.text
+
+
+@pytest.mark.parametrize("prestack", [False, True])
+def test_a_stray_line(tmp_path, prestack, caplog):
+    """One trace between the crosslines makes the grid twice as wide."""
+    path = tmp_path / "a.sgy"
+    shape = (10, 16, 4, 8) if prestack else (20, 16, 8)
+    write_segy(
+        path, cube(shape), inlines=range(shape[0]), crosslines=range(0, 32, 2),
+        offsets=range(100, 500, 100) if prestack else None,
+    )  # fmt: skip
+    outcrop.ingest(path, tmp_path / "a.zarr")
+    assert not caplog.text
+    set_header(path, 5, CROSSLINE_3D=11)
+    survey = outcrop.ingest(path, tmp_path / "b.zarr")
+    assert survey.sizes["crossline"] == 31
+    (record,) = caplog.records
+    place = "inline 0 crossline 11" + (" offset 200" if prestack else "")
+    assert record.getMessage().startswith(
+        f"{path}: 14 of 31 crosslines have no trace; without 1 traces ({place}) the step would be 2"
+    )
+    caplog.clear()
+    outcrop.ingest(path, tmp_path / "c.zarr", sparse=True)
+    assert not caplog.text
+
+
+def test_empty_lines_are_named(tmp_path, caplog):
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube((7, 4, 30)), inlines=[1, 2, 3, 4, 10, 11, 12], crosslines=CROSSLINES)
+    outcrop.ingest(path, tmp_path / "a.zarr")
+    (record,) = caplog.records
+    assert "5 of 12 inlines have no trace (5, 6, 7, …)" in record.getMessage()
 
 
 # What is wrong with a file
@@ -399,6 +439,18 @@ def test_several_trace_lengths(tmp_path, segy):
     with pytest.raises(SegyError, match=r"trace 8 says that it has 28 samples.*the first 30"):
         outcrop.ingest(segy, tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
+
+
+def test_several_sample_intervals(tmp_path, segy):
+    set_header(segy, 0, TRACE_SAMPLE_INTERVAL=0)
+    outcrop.ingest(segy, tmp_path / "a.zarr")
+    set_header(segy, 7, TRACE_SAMPLE_INTERVAL=2000)
+    with pytest.raises(
+        GeometryError, match=r"several sample intervals: trace 8 says 2 .*, trace 2 4; .*--interval"
+    ):
+        outcrop.ingest(segy, tmp_path / "b.zarr")
+    assert not (tmp_path / "b.zarr").exists()
+    assert outcrop.ingest(segy, tmp_path / "b.zarr", interval=4).twt[1] == 4
 
 
 def test_sample_count_in_the_trace_headers_alone(tmp_path, segy):
@@ -487,15 +539,48 @@ def test_nonfinite(tmp_path, traces, cluster, request):
     np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), values)
 
 
+def test_zeros_for_nonfinite_samples_are_not_forgotten(tmp_path, monkeypatch, caplog):
+    """An ingest that made some 0 goes on only so, counts them all, and the survey knows."""
+    values = cube((64, 64, 8))
+    values[15, 40, 3], values[46, 56] = np.nan, np.inf  # in none of those that are looked at first
+    path, out = tmp_path / "a.sgy", tmp_path / "a.zarr"
+    write_segy(path, values, inlines=range(64), crosslines=range(64), format=5)
+    layout = {"chunks": (16, 16, 8), "shards": (16, 16, 8)}
+    finish = Output.finish
+
+    def interrupt(output: Output, key: str) -> None:
+        finish(output, key)
+        if len(output.finished) == 10:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            outcrop.ingest(path, out, nonfinite="zero", **layout)
+    with pytest.raises(
+        SurveyError, match=r"begun with nonfinite='zero' .* 1 samples are 0 that were NaN"
+    ):
+        outcrop.ingest(path, out, **layout)
+    survey = outcrop.ingest(path, out, nonfinite="zero", **layout)
+    assert "9 NaN or infinite samples are now 0" in caplog.text
+    told = survey.attrs["segy"]["ingested_with"]
+    assert (told["nonfinite"], told["replaced_samples"]) == ("zero", 9)
+    assert told["duplicates"] == "error"
+
+
 def test_output_exists(tmp_path, segy):
     outcrop.ingest(segy, tmp_path / "a.zarr")
     with pytest.raises(OutputExistsError, match=r"a.zarr: already exists.*--overwrite"):
         outcrop.ingest(segy, tmp_path / "a.zarr")
     outcrop.ingest(segy, tmp_path / "a.zarr", overwrite=True, domain="depth")
     assert "depth" in outcrop.open(tmp_path / "a.zarr").dims
-    with pytest.raises(OutputExistsError, match="is the SEG-Y itself"):
-        outcrop.ingest(segy, segy, overwrite=True)
-    assert segy.exists()
+    inside = tmp_path / "a.zarr" / "in.sgy"
+    inside.write_bytes(segy.read_bytes())
+    for path, out, fact in ((segy, segy, "is"), (inside, tmp_path / "a.zarr", "holds")):
+        with pytest.raises(ArgumentError, match=f"{fact} the SEG-Y that is read; choose another"):
+            outcrop.ingest(path, out, overwrite=True)
+        assert path.exists()
+    assert "depth" in outcrop.open(tmp_path / "a.zarr").dims
 
 
 @pytest.mark.parametrize(
@@ -650,6 +735,27 @@ def test_lost_worker(tmp_path, large, client):
                             chunks=(16, 16, 64))  # fmt: skip
     with segyio.open(large) as file:
         np.testing.assert_array_equal(survey.amplitude, segyio.tools.cube(file))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--origin", "5,5"], "--origin: only with --shots; "),
+        (["--azimuth", "90"], "--azimuth: only with --shots; "),
+        (["--shots", "--chunks", "1,2"], "--chunks: not with --shots; "),
+        (["--duplicates", "foo", "--shots"], "--duplicates: not with --shots; "),
+        (["--shots", "--iline-byte", "189"], "--iline-byte: not with --shots; "),
+        (["--shots", "--sparse"], "--sparse: not with --shots; "),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path, segy, options, message):
+    out = tmp_path / "a.zarr"
+    command = [sys.executable, "-m", "outcrop.cli.main", "ingest", segy, out, *options]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"error: {message}")
+    assert len(found.stderr.splitlines()) == 1
+    assert not out.exists()
 
 
 def test_command_line(tmp_path, segy):

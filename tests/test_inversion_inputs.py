@@ -34,6 +34,7 @@ from outcrop.inversion.physics import highest_speed
 from outcrop.inversion.selection import Selection
 from outcrop.inversion.shaping import Shape
 from outcrop.inversion.shots import cut, levels
+from outcrop.output import Output
 
 ROOT = Path(__file__).parents[1]
 PML = 6
@@ -575,6 +576,64 @@ def test_shots_that_segy_cannot_tell(gathers, tmp_path):
     fails(SurveyError, "time starts at 0.1", inversion.invert, model((12, 60)), shots,
           tmp_path / "o.zarr", wavelet=inversion.ricker(12.0, 0.002, 40))  # fmt: skip
     assert found.sizes["shot"] == 3
+
+
+def set_field(path, name, of_trace):
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for number in range(file.tracecount):
+            file.header[number] = {getattr(Field, name): of_trace(number)}
+
+
+def test_headers_of_shots_that_disagree(gathers, tmp_path, caplog):
+    path, out = tmp_path / "s.sgy", tmp_path / "s.zarr"
+    write_shots(path, *gathers, dead=[(0, 0), (1, 3)])
+    set_field(path, "TRACE_SAMPLE_INTERVAL", lambda n: 7 if n == 8 else 4000 * (n > 2))
+    set_field(path, "TraceWeightingFactor", lambda n: 3 * (n != 0))
+    set_field(path, "DelayRecordingTime", lambda n: 50 * (n != 0))
+    found = inversion.ingest_shots(path, out)
+    np.testing.assert_allclose(found.time[:2], [0.05, 0.052])
+    interval, weights = (record.getMessage() for record in caplog.records)
+    assert "2 by the binary header, which is taken, and 4 by the traces" in interval
+    assert "trace weighting factors (header bytes 169-170; the first is 3)" in weights
+
+    out = tmp_path / "t.zarr"
+    set_field(path, "TRACE_SAMPLE_INTERVAL", lambda n: 2000 if n > 10 else 4000)
+    fails(GeometryError, "several sample intervals: trace 12 says 2 .*, trace 2 4;",
+          inversion.ingest_shots, path, out)  # fmt: skip
+    set_field(path, "ScalarTraceHeader", lambda n: -10 if n > 10 else 1)
+    fails(GeometryError, "the recording delay varies", inversion.ingest_shots, path, out,
+          interval=2)  # fmt: skip
+    assert not out.exists()
+
+
+def test_shots_in_what_is_overwritten(gathers, tmp_path):
+    write_shots(tmp_path / "s.sgy", *gathers)
+    inversion.ingest_shots(tmp_path / "s.sgy", tmp_path / "s.zarr")
+    inside = (tmp_path / "s.sgy").rename(tmp_path / "s.zarr" / "s.sgy")
+    fails(ArgumentError, "holds the SEG-Y that is read", inversion.ingest_shots, inside,
+          tmp_path / "s.zarr", overwrite=True)  # fmt: skip
+    assert inside.exists()
+
+
+def test_shots_know_of_samples_that_were_made_zero(gathers, tmp_path, monkeypatch):
+    traces, *places = gathers
+    traces[:, 1, 7] = np.nan
+    path, out = tmp_path / "s.sgy", tmp_path / "s.zarr"
+    write_shots(path, traces, *places)
+    finish = Output.finish
+
+    def interrupt(output, key):
+        finish(output, key)
+        if key.isdigit():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            inversion.ingest_shots(path, out, nonfinite="zero")
+    fails(SurveyError, "begun with nonfinite='zero'", inversion.ingest_shots, path, out)
+    found = inversion.ingest_shots(path, out, nonfinite="zero")
+    assert found.attrs["ingested_with"]["replaced_samples"] == 3
 
 
 # Run files

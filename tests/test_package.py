@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 import outcrop
 from outcrop.cli.main import app
@@ -83,6 +88,57 @@ def test_error_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert "Traceback" in run(*command, "--debug").stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("invert run.yaml", "goes on where it stopped"),
+        ("demo --size 192 --out made", "begins anew"),
+    ],
+)
+def test_interrupted(command: str, says: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.yaml")  # a file whose end never comes
+    process = subprocess.Popen(
+        [sys.executable, "-m", "outcrop.cli.main", *command.split()],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    pipe, deadline = None, time.monotonic() + 60
+    while pipe is None and not (tmp_path / "made").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        with contextlib.suppress(OSError):  # which it is while nobody reads from it
+            pipe = os.open(tmp_path / "run.yaml", os.O_WRONLY | os.O_NONBLOCK)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    if pipe is not None:
+        os.close(pipe)
+    assert process.returncode == 130
+    assert told.endswith(f"interrupted; the same command {says}\n")
+
+
+def test_a_terminal_of_ascii(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "outcrop.cli.main", "info", "tests/data/segy/f3.sgy"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"cdp_x .* \? ", done.stdout)
+
+
+def test_a_plan_that_cannot_be_drawn_is_printed(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests/data/segy/small.sgy", tmp_path / "s.sgy")
+    outcrop.ingest(tmp_path / "s.sgy", tmp_path / "s.zarr")
+    command = ["plan", str(tmp_path / "s.zarr"), "--model", "faultseg3d", "--draw"]
+    done = CliRunner().invoke(app, [*command, str(tmp_path / "s.sgy" / "plan.png")])
+    assert isinstance(done.exception, outcrop.OutcropError)
+    assert "plan.png: cannot be written" in str(done.exception)
+    assert "stage" in done.output
+    done = CliRunner().invoke(app, [*command, "plan.xyz"])
+    assert "plan.xyz: no such format" in str(done.exception)
+    assert not done.output
 
 
 def readme_blocks(*languages: str) -> list[str]:

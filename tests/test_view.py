@@ -105,6 +105,23 @@ def test_maps_are_to_scale(survey):
     assert panels(sections(plain.amplitude))[2].get_aspect() == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("kept", ["lines", "inline", "crossline"])
+def test_maps_are_to_scale_whatever_lines_are_there(survey, kept):
+    volume = survey.amplitude
+    if kept == "lines":  # without the middle ones
+        middle = (volume.inline == volume.inline[12]) | (volume.crossline == volume.crossline[15])
+        for name in ("cdp_x", "cdp_y"):
+            volume = volume.assign_coords({name: volume[name].where(~middle)})
+        expected = 25.0 / 6.25
+    else:  # one line: its bins are taken for square
+        volume = volume.isel({kept: [12]})
+        expected = 12.5 / 6.25 if kept == "inline" else 25.0 / 25.0
+    time_slice = panels(sections(volume))[2]
+    assert time_slice.get_aspect() == pytest.approx(expected)
+    if kept == "crossline":
+        assert list(time_slice.get_xticks()) == [volume.crossline.item()]
+
+
 def test_only_three_sections_are_read(survey):
     class Recorded:
         """An array on disk, as it were, that remembers what was read of it."""
@@ -134,6 +151,11 @@ def test_picture_is_written_without_pyplot(survey, tmp_path):
         assert sys.modules["matplotlib.pyplot"].get_fignums() == []
     with pytest.raises(OutcropError, match=r"s\.xyz.*png"):
         sections(survey.amplitude, path=tmp_path / "s.xyz")
+    with pytest.raises(OutcropError, match=r"s\.png/t\.png: cannot be written \(.+\); choose"):
+        sections(survey.amplitude, path=path / "t.png")
+    (tmp_path / "d.png").mkdir()
+    with pytest.raises(OutcropError, match=r"d\.png: cannot be written \(Is a directory\)"):
+        sections(survey.amplitude, path=tmp_path / "d.png")
 
 
 def test_depth_surveys(survey):
@@ -152,6 +174,9 @@ def test_depth_surveys(survey):
         (lambda s: sections(s.amplitude, inline=5), "inline 5.*1001 to 1024"),
         (lambda s: sections(s.amplitude, twt=5000), "twt 5000.*1000 to 1156"),
         (lambda s: sections(s.amplitude, s.fault.isel(inline=slice(3))), "inline"),
+        (lambda s: sections(s.amplitude.isel(inline=[0, 1, 2, 9])), "inline: .*equal steps"),
+        (lambda s: sections(s.amplitude.isel(crossline=[1, 1])), "crossline: .*equal steps"),
+        (lambda s: sections(s.amplitude.isel(twt=[0, 1, 5])), "twt: .*equal steps"),
         (lambda s: sections(s.amplitude.isel(twt=0)), "dimensions"),
         (lambda s: sections(xr.concat([s.amplitude] * 2, "offset")), "offset"),
     ],

@@ -242,6 +242,34 @@ def test_raw_files_in_and_out(tmp_path):
         assert np.abs(found - expected).max() < 1e-6, name
 
 
+def test_raw_files_are_not_lost(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = np.random.default_rng(0).standard_normal((16, 16, 16)).astype("<f4")
+    values.tofile("v.fault_probability")
+    before = Path("v.fault_probability").read_bytes()
+    command = [
+        "predict", "v.fault_probability", "v", "--model", "faultseg3d", "--weights", "seeded",
+        "--shape", "16,16,16",
+    ]  # fmt: skip
+    for more in ([], ["--overwrite"]):
+        error = CliRunner().invoke(app, [*command, *more]).exception
+        assert isinstance(error, ArgumentError)
+        assert "v.fault_probability: is the survey that is read" in str(error)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.fault_probability"]
+    assert Path("v.fault_probability").read_bytes() == before
+    Path("v.fault_probability").rename("v.dat")
+    Path("v.fault_probability").write_text("an old one")
+    command[1] = "v.dat"
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, OutputExistsError)
+    assert "v.fault_probability: already exists" in str(error)
+    assert Path("v.fault_probability").read_text() == "an old one"
+    assert not Path("v.zarr").exists()
+    assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
+    assert Path("v.fault_probability").stat().st_size == values.nbytes
+    assert Path("v.dat").read_bytes() == before
+
+
 def test_horizons_of_a_plane(tmp_path):
     inline, crossline, twt = np.arange(5), np.arange(10, 16), np.arange(40) * 4.0
     dip = 0.3 * inline[:, None, None] + 0.7 * crossline[None, :, None]
@@ -270,6 +298,34 @@ def test_horizons_of_a_plane(tmp_path):
     assert len(table) == 58
     with pytest.raises(ArgumentError, match="at least one"):
         horizons(rgt, [])
+
+
+def test_a_horizon_at_the_first_sample():
+    values = np.broadcast_to(np.linspace(0, 1, 5), (2, 3, 5))
+    rgt = xr.DataArray(
+        values,
+        dims=("inline", "crossline", "twt"),
+        coords={"inline": [1, 2], "crossline": [4, 5, 6], "twt": 100 + 4.0 * np.arange(5)},
+    )
+    times = horizons(rgt, [-0.5, 0.0, 1.0]).horizon_twt
+    assert np.isnan(times[0]).all()  # the trace begins below it
+    assert (times[1] == 100).all()
+    assert (times[2] == 116).all()
+
+
+def test_positions_in_a_table_are_exact(tmp_path):
+    dims = ("horizon", "inline", "crossline")
+    x = np.array([[498771.65, 9.12345678]])  # metres, and degrees
+    y = np.array([[6002177.56, -59.87654321]])
+    surfaces = xr.Dataset(
+        {"horizon_twt": (dims, np.array([[[1040.1234, 23.6]]], np.float32))},
+        {"cdp_x": (dims[1:], x), "cdp_y": (dims[1:], y), "horizon": [0.1 + 0.2]},
+    ).assign_coords(inline=[7], crossline=[8, 9])
+    write_table(surfaces, tmp_path / "h.csv")
+    assert (tmp_path / "h.csv").read_text().splitlines()[1:] == [
+        "0.3,7,8,498771.65,6002177.56,1040.123",
+        "0.3,7,9,9.12345678,-59.87654321,23.6",
+    ]
 
 
 def test_picks(tmp_path):

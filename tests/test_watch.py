@@ -28,6 +28,7 @@ from outcrop.cluster import connect
 from outcrop.engine.tile import StageRunner
 from outcrop.engine.zarr_stores import PredictionStore
 from outcrop.errors import OutcropError
+from outcrop.progress import track
 from test_predict import make_survey
 from test_volumes import Normed
 
@@ -230,6 +231,12 @@ def test_retries_and_what_stopped_a_run_are_told(model, survey, tmp_path, monkey
     assert begin.share + sum(t.share for t in of(events.Tile, heard)) == pytest.approx(1)
 
 
+def test_names_are_shown_as_they_are(capsys):
+    with track("ingest a[red].sgy", 1, "B") as advance:
+        advance(1)
+    assert "ingest a[red].sgy" in capsys.readouterr().err
+
+
 def test_the_command_logs_and_reports(survey, tmp_path):
     survey.chunk(16).to_zarr(tmp_path / "s.zarr", zarr_format=3)
     command = [sys.executable, "-m", "outcrop.cli.main", "predict", "s.zarr", "o.zarr", "--model",
@@ -258,6 +265,9 @@ def test_a_page_that_cannot_be_written(survey, tmp_path, monkeypatch):
     command = ["predict", "s.zarr", "o.zarr", "--model", "faultseg3d", "--weights", "seeded"]
     done = CliRunner().invoke(app, [*command, "--report", "file/r.html"])
     assert "--report file/r.html: " in str(done.exception)
+    (tmp_path / "pages").mkdir()
+    done = CliRunner().invoke(app, [*command, "--report", "pages"])
+    assert "--report pages: is a folder" in str(done.exception)
     assert not (tmp_path / "o.zarr").exists()
 
 

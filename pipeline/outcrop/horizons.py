@@ -74,7 +74,8 @@ def _crossings(values: np.ndarray, at: np.ndarray, levels: np.ndarray) -> np.nda
     for i, level in enumerate(levels):
         reached = values >= level
         first = reached.argmax(axis=-1)
-        there = np.take_along_axis(reached, first[..., None], -1)[..., 0] & (first > 0)
+        there = np.take_along_axis(reached, first[..., None], -1)[..., 0]
+        there &= (first > 0) | (values[..., 0] == level)
         before = np.maximum(first - 1, 0)
         low, high = (
             np.take_along_axis(values, k[..., None], -1)[..., 0].astype(np.float64)
@@ -94,7 +95,7 @@ def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
         From `horizons`.
     path : path-like
         CSV with the columns horizon, inline, crossline, cdp_x and cdp_y (where there are any), and
-        the horizon's time or depth.
+        the horizon's time or depth to the third decimal.
 
     Returns
     -------
@@ -103,10 +104,11 @@ def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
     """
     (name,) = surfaces.data_vars
     positions = [c for c in ("cdp_x", "cdp_y") if c in surfaces.coords]
-    table = surfaces[[name]].reset_coords(positions).to_dataframe().dropna(subset=[str(name)])
+    rounded = surfaces[[name]].astype(np.float64).round(3)  # without the noise of float32
+    table = rounded.reset_coords(positions).to_dataframe().dropna(subset=[str(name)])
     table = table.reset_index()[["horizon", "inline", "crossline", *positions, str(name)]]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     aside = Path(f"{path}.unfinished")
-    table.to_csv(aside, index=False, float_format="%.6g")
+    table.to_csv(aside, index=False, float_format="%.10g")  # northings to the cm
     os.replace(aside, path)
     return len(table)

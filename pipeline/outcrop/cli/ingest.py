@@ -8,10 +8,18 @@ from typing import Annotated
 import typer
 
 from ._segy import CdpXByte, CdpYByte, IlineByte, OffsetByte, Truncate, XlineByte
-from ._shared import Cluster, Overwrite, TlsCa, TlsCert, TlsKey, Workers, tls_of
+from ._shared import Cluster, TlsCa, TlsCert, TlsKey, Workers, tls_of
+
+# Options that go with a survey alone, and with shot gathers alone.
+_SURVEY = (
+    "iline_byte", "xline_byte", "offset_byte", "cdp_x_byte", "cdp_y_byte", "domain", "chunks",
+    "shards", "compressor", "duplicates", "sparse",
+)  # fmt: skip
+_SHOTS = ("origin", "azimuth")
 
 
 def command(
+    context: typer.Context,
     segy: Annotated[Path, typer.Argument(help="SEG-Y file.")],
     zarr: Annotated[str, typer.Argument(help="Zarr to write; s3://bucket/key too.")],
     iline_byte: IlineByte = 189,
@@ -63,7 +71,12 @@ def command(
         float,
         typer.Option(help="With --shots: of the model's inline axis, degrees clockwise from y."),
     ] = 90.0,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace what lies at the output: it is deleted first, for good."
+        ),
+    ] = False,
     cluster: Cluster = None,
     workers: Workers = None,
     tls_ca: TlsCa = None,
@@ -81,6 +94,7 @@ def command(
     from ..output import check_free
     from ..survey import ingest
 
+    _check_together(context, shots)
     check_free(zarr, overwrite)
     with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
         if client is not None:
@@ -127,6 +141,17 @@ def command(
         live = survey["live"].to_numpy().mean()
     sizes = " × ".join(f"{n:,} {d}" for d, n in survey["amplitude"].sizes.items())
     typer.echo(f"{zarr}: amplitude, {sizes}, {survey['amplitude'].dtype}, {live:.4g} live")
+
+
+def _check_together(context: typer.Context, shots: bool) -> None:
+    """Raise `ArgumentError` for an option that would be ignored."""
+    from ..errors import ArgumentError
+
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in (_SURVEY if shots else _SHOTS) and source and source.name != "DEFAULT":
+            how = "not with" if shots else "only with"
+            raise ArgumentError(f"{option.opts[0]}: {how} --shots; leave one of them out")
 
 
 def _extents(option: str, text: str | None) -> tuple[int, ...] | None:

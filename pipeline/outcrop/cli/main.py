@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import pkgutil
 import sys
 
@@ -49,6 +50,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:  # accepted before and after the command's name
         sys.argv.remove("--debug")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # for terminals that have no "…" or "×"
     try:
         app()
     except OutcropError as error:
@@ -59,8 +62,11 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # which typer makes of Ctrl-C
             raise
-        how = "with --resume " if "train" in sys.argv else ""
-        typer.echo(f"interrupted; the same command {how}goes on where it stopped", err=True)
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+        resumed = command in ("ingest", "predict", "invert", "train")
+        how = "with --resume " if command == "train" else ""
+        then = "goes on where it stopped" if resumed else "begins anew"
+        typer.echo(f"interrupted; the same command {how}{then}", err=True)
         sys.exit(130)
 
 

@@ -71,6 +71,10 @@ def command(
     from ..cluster import connect
     from ..engine import plan
 
+    if draw is not None:
+        from ..view.save import check_format
+
+        check_format(draw)
     network = models.load(model, weights="seeded", **options_of(option, tasks))
     with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
         made = plan(
@@ -86,8 +90,8 @@ def command(
             storage_path=storage_path,
             client=client,
         )
+    typer.echo(json_format.dumps(made.to_dict(), indent=1) if json else str(made))
     if draw is not None:
         from ..view import draw_plan
 
         draw_plan(made, draw)
-    typer.echo(json_format.dumps(made.to_dict(), indent=1) if json else str(made))

@@ -151,10 +151,11 @@ def command(
     from ..cluster import connect
     from ..engine import predict, predict_all, predict_views, predict_windows, refine
     from ..events import JsonLog, Listener
-    from ..output import check_free
+    from ..output import check_apart, check_free
     from ..picks import check_picks, write_picks
     from ..record import Record
-    from ..survey.raw import write_raw
+    from ..survey.blocks import check_path
+    from ..survey.raw import raw_paths, write_raw
 
     views = (angles or resolutions or direction == "both") or None
     ways = {"--refine-weights": refine_weights, "--window": window, _VIEWS: views}
@@ -178,6 +179,10 @@ def command(
         check_free(store, overwrite)
     options = options_of(option, tasks)
     network = models.load(model, weights=weights, **options)
+    if shape is not None:
+        for file in raw_paths(network.card, out):  # type: ignore[arg-type]
+            check_apart(survey[0], file)
+            check_path(file, overwrite)
     refiner = None
     if refine_weights is not None:
         if not model.startswith("mtl-infer"):
@@ -281,7 +286,9 @@ def command(
 
 
 def _check_page(page: str) -> None:
-    """Raise before hours of work if the page about them would have no folder."""
+    """Raise before hours of work if the page about them could not be written."""
+    if Path(page).is_dir():
+        raise OutcropError(f"--report {page}: is a folder; name a file")
     folder = Path(page).absolute().parent
     while not folder.exists():  # which are made
         folder = folder.parent

@@ -280,7 +280,9 @@ class StageRunner:
                 held[name] = evaluate(node, box, operands, frame.graph)
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0]
-                if "not implemented for" not in reason and "Unsupported dtype" not in reason:
+                known = "not implemented for" in reason or "Unsupported dtype" in reason
+                halves = any(x.is_floating_point() and x.itemsize < 4 for x in operands.values())
+                if not known and (not halves or is_out_of_memory(error)):
                     raise
                 where = f"{node.op} in {node.module}" if node.module else node.op
                 raise UnsupportedOperatorError(

@@ -64,6 +64,10 @@ def to_compute(
     """Weights in the precision, on the device and in the memory layout that kernels like."""
     ready = {}
     for name, value in weights.items():
+        if value.is_meta:
+            raise ArgumentError(
+                f"module: {name} has no values (it is on 'meta'); load weights first"
+            )
         cast = value.is_floating_point() and graph.kind(name) is None
         value = value.to(device, dtype if cast else value.dtype)
         layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.ndim)
@@ -156,11 +160,7 @@ def whole_volume(
         precision = plan.dtype
     own = precision_of(module, given)
     dtype = own if precision is None else to_dtype(precision)
-    graph, state = capture(
-        module,
-        [example(tuple(a.shape), a.dtype, a.device) for a in args],
-        {k: example(tuple(a.shape), a.dtype, a.device) for k, a in kwargs.items()},
-    )
+    graph, state = capture(module, args, kwargs)
     if not graph.nodes:
         return graph.nest(dict(zip(graph.inputs, given, strict=True)))
     home = given[0].device
@@ -225,7 +225,16 @@ def whole_volume(
 
 def _as_tensor(value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+        try:  # of what lies in another order than torch knows, a copy
+            native = value.astype(value.dtype.newbyteorder("="), copy=False)
+            return torch.from_numpy(native if min((0, *native.strides)) >= 0 else native.copy())
+        except TypeError:
+            raise ArgumentError(
+                f"x: torch has no dtype like NumPy's {value.dtype}; pass float32, or another that "
+                "it has"
+            ) from None
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        raise ArgumentError(f"x: is {value.layout}; pass x.to_dense()")
     if not isinstance(value, Tensor):
         raise ArgumentError(
             f"x: pass tensors or NumPy arrays of (batch, channels, grid axes...), "

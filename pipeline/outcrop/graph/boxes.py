@@ -46,8 +46,9 @@ class Box:
         return (..., *self.slices)
 
     def __and__(self, other: Box) -> Box:
-        """Intersection."""
-        return Box(tuple(map(max, self.start, other.start)), tuple(map(min, self.stop, other.stop)))
+        """Intersection; of boxes that lie apart, one of no points."""
+        start = tuple(map(max, self.start, other.start))
+        return Box(start, tuple(map(max, start, map(min, self.stop, other.stop))))
 
     def __or__(self, other: Box) -> Box:
         """Smallest box that holds both."""

@@ -80,8 +80,11 @@ class Builder:
             result=result,
             dtype=other,
         )
-        if not node.operands and hasattr(torch.ops.aten, op) and math.prod(shape) <= FOLDED:
-            return self._fold(node)
+        if not node.operands and hasattr(torch.ops.aten, op):
+            if math.prod(shape) <= max([FOLDED, *(self.weights[n].numel() for n in node.weights)]):
+                return self._fold(node)
+            op = "aten:" + op
+            node = replace(node, op=op)
         rule = RULES[op]
         node = self._taken_whole(node, rule.off_grid(node, self.graph))
         if rule.of_images and node.operands:

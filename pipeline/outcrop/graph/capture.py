@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from ..errors import UnsupportedOperatorError
 from .build import Builder
@@ -44,8 +45,9 @@ def capture(
     module : torch.nn.Module
         In eval mode.
     args, kwargs : tensors
-        Example inputs; only their shapes and dtypes matter, so that a one-element tensor
-        expanded to the volume's shape does. The last axes but the first two are the grid's.
+        Example inputs; only their shapes, strides and dtypes matter. A one-element tensor expanded
+        to the volume's shape stands for a contiguous one. The last axes but the first two are the
+        grid's.
 
     Returns
     -------
@@ -150,13 +152,14 @@ def _export(
         # Without gradients, so that a forward that does without them too has nothing to switch.
         with warnings.catch_warnings(), torch.no_grad(), _quiet():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module, args, kwargs, strict=False)
+            program = torch.export.export(module, *_imagined(args, kwargs), strict=False)
             table = _decompositions()
             calls = [fx for fx in program.graph.nodes if fx.op == "call_function"]
             if all(fx.target not in table and _is_known(fx) and _can_replace(fx) for fx in calls):
                 return program
             for fx in calls:
                 _check_change(fx)
+            _leave_out_dropout(program.graph_module)
             return program.run_decompositions(table)
     except UnsupportedOperatorError:
         raise
@@ -165,6 +168,31 @@ def _export(
             f"{type(module).__name__}: torch.export cannot capture it for inputs of shape "
             f"{[tuple(a.shape) for a in (*args, *kwargs.values())]}: {_reason(error)}"
         ) from error
+
+
+def _imagined(
+    args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Return tensors without memory that lie as the given ones do: views or copies depend on it."""
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+
+        def imagine(x: Tensor) -> Tensor:
+            made = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+            if 0 in x.stride():
+                return made
+            return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+        return tuple(map(imagine, args)), {name: imagine(x) for name, x in kwargs.items()}
+
+
+def _leave_out_dropout(module: torch.fx.GraphModule) -> None:
+    """Let what dropout that does nothing returns be its argument, as it is: torch takes a copy."""
+    for fx in list(module.graph.nodes):
+        idle = fx.target == torch.ops.aten.dropout.default and not fx.args[2]
+        if idle and all(user.op != "output" for user in fx.users):
+            fx.replace_all_uses_with(fx.args[0])
+            module.graph.erase_node(fx)
+    module.recompile()
 
 
 @contextlib.contextmanager
@@ -235,15 +263,19 @@ def _can_replace(fx: torch.fx.Node) -> bool:
 
 
 def _check_change(fx: torch.fx.Node) -> None:
-    """Refuse a change in place of what einsum returned: a view, or not, and torch knows neither."""
+    """Refuse a change in place of what may be a view, or not, and torch knows neither."""
     target = fx.target
     if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
         return
     changed = fx.args[0] if fx.args else None
-    if isinstance(changed, torch.fx.Node) and changed.target == torch.ops.aten.einsum.default:
+    if isinstance(changed, torch.fx.Node) and changed.target is operator.getitem:
+        changed = changed.args[0]
+    source = getattr(changed, "target", None)
+    if isinstance(source, torch._ops.OpOverload) and source._schema.name in _OF_EITHER_KIND:
+        names = [op._schema.name.removeprefix("aten::") for op in (target, source)]
         raise UnsupportedOperatorError(
-            f"operator {target._schema.name.removeprefix('aten::')}: changes in place what einsum "
-            "returned, which may be a view of its operand; call the one that returns a new tensor"
+            f"operator {names[0]}: changes in place what {names[1]} returned, which may be a view "
+            "of its operand; call the one that returns a new tensor"
         )
 
 
@@ -326,6 +358,11 @@ def _build(
                 f"operator {op} in submodule {path!r}: its result has a size or is a number that "
                 "depends on the values, which no tile knows; use masks of the volume's shape"
             )
+        if op == "as_strided" and not source.args[0].meta["val"].is_contiguous():
+            raise UnsupportedOperatorError(
+                f"operator as_strided in submodule {path!r}: of a tensor that is not contiguous, "
+                "what it gives depends on the order in memory; call .contiguous() before"
+            )
         call = Call(
             builder,
             fx.name,
@@ -345,6 +382,7 @@ def _build(
 
 # Operators that return their first argument unchanged, and those that only check.
 _SAME = {"clone", "alias", "detach", "contiguous", "lift_fresh_copy", "lift_fresh"}
+_OF_EITHER_KIND = {"aten::einsum", "aten::meshgrid"}
 _MAYBE_VIEWS = {
     f"aten::{op}"
     for op in (

@@ -82,8 +82,9 @@ class Endless:
     def extended(self, name: str, value: Tensor, tile: Box) -> Tensor:
         """Add what lies beyond the edge to a tensor that was read, in the form of a store."""
         box, grid = self.place(name, tile), self._true.grid(name)
-        before = [max(0, -a) for a in box.start]
-        after = [max(0, b - n) for b, n in zip(box.stop, grid, strict=True)]
+        ends = list(zip(box.start, box.stop, grid, strict=True))
+        before = [min(b - a, max(0, -a)) for a, b, _ in ends]
+        after = [min(b - a, max(0, b - n)) for a, b, n in ends]
         if not any(before) and not any(after):
             return value
         return padded(value, before, after, self.fills.get(name, 0.0))

@@ -16,7 +16,7 @@ def fuse(graph: Graph) -> Graph:
     uses.update(graph.outputs)
     nodes: dict[str, Node] = {}
     for name, node in graph.nodes.items():
-        source = nodes.get(node.operands[0]) if node.op == "relu" else None
+        source = nodes.get(node.operands[0]) if node.op == "relu" and node.operands else None
         if source is None or source.op not in _CONVOLUTIONS or uses[source.name] > 1:
             nodes[name] = node
             continue

@@ -259,6 +259,14 @@ def _repeat(call: Call) -> Ref:
     return call.add("repeat", {"self": x, "repeats": repeats}, call.shape)
 
 
+def _cat(call: Call) -> Ref:
+    """Leave out tensors of no values that have another number of dimensions, as ATen does."""
+    tensors = tuple(t for t in call.args["tensors"] if call.builder.shape(t.name) != (0,))
+    if len(tensors) > 1:
+        call.args = {**call.args, "tensors": tensors}
+    return tensors[0] if len(tensors) == 1 else call.plain()
+
+
 def _fill(value: float | None) -> Callable[[Call], Ref]:
     def lower(call: Call) -> Ref:
         on_grid = any(name in call.builder.layouts for name in refs(tuple(call.args.values())))
@@ -292,6 +300,7 @@ def _convert(call: Call) -> Ref:
 
 
 LOWER: dict[str, Callable[[Call], Ref]] = {
+    "cat": _cat,
     "instance_norm": _instance_norm,
     "group_norm": _group_norm,
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit"), _batch_norm),

@@ -16,13 +16,14 @@ import xarray as xr
 
 from .. import __version__
 from ..arrays import encodings, open_for_writing
-from ..errors import GeometryError, OutputExistsError, SurveyError
-from ..output import Output, check_free
+from ..errors import GeometryError, SurveyError
+from ..output import Output, check_apart, check_free
 from ..progress import track
 from ..storage import naming_refusal, on_disk
+from ..survey.checks import check_intervals, warn_of_weights
 from ..survey.decode import decode
 from ..survey.geometry import check_choice, scaled, vertical_axis
-from ..survey.parts import run, threads
+from ..survey.parts import count_replaced, finish, run, threads
 from ..survey.segy import FIELDS, SegyFile, field
 from .acquisition import DIMS
 from .gathers import open_shots
@@ -76,7 +77,7 @@ def ingest_shots(
     nonfinite : {"error", "zero"}
         What to do with NaN and infinite samples: raise, or make them 0.
     overwrite : bool
-        Replace what lies at `path`.
+        Replace what lies at `path`: it is deleted first, before the samples are read.
     client : distributed.Client, optional
     progress : bool
         Show progress bars.
@@ -92,22 +93,22 @@ def ingest_shots(
     SegyError
         If the file is not SEG-Y, ends in the middle of a trace, or has traces of several lengths.
     GeometryError
-        If headers hold no positions, or angles instead of lengths, the delay varies, or all traces
-        say that they hold no signal.
+        If headers hold no positions, or angles instead of lengths, the delay or the sample
+        interval varies, or all traces say that they hold no signal.
     SurveyError
-        If samples are not finite.
+        If samples are not finite, or were so in an interrupted call that made them 0.
     OutputExistsError, ResumeError
         If something else lies at `path`.
     ArgumentError
-        If origin, azimuth or interval are no numbers.
+        If origin, azimuth or interval are no numbers, or the SEG-Y is what lies at `path` or in
+        it.
     """
     check_choice("nonfinite", nonfinite, ("error", "zero"))
     check_kinds({"origin": origin, "azimuth": azimuth, "interval": interval})
     origin, azimuth = (float(origin[0]), float(origin[1])), float(azimuth)
     interval = None if interval is None else float(interval)
     path = on_disk(path)
-    if path.resolve() == Path(segy).resolve():
-        raise OutputExistsError(f"{path}: is the SEG-Y itself; choose another path to write")
+    check_apart(segy, path, what="the SEG-Y")
     check_free(path, overwrite)
     file = SegyFile.open(segy, truncate)
     with track(f"scan {file.path.name}", file.traces * file.trace_bytes, "B", progress) as advance:
@@ -130,10 +131,11 @@ def ingest_shots(
         Output.begin(path, template, encoding, record, overwrite) as output,
         track(f"ingest {file.path.name}", numbers.size, "traces", progress) as advance,
     ):
+        count_replaced(output, nonfinite)
         left = [n for n in range(len(numbers)) if str(n) not in output.finished]
 
-        def done(shot: int, _: None) -> None:
-            output.finish(str(shot))
+        def done(shot: int, bad: int) -> None:
+            finish(output, str(shot), bad)
             advance(numbers.shape[1])
 
         advance(numbers.size - len(left) * numbers.shape[1])
@@ -146,8 +148,9 @@ def ingest_shots(
             threads(shot_bytes),
             client,
         )
-        told = {**record, "truncate": truncate, "nonfinite": nonfinite}
-        output.commit({"ingested_with": told})
+        told = {"truncate": truncate, "nonfinite": nonfinite}
+        replaced = count_replaced(output, nonfinite)
+        output.commit({"ingested_with": {**record, **told, "replaced_samples": replaced}})
     return open_shots(path)
 
 
@@ -160,13 +163,14 @@ class _Job:
     nonfinite: str
 
 
-def _write(job: _Job, item: tuple[int, np.ndarray]) -> None:
-    """Write one shot. Twice does no harm."""
+def _write(job: _Job, item: tuple[int, np.ndarray]) -> int:
+    """Write one shot and return how many samples were not finite. Twice does no harm."""
     shot, traces = item
     array = open_for_writing(job.path / "amplitude")
     gather = np.zeros(array.shape[1:], dtype=array.dtype)
     there = np.flatnonzero(traces >= 0)
     order = there[np.argsort(traces[there])]
+    count = 0
     for which, raw in job.file.read(traces[order]):
         values = decode(raw, job.file.format).astype(array.dtype)
         bad = ~np.isfinite(values)
@@ -177,16 +181,19 @@ def _write(job: _Job, item: tuple[int, np.ndarray]) -> None:
                 "NaN or infinite; pass nonfinite='zero' (--nonfinite zero) to make such 0"
             )
         values[bad] = 0
+        count += int(np.count_nonzero(bad))
         gather[order[which]] = values
     array[shot] = gather
+    return count
 
 
 def _read_headers(file: SegyFile, advance: Callable[[float], None]) -> dict[str, np.ndarray]:
-    """Fields of all traces that say where they belong."""
+    """Fields of all traces that say where they belong, and what they should have in common."""
     names = (
         "FieldRecord", "SourceX", "SourceY", "GroupX", "GroupY", "SourceDepth",
         "SourceSurfaceElevation", "ReceiverGroupElevation", "SourceGroupScalar", "ElevationScalar",
-        "CoordinateUnits", "TraceIdentificationCode", "DelayRecordingTime",
+        "CoordinateUnits", "TraceIdentificationCode", "DelayRecordingTime", "ScalarTraceHeader",
+        "TRACE_SAMPLE_INTERVAL", "TraceWeightingFactor",
     )  # fmt: skip
     found = {name: np.empty(file.traces, dtype=np.int32) for name in names}
     for start, headers in file.scan():
@@ -201,10 +208,11 @@ def _read_headers(file: SegyFile, advance: Callable[[float], None]) -> dict[str,
             f"{file.path}: all traces say that they hold no signal (header bytes 29-30 from 2 to "
             "8); correct these"
         )
-    if np.unique(found["DelayRecordingTime"][kept]).size > 1:
+    delays = scaled(found["DelayRecordingTime"][kept], found["ScalarTraceHeader"][kept])
+    if np.unique(delays).size > 1:
         raise GeometryError(
-            f"{file.path}: the recording delay varies (header bytes 109-110); shift the traces to "
-            "one start"
+            f"{file.path}: the recording delay varies (header bytes 109-110, its scalar in "
+            "215-216); shift the traces to one start"
         )
     angles = kept & np.isin(found["CoordinateUnits"], (2, 3, 4))
     if angles.any():
@@ -268,11 +276,16 @@ def _template(
     places: dict[str, np.ndarray],
     interval: float | None,
 ) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
-    time = vertical_axis(file, interval) / 1000
     first = numbers[:, 0]
     live = numbers >= 0
+    vertical = vertical_axis(file, interval, trace=int(first[0]))
+    told = np.zeros(file.traces, dtype=np.int32)  # by the traces that are left out: nothing
+    told[numbers[live]] = headers["TRACE_SAMPLE_INTERVAL"][numbers[live]] & 0xFFFF
+    check_intervals(file, told, vertical, interval)
+    weights = headers["TraceWeightingFactor"][numbers[live]]
+    warn_of_weights(file, int(weights[0]), bool((weights != weights[0]).any()))
     coords: dict[str, Any] = {
-        "time": ("time", time, {"units": "s", "long_name": "recording time"}),
+        "time": ("time", vertical / 1000, {"units": "s", "long_name": "recording time"}),
         "field_record": ("shot", headers["FieldRecord"][first], {"long_name": "field record"}),
         "trace_index": (
             ("shot", "receiver"),

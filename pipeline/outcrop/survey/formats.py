@@ -75,35 +75,48 @@ def npy(volume: xr.DataArray) -> Layout:
     return Layout(volume, tuple(range(volume.ndim)), dtype, head.getvalue())
 
 
+def step_of(volume: xr.DataArray, dim: str) -> float | None:
+    """Step of an axis, 1 where it has one value; None where the steps are not equal."""
+    at = volume[dim].to_numpy().astype(np.float64)
+    if at.size < 2:
+        return 1.0
+    step = float(at[-1] - at[0]) / (at.size - 1)
+    # A hundredth of a step leaves room for coordinates in float32.
+    equal = np.abs(at - at[0] - step * np.arange(at.size)).max() <= 0.01 * abs(step)
+    return step if step and equal else None
+
+
 def vti(volume: xr.DataArray) -> Layout:
     """Lay out as VTK image data [1]_: x is the inline, y the crossline, z two-way time or depth.
 
-    Origin and spacing are those of the coordinates, so z grows with time.
+    That holds in whatever order the volume has its dimensions. Origin and spacing are those of
+    the coordinates, so z grows with time.
 
     Raises
     ------
     SurveyError
-        If the volume is not 3-D, or an axis is not regular.
+        If the volume has other dimensions, or an axis is not regular.
 
     References
     ----------
     .. [1] https://docs.vtk.org/en/latest/vtk_file_formats/vtkxml_file_format.html
     """
-    if volume.ndim != 3:
+    axes = ("inline", "crossline", "depth" if "depth" in volume.dims else "twt")
+    if set(volume.dims) != set(axes):
         raise SurveyError(
-            f".vti holds 3-D volumes, and this one is over {', '.join(map(str, volume.dims))}; "
-            "select along the others first, or write .npy"
+            ".vti holds 3-D volumes over inline, crossline and twt or depth, and this one is over "
+            f"{', '.join(map(str, volume.dims))}; select along others first, or write .npy"
         )
+    volume = volume.transpose(*axes)
     origin, spacing = [], []
-    for dim in volume.dims:
-        at = volume[dim].to_numpy().astype(np.float64)
-        step = float(at[1] - at[0]) if at.size > 1 else 1.0
-        if not np.allclose(np.diff(at), step):
+    for dim in axes:
+        step = step_of(volume, dim)
+        if step is None:
             raise SurveyError(f".vti holds regular axes, and {dim} is not; write .npy")
         if step < 0:
-            volume, at, step = volume.isel({dim: slice(None, None, -1)}), at[::-1], -step
-        origin.append(float(at[0]))
-        spacing.append(step)
+            volume = volume.isel({dim: slice(None, None, -1)})
+        origin.append(float(volume[dim][0]))
+        spacing.append(abs(step))
     dtype = np.dtype({"bool": "u1", "float16": "f4"}.get(str(volume.dtype), volume.dtype))
     dtype = dtype.newbyteorder("<")
     name = quoteattr(str(volume.name or "values"))
@@ -162,7 +175,7 @@ def write_array(
     """
     layout = LAYOUTS[path.suffix.lower()](volume)
     axes, dtype, head = layout.axes, layout.dtype, layout.head
-    shape = [volume.shape[axis] for axis in axes]
+    shape = [layout.volume.shape[axis] for axis in axes]
     size = volume.size * dtype.itemsize
 
     def copy(file: WholeFile, block: Block) -> int:

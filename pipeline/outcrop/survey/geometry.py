@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ import numpy as np
 
 from ..errors import ArgumentError, GeometryError
 from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2
+
+log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20  # traces whose positions are computed at a time
 _SPARSE = 2  # a grid this many times as large as the traces is probably a mistake
@@ -63,11 +66,14 @@ class Headers:
         The first header.
     varies : ndarray of bool, (240,)
         Bytes that are not the same in all headers.
+    intervals : ndarray of uint16, (traces,)
+        Sample interval by every header, in µs; 0 where it gives none.
     """
 
     numbers: dict[str, np.ndarray]
     first: np.ndarray
     varies: np.ndarray
+    intervals: np.ndarray
 
     def varying(self) -> list[str]:
         """Names of the fields that vary."""
@@ -100,7 +106,7 @@ class Grid:
 def read_headers(
     file: SegyFile, at: HeaderBytes, advance: Callable[[float], None] = lambda _: None
 ) -> Headers:
-    """Read all trace headers once; what is kept is 12 bytes a trace.
+    """Read all trace headers once; what is kept is 14 bytes a trace.
 
     Parameters
     ----------
@@ -118,15 +124,17 @@ def read_headers(
     numbers = {name: np.empty(file.traces, dtype=np.int32) for name in places}
     first = file.headers(0, 1)
     varies = np.zeros(TRACE_HEADER, dtype=bool)
+    intervals = np.empty(file.traces, dtype=np.uint16)
     for start, headers in file.scan():
         file.check_lengths(headers, start)
+        intervals[start : start + len(headers)] = field(headers, 117, file.order).view(np.uint16)
         for name, byte in places.items():
             numbers[name][start : start + len(headers)] = field(headers, byte, file.order)
         varies |= (headers != first).any(axis=0)
         advance(len(headers) * file.trace_bytes)
     if (numbers["offset"] == numbers["offset"][0]).all():
         del numbers["offset"]
-    return Headers(numbers, first, varies)
+    return Headers(numbers, first, varies, intervals)
 
 
 def make_grid(
@@ -138,7 +146,8 @@ def make_grid(
 ) -> Grid:
     """Lay traces out on a regular grid.
 
-    They are prestack if many share inline and crossline, and the offset tells those apart.
+    They are prestack if many share inline and crossline, and the offset tells those apart. That
+    many lines have no trace is logged.
 
     Parameters
     ----------
@@ -150,7 +159,7 @@ def make_grid(
         Of traces at the same position keep the "first", the "last", the first with the others as
         `extra` ("mean"), or raise ("error").
     sparse : bool
-        Accept a grid more than twice as large as the traces.
+        Accept a grid more than twice as large as the traces, and lines without any.
 
     Raises
     ------
@@ -174,9 +183,11 @@ def make_grid(
     if grid.extra.size and duplicates == "error":
         raise GeometryError(
             f"{file.path}: {len(grid.extra):,} traces are at the position of another "
-            f"({_first_places(grid)}); pass duplicates= (--duplicates) first, last or mean, or "
-            "check the header bytes"
+            f"({_name(grid, grid.extra[:1000, 0])}); pass duplicates= (--duplicates) first, last "
+            "or mean, or check the header bytes"
         )
+    if not sparse:
+        _warn_of_empty_lines(file, grid)
     return grid
 
 
@@ -259,8 +270,41 @@ def _place(numbers: dict[str, np.ndarray], axes: dict[str, range], keep: str) ->
     return Grid(axes, flat.reshape(shape), np.concatenate(extra))
 
 
-def _first_places(grid: Grid) -> str:
-    cells = list(dict.fromkeys(grid.extra[:1000, 0].tolist()))
+def _warn_of_empty_lines(file: SegyFile, grid: Grid) -> None:
+    """Log it where lines have no trace because few traces, or none, lie between the others."""
+    live = grid.trace_index >= 0
+    for dim, (name, axis) in enumerate(grid.axes.items()):
+        counts = np.count_nonzero(live, axis=tuple(d for d in range(live.ndim) if d != dim))
+        full = np.flatnonzero(10 * counts > counts.max())
+        step = int(np.gcd.reduce(full - full[0]))
+        between = (np.arange(counts.size) - full[0]) % max(step, 1) > 0
+        strays, empty = int(counts[between].sum()), np.flatnonzero(counts == 0)
+        fact = f"{empty.size:,} of {counts.size:,} {name}s have no trace"
+        if step > 1 and 100 * strays <= counts.sum():
+            lines = between.reshape([-1 if d == dim else 1 for d in range(live.ndim)])
+            log.warning(
+                "%s: %s; without %s traces (%s) the step would be %d; correct their headers, or "
+                "pass sparse=True (--sparse) if these are right",
+                file.path,
+                fact,
+                f"{strays:,}",
+                _name(grid, np.flatnonzero(live & lines)),
+                step * axis.step,
+            )
+        elif 3 * empty.size > counts.size:
+            names = ", ".join(str(axis[i]) for i in empty[:3]) + (", …" if empty.size > 3 else "")
+            log.warning(
+                "%s: %s (%s); check the bytes with outcrop info, or pass sparse=True (--sparse) "
+                "if these are right",
+                file.path,
+                fact,
+                names,
+            )
+
+
+def _name(grid: Grid, flat: np.ndarray) -> str:
+    """Name the first of some positions."""
+    cells = list(dict.fromkeys(flat.tolist()))
     index = zip(*np.unravel_index(cells[:3], grid.trace_index.shape), strict=True)
     places = [
         " ".join(f"{name} {axis[i]}" for (name, axis), i in zip(grid.axes.items(), at, strict=True))
@@ -283,18 +327,20 @@ def remedy(file: SegyFile) -> str:
     )
 
 
-def vertical_axis(file: SegyFile, interval: float | None = None) -> np.ndarray:
+def vertical_axis(file: SegyFile, interval: float | None = None, trace: int = 0) -> np.ndarray:
     """Two-way time in ms, or depth in m, of the samples of a trace.
 
-    The interval is that of the binary header, or else of the first trace header; its unit is µs,
-    or mm where the vertical axis is depth. The axis starts at the recording delay of the first
-    trace (ms or m), with the scalar for times applied.
+    The interval is that of the binary header, or else of the trace's header; its unit is µs,
+    or mm where the vertical axis is depth. The axis starts at the recording delay of the trace
+    (ms or m), with the scalar for times applied.
 
     Parameters
     ----------
     file : SegyFile
     interval : float, optional
         In ms or m, instead of the one in the headers.
+    trace : int
+        Its number, from 0.
 
     Returns
     -------
@@ -307,7 +353,7 @@ def vertical_axis(file: SegyFile, interval: float | None = None) -> np.ndarray:
     ArgumentError
         If the one that is given is not above zero.
     """
-    header = file.headers(0, 1)
+    header = file.headers(trace, trace + 1)
     if interval is not None and not (interval > 0 and math.isfinite(interval)):
         raise ArgumentError(
             f"interval {interval:g}: pass a number above zero, in ms, or m for depth"
@@ -320,7 +366,7 @@ def vertical_axis(file: SegyFile, interval: float | None = None) -> np.ndarray:
     if not interval:
         raise GeometryError(
             f"{file.path}: no sample interval, neither in the binary header (bytes 3217-3218) nor "
-            "in the first trace (117-118); pass interval= (--interval) in ms, or m for depth"
+            f"in trace {trace + 1:,} (117-118); pass interval= (--interval) in ms, or m for depth"
         )
     delay = float(field(header, 109, file.order)[0])
     return scaled(delay, int(field(header, 215, file.order)[0])) + interval * np.arange(

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,11 +18,12 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.storage import MemoryStore
 
 from .. import __version__
-from ..errors import OutcropError, OutputExistsError, SurveyError
-from ..output import Output, PathLike, check_free
+from ..errors import OutcropError, SurveyError
+from ..output import Output, PathLike, check_apart, check_free
 from ..progress import track
 from ..storage import Options, Place, Remote, naming_refusal, place, size
 from . import schema
+from .checks import check_intervals, warn_of_weights
 from .decode import decode
 from .geometry import HeaderBytes, Headers, check_choice, make_grid, read_headers, vertical_axis
 from .parts import (
@@ -31,8 +31,10 @@ from .parts import (
     NonFiniteSampleError,
     Part,
     count_nonfinite,
+    count_replaced,
     counted,
     cut,
+    finish,
     run,
     threads,
     write,
@@ -109,11 +111,11 @@ def ingest(
     duplicates : {"error", "first", "last", "mean"}
         Which of several traces at the same position to keep.
     sparse : bool
-        Accept a grid more than twice as large as the traces.
+        Accept a grid more than twice as large as the traces, and say nothing of lines without any.
     nonfinite : {"error", "zero"}
         What to do with NaN and infinite samples: raise, or make them 0.
     overwrite : bool
-        Replace what lies at `zarr`.
+        Replace what lies at `zarr`: it is deleted first, before the samples are read.
     client : distributed.Client, optional
         Its workers do the work; threads of this process unless given.
     storage_options : mapping, optional
@@ -131,13 +133,14 @@ def ingest(
     SegyError
         If the file is not SEG-Y, ends in the middle of a trace, or has traces of several lengths.
     GeometryError
-        If the traces give no grid, a sparse one, or share positions.
+        If the traces give no grid, a sparse one, share positions, or have several sample
+        intervals.
     SurveyError
-        If samples are NaN or infinite.
+        If samples are NaN or infinite, or were so in an interrupted call that made them 0.
     OutputExistsError, ResumeError
         If something else lies at `zarr`, or an unfinished output of other options.
     ArgumentError
-        If an option has no such value.
+        If an option has no such value, or the SEG-Y is what lies at `zarr` or in it.
     OutcropError
         If there is no space left, or an object store refuses.
     """
@@ -145,8 +148,7 @@ def ingest(
     check_choice("duplicates", duplicates, ("error", "first", "last", "mean"))
     check_choice("nonfinite", nonfinite, ("error", "zero"))
     path = place(zarr, storage_options)
-    if not isinstance(path, Remote) and path.resolve() == Path(segy).resolve():
-        raise OutputExistsError(f"{path}: is the SEG-Y itself; choose another path to write")
+    check_apart(segy, path, what="the SEG-Y")
     check_free(path, overwrite)
     codec = schema.codec(compressor)
     at = HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
@@ -157,29 +159,17 @@ def ingest(
         headers = read_headers(file, at, advance)
     grid = make_grid(file, headers, at, duplicates, sparse)
     vertical = vertical_axis(file, interval)
-    if "DelayRecordingTime" in headers.varying():
+    check_intervals(file, headers.intervals, vertical, interval)
+    fields = tuple(headers.varying())
+    late = vertical[0] != 0 and "ScalarTraceHeader" in fields
+    if late or "DelayRecordingTime" in fields:
         log.warning(
-            "%s: the recording delay varies (header bytes 109-110); the vertical axis starts at "
-            "that of the first trace",
+            "%s: the recording delay varies (header bytes 109-110, its scalar in 215-216); the "
+            "vertical axis starts at that of the first trace",
             file.path,
         )
     weight = int(field(headers.first, FIELDS["TraceWeightingFactor"][0], file.order)[0])
-    if weight or "TraceWeightingFactor" in headers.varying():
-        log.warning(
-            "%s: has trace weighting factors (header bytes 169-170; the first is %d), which are "
-            "kept, but not applied: amplitudes are the numbers in the file",
-            file.path,
-            weight,
-        )
-    taken, told = vertical[1:2] - vertical[:1], int(field(headers.first, 117, file.order)[0])
-    if interval is None and taken.size and told > 0 and abs(taken - 1e-3 * told) >= 1e-3:
-        log.warning(
-            "%s: the sample interval is %g by the binary header, which is taken, and %g by the "
-            "first trace (bytes 117-118); if that is right, pass interval= (--interval)",
-            file.path,
-            taken[0],
-            told / 1000,
-        )
+    warn_of_weights(file, weight, "TraceWeightingFactor" in fields)
     shape = (*grid.trace_index.shape, file.samples)
     dtype = schema.amplitude_dtype(file.format)
     chunk, shard = schema.layout(shape, dtype, chunks, shards)
@@ -209,7 +199,6 @@ def ingest(
         shard_bytes = math.prod(shard) * dtype.itemsize
         window = shard[-1] * max(1, schema.SHARD // shard_bytes)
         part_bytes = shard_bytes * min(window, file.samples) // shard[-1]
-        fields = tuple(headers.varying())
         job = Job(file, path.absolute(), at, fields, "cdp_x" in template, window, nonfinite)
         parts = cut(grid, shard[:-1], file.trace_bytes, duplicates == "mean")
         del grid
@@ -219,7 +208,9 @@ def ingest(
             track(f"ingest {file.path.name}", length, "B", progress) as advance,
         ):
             replaced = _write(job, output, parts, part_bytes, client, advance)
-            output.commit()
+            told = record | {"truncate": truncate, "sparse": sparse, "nonfinite": nonfinite}
+            told["replaced_samples"] = replaced
+            output.commit({"segy": {**template.attrs["segy"], "ingested_with": told}})
     except NonFiniteSampleError:
         raise _nonfinite_error(file, headers, vertical, client) from None
     except OSError as error:
@@ -241,18 +232,16 @@ def _write(
     advance: Callable[[float], None],
 ) -> int:
     """Write the parts that are not yet written, and return how many samples were replaced."""
-    replaced = 0
+    count_replaced(output, job.nonfinite)
 
-    def done(part: Part, count: int) -> None:
-        nonlocal replaced
-        replaced += count
-        output.finish(part.key)
+    def done(part: Part, bad: int) -> None:
+        finish(output, part.key, bad)
         advance(part.size)
 
     advance(sum(part.size for part in parts if part.key in output.finished))
     left = [part for part in parts if part.key not in output.finished]
     run(functools.partial(write, job), left, done, threads(part_bytes), client)
-    return replaced
+    return count_replaced(output, job.nonfinite)
 
 
 def _sample(file: SegyFile) -> np.ndarray:

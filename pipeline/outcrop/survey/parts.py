@@ -15,6 +15,8 @@ from dask.callbacks import Callback
 from dask.system import CPU_COUNT
 
 from ..arrays import open_for_writing
+from ..errors import SurveyError
+from ..output import Output
 from ..patience import patiently
 from ..storage import Place
 from .decode import decode
@@ -31,6 +33,7 @@ Result = TypeVar("Result")
 _MEMORY = 640 << 20  # bytes that parts at work in one process may take together
 _COPIES = 4  # of a part's samples, compressed ones included, while it is written
 _COUNTED = 64 << 20  # bytes of the file in a part that only counts
+_REPLACED = "replaced"  # first word of a note in the journal
 
 
 class NonFiniteSampleError(Exception):
@@ -222,6 +225,32 @@ def _make_finite(values: np.ndarray, nonfinite: str) -> int:
         raise NonFiniteSampleError
     values[~finite] = 0
     return values.size - int(np.count_nonzero(finite))
+
+
+def finish(output: Output, key: str, bad: int) -> None:
+    """Note that a part is written, and how many of its samples are 0 for NaN or infinite ones."""
+    if bad:
+        output.finish(f"{_REPLACED} {bad} {key}")
+    output.finish(key)
+
+
+def count_replaced(output: Output, nonfinite: str) -> int:
+    """Count the samples that were made 0, those of an interrupted call included.
+
+    Raises
+    ------
+    SurveyError
+        If there are any and NaN and infinite samples are an "error" now.
+    """
+    notes = (key.split() for key in output.finished)
+    count = sum(int(note[1]) for note in notes if note[0] == _REPLACED)
+    if count and nonfinite == "error":
+        raise SurveyError(
+            f"{output.path}: was begun with nonfinite='zero' (--nonfinite zero), by which "
+            f"{count:,} samples are 0 that were NaN or infinite; pass it again, or "
+            "overwrite=True (--overwrite)"
+        )
+    return count
 
 
 def count_nonfinite(file: SegyFile, traces: range) -> tuple[int, list[tuple[int, int]]]:

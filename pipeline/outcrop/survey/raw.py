@@ -13,6 +13,11 @@ from .reading import naming_bad_chunk
 _BLOCK = 64 << 20  # bytes that are held at a time
 
 
+def raw_paths(card: Card, stem: str | os.PathLike[str]) -> list[Path]:
+    """Files that `write_raw` writes, in the card's order."""
+    return [Path(f"{stem}.{o.suffix or o.name}") for o in card.outputs if o is not None]
+
+
 def write_raw(prediction: xr.Dataset, card: Card, stem: str | os.PathLike[str]) -> list[Path]:
     """Write each variable of a prediction as float32, the samples of a trace side by side.
 
@@ -33,9 +38,8 @@ def write_raw(prediction: xr.Dataset, card: Card, stem: str | os.PathLike[str]) 
     list of pathlib.Path
         The files, in the card's order.
     """
-    paths = []
-    for output in filter(None, card.outputs):
-        path = Path(f"{stem}.{output.suffix or output.name}")
+    paths = raw_paths(card, stem)
+    for output, path in zip(filter(None, card.outputs), paths, strict=True):
         vertical = "twt" if "twt" in prediction.dims else "depth"
         values = prediction[output.name].transpose("inline", "crossline", vertical)
         aside = path.with_name(f".{path.name}.unfinished")
@@ -47,5 +51,4 @@ def write_raw(prediction: xr.Dataset, card: Card, stem: str | os.PathLike[str]) 
                     part = values[lines].to_numpy()
                 (part / output.scale).astype("<f4", order="C").tofile(file)
         os.replace(aside, path)
-        paths.append(path)
     return paths

@@ -346,7 +346,8 @@ def _first_trace(path: Path, head: bytes, order: Order, not_segy: str) -> int:
     with open(path, "rb") as file:  # as many as it takes until one says that it is the last
         file.seek(_TEXT + _BINARY)
         for number in range(1, 1000):
-            if "((SEG: EndText))" in _text(file.read(_TEXT)):
+            # Names of stanzas are compared without blanks and capitals, as segyio does.
+            if "((seg:endtext))" in "".join(_text(file.read(_TEXT)).split()).lower():
                 return _TEXT + _BINARY + number * _TEXT
     raise SegyError(
         f"{not_segy}variable extended text headers (bytes 3505-3506) without ((SEG: EndText)); "

@@ -130,7 +130,8 @@ def align(volume: xr.DataArray, template: Template) -> Part:
     Raises
     ------
     SurveyError
-        If the volume has dimensions, lines or samples that the template has not, or no trace.
+        If the volume has dimensions, lines or samples that the template has not, no trace, or runs
+        along depth where the template runs along time, or the reverse.
     """
     lateral = list(template.numbers)
     for dim in (*lateral, "twt", "depth"):
@@ -141,6 +142,11 @@ def align(volume: xr.DataArray, template: Template) -> Part:
         raise SurveyError(
             f"dimensions {', '.join(map(str, volume.dims))} do not match {template.name}, whose "
             f"traces lie on {', '.join(lateral)} and twt or depth; select along the others first"
+        )
+    if template.dim not in (None, *vertical):
+        raise SurveyError(
+            f"the volume runs along {vertical[0]}, and {template.name} along {template.dim}; "
+            f"convert it, or pass the survey that it was made from as like= (--like)"
         )
     volume = volume.transpose(*lateral, *vertical)
 

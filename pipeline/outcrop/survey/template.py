@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import xarray as xr
 from ..errors import GeometryError, SegyError, SurveyError
 from .geometry import HeaderBytes, make_grid, read_headers, vertical_axis
 from .segy import FIELDS, TRACE_HEADER, Order, SegyFile
+
+log = logging.getLogger(__name__)
 
 LATERAL = ("inline", "crossline", "offset")
 _SURVEY = "pass the survey that was ingested from it as like= (--like)"
@@ -36,6 +39,8 @@ class Template:
         Everything before the first trace.
     vertical : ndarray of float64
         Two-way time in ms, or depth in m, of the samples.
+    dim : str or None
+        Which of them, "twt" or "depth", if that is known.
     count : int
         Traces of the file.
     traces : ndarray of int64
@@ -55,6 +60,7 @@ class Template:
     format: int
     file_header: bytes
     vertical: np.ndarray
+    dim: str | None
     count: int
     traces: np.ndarray
     numbers: dict[str, np.ndarray]
@@ -103,6 +109,7 @@ def of_file(path: Path, at: HeaderBytes) -> Template:
         format=file.format,
         file_header=file.file_header,
         vertical=vertical,
+        dim=None,
         count=file.traces,
         traces=np.arange(file.traces),
         numbers={d: found.numbers[d] for d in axes},
@@ -125,7 +132,8 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
     Raises
     ------
     SurveyError
-        If it keeps no headers, or one of its header variables is no header field.
+        If it keeps no headers, or not those of each of its traces, or one of its header variables
+        is no header field. Line numbers that differ from those in the headers are logged.
     """
     kept = survey.attrs.get("segy")
     if kept is None or "trace_index" not in survey:
@@ -141,6 +149,15 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
     cells = np.flatnonzero(flat >= 0)
     cells = cells[np.argsort(flat[cells], kind="stable")]
     traces = flat[cells]
+    again = np.flatnonzero(np.diff(traces) == 0)
+    if again.size or (traces.size and traces[-1] >= kept["traces"]):
+        fact = f"goes to {traces[-1]:,}, and its SEG-Y has {kept['traces']:,} traces"
+        if again.size:
+            fact = f"has {traces[again[0]]:,} more than once"
+        raise SurveyError(
+            f"{name}: trace_index {fact}: it is joined of several surveys, or has a line twice; "
+            "export them one by one, or pass a survey with every line once as like= (--like)"
+        )
     places = np.unravel_index(cells, shape)
     axes = {d: survey[d].to_numpy() for d in lateral}
     order: Order = ">" if kept["byte_order"] == "big" else "<"
@@ -163,6 +180,27 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
                 order,
                 name,
             )
+    numbers = {d: axes[d][i] for d, i in zip(lateral, places, strict=True)}
+    names = {first: field for field, (first, _) in FIELDS.items()}
+    for d in lateral:
+        field = names.get(kept.get("bytes", {}).get(d), "")
+        if field in varying:
+            written = varying[field].to_numpy().ravel()[cells]
+        elif field:
+            written = np.full(cells.size, kept["trace_header"].get(field, 0))
+        else:  # of parts of fields
+            continue
+        if (odd := np.flatnonzero(written != numbers[d])).size:
+            log.warning(
+                "%s: %s %s is %s in header_%s, which is written (%s such traces); correct one of "
+                "the two",
+                name,
+                d,
+                numbers[d][odd[0]],
+                written[odd[0]],
+                field,
+                f"{odd.size:,}",
+            )
 
     def headers(wanted: np.ndarray) -> np.ndarray:
         at = np.unravel_index(cells[np.searchsorted(traces, wanted)], shape)
@@ -180,9 +218,10 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         format=kept["format"],
         file_header=base64.b64decode(kept["file_header"]),
         vertical=first + step * np.arange(kept["samples"]),
+        dim=next((d for d in ("twt", "depth") if d in survey.dims), None),
         count=kept["traces"],
         traces=traces,
-        numbers={d: axes[d][i] for d, i in zip(lateral, places, strict=True)},
+        numbers=numbers,
         axes=axes,
         headers=headers,
         raw=None,

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from ..errors import OutcropError
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's suffix; OutcropError if there is none such."""
-    formats = figure.canvas.get_supported_filetypes()
+def check_format(path: Path) -> None:
+    """Raise `OutcropError` if no picture is written in the format of the path's suffix."""
+    formats = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in formats:
         raise OutcropError(f"{path}: no such format; choose one of {', '.join(sorted(formats))}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's suffix; OutcropError if that cannot be."""
+    check_format(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise OutcropError(
+            f"{path}: cannot be written ({error.strerror}); choose another path"
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import SurveyError
+from ..survey.formats import step_of
 from .save import save
 
 _HEIGHT = 4.6  # inches, of a panel
@@ -68,8 +70,8 @@ def sections(
     Raises
     ------
     SurveyError
-        If a volume has other dimensions, the overlay lies elsewhere, or a place to cut is
-        outside the survey.
+        If a volume has other dimensions, an axis that does not go in equal steps, the overlay
+        lies elsewhere, or a place to cut is outside the survey.
     OutcropError
         If no picture can be written in the format of `path`.
     """
@@ -79,6 +81,7 @@ def sections(
             f"seismic: has dimensions {tuple(map(str, seismic.dims))} instead of inline, "
             "crossline and twt or depth; select along others first"
         )
+    check_regular(seismic, ("inline", "crossline", vertical))
     if overlay is not None:
         _check_same_place(seismic, overlay)
     wanted = {"inline": inline, "crossline": crossline, "twt": twt, "depth": depth}
@@ -96,7 +99,7 @@ def sections(
     drawn = np.concatenate([image.compressed() for image in images.values()])
     clip = float(np.percentile(np.abs(drawn), 99)) if drawn.size else 0.0
 
-    bins = {d: _bin(seismic, d) for d in ("inline", "crossline")}
+    bins = _bins(seismic)
     extents = {d: seismic.sizes[d] * size for d, size in bins.items()}
     tallest = max(extents["inline"], 0.25 * extents["crossline"])
     widths = [
@@ -132,6 +135,10 @@ def sections(
             )
         ax.set_facecolor(_BLANK)
         ax.xaxis.set_major_locator(MaxNLocator(3 + round(3 * width), integer=True))
+        if seismic.sizes[columns] == 1:
+            ax.set_xticks([at[columns]])
+        if seismic.sizes[rows] == 1:
+            ax.set_yticks([at[rows]])
         ax.set_xlabel(_label(seismic, columns))
         ax.set_ylabel(_label(seismic, rows))
         ax.set_title(f"{_label(seismic, cut, at[cut])}", fontsize="medium")
@@ -182,16 +189,29 @@ def _check_same_place(seismic: xr.DataArray, overlay: xr.DataArray) -> None:
         raise SurveyError(f"overlay: has dimensions {overlay.dims}, the seismic {seismic.dims}")
 
 
-def _bin(volume: xr.DataArray, dim: str) -> float:
-    """Distance from one line to the next, in metres; 1 where there are no coordinates."""
-    if not {"cdp_x", "cdp_y"} <= volume.coords.keys():
-        return 1.0
-    other = {"inline": "crossline", "crossline": "inline"}[dim]
-    middle = {other: volume.sizes[other] // 2}
-    x, y = (volume[name].isel(middle).to_numpy() for name in ("cdp_x", "cdp_y"))
-    steps = np.hypot(np.diff(x), np.diff(y))
-    steps = steps[np.isfinite(steps) & (steps > 0)]
-    return float(np.median(steps)) if steps.size else 1.0
+def check_regular(volume: xr.DataArray, dims: Iterable[str]) -> None:
+    """Raise `SurveyError` unless axes go in equal steps, as the pixels of an image do."""
+    for dim in dims:
+        if step_of(volume, dim) is None:
+            raise SurveyError(
+                f"{dim}: does not go in equal steps, as a picture needs; select with a step, "
+                f"such as isel({dim}=slice(None, None, 2))"
+            )
+
+
+def _bins(volume: xr.DataArray) -> dict[str, float]:
+    """Distance from one line to the next; square bins where one of the two is not known."""
+    dims = ("inline", "crossline")
+    sizes = {}
+    if {"cdp_x", "cdp_y"} <= volume.coords.keys():
+        x, y = (volume[name].transpose(*dims).to_numpy() for name in ("cdp_x", "cdp_y"))
+        for axis, dim in enumerate(dims):
+            steps = np.hypot(np.diff(x, axis=axis), np.diff(y, axis=axis))
+            steps = steps[np.isfinite(steps) & (steps > 0)]
+            if steps.size:
+                sizes[dim] = float(np.median(steps))
+    known = next(iter(sizes.values()), 1.0)
+    return {dim: sizes.get(dim, known) for dim in dims}
 
 
 def edges(volume: xr.DataArray, dim: str) -> tuple[float, float]:

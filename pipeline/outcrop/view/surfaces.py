@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .save import save
-from .sections import edges
+from .sections import check_regular, edges
 
 _MAPS = 3
 
@@ -39,10 +39,16 @@ def surfaces(
     Returns
     -------
     matplotlib.figure.Figure
+
+    Raises
+    ------
+    SurveyError
+        If the crosslines, or the samples of a trace, do not go in equal steps.
     """
     (name,) = horizons.data_vars
     times = horizons[name]
     vertical = "depth" if "depth" in seismic.dims else "twt"
+    check_regular(seismic, ("crossline", vertical))
     maps = times.isel(horizon=np.linspace(0, times.sizes["horizon"] - 1, _MAPS).round().astype(int))
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     axes = figure.subplots(1, 1 + _MAPS, width_ratios=(1.6, *(1,) * _MAPS))

@@ -49,7 +49,12 @@ _POINTWISE = (
     "leaky_relu lerp log log10 log1p log2 logical_and logical_not logical_or logit lt "
     "masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal relu relu6 remainder "
     "round rsqrt rsub selu sigmoid sign silu sin sinh softplus softshrink sqrt square sub "
-    "tan tanh threshold trunc where xlogy"
+    "tan tanh threshold trunc where xlogy "
+    "__and__ __or__ __xor__ absolute acosh arccos arcsin arctan arctan2 asinh atanh bitwise_xor "
+    "clip deg2rad digamma divide erfc erfinv exp2 fix fmax fmin frac greater greater_equal "
+    "heaviside isneginf isposinf less less_equal lgamma logaddexp logaddexp2 logical_xor multiply "
+    "negative not_equal rad2deg sgn signbit sinc special_erf special_expit special_xlogy subtract "
+    "true_divide"
 )
 _COPYING = {"isfinite": 2, "isinf": 1, "log_sigmoid": 2}
 _ALONG = "cumprod cumsum glu sort"

@@ -191,6 +191,11 @@ def broadcast_cut(value: Tensor, own: Layout, layout: Layout, box: Box) -> Tenso
     return value
 
 
+def rounds(node: Node) -> bool:
+    """Whether a result is of whole numbers, each rounded once, as no sum of shares is."""
+    return node.dtype is not None and not getattr(torch, node.dtype).is_floating_point
+
+
 def normalized(dims: Any, rank: int) -> tuple[int, ...]:
     """Dimensions counted from the first, sorted; all of them where none is named."""
     if dims is None or dims == ():
@@ -222,6 +227,8 @@ class Opaque(Rule):
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         name = node.op.removeprefix("aten:")
+        if name in ("as_strided", "view"):  # what they give depends on the order in memory
+            values = {key: value.contiguous() for key, value in values.items()}
         space, _, op = name.rpartition("::")
         return call(node, values, getattr(getattr(torch.ops, space or "aten"), op))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..boxes import Box
 from ..graph import Graph, Node
 from ..layout import Layout
-from .base import Rule, Values
+from .base import Rule, Values, rounds
 from .kernels import padded
 from .window import with_axes
 
@@ -280,6 +280,8 @@ class Separable(Rule):
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         own = graph.layouts[node.operands[0]]
         lead = len(node.shape) - self._count(node)
+        if rounds(node):
+            return None
         if any(len(axes) > 1 for axes in own.dims[lead:]):
             return None
         grid = list(own.grid)

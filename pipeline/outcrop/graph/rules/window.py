@@ -14,7 +14,7 @@ from torch import Tensor
 from ..boxes import Box, Shape
 from ..graph import Graph, Node
 from ..layout import Axes, Layout
-from .base import Rule, Values, per_axis
+from .base import Rule, Values, per_axis, rounds
 from .kernels import expressible, largest, mean, padded
 
 
@@ -210,8 +210,7 @@ class AveragePool(Pool):
         super().__init__(0.0)
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
-        # Of whole numbers ATen rounds each mean as it divides.
-        return None if node.dtype else super().layout(node, graph)
+        return None if rounds(node) else super().layout(node, graph)
 
     def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
         # Windows at the edge may have another divisor.

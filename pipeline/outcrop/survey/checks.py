@@ -1,0 +1,74 @@
+"""What the headers of all traces should agree on, looked at before anything is written."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from ..errors import GeometryError
+from .segy import SegyFile
+
+log = logging.getLogger(__name__)
+
+
+def check_intervals(
+    file: SegyFile, told: np.ndarray, vertical: np.ndarray, interval: float | None
+) -> None:
+    """See whether the traces have the sample interval of the vertical axis.
+
+    Parameters
+    ----------
+    file : SegyFile
+    told : ndarray of int, (traces,)
+        Sample intervals that the trace headers give, in µs; 0 where they give none.
+    vertical : ndarray
+        Two-way time in ms, or depth in m, of the samples.
+    interval : float, optional
+        That the caller gave: then what the headers say does not matter.
+
+    Raises
+    ------
+    GeometryError
+        If the traces have several intervals. If they have another than the axis, that is logged.
+    """
+    said = np.flatnonzero(told)
+    if interval is not None or file.samples < 2 or not said.size:
+        return
+    usual = told[said[0]]
+    odd = said[told[said] != usual]
+    if odd.size:
+        raise GeometryError(
+            f"{file.path}: traces of several sample intervals: trace {odd[0] + 1:,} says "
+            f"{told[odd[0]] / 1000:g} (header bytes 117-118), trace {said[0] + 1:,} "
+            f"{usual / 1000:g}; resample them to one, or pass interval= (--interval)"
+        )
+    taken = vertical[1] - vertical[0]
+    if abs(taken - usual / 1000) >= 1e-3:
+        log.warning(
+            "%s: the sample interval is %g by the binary header, which is taken, and %g by the "
+            "traces (bytes 117-118); if that is right, pass interval= (--interval)",
+            file.path,
+            taken,
+            usual / 1000,
+        )
+
+
+def warn_of_weights(file: SegyFile, first: int, vary: bool) -> None:
+    """Log that traces have weighting factors, if they have.
+
+    Parameters
+    ----------
+    file : SegyFile
+    first : int
+        Weighting factor of the first trace.
+    vary : bool
+        Whether others have another.
+    """
+    if first or vary:
+        log.warning(
+            "%s: has trace weighting factors (header bytes 169-170; the first is %d), which are "
+            "kept, but not applied: amplitudes are the numbers in the file",
+            file.path,
+            first,
+        )

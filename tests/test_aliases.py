@@ -1,0 +1,151 @@
+"""What a forward does in place, or by the order in memory, is seen by all that share it."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from outcrop import whole_volume
+from outcrop.errors import ArgumentError, UnsupportedOperatorError
+from outcrop.graph import capture
+from test_rules import Apply
+
+
+def given(*shape):
+    return torch.randn(shape or (1, 4, 9, 11), dtype=torch.float64, generator=generator())
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def check(function, *layers, x=None, tile=(4, 5)):
+    torch.manual_seed(0)
+    module, x = Apply(function, *layers).double().eval(), given() if x is None else x
+    expected = module(x.clone(memory_format=torch.preserve_format)).detach()
+    for mode in ("none", "cpu", "disk"):
+        found = whole_volume(module, x, tile=tile, storage_mode=mode)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def dropped(x, dropout, layer):
+    y = layer(x)
+    return y + layer(F.relu(dropout(y), inplace=True))
+
+
+def dropped_twice(x, dropout, layer):
+    y = dropout(dropout(layer(x)))
+    y.relu_()
+    return dropout(y)
+
+
+@pytest.mark.parametrize("function", [dropped, dropped_twice])
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
+def test_idle_dropout_is_its_argument(function, kind):
+    check(function, kind(), nn.Conv2d(4, 4, 3, padding=1))
+
+
+def contiguous_in_place(x):
+    y = (x * 1).contiguous()
+    y.relu_()
+    return x + y
+
+
+def own_in_place(x):
+    y = x.contiguous()
+    y.relu_()
+    return x + y
+
+
+def strided(x):
+    return x * float(x.stride(2))
+
+
+def decided(x):
+    return x * 2 if x.is_contiguous() else x * 3
+
+
+def copied(x):
+    y = x.transpose(2, 3).reshape(1, 4, -1)
+    y.relu_()
+    return x + 1
+
+
+def clamped(x):
+    return x.clamp_(-0.3, 0.3) * 2
+
+
+def sliced(x):
+    x[:, 0] -= 0.5
+    return x * 2
+
+
+OF_LAYOUT = [contiguous_in_place, own_in_place, strided, decided, copied, clamped, sliced]
+
+
+@pytest.mark.parametrize("function", OF_LAYOUT)
+@pytest.mark.parametrize("order", ["contiguous", "channels last", "turned"])
+def test_the_order_in_memory_is_that_of_the_input(function, order):
+    x = given()
+    if order == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if order == "turned":
+        x = given(1, 4, 11, 9).transpose(2, 3)
+    before = x.clone()
+    check(function, x=x)
+    assert torch.equal(x, before)
+
+
+def test_what_is_asked_by_strides():
+    chunks = given(1, 4, 32)
+
+    def overlapping(x, layer):
+        h = layer(x.transpose(1, 2)).view(1, 4, 8, 6)
+        size, stride = list(h.shape), list(h.stride())
+        size[1], stride[1] = 7, stride[1] // 2
+        return h.as_strided(size, stride).sum((1, 2))
+
+    check(overlapping, nn.Linear(4, 6), x=chunks, tile=(3,))
+    check(
+        lambda x: torch.as_strided(x.transpose(2, 3).contiguous(), (1, 4, 11, 9), (396, 99, 9, 1))
+    )
+    check(lambda x: (x * 2).view(torch.int32).double().mean((2, 3), True) + x)
+    turned = Apply(lambda x: torch.as_strided(x.mT, (1, 4, 9, 11), (396, 99, 11, 1))).eval()
+    with pytest.raises(UnsupportedOperatorError, match=r"as_strided .*not contiguous"):
+        whole_volume(turned, given())
+
+
+def test_views_or_not_are_refused():
+    def function(x):
+        y = x + 1
+        torch.meshgrid(y.flatten(), indexing="ij")[0].add_(5)
+        return y * 1
+
+    with pytest.raises(UnsupportedOperatorError, match="what meshgrid returned"):
+        whole_volume(Apply(function).eval(), given())
+
+
+def test_an_example_of_one_element_stands_for_a_contiguous_tensor():
+    graph, _ = capture(Apply(own_in_place).eval(), [torch.zeros(()).expand(1, 2, 8, 9)])
+    assert graph.shape(graph.outputs[0]) == (1, 2, 8, 9)
+
+
+@pytest.mark.parametrize("kind", ["flipped", "big-endian", "meta", "sparse", "odd"])
+def test_arrays_in_another_order(kind):
+    x, module = given(), nn.Conv2d(4, 2, 3, padding=1).double().eval()
+    expected = module(x).detach()
+    if kind in ("flipped", "big-endian"):
+        array = x.numpy().astype(">f8")
+        if kind == "flipped":
+            array = np.flip(np.flip(x.numpy(), 2).copy(), 2)
+        torch.testing.assert_close(whole_volume(module, array), expected, rtol=0, atol=1e-9)
+        return
+    if kind == "meta":
+        module, match = module.to("meta"), "weights first"
+    elif kind == "sparse":
+        x, match = x.to_sparse(), "to_dense"
+    else:
+        x, match = x.numpy().astype("U4"), "<U4; pass float32"
+    with pytest.raises(ArgumentError, match=match):
+        whole_volume(module, x)
