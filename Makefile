@@ -10,7 +10,7 @@ demo: .venv/.installed
 # Bytecode is kept, whatever the environment says: the tests start many processes, and these
 # compute on a thread each: there are as many as cores.
 test: .venv/.installed-test
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 3 --dist loadfile
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
