@@ -13,11 +13,8 @@ from test_rules import Apply
 
 
 def given(*shape):
-    return torch.randn(shape or (1, 4, 9, 11), dtype=torch.float64, generator=generator())
-
-
-def generator():
-    return torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape or (1, 4, 9, 11), dtype=torch.float64, generator=generator)
 
 
 def check(function, *layers, x=None, tile=(4, 5)):
@@ -40,7 +37,12 @@ def dropped_twice(x, dropout, layer):
     return dropout(y)
 
 
-@pytest.mark.parametrize("function", [dropped, dropped_twice])
+def dropped_by_name(x, dropout, layer):
+    y = layer(x)
+    return y + layer(torch.ops.aten.dropout(y, p=dropout.p, train=False).relu_())
+
+
+@pytest.mark.parametrize("function", [dropped, dropped_twice, dropped_by_name])
 @pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
 def test_idle_dropout_is_its_argument(function, kind):
     check(function, kind(), nn.Conv2d(4, 4, 3, padding=1))
@@ -136,9 +138,8 @@ def test_arrays_in_another_order(kind):
     x, module = given(), nn.Conv2d(4, 2, 3, padding=1).double().eval()
     expected = module(x).detach()
     if kind in ("flipped", "big-endian"):
-        array = x.numpy().astype(">f8")
-        if kind == "flipped":
-            array = np.flip(np.flip(x.numpy(), 2).copy(), 2)
+        turned = np.flip(np.flip(x.numpy(), 2).copy(), 2)
+        array = turned if kind == "flipped" else x.numpy().astype(">f8")
         torch.testing.assert_close(whole_volume(module, array), expected, rtol=0, atol=1e-9)
         return
     if kind == "meta":

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from outcrop import whole_volume
+from outcrop.engine.memory import Watch, resident
 from outcrop.engine.tile import StageRunner
 from outcrop.errors import MemoryBudgetError
 
@@ -160,3 +161,25 @@ def test_nothing_outlives_a_run(mode, network):
         assert [ref() for ref in refs] == [None, None]
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident from /proc")
+def test_room_is_made_for_the_huge_pages_of_an_output(monkeypatch):
+    """The first tiles bring pages with them of which they fill a part."""
+    asked, over = [0], []
+    make_room, write = Watch.make_room, StageRunner.write
+
+    def asking(self, need):
+        asked.append(need)
+        make_room(self, need)
+
+    def measured(self, number, results):
+        before = resident()
+        write(self, number, results)
+        over.append(resident() - before - asked[-1])
+
+    monkeypatch.setattr(Watch, "make_room", asking)
+    monkeypatch.setattr(StageRunner, "write", measured)
+    network = nn.Conv3d(1, 16, 1).eval()
+    whole_volume(network, torch.randn(1, 1, 96, 128, 128), tile=(16, 16, 16))
+    assert max(over) <= 2**21

@@ -89,7 +89,12 @@ TlsKey = Annotated[Path | None, typer.Option(help="With a cluster over TLS: its 
 Workers = Annotated[
     int | None, typer.Option(help="Number of local workers; one per core unless given.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at the output.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace what lies at the output: it is deleted first, for good."
+    ),
+]
 
 
 def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:

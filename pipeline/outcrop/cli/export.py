@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ._shared import Overwrite
-
 
 def command(
     source: Annotated[
@@ -45,7 +43,10 @@ def command(
             "the largest power of two that fits (kept in trace header bytes 169-170)."
         ),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace what lies at the output, by what is whole."),
+    ] = False,
 ) -> None:
     """Write one volume as SEG-Y, with the headers it came with, or as a plain array.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ._segy import CdpXByte, CdpYByte, IlineByte, OffsetByte, Truncate, XlineByte
-from ._shared import Cluster, TlsCa, TlsCert, TlsKey, Workers, tls_of
+from ._shared import Cluster, Overwrite, TlsCa, TlsCert, TlsKey, Workers, tls_of
 
 # Options that go with a survey alone, and with shot gathers alone.
 _SURVEY = (
@@ -71,12 +71,7 @@ def command(
         float,
         typer.Option(help="With --shots: of the model's inline axis, degrees clockwise from y."),
     ] = 90.0,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace what lies at the output: it is deleted first, for good."
-        ),
-    ] = False,
+    overwrite: Overwrite = False,
     cluster: Cluster = None,
     workers: Workers = None,
     tls_ca: TlsCa = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -225,9 +226,11 @@ def whole_volume(
 
 def _as_tensor(value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
-        try:  # of what lies in another order than torch knows, a copy
-            native = value.astype(value.dtype.newbyteorder("="), copy=False)
-            return torch.from_numpy(native if min((0, *native.strides)) >= 0 else native.copy())
+        native = value.astype(value.dtype.newbyteorder("="), copy=False)
+        try:
+            with contextlib.suppress(ValueError):  # strides that torch has not, such as negative
+                return torch.from_numpy(native)
+            return torch.from_numpy(native.copy())
         except TypeError:
             raise ArgumentError(
                 f"x: torch has no dtype like NumPy's {value.dtype}; pass float32, or another that "
