@@ -202,7 +202,7 @@ class Deep(nn.Module):
         return self.layers(x)
 
 
-@pytest.mark.parametrize("depth", [3, 40])
+@pytest.mark.parametrize("depth", [0, 3, 40])
 def test_every_stored_tensor_of_a_plan_is_drawn(depth, tmp_path):
     graph, _ = capture(Deep(depth).eval(), [torch.zeros(1).expand(1, 1, 64, 64, 64)])
     plan = make_plan(graph, memory=10**9, storage_mode="disk")
@@ -212,6 +212,7 @@ def test_every_stored_tensor_of_a_plan_is_drawn(depth, tmp_path):
     shown = {text.get_text() for text in tensors.get_legend().get_texts()}
     assert shown == {"input", "output", *plan.places.values()}
     assert len(time.patches) == len(plan.stages)
+    assert (time.get_xticks() % 1 == 0).all()
     assert matplotlib.image.imread(tmp_path / "plan.png").std() > 0
     with pytest.raises(OutcropError, match="no such format"):
         draw_plan(plan, tmp_path / "plan.doc")

@@ -45,7 +45,7 @@ def command(
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace what lies at the output, by what is whole."),
+        typer.Option("--overwrite", help="Replace what lies at the output, once the new is whole."),
     ] = False,
 ) -> None:
     """Write one volume as SEG-Y, with the headers it came with, or as a plain array.

@@ -68,8 +68,8 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
     tensors.tick_params(axis="y", labelsize="small", length=0)
     tensors.set_ylim(depth - 0.4, -0.6)
     tensors.set_title(
-        f"{plan.dtype} on {plan.device}: {count} stages, {plan.operations:.3g} operations, "
-        f"about {plan.seconds:.2g} s",
+        f"{plan.dtype} on {plan.device}: {count} stage{'s' * (count > 1)}, "
+        f"{plan.operations:.3g} operations, about {plan.seconds:.2g} s",
         fontsize="medium",
         loc="left",
     )
@@ -88,7 +88,8 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
     time.set_ylabel("time (s)")
     time.set_xlabel("stage" + (", above its number of tiles and their shape" * (count <= 30)))
     time.set_xlim(0.4, count + 0.6)
-    time.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(count + 1, 25)))
+    ticks = MaxNLocator(integer=True, nbins=min(count + 1, 25), min_n_ticks=1)
+    time.xaxis.set_major_locator(ticks)
     for axes in (tensors, memory, time):
         axes.spines[["top", "right"]].set_visible(False)
     if path is not None:
