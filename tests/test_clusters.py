@@ -5,6 +5,7 @@ import os
 import py_compile
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import cloudpickle
 import dask
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -227,7 +229,7 @@ def test_very_many_tiles_take_little_of_client_and_scheduler(client, tmp_path, m
         return submit(*arguments, **options)
 
     monkeypatch.setattr(client, "submit", measured)
-    memory, heard = empty.Memory(tiles // 10), []
+    memory, heard = empty.Memory(tiles // 20), []
     whole = empty.evaluation(
         tiles,
         tmp_path / "o.zarr",
@@ -237,8 +239,9 @@ def test_very_many_tiles_take_little_of_client_and_scheduler(client, tmp_path, m
     assert memory.tiles == sum(count for _, count in sent) == tiles
     assert len(heard) == 1
     # What grows with the tiles would have grown by less than 200 MB for 200,000.
-    growth = memory.resident[-1] - memory.resident[2]
-    assert growth * 200_000 / (0.7 * tiles) < 200e6
+    # The median, since what this process takes for other reasons comes in one step.
+    growth = statistics.median(np.diff(memory.resident))
+    assert growth * 200_000 / (tiles // 20) < 200e6
     assert all(size < 500 + 200 * count for size, count in sent)
     assert max(size for size, _ in sent) < 20_000
 
