@@ -1,5 +1,6 @@
 """Training: data that are named when they are bad, losses, and runs that can be relied on."""
 
+import itertools
 import json
 import os
 import shutil
@@ -29,11 +30,13 @@ from outcrop.errors import (
 from outcrop.training import augment, losses
 from outcrop.training.blocks import Blocks
 from outcrop.training.crops import Crops, Numbers
-from outcrop.training.fitting import fit
+from outcrop.training.fitting import _sources, fit
+from outcrop.training.geology import Fault
 from outcrop.training.module import Activations, TrainingModule
 from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey
 from outcrop.training.sources import RawFolder, Survey, Synthetic, source_of, split
+from outcrop.training.synthetic import synthetic_survey
 from outcrop.training.volumes import Volume, statistics_of
 
 ROOT = Path(__file__).parents[1]
@@ -198,6 +201,55 @@ def test_time_stretches_and_faults_get_steeper():
     )
 
 
+def write_sections(folder, count=2, n=48):
+    """Raw sections with one fault that dips by 60 degrees towards increasing crosslines."""
+    folder.mkdir()
+    y, z = np.ogrid[:n, :n]
+    away = np.sin(np.radians(60)) * (y - n / 2) - np.cos(np.radians(60)) * (z - n / 2)
+    fault = np.abs(away) < 1
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        values = {"": rng.normal(size=(n, n)), "_fsem": fault, "_fdip": fault / 3}
+        values |= {"_rgt": np.broadcast_to(z / n, (n, n)), "_dhr": fault}
+        for suffix, value in values.items():
+            value.astype("<f4").tofile(folder / f"{number}{suffix}.bin")
+    return folder
+
+
+def write_volumes(folder, shape):
+    """Raw volumes with one such fault, which strikes 60 degrees away from inlines."""
+    folder.mkdir()
+    fault = Fault(tuple(n / 2 for n in shape), 60, 60, 300, 300, 8.0)
+    made = synthetic_survey(shape, 3, faults=[fault], folding=0.3)
+    for number, name in itertools.product(range(2), ("amplitude", *made.data_vars)):
+        suffix = "" if name == "amplitude" else f"_{SUFFIXES.get(name, name)}"
+        values = made[name].to_numpy() / (180 if name in ("fault_dip", "fault_strike") else 1)
+        values.astype("<f4").tofile(folder / f"{number}{suffix}.bin")
+    return folder
+
+
+@pytest.mark.parametrize("shape", [(1, 48, 48), (40, 48, 56)])
+def test_dips_of_sections_are_what_the_section_shows(shape, tmp_path):
+    """Of sections as they lie in files, and of those of volumes that are no cubes."""
+    folder = tmp_path / "raw"
+    write_sections(folder) if shape[0] == 1 else write_volumes(folder, shape)
+    card = outcrop.models.card("mtl-infer-2d")
+    objective = objective_of(card)
+    source, _ = _sources(folder, None, objective, card, (1, 32, 32), shape, 128, 0)
+    crops = Crops(source, card, objective.labels, (1, 32, 32))
+    directions = set()
+    for number in range(16):
+        sample = {name: value[0].numpy() for name, value in crops[number].items()}
+        on = np.argwhere(sample["fault"] > 0.5)
+        if len(on) > 40:
+            down, along = np.linalg.svd(on - on.mean(0), full_matrices=False)[2][0]
+            shown = np.degrees(np.arctan2(down, along)) % 180
+            label = 180 * np.median(sample["fault_dip"][sample["fault"] > 0.5])
+            assert label == pytest.approx(shown, abs=4)
+            directions.add(label > 90)
+    assert directions == {True, False}
+
+
 class Bytes:
     """A survey as 8-bit software leaves it: its mean is far from zero."""
 
@@ -318,8 +370,9 @@ def test_labels_that_are_no_probabilities_are_named(kind, values, says, tmp_path
         made["fault"] = made.fault.dims, fault
         made.to_zarr(path := tmp_path / "survey.zarr", zarr_format=3)
         where = r"survey\.zarr: fault"
+    shape = made.fault.shape if kind == "raw" else None
     with pytest.raises(TrainingDataError, match=f"{where}: labels from {low} to {high}, .*{says}"):
-        fit("faultseg3d", path, out=tmp_path / "run", shape=made.fault.shape, crop=16, loss="dice")
+        fit("faultseg3d", path, out=tmp_path / "run", shape=shape, crop=16, loss="dice")
     assert not (tmp_path / "run").exists()
 
 
@@ -389,6 +442,101 @@ def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_zero(tmp_
     assert seen
     part = held_out.read(0).values["rgt"][slice(0, 16), slice(2, 18), slice(3, 19)]
     np.testing.assert_array_equal(part, made.rgt[32:48, 2:18, 3:19])
+
+
+def write_half(path, beyond):
+    """A survey of which half has no traces, with labels that are `beyond` there."""
+    made = random_survey((32, 32, 16), 5, labels=("fault", "rgt"))
+    live = np.zeros((32, 32), bool)
+    live[:, 18:] = True
+    made = made.assign_coords(live=(("inline", "crossline"), live))
+    made["amplitude"] = made.amplitude.where(made.live, 0)
+    made["rgt"] = (0.4 + made.rgt / 2).where(made.live, beyond)
+    made["fault"] = made.fault.astype("f4").where(made.live, beyond)
+    made.drop_encoding().to_zarr(path, zarr_format=3)
+    return Survey(path, ("fault", "rgt"))
+
+
+def test_labels_where_there_is_no_trace_are_not_learnt(tmp_path):
+    objective = objective_of(outcrop.models.card("mtl-infer-3d"))
+    labels = dict.fromkeys(("fault", "rgt"), 1.0)
+    found = []
+    for number, beyond in enumerate((0.0, np.nan, -999.0)):
+        source = write_half(tmp_path / f"{number}.zarr", beyond)
+        crops = Crops(source, CARD, labels, (16, 16, 16), per_volume=99)
+        drawn = [crops[n] for n in range(4)]
+        batch = {name: torch.stack([d[name] for d in drawn]) for name in drawn[0]}
+        known = ~batch["rgt"].isnan()
+        assert torch.equal(known, ~batch["fault"].isnan())
+        share = known[..., 0, :, :].float().mean((1, 2, 3))
+        assert share.min() >= 0.25  # crops are taken where traces are
+        assert share.min() < 1
+        assert not batch["input"][~known].any()
+        for rgt, where in zip(batch["rgt"], known, strict=True):
+            assert rgt[where].min() == 0  # as in prediction, of live traces alone
+            assert rgt[where].max() == 1
+        outputs = {n: torch.sigmoid(batch["input"]).requires_grad_(True) for n in labels}
+        parts = {n: objective.losses[n](outputs[n], batch[n]) for n in labels}
+        sum(parts.values()).backward()
+        assert not outputs["fault"].grad[~known].any()
+        assert outputs["rgt"].grad.isfinite().all()
+        metrics = objective_of(CARD).metrics()
+        update(metrics, {"fault": outputs["fault"]}, batch)
+        scores = {n: float(m.compute()) for n, m in metrics.items()}
+        found.append({n: float(p.detach()) for n, p in parts.items()} | scores)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.dice_cross_entropy, losses.balanced_cross_entropy, losses.dice_loss,
+        losses.image_loss, losses.angle_loss,
+    ],
+)  # fmt: skip
+def test_losses_leave_out_what_is_not_known(loss):
+    found, target = torch.rand(2, 1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    less = target.clone()
+    less[..., 8:] = torch.nan
+    part = loss(found[..., :8], target[..., :8])
+    assert float(loss(found, less)) == pytest.approx(float(part), rel=1e-5)
+
+
+def test_a_survey_part_of_which_has_no_traces_is_named(tmp_path):
+    made = random_survey((48, 16, 16), 5, labels=("fault",))
+    live = np.ones((48, 16), bool)
+    live[32:] = False
+    made = made.assign_coords(live=(("inline", "crossline"), live))
+    made.to_zarr(tmp_path / "survey.zarr", zarr_format=3)
+    with pytest.raises(TrainingDataError, match=r"no traces from inline .*pass validation data"):
+        split(Survey(tmp_path / "survey.zarr", ("fault",)), (16, 16, 16))
+
+
+def test_a_bad_label_is_named_by_its_place_in_the_volume(tmp_path):
+    made = random_survey((32, 16, 16), 5, labels=("fault",))
+    fault = made.fault.to_numpy().astype("f4")
+    fault[20, 3, 14] = np.nan
+    made["fault"] = made.fault.dims, fault
+    made.chunk(inline=8, crossline=8, twt=8).to_zarr(tmp_path / "s.zarr", zarr_format=3)
+    with pytest.raises(TrainingDataError, match=r"fault: 1 values .* \(20, 3, 14\), from 0"):
+        Survey(tmp_path / "s.zarr", ("fault",))
+
+
+def test_refinement_learns_from_what_prediction_would_give_it():
+    infer = outcrop.models.load("mtl-infer-2d", weights="seeded")
+    model = outcrop.models.load("mtl-refine-2d", weights="seeded", tasks=("fault",))
+    module = TrainingModule(model, objective_of(model.card), infer=infer)
+    seen = []
+    model.input1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    fault = torch.zeros(2, 1, 32, 32)
+    fault[..., 20:] = torch.nan
+    module.evaluate({"input": x, "fault": fault})
+    for rgt, raw in zip(seen[0], infer(x)["rgt"], strict=True):
+        raw = raw[..., :20]
+        expected = (raw - raw.min()) / (raw.max() - raw.min())
+        torch.testing.assert_close(rgt[..., :20], expected)
+        assert not rgt[..., 20:].any()
 
 
 def test_bad_surveys_are_named(tmp_path):
@@ -496,6 +644,7 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"devices": 5, "strategy": "ddp"}, "samples 4: .*each of 5 processes"),
         ({"max_time": "0:00:-5"}, "max_time .*more than 0:00:00"),
         ({"shape": (1, 2)}, r"shape \(1, 2\)"),
+        ({"shape": (1, 2, 3)}, r"shape \(1, 2, 3\): of raw samples, which synthetic is not"),
         ({"network": "karstseg3d"}, "synthetic: has no label karst, only fault"),
         ({"activations": "none"}, "one of device, cpu, disk"),
         ({"max_time": "soon"}, "hours:minutes:seconds"),

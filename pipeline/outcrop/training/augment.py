@@ -51,7 +51,8 @@ def augmented(crop: Crop, rng: np.random.Generator) -> dict[str, Array]:
     Returns
     -------
     dict of str to numpy.ndarray
-        Fault angles are turned along.
+        Fault angles are turned along. A `fault_dip` without `fault_strike` is that which an
+        inline section shows, from 0 to 180, as of `apparent_dip`.
     """
     result = dict(crop)
     if rng.random() < 0.5:
@@ -59,9 +60,11 @@ def augmented(crop: Crop, rng: np.random.Generator) -> dict[str, Array]:
         result = _turned(result, lambda x, y, z: (-x, y, z))
     inlines, crosslines, _ = result["amplitude"].shape
     square = inlines == crosslines
-    for _ in range(int(rng.integers(4)) if square else 2 * int(rng.integers(2))):
-        result = {name: values.swapaxes(0, 1)[::-1] for name, values in result.items()}
-        result = _turned(result, lambda x, y, z: (-y, x, z))
+    quarters = int(rng.integers(4)) if square else 2 * int(rng.integers(2))
+    if quarters:
+        result = {name: np.rot90(values, quarters) for name, values in result.items()}
+        cos, sin = ((0, 1), (-1, 0), (0, -1))[quarters - 1]
+        result = _turned(result, lambda x, y, z: (x * cos - y * sin, x * sin + y * cos, z))
     return result
 
 
@@ -99,10 +102,11 @@ def apparent_dip(dip: Array, strike: Array) -> Array:
     """Dip as an inline section shows it, from dip and strike, all in degrees.
 
     From 0 to 180; more than 90 where the fault dips towards decreasing crosslines. 0 where `dip`
-    is.
+    is, NaN where one of them is.
     """
     _, y, z = _normal(dip, strike)
-    return np.where(dip > 0, np.degrees(np.arctan2(y, z)) % 180, 0).astype(np.float32)
+    off = (dip + strike) * 0  # not a number where one of them is none
+    return np.where(dip > 0, np.degrees(np.arctan2(y, z)) % 180, off).astype(np.float32)
 
 
 def _normal(dip: Array, strike: Array) -> tuple[Array, Array, Array]:
@@ -112,14 +116,18 @@ def _normal(dip: Array, strike: Array) -> tuple[Array, Array, Array]:
 
 
 def _turned(crop: dict[str, Array], turn: Callable[..., tuple[Array, ...]]) -> dict[str, Array]:
-    """Apply a function to the normals of the faults, whose dip and strike are in degrees."""
-    if not {"fault_dip", "fault_strike"} <= crop.keys():
+    """Apply a function to the normals of the faults, whose dip and strike are in degrees.
+
+    An apparent dip is that of a fault at right angles to the section, whose strike is 0.
+    """
+    if "fault_dip" not in crop:
         return crop
-    on = crop["fault_dip"] > 0
-    x, y, z = turn(*_normal(crop["fault_dip"], crop["fault_strike"]))
+    before = crop["fault_dip"], crop.get("fault_strike", np.zeros_like(crop["fault_dip"]))
+    x, y, z = turn(*_normal(*before))
     strike = np.degrees(np.arctan2(-x, y)) % 360
     dip = np.degrees(np.arctan2(np.hypot(x, y), z))
-    other = strike >= 180
-    crop["fault_dip"] = np.where(on, np.where(other, 180 - dip, dip), 0).astype(np.float32)
-    crop["fault_strike"] = np.where(on, strike % 180, 0).astype(np.float32)
+    turned = {"fault_dip": np.where(strike >= 180, 180 - dip, dip), "fault_strike": strike % 180}
+    off = (before[0] + before[1]) * 0  # not a number where one of them is none
+    for name in turned.keys() & crop.keys():
+        crop[name] = np.where(before[0] > 0, turned[name], off).astype(np.float32)
     return crop

@@ -15,9 +15,13 @@ from ..models.normalization import NORMALIZATIONS, Statistics
 from .augment import apparent_dip, augmented, draw_stretch, rescaled, stretched
 from .volumes import Array, Source, Volume
 
+_LEAST = 0.25  # traces of a crop that are there
+
 
 class Crops(Dataset[dict[str, Tensor]]):
     """Random crops, as a network wants them.
+
+    They are taken where at least a quarter of their traces are there, or as many as there are.
 
     Parameters
     ----------
@@ -51,7 +55,7 @@ class Crops(Dataset[dict[str, Tensor]]):
     ) -> None:
         self.source, self.card, self.labels, self.size = source, card, labels, tuple(size)
         self.per_volume, self.seed, self.augment, self.keep = per_volume, seed, augment, keep
-        self.volumes: OrderedDict[int, Volume] = OrderedDict()
+        self.volumes: OrderedDict[int, tuple[Volume, Array | None]] = OrderedDict()
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Return sample `number`.
@@ -60,18 +64,21 @@ class Crops(Dataset[dict[str, Tensor]]):
         -------
         dict of str to torch.Tensor
             float32, over the network's axes: `input`, (channels, ...), and the labels, (1, ...).
+            Where there is no trace `input` is 0 and labels are NaN.
         """
         rng = np.random.default_rng((self.seed, number))
-        volume = self._volume(number // self.per_volume, rng)
+        volume, corners = self._volume(number // self.per_volume)
         extents = volume.shape
         samples = round(self.size[2] / draw_stretch(rng)) if self.augment else self.size[2]
         sizes = (*self.size[:2], min(samples, extents[2]))
         starts = [int(rng.integers(n - s + 1)) for n, s in zip(extents, sizes, strict=True)]
+        if corners is not None:
+            starts[:2] = corners[rng.integers(len(corners))].tolist()
         box = tuple(slice(a, a + s) for a, s in zip(starts, sizes, strict=True))
         crop = {name: np.asarray(v[box], np.float32) for name, v in volume.values.items()}
-        if volume.live is not None:  # no trace: not a number until the amplitudes are normalised
-            dead = ~volume.live[box[:2]]
-            crop["amplitude"] = np.where(dead[:, :, None], np.float32(np.nan), crop["amplitude"])
+        if volume.live is not None:
+            live = volume.live[box[:2]][:, :, None]
+            crop = {name: np.where(live, v, np.float32(np.nan)) for name, v in crop.items()}
         statistics = volume.statistics
         if self.augment:
             crop = augmented(stretched(crop, self.size[2]), rng)
@@ -98,7 +105,7 @@ class Crops(Dataset[dict[str, Tensor]]):
                 value = np.nan_to_num(how(crop["amplitude"], statistics), nan=0.0)
             channels.append(self._turned(value))
         if "rgt" in crop:  # its range is the crop's own, as it is the whole volume's in prediction
-            low, high = crop["rgt"].min(), crop["rgt"].max()
+            low, high = np.nanmin(crop["rgt"]), np.nanmax(crop["rgt"])
             crop["rgt"] = (crop["rgt"] - low) / max(high - low, 1e-12)
         if "dhr" in crop:
             crop["dhr"] = crop["dhr"] / np.hypot(*statistics[:2])
@@ -123,7 +130,8 @@ class Crops(Dataset[dict[str, Tensor]]):
             .reshape([self.size[a] for a in axes])
         )
 
-    def _volume(self, number: int, rng: np.random.Generator) -> Volume:
+    def _volume(self, number: int) -> tuple[Volume, Array | None]:
+        """Return a volume and, unless it has all traces, where crops may begin."""
         count = self.source.volumes
         if count is not None:
             turn, place = divmod(number, count)
@@ -131,10 +139,22 @@ class Crops(Dataset[dict[str, Tensor]]):
                 place = int(np.random.default_rng((self.seed, turn)).permutation(count)[place])
             number = place
         if number not in self.volumes:
-            self.volumes[number] = self.source.read(number)
+            volume = self.source.read(number)
+            live = volume.live
+            corners = None if live is None or live.all() else _corners(live, self.size)
+            self.volumes[number] = volume, corners
             while len(self.volumes) > self.keep:
                 self.volumes.popitem(last=False)
         return self.volumes[number]
+
+
+def _corners(live: Array, size: Sequence[int]) -> Array:
+    """First (inline, crossline) of every crop that has enough traces: (crops, 2)."""
+    count = np.pad(live.astype(np.int32).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    m, n = size[:2]
+    traces = count[m:, n:] - count[:-m, n:] - count[m:, :-n] + count[:-m, :-n]
+    enough = traces >= min(_LEAST * m * n, traces.max())
+    return np.argwhere(enough).astype(np.int32)
 
 
 class Numbers(Sampler[int]):

@@ -38,7 +38,7 @@ from .crops import Crops, Numbers
 from .module import Activations, TrainingModule
 from .objectives import Objective, objective_of
 from .run import BEST, LAST, Checkpoint, Record, begin, finish
-from .sources import HELD_OUT, source_of, split
+from .sources import HELD_OUT, is_raw, source_of, split
 from .volumes import Source
 
 _LANES = 4  # volumes by turns, of batches
@@ -111,7 +111,8 @@ def fit(
         Data as `data`; unless given, a part is held out: synthetic surveys of another seed, the
         last tenth of the samples of a folder, or of the lines of a survey.
     shape : sequence of int, optional
-        Of raw samples: (inlines, crosslines, samples). Cubes unless given.
+        Of raw samples: (inlines, crosslines, samples). Cubes unless given. Of one inline they are
+        sections, and their dips those that a section shows.
     size : int
         Of synthetic surveys, along each axis.
     crop : int or sequence of int
@@ -297,14 +298,24 @@ def _sources(
     seed: int,
 ) -> tuple[Source, Source]:
     """What to train and to validate with, checked."""
-    labels = list(objective.labels)
-    if card.sections and "fault_dip" in labels and shape is None:
-        labels.append("fault_strike")  # a section shows an apparent dip
-    training = source_of(data, labels, shape=shape, size=size, seed=seed)
+    raw = [is_raw(place) for place in (data, validation) if place is not None]
+    if shape is not None and not any(raw):
+        raise ArgumentError(
+            f"shape {tuple(shape)}: of raw samples, which {data} is not; leave it out (--shape)"
+        )
+
+    def read(place: str | os.PathLike[str], seed: int) -> Source:
+        labels = list(objective.labels)
+        apparent = is_raw(place) and shape is not None and shape[0] == 1
+        if card.sections and "fault_dip" in labels and not apparent:
+            labels.append("fault_strike")  # for the dip that a section shows
+        return source_of(place, labels, shape=shape, size=size, seed=seed)
+
+    training = read(data, seed)
     if validation is None:
         training, held_out = split(training, extents)
     else:
-        held_out = source_of(validation, labels, shape=shape, size=size, seed=seed + HELD_OUT)
+        held_out = read(validation, seed + HELD_OUT)
     for source in (training, held_out):
         if any(n < c for n, c in zip(source.shape, extents, strict=True)):
             place = source.description

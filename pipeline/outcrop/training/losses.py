@@ -1,10 +1,19 @@
-"""Losses, each from a paper. What goes in is (batch, 1, ...), from 0 to 1 unless said."""
+"""Losses, each from a paper. What goes in is (batch, 1, ...), from 0 to 1 unless said.
+
+Where a target is NaN it is not known, and what the network says there does not matter.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def _where_known(found: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Both with 0 where the target is not known, and the number of voxels where it is."""
+    known = ~target.isnan()
+    return torch.where(known, found, 0), torch.where(known, target, 0), known.sum()
 
 
 def balanced_cross_entropy(probability: Tensor, target: Tensor) -> Tensor:
@@ -24,9 +33,10 @@ def balanced_cross_entropy(probability: Tensor, target: Tensor) -> Tensor:
     torch.Tensor
         Scalar.
     """
-    share = target.mean()
+    probability, target, count = _where_known(probability, target)
+    share = target.sum() / count
     weight = torch.where(target > 0.5, 1 - share, share)
-    return F.binary_cross_entropy(probability, target, weight)
+    return F.binary_cross_entropy(probability, target, weight, reduction="sum") / count
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
@@ -35,6 +45,7 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     Milletari, Navab & Ahmadi (2016), V-Net, 3DV, 565-571, https://doi.org/10.1109/3DV.2016.79.
     Parameters and result as for `balanced_cross_entropy`.
     """
+    probability, target, _ = _where_known(probability, target)
     overlap = 2 * (probability * target).sum()
     return 1 - (overlap + 1) / (probability.square().sum() + target.square().sum() + 1)
 
@@ -46,7 +57,9 @@ def dice_cross_entropy(probability: Tensor, target: Tensor) -> Tensor:
     https://doi.org/10.1038/s41592-020-01008-z. Parameters and result as for
     `balanced_cross_entropy`.
     """
-    return dice_loss(probability, target) + F.binary_cross_entropy(probability, target)
+    dice = dice_loss(probability, target)
+    probability, target, count = _where_known(probability, target)
+    return dice + F.binary_cross_entropy(probability, target, reduction="sum") / count
 
 
 def structural_loss(rgt: Tensor, target: Tensor) -> Tensor:
@@ -69,16 +82,22 @@ def structural_loss(rgt: Tensor, target: Tensor) -> Tensor:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    similarity = structural_similarity_index_measure(rgt, target, data_range=1.0)
-    assert isinstance(similarity, Tensor)
-    return 5 * (1 - similarity + F.l1_loss(rgt, target))
+    known = ~target.isnan()
+    rgt, target, count = _where_known(rgt, target)
+    _, similarity = structural_similarity_index_measure(
+        rgt, target, data_range=1.0, return_full_image=True
+    )
+    alike = torch.where(known, similarity, 0).sum() / count
+    return 5 * (1 - alike + F.l1_loss(rgt, target, reduction="sum") / count)
 
 
 def image_loss(image: Tensor, target: Tensor) -> Tensor:
     """Ten times the mean squared error, of a denoised image of any range: Gao (2024), as above."""
-    return 10 * F.mse_loss(image, target)
+    image, target, count = _where_known(image, target)
+    return 10 * F.mse_loss(image, target, reduction="sum") / count
 
 
 def angle_loss(angle: Tensor, target: Tensor) -> Tensor:
     """Ten times the mean absolute error, of fault angles in half turns: Gao (2024), as above."""
-    return 10 * F.l1_loss(angle, target)
+    angle, target, count = _where_known(angle, target)
+    return 10 * F.l1_loss(angle, target, reduction="sum") / count

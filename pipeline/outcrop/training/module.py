@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from ..engine import offload
 from ..errors import TrainingDivergedError
+from ..models.card import Card
 from .objectives import Objective, update
 
 Batch = dict[str, Tensor]
@@ -31,6 +32,33 @@ class Activations:
     mode: str = "device"
     path: str | os.PathLike[str] | None = None
     compression: bool = False
+
+
+def as_read(outputs: Batch, card: Card, live: Tensor | None = None) -> Batch:
+    """Outputs of a network as the next one reads them from a prediction.
+
+    Parameters
+    ----------
+    outputs : dict of str to torch.Tensor
+        (batch, 1, ...), by suffix.
+    card : Card
+        Of that network: those of an `own_range` are brought to 0…1, each crop's as the whole
+        volume's are in prediction.
+    live : torch.Tensor of bool, optional
+        (batch, 1, ...): where there are traces; everywhere unless given. Elsewhere all are 0.
+    """
+    own = {o.suffix for o in card.outputs if o is not None and o.own_range}
+    read = {}
+    for name, y in outputs.items():
+        if live is None:
+            live = torch.ones_like(y, dtype=torch.bool)
+        if name in own:
+            axes = tuple(range(1, y.ndim))
+            low = torch.where(live, y, torch.inf).amin(axes, keepdim=True)
+            high = torch.where(live, y, -torch.inf).amax(axes, keepdim=True)
+            y = (y - low) / (high - low).clamp_min(torch.finfo(y.dtype).tiny)
+        read[name] = torch.where(live, y, 0)
+    return read
 
 
 class TrainingModule(L.LightningModule):
@@ -70,21 +98,26 @@ class TrainingModule(L.LightningModule):
         self.inferring = [infer.eval().requires_grad_(False)] if infer is not None else []
         self.scores = objective.metrics()
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Outputs by label, from (batch, channels, ...)."""
+    def forward(self, x: Tensor, live: Tensor | None = None) -> dict[str, Tensor]:
+        """Outputs by label, from (batch, channels, ...) and where there are traces."""
         layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         x = x.contiguous(memory_format=layout)
         inputs: Tensor | Batch = x
         for infer in self.inferring:
+            card: Card = infer.card  # type: ignore[assignment]
             with torch.no_grad():
-                inputs = infer.to(x.device, x.dtype)(x)
+                inputs = as_read(infer.to(x.device, x.dtype)(x), card, live)
         return self.objective.outputs(self.model, inputs)
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Outputs by label, of `input`; where the labels are NaN there is no trace."""
+        return self(batch["input"], ~batch[next(iter(self.objective.labels))].isnan())
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Sum of the losses of a batch."""
         where = self.activations
         with offload(where.mode, where.path, where.compression):
-            outputs = self(batch["input"])
+            outputs = self.evaluate(batch)
             self._check_finite(outputs)
             parts = self.objective.loss(outputs, batch)
             loss = torch.stack(list(parts.values())).sum()
@@ -95,7 +128,7 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Losses and metrics of a batch."""
-        outputs = self(batch["input"])
+        outputs = self.evaluate(batch)
         self._check_finite(outputs)
         parts = self.objective.loss(outputs, batch)
         loss = torch.stack(list(parts.values())).sum()

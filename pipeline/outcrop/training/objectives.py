@@ -21,6 +21,7 @@ from torchmetrics.functional import spearman_corrcoef
 
 from ..errors import ArgumentError
 from ..models.card import Card
+from ..models.cards import CARDS
 from .losses import (
     angle_loss,
     balanced_cross_entropy,
@@ -113,16 +114,18 @@ class Objective:
 
 
 def update(metrics: nn.ModuleDict, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
-    """Feed metrics of `Objective.metrics` with a batch."""
+    """Feed metrics of `Objective.metrics` with a batch, where its labels are known."""
     for key, metric in metrics.items():
         name, _, kind = key.partition("/")
         found, target = outputs[name].detach(), batch[name].float()
         assert isinstance(metric, Metric)
         if kind == "rank_correlation":
             for one, other in zip(found, target, strict=True):
-                metric.update(_rank_correlation(one.flatten(), other.flatten()))
+                known = ~other.isnan()
+                metric.update(_rank_correlation(one[known], other[known]))
         else:
-            metric.update(found.flatten(), (target if kind == "mae" else target > 0.5).flatten())
+            known = ~target.isnan()
+            metric.update(found[known], target[known] if kind == "mae" else target[known] > 0.5)
 
 
 def _rank_correlation(found: Tensor, target: Tensor) -> Tensor:
@@ -148,7 +151,8 @@ def objective_of(card: Card, loss: str = "dice-bce") -> Objective:
     """
     if loss not in LOSSES:
         raise ArgumentError(f"loss {loss!r}: choose one of {', '.join(LOSSES)}")
-    given = {"amplitude", "", *(o.name for o in card.outputs if o)}
+    # Refinement takes all that inference gives, whatever it was built to refine.
+    given = {"amplitude", "", *(o.name for o in CARDS.get(card.name, card).outputs if o)}
     strange = [i.name for i in card.inputs if i.name not in given]
     if strange or None in card.outputs or card.activation != "none" or not card.outputs:
         why = f"it needs {strange[0]}" if strange else "it tells classes apart"

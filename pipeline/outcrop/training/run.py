@@ -176,7 +176,7 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
     axes = figure.subplots(1 + 2 * len(labels), len(samples), squeeze=False)
     for column, sample in zip(axes.T, samples, strict=True):
         with torch.inference_mode():
-            found = module(sample["input"][None])
+            found = module.evaluate({key: value[None] for key, value in sample.items()})
         image = _middle(sample["input"][0], module)
         reach = float(np.quantile(np.abs(image), 0.98))
         low = 0.0 if image.min() >= 0 else -reach

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dask.array
 import numpy as np
 import xarray as xr
 
@@ -182,8 +183,8 @@ class Survey:
     Raises
     ------
     TrainingDataError
-        If a variable is missing, has other dimensions, values that are not finite, or labels of
-        a probability that are not from 0 to 1.
+        If a variable is missing, has other dimensions or, at the traces that are there, values
+        that are not finite, or labels of a probability that are not from 0 to 1.
     """
 
     volumes: int | None = 1
@@ -260,7 +261,15 @@ class Survey:
                 f"{self.description['survey']}: {extent} {dim}s are too few to hold some out "
                 f"beside crops of {crop[axis]}; pass validation data or take smaller crops"
             )
-        return self.part(dim, 0, cut), self.part(dim, cut, extent)
+        parts = self.part(dim, 0, cut), self.part(dim, cut, extent)
+        for part in parts:
+            if part.volume.live is not None and not part.volume.live.any():
+                first, last = part.description[dim]
+                raise TrainingDataError(
+                    f"{self.description['survey']}: no traces from {dim} {first} to {last}, one of "
+                    "the parts to train and to validate with; pass validation data"
+                )
+        return parts
 
     def read(self, number: int) -> Volume:
         """Return the survey, whatever the number."""
@@ -272,10 +281,13 @@ def _check_lazily(label: xr.DataArray, where: str) -> None:
     probable = label.name not in QUANTITIES
     if label.dtype == bool or not (probable or label.dtype.kind == "f"):
         return
-    blocks, lowest, highest = label.data, np.inf, -np.inf
-    for index in np.ndindex(*blocks.numblocks):
-        values = blocks.blocks[index].compute(scheduler="synchronous")
-        check_finite(values, f"{where}, {index}")
+    live = label["live"].to_numpy() if "live" in label.coords else None
+    lowest, highest = np.inf, -np.inf
+    for box in dask.array.core.slices_from_chunks(label.data.chunks):
+        values = label.data[box].compute(scheduler="synchronous")
+        if live is not None:  # labels where there is no trace are not learnt from
+            values = np.where(live[box[:2]][:, :, None], values, 0)
+        check_finite(values, where, [s.start for s in box])
         lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
     if probable:
         check_probabilities(lowest, highest, where)
@@ -300,6 +312,29 @@ class Part:
     def read(self, number: int) -> Volume:
         """Return the volume at place `number` of these."""
         return self.source.read(self.numbers[number])
+
+
+def is_raw(data: str | os.PathLike[str]) -> bool:
+    """Whether data are a folder of raw samples.
+
+    Raises
+    ------
+    TrainingDataError
+        If there is no such data.
+    """
+    if not isinstance(data, (str, os.PathLike)):
+        raise TrainingDataError(
+            f"data: is a {type(data).__name__}; pass synthetic, a folder of raw samples, or the "
+            "path of a survey in Zarr"
+        )
+    if data == "synthetic":
+        return False
+    path = Path(data)
+    if not path.is_dir():
+        raise TrainingDataError(
+            f"{path}: no such folder; pass synthetic, a folder of raw samples or a survey in Zarr"
+        )
+    return not (is_complete(path) or is_unfinished(path))
 
 
 def source_of(
@@ -327,21 +362,9 @@ def source_of(
     TrainingDataError
         If there is no such data, or it is of no use.
     """
-    if not isinstance(data, (str, os.PathLike)):
-        raise TrainingDataError(
-            f"data: is a {type(data).__name__}; pass synthetic, a folder of raw samples, or the "
-            "path of a survey in Zarr"
-        )
-    if data == "synthetic":
-        return Synthetic(labels, size, seed)
-    path = Path(data)
-    if not path.is_dir():
-        raise TrainingDataError(
-            f"{path}: no such folder; pass synthetic, a folder of raw samples or a survey in Zarr"
-        )
-    if is_complete(path) or is_unfinished(path):
-        return Survey(path, labels)
-    return RawFolder(path, labels, shape)
+    if is_raw(data):
+        return RawFolder(data, labels, shape)
+    return Synthetic(labels, size, seed) if data == "synthetic" else Survey(data, labels)
 
 
 def split(source: Source, crop: Sequence[int]) -> tuple[Source, Source]:

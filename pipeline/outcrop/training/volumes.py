@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ class Volume(NamedTuple):
     ----------
     values : mapping of str to array-like
         `amplitude` and the labels: (inlines, crosslines, samples), sliced when they are needed.
+        What they are where there is no trace does not matter.
     statistics : Statistics
         Of the amplitudes of the live traces.
     live : numpy.ndarray or None
@@ -78,11 +79,21 @@ def check_differ(statistics: Statistics, where: str) -> None:
         )
 
 
-def check_finite(values: Array, where: str) -> None:
-    """Raise `TrainingDataError` that says at which sample a value is NaN or infinite."""
+def check_finite(values: Array, where: str, start: Sequence[int] = (0, 0, 0)) -> None:
+    """Raise `TrainingDataError` that says at which sample a value is NaN or infinite.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        (inlines, crosslines, samples).
+    where : str
+        What they are, for the message.
+    start : sequence of int
+        Where they begin in the volume.
+    """
     bad = ~np.isfinite(values)
     if bad.any():
-        at = ", ".join(str(i) for i in np.argwhere(bad)[0])
+        at = ", ".join(str(i) for i in np.argwhere(bad)[0] + start)
         raise TrainingDataError(
             f"{where}: {int(bad.sum()):,} values are NaN or infinite, the first at (inline, "
             f"crossline, sample) ({at}), from 0; repair or leave out this file"
