@@ -11,11 +11,12 @@ import xarray as xr
 from torch import nn
 
 from outcrop import OutcropError
-from outcrop.errors import SurveyError
+from outcrop.errors import ArgumentError, SurveyError
 from outcrop.graph import capture
+from outcrop.horizons import horizons
 from outcrop.planner import make_plan
 from outcrop.training.synthetic import synthetic_survey
-from outcrop.view import draw_plan, sections
+from outcrop.view import draw_plan, sections, surfaces
 
 SHAPE = (24, 30, 40)
 
@@ -78,6 +79,28 @@ def test_missing_traces_are_blank_and_colours_are_symmetric(survey):
     values = np.abs(np.concatenate([drawn(ax).compressed() for ax in panels(figure)]))
     assert image.norm.vmax == pytest.approx(np.percentile(values, 99))
     assert image.norm.vmin == -image.norm.vmax
+
+
+def test_colours_of_what_is_never_negative_begin_at_its_least(survey):
+    image = panels(sections(survey.rgt))[0].get_images()[0]
+    drawn_ = np.concatenate([drawn(ax).compressed() for ax in panels(sections(survey.rgt))])
+    assert (image.norm.vmin, image.norm.vmax) == (drawn_.min(), drawn_.max())
+    dip = survey.rgt * 90
+    dip.attrs["valid_range"], dip.encoding["scale_factor"] = [0.0, 1.0], 180.0
+    image = panels(sections(dip))[0].get_images()[0]
+    assert (image.norm.vmin, image.norm.vmax) == (0, 180)
+
+
+def test_horizons_are_drawn_on_the_lines_that_are_there(survey):
+    found = horizons(survey.rgt, [0.3, 0.6])
+    (name,) = found.data_vars
+    part = survey.amplitude.isel(inline=slice(10, 20), crossline=slice(4, None))
+    section = surfaces(part, found).axes[0]
+    assert section.get_title() == "inline 1016"
+    for line, level in zip(section.lines, found[name], strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), level.sel(inline=1016)[4:])
+    with pytest.raises(SurveyError, match="horizons: have no inline 1010, which the seismic has"):
+        surfaces(survey.amplitude, found.isel(inline=slice(9)))
 
 
 def test_overlay_above_its_threshold_alone(survey):
@@ -184,6 +207,11 @@ def test_depth_surveys(survey):
 def test_what_cannot_be_drawn_is_named(survey, call, says):
     with pytest.raises(SurveyError, match=says):
         call(survey)
+
+
+def test_unknown_colours_are_named(survey):
+    with pytest.raises(ArgumentError, match="cmap 'nocmap'"):
+        sections(survey.amplitude, cmap="nocmap")
 
 
 def test_a_volume_of_zeros_can_be_drawn(survey):

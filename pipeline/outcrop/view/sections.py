@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..errors import SurveyError
+from ..errors import ArgumentError, SurveyError
 from ..survey.formats import step_of
 from .save import save
 
@@ -47,7 +48,8 @@ def sections(
     ----------
     seismic : xarray.DataArray
         (inline, crossline, twt) in ms or (inline, crossline, depth) in m, in any order. The
-        colours end at the 99th percentile of the magnitudes drawn.
+        colours go over its `valid_range`, if it has one; over what is drawn, if nothing of that is
+        negative; otherwise to the 99th percentile of the magnitudes drawn, on both sides of 0.
     overlay : xarray.DataArray, optional
         From 0 to 1 or bool, over the same coordinates: drawn where it is `threshold` or more.
     inline, crossline, twt, depth : float, optional
@@ -72,9 +74,13 @@ def sections(
     SurveyError
         If a volume has other dimensions, an axis that does not go in equal steps, the overlay
         lies elsewhere, or a place to cut is outside the survey.
+    ArgumentError
+        If there is no such `cmap`.
     OutcropError
         If no picture can be written in the format of `path`.
     """
+    if isinstance(cmap, str) and cmap not in colormaps:
+        raise ArgumentError(f"cmap {cmap!r}: Matplotlib has no such colours; take gray, RdBu, ...")
     vertical = "depth" if "depth" in seismic.dims else "twt"
     if set(seismic.dims) != {"inline", "crossline", vertical}:
         raise SurveyError(
@@ -97,7 +103,7 @@ def sections(
     }
     images = {cut: _slice(seismic, cut, at[cut], axes) for cut, axes in panels.items()}
     drawn = np.concatenate([image.compressed() for image in images.values()])
-    clip = float(np.percentile(np.abs(drawn), 99)) if drawn.size else 0.0
+    limits = _limits(seismic, drawn)
 
     bins = _bins(seismic)
     extents = {d: seismic.sizes[d] * size for d, size in bins.items()}
@@ -114,8 +120,8 @@ def sections(
         amplitudes = ax.imshow(
             images[cut],
             cmap=cmap,
-            vmin=-clip or None,
-            vmax=clip or None,
+            vmin=limits and limits[0],
+            vmax=limits and limits[1],
             extent=extent,
             origin="upper" if down else "lower",
             aspect="auto",
@@ -176,6 +182,21 @@ def _slice(volume: xr.DataArray, cut: str, at: float, axes: tuple[str, str]) -> 
         live = section["live"]
         hidden |= ~live.broadcast_like(section).transpose(*axes).to_numpy()
     return np.ma.masked_array(values, hidden)
+
+
+def _limits(volume: xr.DataArray, drawn: np.ndarray) -> tuple[float, float] | None:
+    """Values at both ends of the colours; none where all are equal."""
+    if "valid_range" in volume.attrs:  # of what is stored, as the CF conventions have it
+        factor = volume.encoding.get("scale_factor", 1.0)
+        low, high = np.multiply(volume.attrs["valid_range"], factor).tolist()
+    elif not drawn.size:
+        return None
+    elif (low := float(drawn.min())) >= 0:
+        high = float(drawn.max())
+    else:
+        high = float(np.percentile(np.abs(drawn), 99))
+        low = -high
+    return (low, high) if low < high else None
 
 
 def _check_same_place(seismic: xr.DataArray, overlay: xr.DataArray) -> None:

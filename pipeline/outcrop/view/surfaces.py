@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..errors import SurveyError
 from .save import save
 from .sections import check_regular, edges
 
@@ -28,7 +29,7 @@ def surfaces(
     Parameters
     ----------
     seismic : xarray.DataArray
-        The volume that they were found in.
+        The volume that they were found in, or part of it.
     horizons : xarray.Dataset
         From `outcrop.horizons.horizons`.
     path : path-like, optional
@@ -43,12 +44,21 @@ def surfaces(
     Raises
     ------
     SurveyError
-        If the crosslines, or the samples of a trace, do not go in equal steps.
+        If the crosslines, or the samples of a trace, do not go in equal steps, or the horizons are
+        not those of a volume with these lines.
     """
     (name,) = horizons.data_vars
     times = horizons[name]
     vertical = "depth" if "depth" in seismic.dims else "twt"
     check_regular(seismic, ("crossline", vertical))
+    for dim in ("inline", "crossline"):
+        missing = np.setdiff1d(seismic[dim], times[dim])
+        if missing.size:
+            raise SurveyError(
+                f"horizons: have no {dim} {missing[0]:g}, which the seismic has; draw them on the "
+                "volume that they were found in"
+            )
+    times = times.sel(inline=seismic["inline"], crossline=seismic["crossline"])
     maps = times.isel(horizon=np.linspace(0, times.sizes["horizon"] - 1, _MAPS).round().astype(int))
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     axes = figure.subplots(1, 1 + _MAPS, width_ratios=(1.6, *(1,) * _MAPS))
