@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ import xarray as xr
 from nbclient import NotebookClient
 
 import outcrop
+from outcrop import models
+from outcrop.errors import OutputExistsError
 
 ROOT = Path(__file__).parents[1]
 F3 = ROOT / "tests" / "data" / "segy" / "f3.sgy"
@@ -161,6 +164,19 @@ def test_workflow_finds_faults_and_goes_on_where_it_stopped(tmp_path):
     runpy.run_path(str(script))["main"](F3, out, weights="seeded")
     assert (out / "faults.sgy").is_file()
     assert (out / "faults.zarr" / "zarr.json").stat().st_mtime_ns == before
+
+    # Of another network, or another survey, it refuses to say that these are the results.
+    model = models.load("faultseg3d", weights="seeded")
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    models.weights.write(model.state_dict(), tmp_path / "w.safetensors")
+    main = runpy.run_path(str(script))["main"]
+    with pytest.raises(OutputExistsError, match=r"faults.zarr: .*weights_sha256 differ.*remove it"):
+        main(F3, out, weights=tmp_path / "w.safetensors")
+    other = tmp_path / F3.name
+    shutil.copyfile(F3, other)
+    with pytest.raises(OutputExistsError, match=r"survey.zarr: is made of .*, not .* as it is now"):
+        main(other, out, weights="seeded")
 
 
 def test_workflow_explains_itself_and_its_errors(tmp_path):

@@ -365,6 +365,15 @@ def test_workflow(workflow, options, written, tmp_path):
     assert not any("unfinished" in name or name.endswith(".steps") for name in names)
     main(segy, tmp_path, weights="seeded", memory="2GB", **options)  # goes on: nothing is redone
 
+    name = {"multitask": "mtl-infer-3d", "sections": "unet25d", "rgt": "bi21rgt3d"}.get(workflow)
+    if name:
+        model = models.load(name, weights="seeded")
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        models.weights.write(model.state_dict(), tmp_path / "w.safetensors")
+        with pytest.raises(OutputExistsError, match=r"zarr: .*; remove it"):
+            main(segy, tmp_path, weights=tmp_path / "w.safetensors", memory="2GB", **options)
+
 
 def test_views_picks_and_conversion_by_command(survey, tmp_path):
     survey.to_zarr(tmp_path / "s.zarr")

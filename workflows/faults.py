@@ -12,7 +12,7 @@ import typer
 
 import outcrop
 from outcrop.cluster import connect
-from outcrop.output import is_complete
+from outcrop.survey import is_ingested
 
 
 def main(
@@ -38,17 +38,16 @@ def main(
     store, faults_store = out / "survey.zarr", out / "faults.zarr"
     network = outcrop.models.load(model, weights=weights)
 
-    if not is_complete(store):
+    if not is_ingested(segy, store):
         outcrop.ingest(segy, store, progress=True)
     survey = outcrop.open(store)
 
-    if not is_complete(faults_store):
-        with connect(cluster, workers) as client:
-            if client is not None:
-                print(f"Dask dashboard: {client.dashboard_link}")
-            outcrop.predict(
-                network, survey, faults_store, memory=memory, client=client, progress=True
-            )
+    with connect(cluster, workers) as client:
+        if client is not None:
+            print(f"Dask dashboard: {client.dashboard_link}")
+        outcrop.predict_all(
+            network, [survey], [faults_store], memory=memory, client=client, progress=True
+        )
     probability = outcrop.open(faults_store).fault_probability
 
     outcrop.export(probability, out / "faults.sgy", like=segy, overwrite=True)

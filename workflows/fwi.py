@@ -94,6 +94,8 @@ def main(
                 **how,
             )
     found = inversion.open_inversion(inverted)
+    if found.vp.shape[-3:] != shape:
+        raise SystemExit(f"error: {out}: holds another size of it; choose another folder")
     if (done := found.sizes["iteration"] - 1) != iterations:
         raise SystemExit(
             f"error: {inverted} is complete with {done} iterations, not {iterations}; remove it, "

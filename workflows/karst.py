@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import outcrop
-from outcrop.output import is_complete
+from outcrop.survey import is_ingested
 
 
 def main(
@@ -23,11 +23,10 @@ def main(
     """Karst probability of a survey: SEG-Y in, labelled Zarr, SEG-Y and a picture out."""
     store, predicted = out / "survey.zarr", out / "karst.zarr"
     network = outcrop.models.load("karstseg3d", weights=weights)
-    if not is_complete(store):
+    if not is_ingested(segy, store):
         outcrop.ingest(segy, store, progress=True)
     survey = outcrop.open(store)
-    if not is_complete(predicted):
-        outcrop.predict(network, survey, predicted, memory=memory, progress=True)
+    outcrop.predict_all(network, [survey], [predicted], memory=memory, progress=True)
     found = outcrop.open(predicted).karst_probability
     outcrop.export(found, out / "karst.sgy", like=segy, overwrite=True)
     outcrop.view.sections(survey.amplitude, found, path=out / "karst.png", title=segy.name)

@@ -12,6 +12,7 @@ import typer
 
 import outcrop
 from outcrop.output import is_complete
+from outcrop.survey import is_ingested
 
 
 def main(
@@ -26,7 +27,7 @@ def main(
     store, predicted = out / "survey.zarr", out / "attributes.zarr"
     infer = outcrop.models.load("mtl-infer-3d", weights=weights)
     refiner = outcrop.models.load("mtl-refine-3d", weights=refine_weights)
-    if not is_complete(store):
+    if not is_ingested(segy, store):
         outcrop.ingest(segy, store, progress=True)
     survey = outcrop.open(store)
     if not is_complete(predicted):
@@ -40,6 +41,15 @@ def main(
             progress=True,
         )
     found = outcrop.open(predicted)
+    names = [
+        f"{network.card.name} {outcrop.models.weights.digest(network)[:12]}"
+        for network in (infer, *[refiner] * iterations)
+    ]
+    if found.attrs["lineage"] != " > ".join(names):
+        raise outcrop.errors.OutputExistsError(
+            f"{predicted}: was made by {found.attrs['lineage']}, not by {' > '.join(names)}; "
+            "remove it, or choose another folder"
+        )
     for name in found.data_vars:
         outcrop.export(found[name], out / f"{name}.sgy", like=segy, overwrite=True)
     outcrop.view.sections(

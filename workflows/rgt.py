@@ -12,7 +12,7 @@ import typer
 
 import outcrop
 from outcrop.horizons import horizons, write_table
-from outcrop.output import is_complete
+from outcrop.survey import is_ingested
 
 
 def main(
@@ -26,11 +26,10 @@ def main(
     """Relative geological time of a survey, and horizons as surfaces of equal time."""
     store, predicted = out / "survey.zarr", out / "rgt.zarr"
     network = outcrop.models.load(model, weights=weights)
-    if not is_complete(store):
+    if not is_ingested(segy, store):
         outcrop.ingest(segy, store, progress=True)
     survey = outcrop.open(store)
-    if not is_complete(predicted):
-        outcrop.predict(network, survey, predicted, memory=memory, progress=True)
+    outcrop.predict_all(network, [survey], [predicted], memory=memory, progress=True)
     rgt = outcrop.open(predicted).rgt
     outcrop.export(rgt, out / "rgt.sgy", like=segy, overwrite=True)
     levels = [(i + 1) / (count + 1) for i in range(count)]

@@ -13,6 +13,7 @@ import typer
 import outcrop
 from outcrop.output import is_complete
 from outcrop.picks import write_picks
+from outcrop.survey import is_ingested
 
 
 def main(
@@ -26,7 +27,7 @@ def main(
     """Fault probability by a network of sections, along inlines and crosslines, merged."""
     store, predicted = out / "survey.zarr", out / "faults.zarr"
     network = outcrop.models.load("unet25d", weights=weights)
-    if not is_complete(store):
+    if not is_ingested(segy, store):
         outcrop.ingest(segy, store, progress=True)
     survey = outcrop.open(store)
     if not is_complete(predicted):
@@ -34,6 +35,10 @@ def main(
             network, survey, predicted, directions=True, merge="mean", memory=memory
         )
     found = outcrop.open(predicted).fault_probability
+    if outcrop.open(predicted).weights_sha256 != outcrop.models.weights.digest(network):
+        raise outcrop.errors.OutputExistsError(
+            f"{predicted}: was made with other weights; remove it, or choose another folder"
+        )
     outcrop.export(found, out / "faults.sgy", like=segy, overwrite=True)
     count = write_picks(found, out / "faults.npz", threshold=threshold, minimum=minimum)
     outcrop.view.sections(

@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 import outcrop
-from outcrop.output import is_complete
 
 
 def main(
@@ -33,26 +32,23 @@ def main(
 ) -> None:
     """Train faultseg3d on a survey and predict the whole of it."""
     run, faults = out / "run", out / "faults.zarr"
-    if not (run / "weights.safetensors").is_file():
-        outcrop.training.fit(
-            "faultseg3d",
-            survey,
-            out=run,
-            weights=weights,
-            epochs=epochs,
-            samples=samples,
-            crop=crop,
-            precision=precision,
-            activations=activations,
-            learning_rate=2e-4,  # small: what the weights know already is not to be forgotten
-            resume=(run / "checkpoints" / "last.ckpt").is_file(),
-            overwrite=True,
-            progress=True,
-        )
-    network = outcrop.models.load("faultseg3d", weights=run / "weights.safetensors")
+    network = outcrop.training.fit(
+        "faultseg3d",
+        survey,
+        out=run,
+        weights=weights,
+        epochs=epochs,
+        samples=samples,
+        crop=crop,
+        precision=precision,
+        activations=activations,
+        learning_rate=2e-4,  # small: what the weights know already is not to be forgotten
+        resume=(run / "checkpoints" / "last.ckpt").is_file(),
+        overwrite=True,  # of a run that has no checkpoint yet
+        progress=True,
+    )
     data = outcrop.open(survey)
-    if not is_complete(faults):
-        outcrop.predict(network, data, faults, memory=memory, progress=True)
+    outcrop.predict_all(network, [data], [faults], memory=memory, progress=True)
     probability = outcrop.open(faults).fault_probability
     outcrop.view.sections(data.amplitude, probability, path=out / "faults.png", title=survey.name)
     print(f"written: {run / 'weights.safetensors'}, {faults}, {out / 'faults.png'}")

@@ -149,6 +149,6 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
     if other:
         raise OutputExistsError(
-            f"{path}: already holds another prediction ({', '.join(other)} differ); choose another "
-            "path or pass overwrite=True"
+            f"{path}: already holds another prediction ({', '.join(other)} differ); remove it, "
+            "choose another path or pass overwrite=True"
         )

@@ -2,7 +2,7 @@
 
 from .export import export
 from .info import info
-from .ingest import ingest
+from .ingest import ingest, is_ingested
 from .reading import open
 
-__all__ = ["export", "info", "ingest", "open"]
+__all__ = ["export", "info", "ingest", "is_ingested", "open"]

@@ -8,7 +8,8 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -18,8 +19,8 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.storage import MemoryStore
 
 from .. import __version__
-from ..errors import OutcropError, SurveyError
-from ..output import Output, PathLike, check_apart, check_free
+from ..errors import OutcropError, OutputExistsError, SegyError, SurveyError
+from ..output import Output, PathLike, check_apart, check_free, is_complete
 from ..progress import track
 from ..storage import Options, Place, Remote, naming_refusal, place, size
 from . import schema
@@ -180,11 +181,10 @@ def ingest(
     if nonfinite == "error" and not np.isfinite(sample).all():
         raise _nonfinite_error(file, headers, vertical, client)
 
-    status = file.path.stat()
     record = {
         "command": "ingest",
         "outcrop_version": __version__,
-        "segy": [file.path.name, status.st_size, status.st_mtime_ns],
+        "segy": _seen(file.path),
         "bytes": template.attrs["segy"]["bytes"],
         "domain": domain,
         "interval": interval,
@@ -221,6 +221,48 @@ def ingest(
     if replaced:
         log.warning("%s: %s NaN or infinite samples are now 0", file.path, f"{replaced:,}")
     return open_survey(path)
+
+
+def is_ingested(segy: str | os.PathLike[str], zarr: PathLike) -> bool:
+    """Whether a finished survey lies at `zarr`, made of this SEG-Y file as it is now.
+
+    Parameters
+    ----------
+    segy : path-like
+        SEG-Y file.
+    zarr : path-like
+        Zarr group of `ingest`.
+
+    Returns
+    -------
+    bool
+        False if nothing finished lies there.
+
+    Raises
+    ------
+    SegyError
+        If there is no such file.
+    OutputExistsError
+        If what lies there was made of another file: its name, size or time of change differ.
+    """
+    if not is_complete(zarr):
+        return False
+    path = Path(segy)
+    if not path.is_file():
+        raise SegyError(f"{segy}: no such file")
+    made_of = open_survey(zarr).attrs.get("segy", {}).get("ingested_with", {}).get("segy")
+    if made_of != _seen(path):
+        what = f"made of {made_of[0]}, of {made_of[1]:,} bytes" if made_of else "no SEG-Y's"
+        raise OutputExistsError(
+            f"{zarr}: is {what}, not {segy} as it is now; remove it, or choose another folder"
+        )
+    return True
+
+
+def _seen(path: Path) -> list[Any]:
+    """What tells one SEG-Y file from another without reading it."""
+    status = path.stat()
+    return [path.name, status.st_size, status.st_mtime_ns]
 
 
 def _write(
