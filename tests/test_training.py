@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 import xarray as xr
 from nbclient import NotebookClient
+from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_f1_score
 
 import outcrop
@@ -35,6 +37,7 @@ from outcrop.training.geology import Fault
 from outcrop.training.module import Activations, TrainingModule
 from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey
+from outcrop.training.run import draw
 from outcrop.training.sources import RawFolder, Survey, Synthetic, source_of, split
 from outcrop.training.synthetic import synthetic_survey
 from outcrop.training.volumes import Volume, statistics_of
@@ -255,11 +258,13 @@ class Bytes:
 
     volumes = 1
     shape = (32, 32, 32)
+    threshold = 180
 
     def read(self, number):
         amplitude = np.random.default_rng(0).normal(128, 25, self.shape).clip(0, 200)
         amplitude = amplitude.astype(np.float32)
-        return Volume({"amplitude": amplitude, "fault": amplitude > 180}, statistics_of(amplitude))
+        fault = amplitude > self.threshold
+        return Volume({"amplitude": amplitude, "fault": fault}, statistics_of(amplitude))
 
 
 @pytest.mark.parametrize(
@@ -774,6 +779,17 @@ def test_two_samples_are_overfitted_and_what_a_run_leaves_predicts_the_same(tmp_
     assert record["best"]["fault/dice"] == pytest.approx(float(dice), abs=1e-3)
 
 
+def test_pictures_of_probabilities_go_from_0_to_1(tmp_path, monkeypatch):
+    model = outcrop.models.load("faultseg3d", weights="seeded")
+    monkeypatch.setattr(Bytes, "threshold", np.inf)  # no fault
+    crops = Crops(Bytes(), CARD, {"fault": 1.0}, (16, 16, 16), augment=False)
+    figures = []
+    monkeypatch.setattr("outcrop.training.run.save", lambda figure, path: figures.append(figure))
+    draw(TrainingModule(model, objective_of(CARD)), DataLoader(crops, sampler=range(2)), tmp_path)
+    _, _, *panels = figures[0].axes
+    assert {panel.images[0].get_clim() for panel in panels} == {(0, 1)}
+
+
 COMMAND = (
     "train", "faultseg3d", "--size", "32", "--crop", "16", "--samples", "4",
     "--val-samples", "2", "--per-volume", "2", "--workers", "1", "--accelerator", "cpu",
@@ -944,3 +960,7 @@ def test_workflow_trains_and_predicts(tmp_path):
     faults = xr.open_zarr(tmp_path / "results" / "faults.zarr")
     assert faults.fault_probability.shape == (32, 24, 24)
     assert (tmp_path / "results" / "faults.png").is_file()
+    write_zarr(tmp_path / "other.zarr", (32, 24, 24), seed=6)
+    how = {"crop": 16, "epochs": 1, "samples": 2}
+    with pytest.raises(ResumeError, match=r"begun with data.*other\.zarr"):
+        runpy.run_path(str(script))["main"](tmp_path / "other.zarr", tmp_path / "results", **how)

@@ -183,7 +183,7 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
         column[0].imshow(image, cmap="gray", vmin=low, vmax=reach, aspect="auto")
         for i, name in enumerate(labels):
             target = _middle(sample[name][0], module)
-            limits = {"vmin": float(target.min()), "vmax": max(float(target.max()), 1e-6)}
+            limits = _limits(name, target, module)
             for j, values in enumerate((target, _middle(found[name][0, 0], module))):
                 panel = column[1 + 2 * i + j]
                 panel.imshow(values, cmap="viridis", aspect="auto", **limits)
@@ -194,6 +194,16 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
     for panel in axes[:, 1:].flat:
         panel.set_ylabel("")
     save(figure, path)
+
+
+def _limits(label: str, target: np.ndarray, module: TrainingModule) -> dict[str, float]:
+    """Ends of the colours: of what the label can be, else of what is drawn of it."""
+    card: Card = module.model.card  # type: ignore[assignment]
+    output = next(o for o in card.outputs if o and o.name.removesuffix("_probability") == label)
+    low, high = (bound / output.scale for bound in output.valid_range)
+    if not np.isfinite([low, high]).all():
+        low, high = np.nanmin(target), np.nanmax(target)
+    return {"vmin": float(low), "vmax": float(high)}
 
 
 def _middle(values: Tensor, module: TrainingModule) -> np.ndarray:
