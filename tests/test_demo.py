@@ -115,6 +115,16 @@ def test_demo_leaves_the_files_of_others_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_demo_leaves_files_of_the_same_names_alone(tmp_path):
+    (tmp_path / "faults.sgy").write_text("precious")
+    with pytest.raises(outcrop.OutcropError, match=r"faults\.sgy, which no demo wrote"):
+        outcrop.demo.run(tmp_path)
+    with pytest.raises(outcrop.OutcropError, match=r"out: cannot be made \(Not a directory\)"):
+        outcrop.demo.run(tmp_path / "faults.sgy" / "out")
+    assert (tmp_path / "faults.sgy").read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -23,6 +23,7 @@ from torchmetrics.functional.classification import binary_f1_score
 import outcrop
 from outcrop.errors import (
     ArgumentError,
+    OutcropError,
     OutputExistsError,
     ResumeError,
     TrainingDataError,
@@ -631,6 +632,10 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"crop": 20}, "crop 20: .*multiples of 8"),
         ({"crop": 48}, "^synthetic, size 32: .* less than a crop of 48"),
         ({"epochs": 0}, "epochs 0"),
+        ({"epochs": "2"}, "epochs '2': choose a whole number"),
+        ({"samples": 2.5}, "samples 2.5: choose a whole number"),
+        ({"crop": "16"}, "crop '16': one whole number, or three"),
+        ({"activations": "disk", "activations_path": "/nowhere"}, "activations_path /nowhere"),
         ({"accumulate": 0}, "accumulate 0: choose at least 1"),
         ({"per_volume": 0}, "per_volume 0"),
         ({"validation_samples": 0}, "validation_samples 0"),
@@ -848,13 +853,43 @@ def test_a_training_that_diverges_ends_in_one_line(tmp_path):
 def test_damaged_runs_are_named(tmp_path):
     options = {**QUICK, "epochs": 1}
     fit("faultseg3d", out=tmp_path, **options)
-    for name in ("checkpoints/last.ckpt", "training.json"):
+    for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "training.json"):
         kept = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(kept[: len(kept) // 2])
         with pytest.raises(ResumeError, match=f"{name}: cannot be read"):
             fit("faultseg3d", out=tmp_path, **{**options, "epochs": 2}, resume=True)
         (tmp_path / name).write_bytes(kept)
     fit("faultseg3d", out=tmp_path, **{**options, "epochs": 2}, resume=True)
+
+
+def test_what_a_run_would_replace_is_there_until_it_can_begin(tmp_path):
+    run, options = tmp_path / "run", {**QUICK, "epochs": 2, "samples": 1, "seed": 3}
+    fit("faultseg3d", out=run, **options)
+    (run / "notes.txt").write_text("precious")
+    shutil.copyfile(run / "weights.safetensors", run / "mine.safetensors")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for other, says in (
+        ({"activations": "disk", "activations_path": tmp_path / "none"}, "none: not a folder"),
+        ({"weights": run / "weights.safetensors"}, "holds the file of weights that is read"),
+        ({"weights": run / "checkpoints" / "best.ckpt"}, "holds the file of weights"),
+        ({"samples": 1.5}, "samples 1.5"),
+    ):
+        with pytest.raises(ArgumentError, match=says):
+            fit("faultseg3d", out=run, overwrite=True, **options | other)
+    for other, says in (
+        ({"seed": 4}, "begun with seed 3, not 4; data.seed 3, not 4; validation.seed 1000003, not"),
+        ({"size": 40}, "begun with size 32, not 40; data.size 32, not 40; validation.size 32, not"),
+        ({"epochs": 1}, "has 2 epochs, more than 1; pass at least as many"),
+    ):
+        with pytest.raises(ResumeError, match=says):
+            fit("faultseg3d", out=run, resume=True, **options | other)
+    with pytest.raises(OutcropError, match=r"run: cannot be written \(Not a directory\)"):
+        fit("faultseg3d", out=run / "notes.txt" / "run", **options)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    fit("faultseg3d", out=run, overwrite=True, **options | {"crop": np.int64(16), "epochs": 1})
+    assert (run / "notes.txt").read_text() == "precious"
+    assert history(run)["settings"]["crop"] == 16
+    assert len(history(run)["epochs"]) == len(list((run / "tensorboard").glob("events*"))) == 1
 
 
 def test_the_last_epoch_is_kept_though_an_earlier_one_is_better(tmp_path):

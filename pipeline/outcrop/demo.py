@@ -191,13 +191,20 @@ def run(
 
 def _folder(path: Path) -> Path:
     if path.exists():
-        strange = sorted(p.name for p in path.iterdir()) if path.is_dir() else [path.name]
-        strange = [name for name in strange if name not in _NAMES and name[0] != "."]
+        held = sorted(p.name for p in path.iterdir()) if path.is_dir() else [path.name]
+        held = [name for name in held if name[0] != "."]
+        # The SEG-Y comes first: without it the others are a user's own, of the same names.
+        strange = [name for name in held if name not in _NAMES or _SEGY not in held]
         if strange:
             raise OutputExistsError(
                 f"{path}: holds {strange[0]}, which no demo wrote; choose another folder (--out)"
             )
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutcropError(
+            f"{path}: cannot be made ({error.strerror}); choose another folder (--out)"
+        ) from error
     return path
 
 

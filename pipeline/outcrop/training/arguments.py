@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from numbers import Integral, Real
 from typing import Any
 
+from ..engine.disk import scratch_folder
 from ..errors import ArgumentError
 from ..models.card import Card
 
@@ -26,7 +28,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
         (1, math.inf, "at least 1"),
     ),
     "workers": (0, math.inf, "0 for none, or more"),
-    "seed": (0, 2**32 - 1, "a whole number from 0 to 4294967295"),
+    "seed": (0, 2**32 - 1, "from 0 to 4294967295"),
     "learning_rate": (_ABOVE_0, float(10**6), "more than 0"),
     "averaging": (0, _BELOW_1, "from 0 for none to less than 1"),
 }  # fmt: skip
@@ -38,8 +40,14 @@ def check(arguments: Mapping[str, Any]) -> None:
         if arguments[name] not in known:
             raise ArgumentError(f"{name} {arguments[name]!r}: choose one of {', '.join(known)}")
     for name, (low, high, allowed) in _RANGES.items():
-        if not low <= arguments[name] <= high:  # nor NaN
-            raise ArgumentError(f"{name} {arguments[name]}: choose {allowed}")
+        value, whole = arguments[name], name not in ("learning_rate", "averaging")
+        if not isinstance(value, Real) or (whole and not isinstance(value, Integral)):
+            what = "a whole number" if whole else "a number"
+            raise ArgumentError(f"{name} {value!r}: choose {what}, {allowed}")
+        if not low <= value <= high:  # type: ignore[operator]  # nor NaN
+            raise ArgumentError(f"{name} {value}: choose {allowed}")
+    if arguments["activations"] == "disk":
+        scratch_folder("activations_path", arguments["activations_path"])
     shape = arguments["shape"]
     if shape is not None and (len(shape) != 3 or min(shape) < 1):
         raise ArgumentError(
@@ -81,9 +89,12 @@ def time_of(limit: timedelta | str | None) -> timedelta | None:
 
 def extents_of(crop: int | Sequence[int], card: Card) -> tuple[int, int, int]:
     """Inlines, crosslines and samples of a crop that the network can take."""
-    given = (crop,) * 3 if isinstance(crop, int) else tuple(crop)
-    if len(given) != 3:
-        raise ArgumentError(f"crop {given}: one number, or three: inlines, crosslines, samples")
+    given = tuple(crop) if isinstance(crop, Sequence) else (crop,) * 3
+    if len(given) != 3 or not all(isinstance(extent, Integral) for extent in given):
+        raise ArgumentError(
+            f"crop {crop!r}: one whole number, or three: inlines, crosslines, samples"
+        )
+    given = tuple(int(extent) for extent in given)
     extents = dict(zip(("inline", "crossline", "z"), given, strict=True))
     if len(card.axes) == 2:
         extents["inline"], extents["trace"] = 1, extents["crossline"]

@@ -155,7 +155,7 @@ def fit(
     resume : bool
         Go on where an interrupted run in `out` stopped.
     overwrite : bool
-        Replace a run in `out`.
+        Replace a run in `out`: what it wrote is deleted first, once all is checked.
     progress : bool
         Show bars.
 
@@ -167,7 +167,8 @@ def fit(
     Raises
     ------
     ArgumentError
-        If an argument is none of the allowed values, or outcrop cannot train the network.
+        If an argument is none of the allowed values, outcrop cannot train the network, or `out`
+        holds weights or data of the run that is to replace the one there.
     TrainingDataError
         If the data are missing, of the wrong shape, not finite, all equal, or labels of
         probabilities not from 0 to 1: before the first step.
@@ -176,7 +177,8 @@ def fit(
     OutputExistsError
         If `out` holds a run, or other things.
     ResumeError
-        If there is nothing to resume, it is damaged, or it was begun with other settings.
+        If there is nothing to resume, it is damaged, has more epochs, or was begun with other
+        settings.
     TrainingDivergedError
         If the network's outputs become NaN or infinite; the checkpoints before stay.
     """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import lightning as L
@@ -18,15 +18,18 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..errors import OutputExistsError, ResumeError
+from ..errors import OutcropError, OutputExistsError, ResumeError
 from ..models import weights
 from ..models.card import Card
+from ..output import check_apart
+from ..storage import remove
 from ..view.save import save
 from .module import TrainingModule
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 WEIGHTS, PICTURE = "weights.safetensors", "predictions.png"
 _RECORD = "training.json"
+_NAMED = 4  # settings that differ, in a message
 _SHOWN = 3  # validation samples in the picture
 
 
@@ -40,17 +43,23 @@ def begin(
 ) -> None:
     """Write down what a run is made with, or compare with what it was begun with.
 
-    The settings that are named in `free` may differ; the last are kept.
+    The settings that are named in `free` may differ; the last are kept. Of a run that is replaced
+    all is deleted that a run writes, and nothing else.
 
     Raises
     ------
     OutputExistsError
         If the folder holds a run, or other things.
+    ArgumentError
+        If it holds what the run would be made of, too.
     ResumeError
-        If there is no checkpoint to go on from, or a setting differs.
+        If there is no checkpoint to go on from, a setting differs, or there are more epochs than
+        are asked for.
+    OutcropError
+        If the folder cannot be written.
     """
     file = folder / _RECORD
-    settings = json.loads(json.dumps(settings, default=str))
+    settings = json.loads(json.dumps(settings, default=_plain))
     if resume:
         if not (folder / LAST).is_file():
             raise ResumeError(
@@ -58,12 +67,17 @@ def begin(
                 "overwrite (--overwrite)"
             )
         record, begun = _begun(folder)
-        for name in sorted((begun.keys() | settings.keys()) - set(free)):
-            if begun.get(name) != settings.get(name):
-                raise ResumeError(
-                    f"{folder}: was begun with {name} {begun.get(name)}, not "
-                    f"{settings.get(name)}; pass the same, or train in another folder"
-                )
+        fixed = [{n: v for n, v in each.items() if n not in free} for each in (begun, settings)]
+        if other := _differing(*fixed):
+            raise ResumeError(
+                f"{folder}: was begun with {'; '.join(other[:_NAMED])}; pass the same, or train "
+                "in another folder"
+            )
+        if len(record["epochs"]) > settings["epochs"]:
+            raise ResumeError(
+                f"{folder}: has {len(record['epochs'])} epochs, more than {settings['epochs']}; "
+                "pass at least as many (--epochs)"
+            )
         _write(file, {**record, "settings": settings})
         return
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -74,16 +88,46 @@ def begin(
                 f"{folder}: holds a run; go on with it by resume (--resume), or choose another "
                 "folder, or pass overwrite (--overwrite)"
             )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(file, {"settings": settings, **_versions(), "epochs": []})
+        for name in ("data", "validation"):
+            place = settings[name]
+            check_apart(place.get("folder") or place.get("survey"), folder, what=f"the {name}")
+        for name in ("weights", "infer_weights"):
+            given = settings[name]
+            if given is not None and Path(given).is_file():
+                check_apart(given, folder, what=f"the file of {name}")
+        for name in (WEIGHTS, PICTURE, "checkpoints", "tensorboard", _RECORD):
+            remove(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(file, {"settings": settings, **_versions(), "epochs": []})
+    except OSError as error:
+        raise OutcropError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder (--out)"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _differing(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, each by its name and both values; of dictionaries what in them does."""
+    found = []
+    for name in sorted(begun.keys() | now.keys()):
+        one, other = begun.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += [f"{name}.{each}" for each in _differing(one, other)]
+        elif one != other:
+            values = (shorten(str(value), 80, placeholder=" ...") for value in (one, other))
+            found.append("{} {}, not {}".format(name, *values))
+    return sorted(found, key=lambda each: each.partition(" ")[0].count("."))
 
 
 def _begun(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the record of a run and its settings; raise `ResumeError` if a file is damaged."""
-    for name in (_RECORD, LAST):
+    for name in (_RECORD, LAST, BEST):
         try:
-            if name == LAST:
+            if name != _RECORD:
                 torch.load(folder / name, map_location="cpu", weights_only=True)
             else:
                 record = json.loads((folder / name).read_text())
