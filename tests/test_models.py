@@ -85,7 +85,13 @@ class Evil:
             FaultSeg3d(),
             r"it holds outcrop\.models\.faultseg3d\.FaultSeg3d, ",
         ),
-        ("w.pth", {"epoch": 3}, "holds no state dict"),
+        (
+            "w.pth",
+            {"epoch": 3, "ema": {}},
+            r"no state dict but a dictionary of 'epoch', 'ema'; save",
+        ),
+        ("w.pth", {1: torch.zeros(2)}, "holds no state dict but a dictionary of 1; save"),
+        ("w.pth", {}, "holds no tensors"),
         ("w.pth", [1, 2], "holds no state dict"),
     ],
 )
@@ -209,10 +215,34 @@ def test_convert(state, tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a.ckpt", "b.safetensors"]
     model = models.load("faultseg3d", weights=tmp_path / "b.safetensors")
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    (tmp_path / "b.safetensors").rename(tmp_path / "B.SAFETENSORS")
+    models.load("faultseg3d", weights=tmp_path / "B.SAFETENSORS")
     with pytest.raises(WeightsError, match="choose such a name"):
         models.convert(tmp_path / "a.ckpt", tmp_path / "b.pth")
     with pytest.raises(WeightsError, match=r"c\.safetensors: cannot be written .*No such file"):
         models.convert(tmp_path / "a.ckpt", tmp_path / "gone" / "c.safetensors")
+
+
+def test_converted_weights_can_be_read_by_whoever_reads_other_files(state, tmp_path):
+    (tmp_path / "other").touch()
+    models.weights.write(state, tmp_path / "w.safetensors")
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_flipped_bit_of_a_tensor_is_seen(state, tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(state, path)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(WeightsError, match=r"w\.pth: damaged: .* has another checksum"):
+        models.load("faultseg3d", weights=path)
+
+
+@pytest.mark.parametrize("weights", [None, 3])
+def test_weights_that_are_no_path(weights):
+    with pytest.raises(WeightsError, match=f"weights {weights}: give the path"):
+        models.load("faultseg3d", weights=weights)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -282,6 +282,13 @@ def test_what_lies_over_the_signal_is_as_strong_as_asked(kind):
         assert ((clean * noisy)[np.abs(clean) > 1e-3] >= 0).all()
 
 
+def test_a_single_line_is_a_survey(tmp_path):
+    for shape in ((1, 8, 8), (8, 1, 8)):
+        made = synthetic_survey(shape, faults=np.int64(2))
+        assert all(np.isfinite(made[name]).all() for name in made)
+        write_segy(made, tmp_path / f"{shape[0]}.sgy", holes=False)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -293,6 +300,12 @@ def test_what_lies_over_the_signal_is_as_strong_as_asked(kind):
         (lambda: synthetic_survey((8, 8, 8), peak_frequency=0), "above 0 and below 125 Hz"),
         (lambda: synthetic_survey((8, 8, 8), peak_frequency=(9, 200)), "peak_frequency"),
         (lambda: synthetic_survey((8, 8, 8), layer_thickness=0), "more than 0 samples"),
+        (lambda: random_survey((8, 8, 8), ranges={"noise": 0.2}), "noise 0.2; give the lowest"),
+        (lambda: random_survey((8, 0, 8)), r"shape \(8, 0, 8\): give"),
+        (lambda: synthetic_survey((8, 8)), r"shape \(8, 8\): give inlines, crosslines"),
+        (lambda: synthetic_survey((8, 8, 1)), "samples, of which at least 2"),
+        (lambda: synthetic_survey((8, 8, 8), seed=-1), "seed -1: choose a whole number"),
+        (lambda: synthetic_survey((8, 8, 8), faults=-1), "faults -1: choose how many"),
     ],
 )
 def test_recipes_that_make_no_sense(make, says):

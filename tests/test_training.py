@@ -402,6 +402,7 @@ def spoil_nan(folder):
         (lambda f: [p.unlink() for p in f.iterdir()], "has no files named 0.bin"),
         (lambda f: (f / "1_rgt.bin").unlink(), r"1_rgt\.bin: is missing.*rgt"),
         (lambda f: (f / "1.bin").write_bytes(b"12345678"), r"1\.bin: has 8 bytes"),
+        (lambda f: (f / "0.bin").write_bytes(b""), r"0\.bin: holds no samples"),
         (lambda f: np.ones(15360, "<f4").tofile(f / "1.bin"), r"1\.bin: all samples are 1"),
         (spoil_nan, r"1_rgt\.bin: 1 values are NaN.*\(0, 0, 7\)"),
         (shutil.rmtree, "no such folder"),
@@ -684,6 +685,17 @@ def test_the_rank_correlation_is_the_mean_over_crops_of_voxels_everywhere():
     ranks = metrics["rgt/rank_correlation"].compute()
     one = np.corrcoef(rank(found[0]), rank(target[0]))[0, 1]
     assert float(ranks) == pytest.approx((one - 1) / 2, abs=0.02)
+
+
+def test_errors_of_angles_are_degrees_on_faults():
+    metrics = objective_of(outcrop.models.card("mtl-infer-3d")).metrics()
+    names = ("fault_dip", "fault_strike")
+    target = torch.zeros(1, 1, 4, 4, 4)
+    target[..., 0] = 179 / 180
+    found = torch.full_like(target, 1 / 180)
+    kept = torch.nn.ModuleDict({f"{name}/mae": metrics[f"{name}/mae"] for name in names})
+    update(kept, dict.fromkeys(names, found), dict.fromkeys(names, target))
+    assert [float(m.compute()) for m in kept.values()] == pytest.approx([178, 2], abs=1e-3)
 
 
 def rank(values):

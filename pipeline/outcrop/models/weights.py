@@ -7,8 +7,10 @@ import contextlib
 import hashlib
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PosixPath, PurePosixPath
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -52,44 +54,64 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     WeightsError
         If there is no such file, or it holds more than tensors, or is none of these formats.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise WeightsError(f"weights {path!r}: give the path of a file of weights, or a name")
     file = Path(path)
     if not file.is_file():
         raise WeightsError(f"{file}: no such file; give the path of the weights to load")
-    if file.suffix == ".safetensors":
+    kind = file.suffix.lower()
+    if kind == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            return _unwrapped(load_file(file))
+            state = load_file(file)
         except SafetensorError as error:
             raise WeightsError(
                 f"{file}: not a whole safetensors file ({error}); copy it again"
             ) from error
-    if file.suffix in (".hdf5", ".h5"):
+    elif kind in (".hdf5", ".h5"):
         from .keras import read_keras
 
         return read_keras(file)
-    if file.suffix not in (".pth", ".pt", ".ckpt"):
+    elif kind in (".pth", ".pt", ".ckpt"):
+        state = _read_pickle(file)
+    else:
         raise WeightsError(
             f"{file}: unknown kind of weights {file.suffix!r}; "
             "outcrop reads .pth, .pt, .ckpt, .safetensors, .hdf5 and .h5"
         )
+    if not state:
+        raise WeightsError(f"{file}: holds no tensors; give the path of a network's weights")
+    return _unwrapped(state)
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(_PLAIN):
             content = torch.load(file, map_location="cpu", weights_only=True)
+            damaged = zipfile.ZipFile(file).testzip() if zipfile.is_zipfile(file) else None
     except Exception as error:  # a damaged file makes the unpickler raise anything
         raise WeightsError(
             f"{file}: cannot be read as tensors alone ({_reason(error)}); save it again with "
             "torch.save(model.state_dict(), path) or as .safetensors"
         ) from error
+    if damaged:  # which PyTorch does not look for
+        raise WeightsError(f"{file}: damaged: {damaged} has another checksum; copy it again")
     if isinstance(content, Mapping):
         nested = (content[key] for key in _NESTED if isinstance(content.get(key), Mapping))
         content = next(nested, content)
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise WeightsError(
-            f"{file}: holds no state dict; save it again with torch.save(model.state_dict(), path)"
-        )
-    return _unwrapped(dict(content))
+    if isinstance(content, Mapping) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
+        return dict(content)
+    what = type(content).__name__
+    if isinstance(content, Mapping):
+        what = f"a dictionary of {shorten(', '.join(map(repr, content)), 80, placeholder=' ...')}"
+    raise WeightsError(
+        f"{file}: holds no state dict but {what}; save it again with "
+        "torch.save(model.state_dict(), path)"
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -112,15 +134,15 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def write(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> int:
     """Write a state dict as ``.safetensors``, whole or not at all; return how many tensors."""
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     file = Path(path)
     if file.suffix != ".safetensors":
         raise WeightsError(f"{file}: weights are written as .safetensors; choose such a name")
     aside = file.with_name(f".{file.name}.unfinished")
     try:
-        # Copies: tensors that share memory are refused.
-        save_file({key: value.clone().contiguous() for key, value in state.items()}, aside)
+        # Copies: tensors that share memory are refused. Its `save_file` would make a private file.
+        aside.write_bytes(save({key: value.clone().contiguous() for key, value in state.items()}))
         os.replace(aside, file)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):

@@ -158,7 +158,9 @@ class TrainingModule(L.LightningModule):
         """Log the metrics of all batches."""
         for name, metric in self.scores.items():
             assert isinstance(metric, Metric)
-            self.log(name, metric.compute(), prog_bar=name.endswith("/dice"))
+            value = metric.compute()
+            if value.isfinite():  # of angles there is none where there is no fault
+                self.log(name, value, prog_bar=name.endswith("/dice"))
             metric.reset()
 
     def configure_optimizers(self) -> Any:

@@ -114,7 +114,11 @@ class Objective:
 
 
 def update(metrics: nn.ModuleDict, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
-    """Feed metrics of `Objective.metrics` with a batch, where its labels are known."""
+    """Feed metrics of `Objective.metrics` with a batch, where its labels are known.
+
+    Angles, which come in half turns, are compared in degrees, and where the label has a fault: all
+    others are 0. A strike of 1 degree is 2 degrees from one of 179.
+    """
     for key, metric in metrics.items():
         name, _, kind = key.partition("/")
         found, target = outputs[name].detach(), batch[name].float()
@@ -123,6 +127,12 @@ def update(metrics: nn.ModuleDict, outputs: dict[str, Tensor], batch: dict[str, 
             for one, other in zip(found, target, strict=True):
                 known = ~other.isnan()
                 metric.update(_rank_correlation(one[known], other[known]))
+        elif name in ("fault_dip", "fault_strike"):
+            on = target > 0
+            away = (found[on] - target[on]).abs()
+            if name == "fault_strike":
+                away = torch.minimum(away, 1 - away)
+            metric.update(180 * away, torch.zeros_like(away))
         else:
             known = ~target.isnan()
             metric.update(found[known], target[known] if kind == "mae" else target[known] > 0.5)

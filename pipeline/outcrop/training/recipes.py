@@ -10,7 +10,7 @@ import xarray as xr
 
 from ..errors import ArgumentError
 from .geology import Fault
-from .synthetic import LABELS, synthetic_survey
+from .synthetic import LABELS, check_shape, seeded, synthetic_survey
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -70,9 +70,11 @@ def random_survey(
     Raises
     ------
     ArgumentError
-        If a range has a name that is none of `RANGES`, or is none.
+        If a range has a name that is none of `RANGES`, or is none, or the shape or the seed is not
+        possible.
     """
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
+    check_shape(shape)
     ranges = _checked({**RANGES, **ranges})
 
     def draw(name: str) -> float:
@@ -104,6 +106,8 @@ def _checked(ranges: Ranges) -> Ranges:
     for name, pair in ranges.items():
         if name not in RANGES:
             raise ArgumentError(f"ranges: {name!r} is none of {', '.join(RANGES)}")
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ArgumentError(f"ranges: {name} {pair}; give the lowest and the highest value")
         low, high = pair
         if not -math.inf < low <= high < math.inf:
             raise ArgumentError(f"ranges: {name} {pair}; give the lowest and the highest value")

@@ -120,6 +120,8 @@ class RawFolder:
         count = first.stat().st_size // 4
         cube = round(count ** (1 / 3))
         self.shape: Extents = tuple(shape) if shape else (cube,) * 3
+        if count == 0:
+            raise TrainingDataError(f"{first}: holds no samples; copy it again, or leave it out")
         if not shape and cube**3 != count:
             raise TrainingDataError(
                 f"{first}: {count:,} samples are no cube; say their shape (--shape)"

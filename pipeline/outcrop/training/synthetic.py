@@ -24,6 +24,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ LABELS = ("fault", "fault_dip", "fault_strike", "rgt", "dhr")
 
 _SLAB = 4  # inlines at a time, so that what is in work stays in the processor's cache
 _START = 1000.0  # ms
+_FEWEST = 2  # samples
 _NYQUIST = 500.0 / SAMPLE_INTERVAL  # Hz
 _SHARPER = 2.0  # peak frequency of the high-resolution image over that of the image
 
@@ -115,9 +117,10 @@ def synthetic_survey(
     Raises
     ------
     ArgumentError
-        If a label or the wavelet is unknown, or a frequency or the thickness of layers is not
-        positive.
+        If a label or the wavelet is unknown, a frequency or the thickness of layers is not
+        positive, or the shape, the seed or the number of faults is not possible.
     """
+    check_shape(shape)
     peaks = [peak_frequency] if isinstance(peak_frequency, (int, float)) else [*peak_frequency]
     if strange := [name for name in labels if name not in LABELS]:
         raise ArgumentError(f"labels: {strange[0]!r} is none of {', '.join(LABELS)}")
@@ -129,8 +132,10 @@ def synthetic_survey(
         )
     if not layer_thickness > 0:
         raise ArgumentError(f"layer_thickness {layer_thickness}: choose more than 0 samples")
-    rng = np.random.default_rng(seed)
-    if isinstance(faults, int):
+    rng = seeded(seed)
+    if not isinstance(faults, Sequence):
+        if not isinstance(faults, Integral) or faults < 0:
+            raise ArgumentError(f"faults {faults}: choose how many, 0 or more, or give them")
         faults = draw_faults(rng, shape, faults)
     fold = Fold.draw(rng, shape, folding, tilt)
     first, table = reflectivity(rng, shape[2], layer_thickness)
@@ -201,6 +206,23 @@ def synthetic_survey(
         noise=noise,
         faults=json.dumps([asdict(f) for f in faults]),
     )
+
+
+def check_shape(shape: Sequence[int]) -> None:
+    """Raise `ArgumentError` unless a survey can have this shape."""
+    whole = isinstance(shape, Sequence) and all(isinstance(n, Integral) for n in shape)
+    if not whole or len(shape) != 3 or min(shape) < 1 or shape[2] < _FEWEST:
+        raise ArgumentError(
+            f"shape {shape}: give inlines, crosslines and samples, of which at least {_FEWEST}"
+        )
+
+
+def seeded(seed: int | Sequence[int]) -> np.random.Generator:
+    """Return a generator of random numbers; raise `ArgumentError` if this seeds none."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"seed {seed!r}: choose a whole number, 0 or more") from error
 
 
 def write_segy(
@@ -332,7 +354,7 @@ def _bin_centres(inlines: int, crosslines: int) -> tuple[Array, Array]:
 def _text_header(inlines: Array, crosslines: Array, twt: Array) -> str:
     import segyio
 
-    step = crosslines[1] - crosslines[0]
+    step = crosslines[1] - crosslines[0] if len(crosslines) > 1 else 0
     return segyio.tools.create_text_header(
         {
             1: "SYNTHETIC SURVEY, WRITTEN BY OUTCROP",
