@@ -88,7 +88,7 @@ class Evil:
         (
             "w.pth",
             {"epoch": 3, "ema": {}},
-            r"no state dict but a dictionary of 'epoch', 'ema'; save",
+            "but a dictionary of 'epoch', 'ema'; save",
         ),
         ("w.pth", {1: torch.zeros(2)}, "holds no state dict but a dictionary of 1; save"),
         ("w.pth", {}, "holds no tensors"),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -17,6 +18,7 @@ import pytest
 import torch
 import xarray as xr
 from nbclient import NotebookClient
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_f1_score
 
@@ -35,7 +37,7 @@ from outcrop.training.blocks import Blocks
 from outcrop.training.crops import Crops, Numbers
 from outcrop.training.fitting import _sources, fit
 from outcrop.training.geology import Fault
-from outcrop.training.module import Activations, TrainingModule
+from outcrop.training.module import Activations, TrainingModule, averaged
 from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey
 from outcrop.training.run import draw
@@ -851,6 +853,24 @@ def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
     before, after = (history(tmp_path / name)["epochs"] for name in ("whole", "run"))
     assert [e["val_loss"] for e in before] == [e["val_loss"] for e in after]
     assert [e["step"] for e in after] == [4, 8, 12, 16]
+
+
+def test_a_moving_average_soon_forgets_the_weights_at_the_start():
+    model = torch.nn.Linear(1, 1)
+    average = AveragedModel(model, avg_fn=partial(averaged, 0.9))
+    for step in range(31):
+        torch.nn.init.constant_(model.weight, min(step, 1))
+        average.update_parameters(model)
+        if step == 12:
+            assert 0.85 < average.module.weight.item() < 1
+    before = average.module.weight.item()
+    torch.nn.init.constant_(model.weight, 0)
+    for _ in range(60):
+        average.update_parameters(model)
+    after = average.module.weight.item()
+    average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx(0.9 * after)
+    assert before == pytest.approx(1, abs=1e-3)
 
 
 def test_a_training_that_diverges_ends_in_one_line(tmp_path):

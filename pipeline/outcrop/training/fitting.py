@@ -19,9 +19,9 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
     Callback,
-    EMAWeightAveraging,
     LearningRateMonitor,
     Timer,
+    WeightAveraging,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -35,7 +35,7 @@ from ..models.card import Card
 from ..models.weights import digest
 from .arguments import check, check_half, extents_of, time_of
 from .crops import Crops, Numbers
-from .module import Activations, TrainingModule
+from .module import Activations, TrainingModule, averaged
 from .objectives import Objective, objective_of
 from .run import BEST, LAST, Checkpoint, Record, begin, finish
 from .sources import HELD_OUT, is_raw, source_of, split
@@ -132,7 +132,8 @@ def fit(
     learning_rate, schedule
         As for `module.TrainingModule`.
     averaging : float
-        Decay of the moving average of the weights that is validated and kept; 0 for none.
+        Decay of the moving average of the weights that is validated and kept; 0 for none. It is
+        less in the first steps.
         Izmailov et al. (2018), UAI, 876-885, https://doi.org/10.48550/arXiv.1803.05407.
     precision : str
         Lightning's: "32-true", "bf16-mixed", "16-mixed", "64-true", ...
@@ -341,7 +342,7 @@ def _callbacks(
         record,
     ]
     if averaging:
-        callbacks.append(EMAWeightAveraging(decay=averaging))
+        callbacks.append(WeightAveraging(avg_fn=partial(averaged, averaging)))
     if max_time is not None:
         callbacks.append(Timer(max_time, interval="epoch", verbose=False))
     return callbacks

@@ -34,6 +34,16 @@ class Activations:
     compression: bool = False
 
 
+def averaged(decay: float, average: Tensor, weights: Tensor, steps: Tensor) -> Tensor:
+    """Moving average of weights after one more step.
+
+    Its decay grows to `decay` with the steps before, or those that a network began with would be
+    most of it for as long as that takes.
+    """
+    kept = ((1 + steps) / (10 + steps)).clamp_max(decay).to(average.dtype)
+    return average * kept + weights * (1 - kept)
+
+
 def as_read(outputs: Batch, card: Card, live: Tensor | None = None) -> Batch:
     """Outputs of a network as the next one reads them from a prediction.
 
