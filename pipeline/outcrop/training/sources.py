@@ -283,12 +283,11 @@ def _check_lazily(label: xr.DataArray, where: str) -> None:
     probable = label.name not in QUANTITIES
     if label.dtype == bool or not (probable or label.dtype.kind == "f"):
         return
-    live = label["live"].to_numpy() if "live" in label.coords else None
-    lowest, highest = np.inf, -np.inf
+    live, lowest, highest = label.coords.get("live"), np.inf, -np.inf
     for box in dask.array.core.slices_from_chunks(label.data.chunks):
         values = label.data[box].compute(scheduler="synchronous")
         if live is not None:  # labels where there is no trace are not learnt from
-            values = np.where(live[box[:2]][:, :, None], values, 0)
+            values = np.where(live.to_numpy()[box[:2]][:, :, None], values, 0)
         check_finite(values, where, [s.start for s in box])
         lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
     if probable:
