@@ -25,7 +25,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 from .arrays import ASIDE, CHECKSUMS, Noting, native, open_for_writing, store_of
-from .errors import ArgumentError, OutputExistsError, ResumeError
+from .errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
 from .journal import Journal
 from .locks import Lock, take
 from .patience import patiently
@@ -154,14 +154,15 @@ class Output:
     resumed : bool
         Whether an earlier call had begun this output.
     fence : Fence
-        For tasks on other machines, which may outlast this call.
+        For whatever writes and may outlast this call, or the right to write: tasks on other
+        machines; in an object store this process too, which may have been suspended.
     """
 
     def __init__(self, path: Place, resumed: bool, lock: Lock) -> None:
         self.path = path
         self.resumed = resumed
-        self._lock = lock
-        self._journal = Journal(self.aside, "finished")
+        self._lock, self._whole = lock, False
+        self._journal = Journal(self.aside, "finished", self.check)
         self.finished = set(self._journal.read()) if resumed else set()
         self.fence = Fence(path, uuid.uuid4().hex)
         write_whole(self.aside / _RUN, self.fence.run.encode())
@@ -169,10 +170,31 @@ class Output:
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(Exception):  # what went wrong before is what is told
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        lost = None
+        try:
+            if not self._whole:
+                self.check()
             self._journal.flush()
+        except OutputExistsError as found:
+            lost = found
+        except Exception:  # what went wrong before is what is told
+            pass
         self._lock.release()
+        # Without its output a run fails in many ways: this is what all of them come of.
+        if lost is not None and isinstance(error, Exception):
+            raise OutputExistsError(
+                f"{self.path}: another process took it over, since this one gave no sign of life "
+                "for a while; this run is over, and writes nothing more"
+            ) from error
+
+    def check(self) -> None:
+        """Raise `OutputExistsError` if another process has taken the output over."""
+        self._lock.check()
+        if isinstance(self.path, Remote):  # where a process that was suspended loses its lock
+            self.fence.check()
 
     @classmethod
     def begin(
@@ -311,7 +333,7 @@ class Output:
 
     def flush(self) -> None:
         """See to it that the journal is stored: what it makes needless may be deleted then."""
-        self._lock.check()
+        self.check()
         self._journal.flush()
 
     def commit(self, attributes: Mapping[str, Any] | None = None) -> None:
@@ -327,7 +349,9 @@ class Output:
         root = json.loads((self.aside / _ROOT).read_text())
         root["attributes"] = {**root.get("attributes", {}), **(attributes or {})}
         text = json.dumps(root, indent=1, default=native)
+        self.check()
         patiently(partial(write_whole, self.path / _ROOT, text.encode()))
+        self._whole = True
         # Losing the consolidated metadata or leaving the journal would cost time, not data.
         with contextlib.suppress(Exception):
             remove(self.aside)
@@ -357,8 +381,16 @@ def _remove_all_but_root(target: Remote, root: bytes) -> None:
     (aside / _RECORD).unlink(missing_ok=True)
     (aside / _ROOT).write_bytes(root)
     (target / _ROOT).unlink(missing_ok=True)
-    if others := [f"{target.key}/{key}" for key in files(target) if key != f"{ASIDE}/{_ROOT}"]:
-        target.ask("rm", others)
+
+    def others() -> list[str]:
+        return [f"{target.key}/{key}" for key in files(target) if key != f"{ASIDE}/{_ROOT}"]
+
+    if found := others():
+        target.ask("rm", found)
+    if left := others():  # s3fs says nothing of objects that the store does not delete
+        raise OutcropError(
+            f"{target.scheme}://{left[0]}: cannot be deleted; see to it, or choose another path"
+        )
 
 
 @contextlib.contextmanager

@@ -304,7 +304,7 @@ def prepared(
             threshold,
             shared=client is not None,
             nonfinite=nonfinite,
-            fence=None if client is None else output.fence,
+            fence=output.fence if client or isinstance(target, Remote) else None,
         )
         evaluation = Evaluation(places, state, output, listeners, empty.attrs, compile)
         try:

@@ -199,7 +199,7 @@ def ingest(
         shard_bytes = math.prod(shard) * dtype.itemsize
         window = shard[-1] * max(1, schema.SHARD // shard_bytes)
         part_bytes = shard_bytes * min(window, file.samples) // shard[-1]
-        job = Job(file, path.absolute(), at, fields, "cdp_x" in template, window, nonfinite)
+        coordinates = "cdp_x" in template
         parts = cut(grid, shard[:-1], file.trace_bytes, duplicates == "mean")
         del grid
         with (
@@ -207,6 +207,8 @@ def ingest(
             Output.begin(path, template, encoding, record, overwrite) as output,
             track(f"ingest {file.path.name}", length, "B", progress) as advance,
         ):
+            fence = output.fence
+            job = Job(file, path.absolute(), at, fields, coordinates, window, nonfinite, fence)
             replaced = _write(job, output, parts, part_bytes, client, advance)
             told = record | {"truncate": truncate, "sparse": sparse, "nonfinite": nonfinite}
             told["replaced_samples"] = replaced
