@@ -6,12 +6,12 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from .patience import patiently
-from .storage import Place, Remote
+from .storage import Place, Remote, write_whole
 
 # In an object store nothing can be appended to: seconds between rewrites of the last object, and
 # bytes from which on another is begun.
@@ -34,9 +34,7 @@ class Journal:
         Called before an object is put; what it raises keeps that from being done.
     """
 
-    def __init__(
-        self, folder: Place, name: str, check: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, folder: Place, name: str, check: Callable[[], None] = lambda: None) -> None:
         self.folder, self.name, self.check = folder, name, check
         self.number, self.text, self.latest, self.put = 0, "", 0.0, True
         self.lock = threading.Lock()
@@ -73,6 +71,19 @@ class Journal:
                 self.timer = threading.Timer(wait, self._later)
                 self.timer.daemon = True
                 self.timer.start()
+
+    def replace(self, lines: Sequence[str]) -> None:
+        """Put these lines in the place of all that there are."""
+        text = "".join(f"{line}\n" for line in lines)
+        if not isinstance(self.folder, Remote):
+            write_whole(self.folder / f"{self.name}.txt", text.encode())
+            return
+        # Whoever dies in between has no notes, and does it all again.
+        for place in list(self.folder.glob(f"{self.name}-*.txt")):
+            place.unlink(missing_ok=True)
+        with self.lock:
+            self.text = text
+            self._put()
 
     def flush(self) -> None:
         """See to it that all lines are there."""

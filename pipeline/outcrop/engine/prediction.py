@@ -227,7 +227,7 @@ def prepared(
     wanted["cluster"] = client is not None
     made = plan is None
     if plan is None:
-        begun = None if overwrite else begun_plan(target, graph, wanted)
+        begun = begun_plan(target, graph, wanted)
         store = target.parent if storage_path is None else place(storage_path, storage_options)
         store = store.absolute()
         plan = begun or plan_for(graph, framed, wanted, client, store)
@@ -284,7 +284,7 @@ def prepared(
     overwritten = _stored(scratch, begun_with(target), target)
     with (
         naming_refusal(target, goes_on),
-        _begin(wanted, target, empty, encoding, begun_by, overwrite, notes) as output,
+        _begin(wanted, target, empty, encoding, begun_by, overwrite, notes, True) as output,
     ):
         folder = output.aside / "stored"
         if storage_path is not None:  # which several predictions may share
@@ -306,7 +306,7 @@ def prepared(
             nonfinite=nonfinite,
             fence=output.fence if client or isinstance(target, Remote) else None,
         )
-        evaluation = Evaluation(places, state, output, listeners, empty.attrs, compile)
+        evaluation = Evaluation(places, state, output, listeners, empty.attrs, compile, overwrite)
         try:
             yield evaluation
         except BaseException as error:

@@ -16,7 +16,8 @@ from dask.system import CPU_COUNT
 
 from ..arrays import open_for_writing
 from ..errors import SurveyError
-from ..output import Fence, Output
+from ..locks import Fence
+from ..output import Output
 from ..patience import patiently
 from ..storage import Place
 from .decode import decode
