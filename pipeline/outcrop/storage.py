@@ -293,6 +293,12 @@ def naming_refusal(where: object, then: str) -> Iterator[None]:
         raise OutcropError(f"{where}: {kind(error)}: {what}; {then}") from error
 
 
+def goes_on(overwrite: bool = False) -> str:
+    """Say what becomes of an output after an error; `overwrite` if that would begin it anew."""
+    how = "without overwrite (--overwrite) " if overwrite else ""
+    return f"once that is mended, the same command {how}goes on where it stopped"
+
+
 def remove(where: Place) -> None:
     """Delete a file, or a folder and all below; nothing there is fine."""
     if isinstance(where, Remote):

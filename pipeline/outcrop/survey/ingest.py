@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import OutcropError, SurveyError
 from ..output import Output, PathLike, check_apart, check_free
 from ..progress import track
-from ..storage import Options, Place, Remote, naming_refusal, place, size
+from ..storage import Options, Place, Remote, goes_on, naming_refusal, place, size
 from . import schema
 from .checks import check_intervals, warn_of_weights
 from .decode import decode
@@ -203,7 +203,7 @@ def ingest(
         parts = cut(grid, shard[:-1], file.trace_bytes, duplicates == "mean")
         del grid
         with (
-            naming_refusal(path, "once that is mended, the same command goes on where it stopped"),
+            naming_refusal(path, goes_on(overwrite)),
             Output.begin(path, template, encoding, record, overwrite) as output,
             track(f"ingest {file.path.name}", length, "B", progress) as advance,
         ):
