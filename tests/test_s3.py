@@ -492,6 +492,22 @@ def test_stored_tensors_are_deleted_once_it_is_noted(s3, survey, monkeypatch):
     assert all(noted == done for noted, done in seen)
 
 
+def test_a_note_that_is_refused_later_is_told_by_the_next(s3, refused, monkeypatch):
+    """Which is put by a thread, where nobody would hear of it."""
+    monkeypatch.setattr(journal, "_EVERY", 0.3)
+    kept, uncaught = journal.Journal(place("s3://bucket/n"), "finished"), []
+    monkeypatch.setattr(threading, "excepthook", uncaught.append)
+    kept.add("one")
+    refused("403", "PUT /bucket/n/", 2)
+    kept.add("two")
+    kept.timer.join(10)
+    with pytest.raises(OutcropError, match="PermissionError"):
+        kept.flush()
+    kept.flush()
+    assert not uncaught
+    assert journal.Journal(place("s3://bucket/n"), "finished").read() == ["one", "two"]
+
+
 def test_a_killed_overwrite_is_gone_on_with(s3, monkeypatch):
     target = "s3://bucket/j/a"
     template = xr.Dataset({"x": ("x", np.arange(4.0))})
@@ -528,6 +544,19 @@ def test_what_cannot_be_reached_is_one_line(s3, monkeypatch, tmp_path):
         outcrop.ingest(SEGY, "s3://nowhere/survey")
     with pytest.raises(OutcropError, match=r"a file is written to a file system"):
         outcrop.export("s3://bucket/survey", "s3://bucket/a.sgy")
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ("export", "s3://bucket/survey", "s3://bucket/a.sgy"),
+        ("ingest", "s3://bucket/a.sgy", tmp_path / "a"),
+        ("plan", "s3://bucket/survey", "--model", "faultseg3d", "--draw", "s3://bucket/p.png"),
+        ("train", "faultseg3d", "--out", "s3://bucket/t"),
+        ("train", "faultseg3d", "--data", "s3://bucket/survey", "--out", tmp_path / "t"),
+    ):
+        with pytest.raises(OutcropError, match=r"^s3://bucket/\w+\S*: .* file system"):
+            run(*command)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OutcropError, match=r"nowhere.*bucket does not exist"):
+        outcrop.open("s3://nowhere/survey")
     with pytest.raises(ArgumentError, match="credentials in it") as caught:
         outcrop.open(f"s3://key:{SECRET}@bucket/a")
     assert SECRET not in str(caught.value)

@@ -15,6 +15,7 @@ import xarray as xr
 
 from ..errors import ArgumentError, SurveyError, TrainingDataError
 from ..output import is_complete, is_unfinished
+from ..storage import on_disk
 from .blocks import Blocks
 from .recipes import RANGES, Ranges, random_survey
 from .synthetic import LABELS
@@ -334,7 +335,7 @@ def source_of(
         )
     if data == "synthetic":
         return Synthetic(labels, size, seed)
-    path = Path(data)
+    path = on_disk(data)
     if not path.is_dir():
         raise TrainingDataError(
             f"{path}: no such folder; pass synthetic, a folder of raw samples or a survey in Zarr"
