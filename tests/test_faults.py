@@ -1,9 +1,9 @@
 """What breaks while a prediction is made, on one machine and on a cluster of real processes."""
 
-import contextlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import ssl
@@ -725,6 +725,61 @@ def test_values_that_are_not_finite(cluster, tmp_path):
             )
     assert np.isnan(found.prediction.values[3, 4, 5])
     assert np.isnan(found.prediction.values).sum() == 1
+
+
+def test_an_overwrite_that_was_stopped_goes_on(tmp_path):
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    calm = outcrop.predict(chain, small, tmp_path / "calm.zarr", **HOW).load()
+    outcrop.predict(chain, small * 2, path, **HOW)
+    how, heard = {**HOW, "overwrite": True}, []
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, listeners=[stopping(2)], **how)
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, listeners=[heard.append, stopping(2)], **how)
+    assert heard[0].finished == 11
+    for gone in (path / "unfinished" / "stored").iterdir():
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(ResumeError, match="gone, though"):
+        outcrop.predict(chain, small, path, **HOW)
+    with pytest.warns(UserWarning, match="evaluated again"):
+        same(outcrop.predict(chain, small, path, **how), calm)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("prediction/zarr.json", "gone; put it back"), ("unfinished/plan.json", "")]
+)
+def test_damaged_metadata_of_an_unfinished_output(name, said, tmp_path):
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, listeners=[stopping(2)], **HOW)
+    if said:
+        (path / name).unlink()
+        with pytest.raises(ResumeError, match=f"{name}: {said}, or pass overwrite=True"):
+            outcrop.predict(chain, small, path, **HOW)
+    else:
+        (path / name).write_text("")
+    outcrop.predict(chain, small, path, overwrite=bool(said), **HOW)
+    assert outcrop.verify(path).damage == ()
+
+
+def test_another_storage_path_is_named_and_the_one_before_emptied(tmp_path):
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    first, second = tmp_path / "first", tmp_path / "second"
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, storage_path=first, listeners=[stopping(2)], **HOW)
+    for other in (second, None):
+        with pytest.raises(ResumeError, match=r"storage_path: '.*/first', now "):
+            outcrop.predict(chain, small, path, storage_path=other, **HOW)
+    assert list(first.iterdir())
+    outcrop.predict(chain, small, path, storage_path=second, overwrite=True, **HOW)
+    assert not list(first.iterdir())
+    assert not list(second.iterdir())
+
+
+def test_a_persisted_survey_is_refused(client, tmp_path):
+    persisted = make_survey((16, 16, 16)).chunk(8).persist()
+    with pytest.raises(SurveyError, match=r"amplitude: is persisted on a cluster.*\.load\(\)"):
+        outcrop.predict(Chain().eval(), persisted, tmp_path / "o.zarr", client=client, **HOW)
 
 
 def test_a_damaged_chunk_is_named(model, tmp_path):
