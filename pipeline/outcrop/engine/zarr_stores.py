@@ -118,13 +118,20 @@ class ZarrStore(ArrayStore):
             ) from None
 
     def lost(self, tiles: Iterable[tuple[int, Box]]) -> set[int]:
-        """Numbers of those tiles, of all that were written, whose chunks are gone or cut off."""
-        there = files(self.path)
-        if not there["zarr.json"]:  # cut off, too
-            (self.path / "zarr.json").unlink()
-            self._create()
+        """Numbers of those tiles, of all that were written, whose chunks are gone.
+
+        What is cut off is deleted: a chunk that is written in parts would be read before.
+        """
         size = math.prod(self.chunk) * self.dtype.itemsize
-        return {n for n, tile in tiles if there.get(self._name(tile)) != size}
+        whole = set()
+        for name, found in files(self.path).items():
+            if found == size or (name == "zarr.json" and found):
+                whole.add(name)
+            else:
+                (self.path / name).unlink(missing_ok=True)
+        if "zarr.json" not in whole:
+            self._create()
+        return {n for n, tile in tiles if self._name(tile) not in whole}
 
     def write(self, box: Box, value: Tensor) -> None:
         if self.fence is not None:
