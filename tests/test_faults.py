@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import ssl
@@ -441,6 +442,64 @@ def test_workers_that_do_not_suit_are_named(model, survey, tmp_path):
 # Anywhere
 
 
+def states_gone(path):
+    """Half of them, and one is cut off."""
+    states = sorted((path / "unfinished").rglob("*.state"))
+    for state in states[::2]:
+        state.unlink()
+    states[1].write_bytes(b"")
+
+
+def stored_cut_off(path):
+    for file in (path / "unfinished" / "stored").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(("stage", "harm"), [(1, states_gone), (3, stored_cut_off)])
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_what_tiles_gave_and_is_gone_is_evaluated_again(stage, harm, on_cluster, tmp_path, client):
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    how = {**HOW, "client": client if on_cluster else None}
+    calm = outcrop.predict(chain, small, tmp_path / "calm.zarr", **how).load()
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, listeners=[stopping(stage, 5)], **how)
+    harm(path)
+    with (
+        pytest.warns(UserWarning, match=r"unfinished/stored/.*tiles gave is gone; they are eval"),
+        pytest.raises(Stop),
+    ):
+        outcrop.predict(chain, small, path, listeners=[stopping(1, 1)], **how)
+    # That it is gone is known from then on, whatever lies there.
+    same(outcrop.predict(chain, small, path, **how), calm)
+
+
+def test_a_cluster_that_stopped_while_it_merged_goes_on_elsewhere(tmp_path):
+    """States of all levels are there, of none all."""
+    node = SimpleNamespace(op="norm_stats", attrs={})
+    states = [torch.rand(3, 4, dtype=torch.float64) for _ in range(300)]
+    made = []
+    for name, merged in (("whole", ()), ("part", (1, 3))):
+        store = GlobalStore(node, torch.float32, folder=tmp_path / name)
+        store._merged = sum
+        for n, state in enumerate(states):
+            store.put(n, state)
+        groups = next(iter(store.levels(300)))[1]
+        for i in merged:
+            store.merge(0, groups[i])
+        assert store.lost((n, None) for n in range(300)) == set()
+        made.append(torch.stack(store._states(300)).sum(0))
+    torch.testing.assert_close(*made)
+    for n in (5, 70):
+        store._state(0, n).unlink()
+    assert store.lost((n, None) for n in range(300)) == {5}
+    with pytest.raises(ResumeError, match=r"0-5\.state: gone; run the same command again"):
+        store._states(300)
+    store._state(0, 5).write_bytes(b"x")
+    with pytest.raises(ResumeError, match=r"0-5\.state: is damaged; delete that file"):
+        store._states(300)
+
+
 def test_two_runs_into_one_output(model, survey, tmp_path, monkeypatch):
     path, began, go_on = tmp_path / "o.zarr", threading.Event(), threading.Event()
     write = PredictionStore.write
@@ -614,9 +673,9 @@ def test_states_and_values_are_kept_at_the_second_attempt(tmp_path, monkeypatch)
     store.put(0, torch.ones(1))
     store.put(1, torch.ones(1))
     with pytest.warns(patience.StorageRefused):
-        store.merge(0, 0)
+        store.merge(0, range(2))
     with pytest.warns(patience.StorageRefused):
-        store.finish()
+        store.finish(2)
     assert store.get().item() == 2
     assert [p.name for p in (tmp_path / "g").iterdir()] == ["value"]
 
@@ -666,6 +725,61 @@ def test_values_that_are_not_finite(cluster, tmp_path):
             )
     assert np.isnan(found.prediction.values[3, 4, 5])
     assert np.isnan(found.prediction.values).sum() == 1
+
+
+def test_an_overwrite_that_was_stopped_goes_on(tmp_path):
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    calm = outcrop.predict(chain, small, tmp_path / "calm.zarr", **HOW).load()
+    outcrop.predict(chain, small * 2, path, **HOW)
+    how, heard = {**HOW, "overwrite": True}, []
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, listeners=[stopping(2)], **how)
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, listeners=[heard.append, stopping(2)], **how)
+    assert heard[0].finished == 11
+    for gone in (path / "unfinished" / "stored").iterdir():
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(ResumeError, match="gone, though"):
+        outcrop.predict(chain, small, path, **HOW)
+    with pytest.warns(UserWarning, match="evaluated again"):
+        same(outcrop.predict(chain, small, path, **how), calm)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("prediction/zarr.json", "gone; put it back"), ("unfinished/plan.json", "")]
+)
+def test_damaged_metadata_of_an_unfinished_output(name, said, tmp_path):
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, listeners=[stopping(2)], **HOW)
+    if said:
+        (path / name).unlink()
+        with pytest.raises(ResumeError, match=f"{name}: {said}, or pass overwrite=True"):
+            outcrop.predict(chain, small, path, **HOW)
+    else:
+        (path / name).write_text("")
+    outcrop.predict(chain, small, path, overwrite=bool(said), **HOW)
+    assert outcrop.verify(path).damage == ()
+
+
+def test_another_storage_path_is_named_and_the_one_before_emptied(tmp_path):
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    first, second = tmp_path / "first", tmp_path / "second"
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, storage_path=first, listeners=[stopping(2)], **HOW)
+    for other in (second, None):
+        with pytest.raises(ResumeError, match=r"storage_path: '.*/first', now "):
+            outcrop.predict(chain, small, path, storage_path=other, **HOW)
+    assert list(first.iterdir())
+    outcrop.predict(chain, small, path, storage_path=second, overwrite=True, **HOW)
+    assert not list(first.iterdir())
+    assert not list(second.iterdir())
+
+
+def test_a_persisted_survey_is_refused(client, tmp_path):
+    persisted = make_survey((16, 16, 16)).chunk(8).persist()
+    with pytest.raises(SurveyError, match=r"amplitude: is persisted on a cluster.*\.load\(\)"):
+        outcrop.predict(Chain().eval(), persisted, tmp_path / "o.zarr", client=client, **HOW)
 
 
 def test_a_damaged_chunk_is_named(model, tmp_path):

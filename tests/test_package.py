@@ -94,6 +94,7 @@ def test_error_is_one_line(tmp_path: Path) -> None:
     ("command", "says"),
     [
         ("invert run.yaml", "goes on where it stopped"),
+        ("invert run.yaml --overwrite", "without --overwrite goes on where it stopped"),
         ("demo --size 192 --out made", "begins anew"),
     ],
 )

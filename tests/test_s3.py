@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.server
 import json
@@ -24,10 +25,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import outcrop
-from outcrop import journal, locks, patience, storage
+from outcrop import arrays, journal, locks, patience, storage
 from outcrop.cli.main import app
 from outcrop.cluster import connect
 from outcrop.engine.globals import GlobalStore
+from outcrop.engine.zarr_stores import PredictionStore
 from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
 from outcrop.events import Tile
 from outcrop.output import Output, is_complete, is_unfinished
@@ -51,6 +53,9 @@ class Normed(nn.Module):
         return torch.sigmoid(self.b(torch.relu(self.norm(self.a(x)))))
 
 
+CODES = {"403": "AccessDenied", "409": "ConditionalRequestConflict", "501": "NotImplemented"}
+
+
 class Proxy(http.server.ThreadingHTTPServer):
     """Stands before the server, and refuses requests as it is told."""
 
@@ -61,9 +66,9 @@ class Proxy(http.server.ThreadingHTTPServer):
         self.port, self.lock = port, threading.Lock()
         self.refuse, self.how, self.only, self.refused = 0, "503", "", 0
 
-    def next(self, path):
+    def next(self, request):
         with self.lock:
-            if self.refuse <= 0 or self.only not in path:
+            if self.refuse <= 0 or self.only not in request:
                 return None
             self.refuse, self.refused = self.refuse - 1, self.refused + 1
             return self.how
@@ -75,14 +80,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def handle_any(self):
         size = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(size)
-        how = self.server.next(self.path)
+        how = self.server.next(f"{self.command} {self.path}")
         if how == "drop":
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
             return
-        if how == "503":
-            answer = b"<Error><Code>ServiceUnavailable</Code><Message>try later</Message></Error>"
-            self.send_response(503)
+        if how is not None:
+            code = CODES.get(how, "ServiceUnavailable")
+            answer = f"<Error><Code>{code}</Code><Message>try later</Message></Error>".encode()
+            self.send_response(int(how))
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(b"" if self.command == "HEAD" else answer)
@@ -379,6 +385,79 @@ def test_the_lock_of_a_dead_process_is_taken_over(s3, caplog):
     assert keys(s3, "g/") == ["g/.faults.lock"]
 
 
+@pytest.fixture
+def refused(proxy):
+    """Let the next requests of a kind be refused; none after the test."""
+
+    def refuse(how, only, count=1):
+        proxy.how, proxy.only, proxy.refuse = how, only, count
+
+    yield refuse
+    proxy.refuse = 0
+
+
+def test_what_is_refused_is_not_taken_for_absent(s3, refused):
+    target = "s3://bucket/k/a"
+    template = xr.Dataset({"x": ("x", np.arange(4.0))})
+    with Output.begin(target, template, {}, {"run": 1}) as output:
+        output.finish("one")
+    before = keys(s3, "k/")
+    for only in ("HEAD /bucket/k/a/unfinished/record.json", "HEAD /bucket/k/a/zarr.json"):
+        refused("403", only)
+        with pytest.raises(OutcropError, match=r"s3://bucket/k/a/.*: PermissionError: .*; see to"):
+            Output.begin(target, template, {}, {"run": 1})
+        assert keys(s3, "k/") == before
+    refused("503", "HEAD /bucket/k/a/unfinished/record.json", 2)
+    with pytest.warns(patience.StorageRefused):
+        output = Output.begin(target, template, {}, {"run": 1})
+    with output:
+        assert output.finished == {"one"}
+        output.commit()
+    refused("403", "HEAD /bucket/k/a/zarr.json")
+    with pytest.raises(OutcropError, match="PermissionError"):
+        outcrop.verify(target)
+    refused("403", "HEAD /bucket/k/a/x/checksums.json")
+    with pytest.raises(OutcropError, match="PermissionError"):
+        arrays.open_dataset(place(target))
+
+
+@pytest.mark.parametrize(("how", "made"), [("409", False), ("501", True)])
+def test_a_lock_is_put_unconditionally_only_where_conditions_are_unknown(
+    how, made, s3, refused, monkeypatch
+):
+    """Another's may be there since it was looked for."""
+    spot = place(f"s3://bucket/l/{how}")
+    s3.put_object(Bucket="bucket", Key=f"l/{how}", Body=b"other")
+    monkeypatch.setattr(Remote, "is_file", lambda self: False)
+    refused(how, "PUT /bucket/l/")
+    with pytest.warns(patience.StorageRefused) if how == "409" else contextlib.nullcontext():
+        assert spot.create(b"own") is made
+    found = s3.get_object(Bucket="bucket", Key=f"l/{how}")["Body"].read()
+    assert found == (b"own" if made else b"other")
+
+
+def test_a_run_that_has_lost_its_lock_writes_nothing_more(s3, local, monkeypatch):
+    """As one that was suspended in the middle of a tile while another took the output over."""
+    seen, write = {}, PredictionStore.write
+
+    def state():
+        listed = s3.list_objects_v2(Bucket="bucket", Prefix="m/faults/")["Contents"]
+        return {o["Key"]: o["ETag"] for o in listed}
+
+    def taken_over(*arguments):
+        s3.put_object(Bucket="bucket", Key="m/.faults.lock", Body=b'{"owner": "other"}')
+        s3.put_object(Bucket="bucket", Key="m/faults/unfinished/run", Body=b"other")
+        seen.update(state())
+        write(*arguments)
+
+    monkeypatch.setattr(PredictionStore, "write", taken_over)
+    monkeypatch.setattr(journal, "_EVERY", 1000.0)
+    with pytest.raises(OutputExistsError, match="another process took it over"):
+        outcrop.predict(Normed().eval(), local / "survey", "s3://bucket/m/faults", **HOW)
+    assert state() == seen
+    assert keys(s3, "m/.faults.lock")
+
+
 def test_create_is_exclusive(s3):
     """Of many at once, one succeeds."""
     results = []
@@ -411,6 +490,22 @@ def test_stored_tensors_are_deleted_once_it_is_noted(s3, survey, monkeypatch):
     outcrop.predict(Normed().eval(), survey, target, listeners=[heard.append], **HOW)
     assert seen
     assert all(noted == done for noted, done in seen)
+
+
+def test_a_note_that_is_refused_later_is_told_by_the_next(s3, refused, monkeypatch):
+    """Which is put by a thread, where nobody would hear of it."""
+    monkeypatch.setattr(journal, "_EVERY", 0.3)
+    kept, uncaught = journal.Journal(place("s3://bucket/n"), "finished"), []
+    monkeypatch.setattr(threading, "excepthook", uncaught.append)
+    kept.add("one")
+    refused("403", "PUT /bucket/n/", 2)
+    kept.add("two")
+    kept.timer.join(10)
+    with pytest.raises(OutcropError, match="PermissionError"):
+        kept.flush()
+    kept.flush()
+    assert not uncaught
+    assert journal.Journal(place("s3://bucket/n"), "finished").read() == ["one", "two"]
 
 
 def test_a_killed_overwrite_is_gone_on_with(s3, monkeypatch):
@@ -449,6 +544,19 @@ def test_what_cannot_be_reached_is_one_line(s3, monkeypatch, tmp_path):
         outcrop.ingest(SEGY, "s3://nowhere/survey")
     with pytest.raises(OutcropError, match=r"a file is written to a file system"):
         outcrop.export("s3://bucket/survey", "s3://bucket/a.sgy")
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ("export", "s3://bucket/survey", "s3://bucket/a.sgy"),
+        ("ingest", "s3://bucket/a.sgy", tmp_path / "a"),
+        ("plan", "s3://bucket/survey", "--model", "faultseg3d", "--draw", "s3://bucket/p.png"),
+        ("train", "faultseg3d", "--out", "s3://bucket/t"),
+        ("train", "faultseg3d", "--data", "s3://bucket/survey", "--out", tmp_path / "t"),
+    ):
+        with pytest.raises(OutcropError, match=r"^s3://bucket/\w+\S*: .* file system"):
+            run(*command)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OutcropError, match=r"nowhere.*bucket does not exist"):
+        outcrop.open("s3://nowhere/survey")
     with pytest.raises(ArgumentError, match="credentials in it") as caught:
         outcrop.open(f"s3://key:{SECRET}@bucket/a")
     assert SECRET not in str(caught.value)

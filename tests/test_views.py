@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+import zarr
 from torch import nn
 from typer.testing import CliRunner
 
@@ -128,6 +129,75 @@ def test_views_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
     outcrop.predict_views(model, survey, path, angles=True)
     assert done.count("again") == 2
     assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
+
+
+def test_views_that_overwrite_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
+    """With those views that are as they were written."""
+    from outcrop.engine import views
+
+    path, done, real = tmp_path / "o.zarr", [], views.predict
+    how = {"angles": True, "overwrite": True}
+    outcrop.predict(model, survey * 2, path)
+
+    def stops(network, data, part, **options):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(part.name)
+        return real(network, data, part, **options)
+
+    monkeypatch.setattr(views, "predict", stops)
+    with pytest.raises(KeyboardInterrupt):
+        outcrop.predict_views(model, survey, path, **how)
+    chunk = tmp_path / "o.zarr.steps" / done[0] / "fault_probability" / "c" / "0" / "0" / "0"
+    chunk.unlink()
+    again = []
+    monkeypatch.setattr(views, "predict", lambda *a, **k: again.append(a[2].name) or real(*a, **k))
+    outcrop.predict_views(model, survey, path, **how)
+    assert len(again) == 2
+    assert done[0] in again
+    assert outcrop.verify(path).damage == ()
+    assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
+
+
+@pytest.mark.filterwarnings("ignore::outcrop.patience.StorageRefused")
+def test_views_on_a_disk_that_refuses(model, survey, tmp_path, monkeypatch):
+    from outcrop import patience
+    from outcrop.engine import views
+
+    path, count, note = tmp_path / "o.zarr", [], views.write_whole
+    monkeypatch.setattr(patience, "WAITS", (0.0,))
+
+    def full(where, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(views, "write_whole", full)
+    with pytest.raises(OutcropError, match=r"o\.zarr\.steps: no space left .* goes on where"):
+        outcrop.predict_views(model, survey, path, angles=True)
+    monkeypatch.setattr(views, "write_whole", note)
+    record = tmp_path / "o.zarr.steps" / "record.json"
+    record.write_text("")
+    with pytest.raises(ResumeError, match=r"record\.json: is damaged; .*--overwrite"):
+        outcrop.predict_views(model, survey, path, angles=True)
+    record.unlink()
+    put = zarr.Array.__setitem__
+
+    def once(array, *arguments):
+        if array.ndim == 3:  # of the volume, not of its axes
+            count.append(1)
+            if len(count) == 1:
+                raise OSError(5, "Input/output error")
+        put(array, *arguments)
+
+    merge = views._merge
+
+    def merged(*arguments):
+        monkeypatch.setattr(zarr.Array, "__setitem__", once)
+        merge(*arguments)
+
+    monkeypatch.setattr(views, "_merge", merged)
+    found = outcrop.predict_views(model, survey, path, angles=True)
+    assert len(count) > 1
+    assert np.isfinite(found.fault_probability).all()
 
 
 def test_views_into_an_output_that_others_are_in_progress_for(model, survey, tmp_path):

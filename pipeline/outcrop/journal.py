@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from .patience import patiently
-from .storage import Place, Remote
+from .storage import Place, Remote, write_whole
 
 # In an object store nothing can be appended to: seconds between rewrites of the last object, and
 # bytes from which on another is begun.
@@ -28,10 +30,12 @@ class Journal:
     folder : path or Remote
     name : str
         Of the file, without suffix.
+    check : callable, optional
+        Called before an object is put; what it raises keeps that from being done.
     """
 
-    def __init__(self, folder: Place, name: str) -> None:
-        self.folder, self.name = folder, name
+    def __init__(self, folder: Place, name: str, check: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.name, self.check = folder, name, check
         self.number, self.text, self.latest, self.put = 0, "", 0.0, True
         self.lock = threading.Lock()
         self.timer: threading.Timer | None = None
@@ -64,9 +68,22 @@ class Journal:
             if wait <= 0:
                 self._put()
             elif self.timer is None:
-                self.timer = threading.Timer(wait, self.flush)
+                self.timer = threading.Timer(wait, self._later)
                 self.timer.daemon = True
                 self.timer.start()
+
+    def replace(self, lines: Sequence[str]) -> None:
+        """Put these lines in the place of all that there are."""
+        text = "".join(f"{line}\n" for line in lines)
+        if not isinstance(self.folder, Remote):
+            write_whole(self.folder / f"{self.name}.txt", text.encode())
+            return
+        # Whoever dies in between has no notes, and does it all again.
+        for place in list(self.folder.glob(f"{self.name}-*.txt")):
+            place.unlink(missing_ok=True)
+        with self.lock:
+            self.text = text
+            self._put()
 
     def flush(self) -> None:
         """See to it that all lines are there."""
@@ -74,10 +91,16 @@ class Journal:
             if not self.put:
                 self._put()
 
+    def _later(self) -> None:
+        """Flush, in a thread of its own: what goes wrong is told by the next call, which asks."""
+        with contextlib.suppress(Exception):
+            self.flush()
+
     def _put(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        self.check()
         (self.folder / f"{self.name}-{self.number:06}.txt").write_text(self.text)
         self.latest, self.put = time.monotonic(), True
         if len(self.text) > _ENOUGH:

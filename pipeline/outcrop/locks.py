@@ -11,11 +11,13 @@ import socket
 import threading
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from filelock import FileLock, Timeout
 
+from .arrays import ASIDE
 from .errors import OutcropError, OutputExistsError
 from .storage import Place, Remote
 
@@ -24,6 +26,34 @@ log = logging.getLogger(__name__)
 # Seconds: between two signs of life, after which without one a process is taken for dead, and in
 # which whoever takes over finds out that another did, too.
 BEAT, DEAD, SETTLE = 5.0, 20.0, 1.0
+# In the folder of what belongs to an unfinished output alone: the name of the run that writes it.
+RUN = "run"
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Keeps tasks of a run that is over out of what another run writes to the same place.
+
+    Attributes
+    ----------
+    output : pathlib.Path or Remote
+    run : str
+        Of whoever may write.
+    """
+
+    output: Place
+    run: str
+
+    def check(self) -> None:
+        """Raise `OutputExistsError` if another run has begun, or the output is whole."""
+        try:
+            found = (self.output / ASIDE / RUN).read_text()
+        except (FileNotFoundError, NotADirectoryError):
+            found = ""
+        if found != self.run:
+            raise OutputExistsError(
+                f"{self.output}: the run that this tile belongs to is over; it is not written"
+            )
 
 
 class Lock(Protocol):

@@ -14,8 +14,7 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ import zarr
 from zarr.storage import MemoryStore
 
 from .arrays import ASIDE, CHECKSUMS, Noting, native, open_for_writing, store_of
-from .errors import ArgumentError, OutputExistsError, ResumeError
+from .errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
 from .journal import Journal
-from .locks import Lock, take
+from .locks import RUN, Fence, Lock, take
 from .patience import patiently
 from .storage import Options, Place, Remote, files, place, read_all, remove, write_whole
 
@@ -35,7 +34,6 @@ PathLike = str | os.PathLike[str] | Remote
 
 _ROOT = "zarr.json"
 _RECORD = "record.json"
-_RUN = "run"
 
 
 def aside_of(path: PathLike) -> Place:
@@ -116,32 +114,6 @@ def check_apart(
             raise ArgumentError(f"{target}: holds {what} that is read; choose another path")
 
 
-@dataclass(frozen=True)
-class Fence:
-    """Keeps tasks of a run that is over out of what another run writes to the same place.
-
-    Attributes
-    ----------
-    output : pathlib.Path or Remote
-    run : str
-        Of whoever may write.
-    """
-
-    output: Place
-    run: str
-
-    def check(self) -> None:
-        """Raise `OutputExistsError` if another run has begun, or the output is whole."""
-        try:
-            found = (aside_of(self.output) / _RUN).read_text()
-        except (FileNotFoundError, NotADirectoryError):
-            found = ""
-        if found != self.run:
-            raise OutputExistsError(
-                f"{self.output}: the run that this tile belongs to is over; it is not written"
-            )
-
-
 class Output:
     """A Zarr dataset being written, by one process at a time; a context that ends with the writing.
 
@@ -154,25 +126,47 @@ class Output:
     resumed : bool
         Whether an earlier call had begun this output.
     fence : Fence
-        For tasks on other machines, which may outlast this call.
+        For whatever writes and may outlast this call, or the right to write: tasks on other
+        machines; in an object store this process too, which may have been suspended.
     """
 
     def __init__(self, path: Place, resumed: bool, lock: Lock) -> None:
         self.path = path
         self.resumed = resumed
-        self._lock = lock
-        self._journal = Journal(self.aside, "finished")
+        self._lock, self._whole = lock, False
+        self._journal = Journal(self.aside, "finished", self.check)
         self.finished = set(self._journal.read()) if resumed else set()
         self.fence = Fence(path, uuid.uuid4().hex)
-        write_whole(self.aside / _RUN, self.fence.run.encode())
+        write_whole(self.aside / RUN, self.fence.run.encode())
 
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(Exception):  # what went wrong before is what is told
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        lost = None
+        try:
+            if not self._whole:
+                self.check()
             self._journal.flush()
+        except OutputExistsError as found:
+            lost = found
+        except Exception:  # what went wrong before is what is told
+            pass
         self._lock.release()
+        # Without its output a run fails in many ways: this is what all of them come of.
+        if lost is not None and isinstance(error, Exception):
+            raise OutputExistsError(
+                f"{self.path}: another process took it over, since this one gave no sign of life "
+                "for a while; this run is over, and writes nothing more"
+            ) from error
+
+    def check(self) -> None:
+        """Raise `OutputExistsError` if another process has taken the output over."""
+        self._lock.check()
+        if isinstance(self.path, Remote):  # where a process that was suspended loses its lock
+            self.fence.check()
 
     @classmethod
     def begin(
@@ -183,6 +177,7 @@ class Output:
         record: Mapping[str, Any],
         overwrite: bool = False,
         notes: Mapping[str, str] | None = None,
+        goes_on: bool = False,
     ) -> Output:
         """Create the arrays of `template`, or take up an interrupted output.
 
@@ -200,6 +195,9 @@ class Output:
             Remove what lies at `path` first.
         notes : mapping of str to str, optional
             Texts by their file's name, to put into `aside` before anything can be taken up.
+        goes_on : bool
+            Take up what was begun with the same record although `overwrite` is given: an earlier
+            such call was interrupted.
 
         Raises
         ------
@@ -211,7 +209,9 @@ class Output:
         target = check_free(path, overwrite)
         lock = take(target)
         try:
-            resumed = cls._begin(target, template, encoding, record, overwrite, notes or {})
+            resumed = cls._begin(
+                target, template, encoding, record, overwrite, notes or {}, goes_on
+            )
             return cls(target, resumed, lock)
         except BaseException:
             lock.release()
@@ -226,30 +226,19 @@ class Output:
         record: Mapping[str, Any],
         overwrite: bool,
         notes: Mapping[str, str],
+        goes_on: bool,
     ) -> bool:
         """Return whether an earlier call began."""
         if not isinstance(target, Remote):
             remove(_old(target))  # which a call that died has left
         # A round trip through JSON, so that tuples and NumPy scalars compare as they are read.
         facts = json.loads(json.dumps(dict(record), default=native))
-        if is_unfinished(target) and not overwrite:
-            try:
-                begun = dict(json.loads((target / ASIDE / _RECORD).read_text()))
-            except (ValueError, TypeError):
-                raise ResumeError(
-                    f"{target / ASIDE / _RECORD}: is damaged; restore that file, or pass "
-                    "overwrite=True (--overwrite) to begin anew"
-                ) from None
-            differing = sorted(
-                k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k)
-            )
-            if differing:
-                what = "; ".join(f"{k}: {begun.get(k)!r}, now {facts.get(k)!r}" for k in differing)
-                raise ResumeError(
-                    f"{target}: holds an unfinished output begun with another {what}; "
-                    "run it again as before, or pass overwrite=True (--overwrite)"
-                )
-            return True
+        if is_unfinished(target) and (goes_on or not overwrite):
+            hindrance = _hindrance(target, facts, template)
+            if hindrance is None:
+                return True
+            if not overwrite:
+                raise ResumeError(hindrance)
 
         def create(store: Any) -> None:
             with _no_members():
@@ -309,9 +298,15 @@ class Output:
         self.finished.add(key)
         self._journal.add(key)
 
+    def forget(self, keys: Collection[str]) -> None:
+        """Note in the journal that parts are not written, whatever it said before."""
+        self.check()
+        self.finished -= set(keys)
+        self._journal.replace(sorted(self.finished))
+
     def flush(self) -> None:
         """See to it that the journal is stored: what it makes needless may be deleted then."""
-        self._lock.check()
+        self.check()
         self._journal.flush()
 
     def commit(self, attributes: Mapping[str, Any] | None = None) -> None:
@@ -327,7 +322,9 @@ class Output:
         root = json.loads((self.aside / _ROOT).read_text())
         root["attributes"] = {**root.get("attributes", {}), **(attributes or {})}
         text = json.dumps(root, indent=1, default=native)
+        self.check()
         patiently(partial(write_whole, self.path / _ROOT, text.encode()))
+        self._whole = True
         # Losing the consolidated metadata or leaving the journal would cost time, not data.
         with contextlib.suppress(Exception):
             remove(self.aside)
@@ -346,6 +343,26 @@ class Output:
             patiently(partial(write_whole, self.path / array / CHECKSUMS, data))
 
 
+def _hindrance(target: Place, facts: dict[str, Any], template: xr.Dataset) -> str | None:
+    """Say why an unfinished output cannot be gone on with; None if it can."""
+    record, anew = target / ASIDE / _RECORD, "pass overwrite=True (--overwrite) to begin anew"
+    try:
+        begun = dict(json.loads(record.read_text()))
+    except (ValueError, TypeError):
+        return f"{record}: is damaged; restore that file, or {anew}"
+    differing = sorted(k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k))
+    if differing:
+        what = "; ".join(f"{k}: {begun.get(k)!r}, now {facts.get(k)!r}" for k in differing)
+        return (
+            f"{target}: holds an unfinished output begun with another {what}; "
+            "run it again as before, or pass overwrite=True (--overwrite)"
+        )
+    for name in map(str, template.variables):
+        if not (target / name / _ROOT).is_file():
+            return f"{target / name / _ROOT}: gone; put it back, or {anew}"
+    return None
+
+
 def _old(target: Path) -> Path:
     """Where what is overwritten lies until it is deleted."""
     return target.parent / f".{target.name}.old"
@@ -357,8 +374,16 @@ def _remove_all_but_root(target: Remote, root: bytes) -> None:
     (aside / _RECORD).unlink(missing_ok=True)
     (aside / _ROOT).write_bytes(root)
     (target / _ROOT).unlink(missing_ok=True)
-    if others := [f"{target.key}/{key}" for key in files(target) if key != f"{ASIDE}/{_ROOT}"]:
-        target.ask("rm", others)
+
+    def others() -> list[str]:
+        return [f"{target.key}/{key}" for key in files(target) if key != f"{ASIDE}/{_ROOT}"]
+
+    if found := others():
+        target.ask("rm", found)
+    if left := others():  # s3fs says nothing of objects that the store does not delete
+        raise OutcropError(
+            f"{target.scheme}://{left[0]}: cannot be deleted; see to it, or choose another path"
+        )
 
 
 @contextlib.contextmanager

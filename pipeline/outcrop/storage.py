@@ -111,17 +111,25 @@ class Remote:
         with naming_refusal(self, "see to it, and run the same command again"):
             return patiently(partial(call, *arguments, **options))
 
+    def _kind(self) -> str | None:
+        """Return "file", "directory", or None where the store says that there is nothing."""
+        # By `info`: what fsspec answers to `isfile` and `isdir` is False where the store refuses.
+        try:
+            return self.ask("info", self.key)["type"]
+        except FileNotFoundError:
+            return None
+
     def exists(self) -> bool:
         """Whether there is an object here, or one below."""
-        return self.ask("exists", self.key)
+        return self._kind() is not None
 
     def is_file(self) -> bool:
         """Whether there is an object here."""
-        return self.ask("isfile", self.key)
+        return self._kind() == "file"
 
     def is_dir(self) -> bool:
-        """Whether there is an object below."""
-        return self.ask("isdir", self.key)
+        """Whether there is none here, but one below."""
+        return self._kind() == "directory"
 
     def iterdir(self) -> Iterator[Remote]:
         """Yield what lies directly below."""
@@ -166,13 +174,36 @@ class Remote:
         """
         if self.is_file():
             return False
-        try:
-            self.system().pipe_file(self.key, data, mode="create")
-        except Exception as error:
-            if isinstance(error, FileExistsError) or "precondition" in str(error).lower():
+
+        def put() -> bool | None:
+            try:
+                self.system().pipe_file(self.key, data, mode="create")
+            except FileExistsError:
                 return False
-            self.write_bytes(data)  # unknown there, or refused, which then is said
-        return True
+            except Exception as error:
+                if re.search("pre-?condition", str(error), re.IGNORECASE):
+                    return False
+                if _knows_no_condition(error):
+                    return None
+                raise  # and ask again: another's object may be there by now
+            return True
+
+        with naming_refusal(self, "see to it, and run the same command again"):
+            made = patiently(put)
+        if made is None:
+            self.write_bytes(data)
+        return made is not False
+
+
+def _knows_no_condition(error: Exception) -> bool:
+    """Whether a store says that it cannot put an object on a condition."""
+    response = getattr(error.__cause__, "response", None)
+    if response is not None:
+        told = str(response["Error"].get("Code"))
+        return told in ("NotImplemented", "501", "InvalidArgument", "InvalidRequest")
+    return isinstance(error, (NotImplementedError, TypeError)) or (
+        kind(error) == "ParamValidationError"  # of a botocore that is older than conditions
+    )
 
 
 Place = Path | Remote
@@ -260,6 +291,12 @@ def naming_refusal(where: object, then: str) -> Iterator[None]:
             raise
         what = str(error).strip().partition("\n")[0]
         raise OutcropError(f"{where}: {kind(error)}: {what}; {then}") from error
+
+
+def goes_on(overwrite: bool = False) -> str:
+    """Say what becomes of an output after an error; `overwrite` if that would begin it anew."""
+    how = "without overwrite (--overwrite) " if overwrite else ""
+    return f"once that is mended, the same command {how}goes on where it stopped"
 
 
 def remove(where: Place) -> None:

@@ -252,4 +252,5 @@ def _raise(future: Any, where: str) -> None:
     of_store = refuses(error) and not isinstance(error, OSError)
     if isinstance(error, OutcropError) or getattr(error, "errno", None) is not None or of_store:
         raise error
-    raise OutcropError(f"{where}: {type(error).__name__}: {error}; {_MEMORY}") from error
+    what = str(error).strip().partition("\n")[0]
+    raise OutcropError(f"{where}: {type(error).__name__}: {what}; {_MEMORY}") from error

@@ -13,7 +13,7 @@ def command(
         str, typer.Argument(help="Zarr: a survey or a prediction; s3://bucket/key too.")
     ],
     out: Annotated[
-        Path,
+        str,
         typer.Argument(
             help="File to write; its suffix says how: .sgy or .segy; .bin, .raw or .dat (float32, "
             "little-endian, C order); .npy; .vti (VTK image data, for ParaView)."
@@ -70,4 +70,4 @@ def command(
     )
     volume = select_volume(open(source), variable, source)
     sizes = " × ".join(f"{n} {d}" for d, n in volume.sizes.items())
-    typer.echo(f"{out}: {volume.name}, {sizes}, {out.stat().st_size / 1e6:,.1f} MB")
+    typer.echo(f"{out}: {volume.name}, {sizes}, {Path(out).stat().st_size / 1e6:,.1f} MB")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +19,7 @@ _SHOTS = ("origin", "azimuth")
 
 def command(
     context: typer.Context,
-    segy: Annotated[Path, typer.Argument(help="SEG-Y file.")],
+    segy: Annotated[str, typer.Argument(help="SEG-Y file.")],
     zarr: Annotated[str, typer.Argument(help="Zarr to write; s3://bucket/key too.")],
     iline_byte: IlineByte = 189,
     xline_byte: XlineByte = 193,

@@ -66,6 +66,10 @@ def main() -> None:
         resumed = command in ("ingest", "predict", "invert", "train")
         how = "with --resume " if command == "train" else ""
         then = "goes on where it stopped" if resumed else "begins anew"
+        if "--overwrite" in sys.argv and command in ("ingest", "invert"):
+            how = "without --overwrite "
+        elif "--overwrite" in sys.argv and command == "predict":
+            then += "; of several surveys those that are whole are predicted anew"
         typer.echo(f"interrupted; the same command {how}{then}", err=True)
         sys.exit(130)
 

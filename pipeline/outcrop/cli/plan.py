@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,7 +59,7 @@ def command(
     tls_key: TlsKey = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     draw: Annotated[
-        Path | None, typer.Option(help="Picture of the plan to write, such as plan.png.")
+        str | None, typer.Option(help="Picture of the plan to write, such as plan.png.")
     ] = None,
 ) -> None:
     """Show how `outcrop predict` would run, and what it would take: nothing is evaluated.

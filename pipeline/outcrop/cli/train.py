@@ -14,7 +14,7 @@ from ._shared import Option, Overwrite, Shape, Tasks, extents_of, options_of
 
 def command(
     network: Annotated[str, typer.Argument(help="Network of the zoo: see outcrop models.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, weights and the record.")],
+    out: Annotated[str, typer.Option(help="Folder for checkpoints, weights and the record.")],
     data: Annotated[
         str,
         typer.Option(
@@ -138,7 +138,9 @@ def command(
         progress=True,
     )
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # once, of several processes
-        typer.echo(f"{out / 'weights.safetensors'}: the best weights; {out / 'training.json'}: how")
+        folder = Path(out)
+        best, record = folder / "weights.safetensors", folder / "training.json"
+        typer.echo(f"{best}: the best weights; {record}: how")
 
 
 def _numbers(crop: str) -> int | tuple[int, ...]:

@@ -286,7 +286,7 @@ class _Run:
                     for group in groups
                 ]  # fmt: skip
                 gather(self.client, merges)
-            store.finish()
+            store.finish(stage.count)
         work.schedule.merge(i)
         work.complete(i)
         work.task.evaluation.on_stage(work.section, i)

@@ -44,6 +44,8 @@ class Evaluation:
         Told to them.
     compile : bool
         Compile what many tiles have in common.
+    anew : bool
+        Evaluate again what is gone, rather than refuse to go on.
     is_whole : bool
         Whether the output is committed.
     """
@@ -54,6 +56,7 @@ class Evaluation:
     listeners: Sequence[Listener] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     compile: bool = False
+    anew: bool = False
     is_whole: bool = False
 
     def weights_on(self, device: torch.device | str) -> dict[str, Tensor]:
@@ -70,12 +73,19 @@ class Evaluation:
         for key in self.output.finished:
             first, i, n = map(int, key.split(":"))
             finished[None if places.sections is None else first].add((i, n))
+        lost: dict[str, set[str]] = {}
         for section, tiles in finished.items():
             if not places.kept and len(tiles) < total:
                 tiles.clear()  # what lay in memory between stages is gone
             if len(tiles) < total:
-                self._check_stored(section, tiles)
+                lost.update(self._drop_lost(section, tiles))
+        if lost:
+            self.output.forget(set().union(*lost.values()))
         self._tell_begin(total * len(sections), [i for t in finished.values() for i, _ in t])
+        for path, keys in lost.items():
+            message = f"{path}: what {len(keys)} tiles gave is gone; they are evaluated again"
+            self.retry(message, len(keys))
+            warnings.warn(message, stacklevel=2)
         return {s: finished[s] for s in sections if len(finished[s]) < total}
 
     def run(self) -> None:
@@ -102,7 +112,7 @@ class Evaluation:
 
     def on_tile(self, section: Section, i: int, n: int, spent: Spent, worker: str) -> None:
         """Note that a tile is written."""
-        self.output.finish(f"{section or 0}:{i}:{n}")
+        self.output.finish(_key(section, i, n))
         where = {"volume": section or 0, "stage": i + 1, "tile": n, "worker": worker}
         self._tell(Tile, **where, **spent._asdict(), share=self._share(i))
 
@@ -187,19 +197,39 @@ class Evaluation:
             warnings.showwarning = hear
             yield
 
-    def _check_stored(self, section: Section, finished: set[tuple[int, int]]) -> None:
-        """Refuse to go on if what finished tiles stored, and others will read, is gone."""
-        plan, done = self.places.plan, Counter(i for i, _ in finished)
-        for i, stage in enumerate(plan.stages):
+    def _drop_lost(self, section: Section, finished: set[tuple[int, int]]) -> dict[str, set[str]]:
+        """Drop tiles of which others will read what is gone; return their keys by its path.
+
+        From the last stage on, since a tile that is evaluated again reads what those before gave.
+
+        Raises
+        ------
+        ResumeError
+            If something is gone as a whole, as where a disk is missing, unless `anew`.
+        """
+        places, plan, lost = self.places, self.places.plan, {}
+        done = [{n for k, n in finished if k == i} for i in range(len(plan.stages))]
+        left = [stage.count - len(n) for stage, n in zip(plan.stages, done, strict=True)]
+        for i, stage in reversed(list(enumerate(plan.stages))):
+            noted = frozenset(done[i])
             for name in (*stage.outputs, *stage.reduces):
-                readers = (k for k, later in enumerate(plan.stages) if name in later.inputs)
-                wanted = any(done[k] < plan.stages[k].count for k in readers)
-                path = self.places.path(name, section)
-                if done[i] and wanted and name in plan.places and not path.exists():
+                readers = [k for k, later in enumerate(plan.stages) if name in later.inputs]
+                wanted = any(len(done[k]) < plan.stages[k].count for k in readers)
+                if not (noted and wanted and name in plan.places):
+                    continue
+                path = places.path(name, section)
+                kept = any(left[k] for k in readers)  # not removed as all readers were done
+                if kept and not self.anew and not path.exists():
                     raise ResumeError(
                         f"{path}: gone, though the unfinished prediction needs it; put it "
                         "back, or begin anew with overwrite (--overwrite)"
                     )
+                tiles = ((n, tile) for n, tile in enumerate(stage.tiles()) if n in noted)
+                if gone := places.lost(name, section, tiles):
+                    done[i] -= gone
+                    finished -= {(i, n) for n in gone}
+                    lost[str(path)] = {_key(section, i, n) for n in gone}
+        return lost
 
     def bring_to_own_range(self) -> None:
         """Label the outputs whose card asks for it, so that they read as 0…1.
@@ -225,3 +255,8 @@ class Evaluation:
             if highest > lowest:
                 array.attrs["scale_factor"] = 1.0 / (highest - lowest)
                 array.attrs["add_offset"] = -lowest / (highest - lowest)
+
+
+def _key(section: Section, i: int, n: int) -> str:
+    """Of a tile in the journal."""
+    return f"{section or 0}:{i}:{n}"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..errors import ResumeError
 from ..graph import RULES, Box, Node, Reduce
 from ..patience import patiently
-from ..storage import place, remove, write_whole
+from ..storage import files, place, remove, write_whole
 
 if TYPE_CHECKING:
-    from ..output import Fence
+    from ..locks import Fence
     from ..planner import Plan
     from ..storage import Place
 
@@ -38,7 +39,7 @@ class GlobalStore:
     folder : path-like or Remote, optional
         Keep states and value there, where other processes find them; in memory unless given.
     fence : Fence, optional
-        Asked before a state is kept.
+        Asked before a state or the value is kept.
     """
 
     slow = False
@@ -64,38 +65,51 @@ class GlobalStore:
         if self.folder is None:
             self.states[number] = state.cpu()
             return
-        if self.fence is not None:
-            self.fence.check()
         self._save(self._state(0, number), state)
 
-    def levels(self, count: int) -> Iterator[tuple[int, range]]:
-        """Yield the groups that `merge` can make of `count` states, level by level.
+    def lost(self, tiles: Iterable[tuple[int, Box]]) -> set[int]:
+        """Numbers of those tiles, of all that gave a state, whose states are gone."""
+        if self.folder is None:
+            return set()
+        if self._is_finished():
+            if files(self.folder)[self._final.name]:
+                return set()
+            self._final.unlink()  # cut off: made again
+        there = self._there()
+        levels = range(1 + max((level for level, _ in there), default=0))
+        return {n for n, _ in tiles if not any((k, n // GROUP**k) in there for k in levels)}
+
+    def levels(self, count: int) -> Iterator[tuple[int, list[range]]]:
+        """Yield the groups of states that `merge` can make of `count`, level by level.
 
         Those of one level do not depend on each other; what is left is for `finish`.
         """
         level = 0
         while count > GROUP and not self._is_finished():
-            count = -(-count // GROUP)
-            yield level, range(count)
-            level += 1
+            groups = [range(n, min(n + GROUP, count)) for n in range(0, count, GROUP)]
+            yield level, groups
+            level, count = level + 1, len(groups)
 
-    def merge(self, level: int, group: int) -> None:
-        """Merge a group of states into one of the next level."""
-        target = self._state(level + 1, group)
+    def merge(self, level: int, group: range) -> None:
+        """Merge a group of states into one of the next level; `ResumeError` if one is gone."""
+        target = self._state(level + 1, group.start // GROUP)
         if not target.exists():
-            members = range(group * GROUP, (group + 1) * GROUP)
-            paths = (self._state(level, n) for n in members)
-            states = [_load(p) for p in paths if p.exists()]
+            states = [_load(self._state(level, n)) for n in group]
             patiently(partial(self._save, target, self._merged(states)))
 
-    def finish(self) -> None:
-        """Merge the states, two by two in the order of the tiles, into the value."""
+    def finish(self, count: int) -> None:
+        """Merge the states of `count` tiles, two by two in their order, into the value.
+
+        Raises
+        ------
+        ResumeError
+            If one of them is gone.
+        """
         rule = RULES[self.node.op]
         assert isinstance(rule, Reduce)
         if self.value is not None or self._is_finished():
             return
-        states = [state for _, state in sorted(self._states().items())]
-        value = rule.result(self.node, self._merged(states), self.dtype)
+        value = rule.result(self.node, self._merged(self._states(count)), self.dtype)
         self.states.clear()
         if self.folder is None:
             self.value = value.to(self.device)
@@ -144,25 +158,48 @@ class GlobalStore:
             states = pairs + states[len(pairs) * 2 :]
         return states[0]
 
-    def _states(self) -> dict[int, Tensor]:
-        """States of the highest level that there is."""
+    def _there(self) -> set[tuple[int, int]]:
+        """Level and number of the states that are kept in files."""
+        assert self.folder is not None
+        names = (name for name, size in files(self.folder).items() if size)
+        found = (n.removesuffix(".state").split("-") for n in names if n.endswith(".state"))
+        return {(int(level), int(number)) for level, number in found}
+
+    def _states(self, count: int) -> list[Tensor]:
+        """States of all tiles, on the highest level on which there is one."""
         if self.folder is None:
-            return self.states
-        found: dict[int, dict[int, Place]] = {}
-        for path in self.folder.glob("*.state"):
-            level, number = map(int, path.name.removesuffix(".state").split("-"))
-            found.setdefault(level, {})[number] = path
-        highest = found[max(found)]
-        return {n: _load(path) for n, path in highest.items()}
+            return [self.states[n] for n in range(count)]
+        there = self._there()
+
+        def state(level: int, number: int) -> Tensor:
+            if not level or (level, number) in there:
+                return _load(self._state(level, number))
+            # A cluster that merged states was stopped in the middle of it.
+            below = -(-count // GROUP ** (level - 1))
+            group = range(number * GROUP, min((number + 1) * GROUP, below))
+            return self._merged([state(level - 1, n) for n in group])
+
+        level = max((level for level, _ in there), default=0)
+        return [state(level, n) for n in range(-(-count // GROUP**level))]
 
     def _save(self, path: Place, tensor: Tensor) -> None:
+        if self.fence is not None:
+            self.fence.check()
         held = io.BytesIO()
         torch.save(tensor.cpu(), held)
         write_whole(path, held.getvalue())
 
 
 def _load(path: Place) -> Tensor:
-    return torch.load(io.BytesIO(patiently(path.read_bytes)), weights_only=True)
+    again = "run the same command again, which evaluates anew what it held"
+    try:
+        held = io.BytesIO(patiently(path.read_bytes))
+    except FileNotFoundError:
+        raise ResumeError(f"{path}: gone; {again}") from None
+    try:
+        return torch.load(held, weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler raise anything
+        raise ResumeError(f"{path}: is damaged; delete that file and {again}") from error
 
 
 def to_merge(plan: Plan, i: int, is_written: Callable[[int], bool]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,7 @@ def frame(
             "survey, or use whole_volume, which takes tensors and NumPy arrays"
         )
     volumes = _variables(card, data, where)
+    _check_unpersisted(volumes)
     name, volume = next(iter(volumes.items()))
     vertical = [d for d in ("twt", "depth") if d in volume.dims]
     others = set(volume.dims) - {"inline", "crossline", *vertical[:1]}
@@ -192,6 +194,20 @@ def frame(
     )
     before = tuple((g - n) // 2 for g, n in zip(grid, extents, strict=True))
     return Framed(volumes, card, axes, before, grid, data.attrs.get("lineage", ""))
+
+
+def _check_unpersisted(volumes: Mapping[str, xr.DataArray]) -> None:
+    """Raise unless each process can compute the volumes by itself."""
+    if "distributed" not in sys.modules:
+        return
+    from distributed import futures_of
+
+    for name, volume in volumes.items():
+        if futures_of([v for v in (volume, *volume.coords.values()) if v.chunks is not None]):
+            raise SurveyError(
+                f"{name}: is persisted on a cluster, where other tasks cannot read it; pass it as "
+                "it was before persist(), or .load() it"
+            )
 
 
 def check_outputs(framed: Framed, threshold: float | None) -> None:

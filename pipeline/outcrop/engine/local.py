@@ -97,7 +97,7 @@ def run_local(
                 if on_tile is not None:
                     on_tile(i, n, spent)
             written.add(i)
-            finish_globals(stores, to_merge(plan, i, written.__contains__))
+            finish_globals(stores, to_merge(plan, i, written.__contains__), stage.count)
             unused = unused_after(plan, i) & plan.places.keys() & stores.keys() - inputs.keys()
             if unused and before_removal is not None:
                 before_removal()
@@ -109,12 +109,12 @@ def run_local(
                 on_stage(i)
 
 
-def finish_globals(stores: Mapping[str, Store], names: Collection[str]) -> None:
-    """Merge what the tiles of a stage gave into its global values."""
+def finish_globals(stores: Mapping[str, Store], names: Collection[str], count: int) -> None:
+    """Merge what the `count` tiles of a stage gave into its global values."""
     for name in names:
         store = stores[name]
         assert isinstance(store, GlobalStore)
-        store.finish()
+        store.finish(count)
 
 
 def unused_after(plan: Plan, i: int) -> set[str]:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from ..graph import RULES, Graph, Reduce
+from ..graph import RULES, Box, Graph, Reduce
+from ..locks import Fence
 from ..models.card import OutputCard
 from ..models.normalization import Statistics
-from ..output import Fence
 from ..planner import Plan, Stage
 from ..storage import Place, Remote
 from .chunks import DecodedChunks
 from .globals import GlobalStore
 from .labelled import Framed
 from .stores import Store
-from .tiled_stores import make_store
+from .tiled_stores import file_bytes, make_store
 from .whole import to_dtype
 from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
 
@@ -104,6 +104,27 @@ class Places:
             for name, group in zip(self.graph.inputs, groups, strict=True)
         }
 
+    def _dtype(self, name: str) -> torch.dtype:
+        found: torch.dtype = getattr(torch, self.graph.nodes[name].dtype or self.plan.dtype)
+        return found
+
+    def lost(self, name: str, section: Section, tiles: Iterable[tuple[int, Box]]) -> set[int]:
+        """Numbers of those tiles, of all that wrote to a tensor in files, whose part is gone."""
+        path = self.path(name, section)
+        if not path.exists():
+            return {n for n, _ in tiles}
+        if self.shared or isinstance(path, Remote) or self.plan.places[name] == "global":
+            store = self.make(name, section)
+            assert isinstance(store, (GlobalStore, ZarrStore))
+            return store.lost(tiles)
+        # Not by making it, which takes an existing file for one that is whole.
+        writer, layout = self._writers[name], self.graph.layouts[name]
+        size = file_bytes(
+            layout.stored, self.graph.rank, self._dtype(name), writer.tile, writer.domain,
+            self.plan.compressed,
+        )  # fmt: skip
+        return set() if path.stat().st_size == size else {n for n, _ in tiles}
+
     def make(self, name: str, section: Section = None) -> Store:
         """Return the store of a tensor that a stage writes; make it if it is not there."""
         if name in self.cards:
@@ -125,8 +146,7 @@ class Places:
                 self.fence,
             )
         node, layout, rank = self.graph.nodes[name], self.graph.layouts[name], self.graph.rank
-        kind = getattr(torch, node.dtype or self.plan.dtype)
-        path = self.path(name, section)
+        kind, path = self._dtype(name), self.path(name, section)
         if isinstance(RULES[node.op], Reduce):
             on_disk = self.shared or self.kept
             folder = path if on_disk else None

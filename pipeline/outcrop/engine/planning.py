@@ -182,6 +182,6 @@ def other_options(path: Place, wanted: dict[str, Any]) -> str:
 def _begun(path: Place) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads((aside_of(path) / PLAN).read_text())
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}

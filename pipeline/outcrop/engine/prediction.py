@@ -23,7 +23,7 @@ from ..output import Output, PathLike, begun_with, check_apart, check_free, is_u
 from ..planner import Plan
 from ..planner.planner import StorageMode
 from ..progress import ProgressBar
-from ..storage import Options, Place, Remote, naming_refusal, place, remove
+from ..storage import Options, Place, Remote, goes_on, naming_refusal, place, remove
 from .effect import effect_of_compression
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, check_outputs, frame, output_cards, template
@@ -117,7 +117,7 @@ def predict(
         For fsspec, where `data`, `path` or `storage_path` is in an object store: endpoint,
         credentials, ... What the environment says unless given. Written nowhere.
     overwrite : bool
-        Replace what lies at `path`.
+        Replace what lies at `path`; an unfinished prediction of the very same is gone on with.
     progress : bool
         Show a progress bar.
     listeners : sequence of callable
@@ -139,7 +139,8 @@ def predict(
     OutputExistsError
         If `path` is taken, or another process is writing it.
     ResumeError
-        If `path` holds an unfinished prediction of another model, survey or plan.
+        If `path` holds an unfinished prediction of another model, survey, plan or storage_path,
+        or what it stored is gone.
     UnsupportedOperatorError
         If the network has an operator without a rule.
     MemoryBudgetError
@@ -227,7 +228,7 @@ def prepared(
     wanted["cluster"] = client is not None
     made = plan is None
     if plan is None:
-        begun = None if overwrite else begun_plan(target, graph, wanted)
+        begun = begun_plan(target, graph, wanted)
         store = target.parent if storage_path is None else place(storage_path, storage_options)
         store = store.absolute()
         plan = begun or plan_for(graph, framed, wanted, client, store)
@@ -260,6 +261,8 @@ def prepared(
     begun_by = dict(provenance)
     if not isinstance(scratch, Remote):  # on disks they store tensors in other forms
         begun_by["executor"] = "this process" if client is None else "a cluster"
+    if storage_path is not None and plan.places:
+        begun_by["storage_path"] = str(scratch)
     written = (
         (stage.tile, cards[name])
         for stage in plan.stages
@@ -279,19 +282,20 @@ def prepared(
     if plan.compressed and (overwrite or not is_unfinished(target)):
         places = Places(graph, plan, framed, found, cards, target, target, where)
         empty.attrs["storage_compression_effect"] = effect_of_compression(model, places)
-    goes_on = "once that is mended, the same command goes on where it stopped"
     notes = {PLAN: json.dumps({"wanted": wanted, "plan": plan.to_dict()})} if made else {}
-    overwritten = _stored(scratch, begun_with(target), target)
+    before = begun_with(target)
     with (
-        naming_refusal(target, goes_on),
-        _begin(wanted, target, empty, encoding, begun_by, overwrite, notes) as output,
+        naming_refusal(target, goes_on()),
+        _begin(wanted, target, empty, encoding, begun_by, overwrite, notes, True) as output,
     ):
         folder = output.aside / "stored"
         if storage_path is not None:  # which several predictions may share
             folder = _stored(scratch, begun_by, target)
-            if not output.resumed:
-                for each in {overwritten, folder}:
-                    remove(each)
+        if not output.resumed:
+            if elsewhere := before.get("storage_path"):
+                remove(_stored(place(elsewhere, storage_options), before, target))
+            if storage_path is not None:
+                remove(folder)
         places = Places(
             graph,
             plan,
@@ -304,9 +308,9 @@ def prepared(
             threshold,
             shared=client is not None,
             nonfinite=nonfinite,
-            fence=None if client is None else output.fence,
+            fence=output.fence if client or isinstance(target, Remote) else None,
         )
-        evaluation = Evaluation(places, state, output, listeners, empty.attrs, compile)
+        evaluation = Evaluation(places, state, output, listeners, empty.attrs, compile, overwrite)
         try:
             yield evaluation
         except BaseException as error:

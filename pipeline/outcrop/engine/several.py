@@ -31,7 +31,7 @@ def predict_all(
 
     With a client the surveys share its workers: where the tiles of one do not keep all of them
     busy, those of the next follow. Interrupted, the same call goes on where it stopped; outputs
-    that are whole stay as they are.
+    that are whole stay as they are, or are predicted anew with `overwrite`.
 
     Parameters
     ----------

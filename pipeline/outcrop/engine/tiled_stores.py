@@ -248,6 +248,14 @@ class FileStore(TiledStore):
         self.file.write(int(self.offsets[number]), to_host(data))
 
 
+def file_bytes(
+    shape: Shape, rank: int, dtype: torch.dtype, tile: Shape, domain: Box, compression: bool
+) -> int:
+    """Size of the file of a `FileStore`, from when it is made on; parameters as there."""
+    like = TiledStore(shape, rank, dtype, tile, domain=domain, compression=compression)
+    return int(like._offsets()[-1])
+
+
 class PinnedStore(TiledStore):
     """Tiles of a GPU's tensor in pinned host memory.
 

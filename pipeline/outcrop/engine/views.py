@@ -7,25 +7,29 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import dask
 import dask.array
 import numpy as np
 import xarray as xr
+import zarr
 from torch import nn
 from zarr.codecs import ZstdCodec
 
 from .. import __version__
 from ..arrays import encoding as encoded
 from ..arrays import open_dataset
-from ..errors import ArgumentError, ResumeError
+from ..errors import ArgumentError, ResumeError, SurveyError
 from ..locks import take
 from ..models.card import Card
 from ..models.weights import digest
 from ..output import Output, PathLike, check_apart, check_free, is_complete
+from ..patience import patiently
 from ..planner import parse_bytes
-from ..storage import Options, Place, naming_refusal, place, remove
+from ..storage import Options, Place, goes_on, naming_refusal, place, remove, write_whole
+from ..verification import verify
 from .labelled import Volume, check_outputs, frame, mask_of
 from .planning import captured
 from .prediction import identity, predict
@@ -137,8 +141,9 @@ def predict_views(
         seen = []
         for view in views:
             part = folder / f"{view.name}.zarr"
-            if not is_complete(part):
-                predict(model, view.turn(survey), part, **{**options, **view.options})
+            if not _is_kept(part, overwrite):
+                how = {**options, **view.options, "overwrite": overwrite}
+                predict(model, view.turn(survey), part, **how)
             seen.append(view.back(open_dataset(part)))
         memory = parse_bytes(options.get("memory", "2GB"))
         _merge(seen, target, merge, threshold, record, overwrite, memory)
@@ -217,8 +222,8 @@ def refine(
         before: Volume = data
         for i in range(iterations):
             part = folder / f"{i}.zarr"
-            if not is_complete(part):
-                predict(refiner if i else infer, before, part, **options)
+            if not _is_kept(part, overwrite):
+                predict(refiner if i else infer, before, part, overwrite=overwrite, **options)
             before = open_dataset(part, chunks={})
         predict(refiner, before, target, **last)
     return open_dataset(target)
@@ -229,25 +234,52 @@ def _steps(target: Place, record: Mapping[str, Any], overwrite: bool) -> Iterato
     """Give a folder beside the output for what comes before it; gone once that is whole."""
     folder = target.parent / f"{target.name}.steps"
     facts = json.loads(json.dumps({**record, "outcrop_version": __version__}))
-    note = folder / "record.json"
+    note, anew = folder / "record.json", "pass overwrite=True (--overwrite)"
     lock = take(folder)
     try:
-        if overwrite:
-            remove(folder)
-        if note.exists():
-            begun = json.loads(note.read_text())
-            differing = sorted(k for k in {*begun, *facts} if begun.get(k) != facts.get(k))
-            if differing:
-                raise ResumeError(
-                    f"{folder}: begun with another {', '.join(differing)}; run it again as before, "
-                    "or pass overwrite=True (--overwrite)"
-                )
-        folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(facts, indent=1))
+        with naming_refusal(folder, goes_on()):
+            hindrance = None
+            if note.exists():
+                try:
+                    begun = dict(json.loads(note.read_text()))
+                except (ValueError, TypeError):
+                    hindrance = f"{note}: is damaged; restore that file, or {anew} to begin anew"
+                else:
+                    if differing := {k for k in {*begun, *facts} if begun.get(k) != facts.get(k)}:
+                        hindrance = (
+                            f"{folder}: begun with another {', '.join(sorted(differing))}; run it "
+                            f"again as before, or {anew}"
+                        )
+            if hindrance is not None:
+                if not overwrite:
+                    raise ResumeError(hindrance)
+                remove(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(note, json.dumps(facts, indent=1).encode())
         yield folder
         remove(folder)
     finally:
         lock.release()
+
+
+def _is_kept(part: Place, overwrite: bool) -> bool:
+    """Whether a step is there whole; looked at closely where the user may have found damage."""
+    if not overwrite or not is_complete(part):
+        return is_complete(part)
+    try:
+        return not verify(part).damage
+    except SurveyError:
+        return False
+
+
+class _Patient:
+    """An array whose parts are written at a further attempt where the store refuses one."""
+
+    def __init__(self, array: zarr.Array) -> None:
+        self.array = array
+
+    def __setitem__(self, index: Any, values: np.ndarray) -> None:
+        patiently(partial(self.array.__setitem__, index, values))
 
 
 def _dataset(data: Volume, storage_options: Options | None) -> xr.Dataset:
@@ -347,12 +379,11 @@ def _merge(
     if "crossline" in record["views"]:
         attrs["direction"] = "both"
     template = xr.Dataset(variables, coords=coords, attrs=attrs)
-    goes_on = "once that is mended, the same command goes on where it stopped"
     with (
-        naming_refusal(path, goes_on),
+        naming_refusal(path, goes_on()),
         Output.begin(path, template, encoding, record, overwrite) as output,
     ):
-        targets = [output.array(name) for name in merged]
+        targets = [_Patient(output.array(name)) for name in merged]
         taken = _COPIES * (len(seen) + 1) * 4 * _EDGE**3
         threads = max(1, min(os.cpu_count() or 1, memory // taken))
         dask.array.store(

@@ -112,6 +112,7 @@ def predict_windows(
             [output.path / n if n else None for n in masks],
             threshold or 0.0,
             card.activation,
+            fence=output.fence,
         )
         with torch.inference_mode():
             for seen, kept in _windows(framed.grid, framed.domain, window, overlap, halo):

@@ -129,7 +129,9 @@ class Job(WorkerPlugin):
         ours = [w for w in caught if issubclass(w.category, UserWarning)]
         return network.address, spent, [(str(w.message), w.category) for w in ours]
 
-    def merge(self, network: Network, section: Section, name: str, level: int, group: int) -> None:
+    def merge(
+        self, network: Network, section: Section, name: str, level: int, group: range
+    ) -> None:
         """Merge a group of the states of a global value."""
         store = self._stores(section)[name]
         assert isinstance(store, GlobalStore)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dask
@@ -17,10 +18,10 @@ from ..arrays import located, open_for_writing, open_whole, store_of
 from ..errors import MissingChunkError, NonFiniteError
 from ..graph import Box
 from ..graph.boxes import Lattice, Shape
+from ..locks import Fence
 from ..models.card import InputCard
 from ..models.normalization import NORMALIZATIONS, Statistics
-from ..output import Fence
-from ..storage import Place, Remote, place, remove
+from ..storage import Place, Remote, files, place, remove
 from .chunks import DecodedChunks
 from .labelled import Framed
 from .stores import ArrayStore, to_host
@@ -64,16 +65,19 @@ class ZarrStore(ArrayStore):
         self.chunk = (*self.stored[: self.batch], *tile, *self.stored[self.batch + rank :])
         self.arrays: dict[str, zarr.Array] = {}
         if not (self.path / "zarr.json").exists():
-            # Other workers create it, too.
-            with contextlib.suppress(zarr.errors.ContainsArrayError):
-                zarr.create_array(
-                    store_of(self.path),
-                    shape=self.stored,
-                    chunks=self.chunk,
-                    dtype=self.raw,
-                    compressors=None,
-                    fill_value=0,
-                )
+            self._create()
+
+    def _create(self) -> None:
+        # Other workers create it, too.
+        with contextlib.suppress(zarr.errors.ContainsArrayError):
+            zarr.create_array(
+                store_of(self.path),
+                shape=self.stored,
+                chunks=self.chunk,
+                dtype=self.raw,
+                compressors=None,
+                fill_value=0,
+            )
 
     def open(self, mode: Any) -> zarr.Array:
         if mode not in self.arrays:
@@ -87,23 +91,47 @@ class ZarrStore(ArrayStore):
         values = np.empty((*self.stored[:first], *box.shape, *self.stored[last:]), self.raw)
         for _, tile in self.lattice.touching(box):
             part = box & tile
-            number = [0] * len(self.chunk)
-            number[first:last] = (
-                a // n
-                for a, n in zip(tile.within(self.domain).start, self.lattice.tile, strict=True)
-            )
-            values[self._index(part.within(box))] = self._mapped(number)[
+            values[self._index(part.within(box))] = self._mapped(tile)[
                 self._index(part.within(tile))
             ]
         return torch.from_numpy(values).view(self.dtype).permute(self.back)
 
-    def _mapped(self, number: Sequence[int]) -> np.ndarray:
-        """A chunk, of which nothing is read yet."""
-        name = "/".join(map(str, ("c", *number)))
+    def _name(self, tile: Box) -> str:
+        """Of the chunk of a tile."""
+        number = [0] * len(self.chunk)
+        start = tile.within(self.domain).start
+        number[self.batch : self.batch + len(start)] = (
+            a // n for a, n in zip(start, self.lattice.tile, strict=True)
+        )
+        return "/".join(map(str, ("c", *number)))
+
+    def _mapped(self, tile: Box) -> np.ndarray:
+        """The chunk of a tile, of which nothing is read yet."""
+        name = self._name(tile)
         try:
             return np.memmap(str(self.path / name), self.raw, "r", shape=self.chunk)
-        except FileNotFoundError:
-            raise MissingChunkError(f"{self.path}: chunk {name} is missing") from None
+        except (FileNotFoundError, ValueError) as error:  # of a file that is too short
+            what = "is missing" if isinstance(error, FileNotFoundError) else "is cut off"
+            raise MissingChunkError(
+                f"{self.path}: chunk {name} {what}; run the same command again, which evaluates "
+                "anew what it held"
+            ) from None
+
+    def lost(self, tiles: Iterable[tuple[int, Box]]) -> set[int]:
+        """Numbers of those tiles, of all that were written, whose chunks are gone.
+
+        What is cut off is deleted: a chunk that is written in parts would be read before.
+        """
+        size = math.prod(self.chunk) * self.dtype.itemsize
+        whole = set()
+        for name, found in files(self.path).items():
+            if found == size or (name == "zarr.json" and found):
+                whole.add(name)
+            else:
+                (self.path / name).unlink(missing_ok=True)
+        if "zarr.json" not in whole:
+            self._create()
+        return {n for n, tile in tiles if self._name(tile) not in whole}
 
     def write(self, box: Box, value: Tensor) -> None:
         if self.fence is not None:

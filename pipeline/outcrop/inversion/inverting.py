@@ -15,7 +15,7 @@ from torch import Tensor
 from ..arrays import native
 from ..errors import ResumeError
 from ..output import Output, check_apart, check_free
-from ..storage import naming_refusal, on_disk
+from ..storage import goes_on, naming_refusal, on_disk
 from ..survey.geometry import check_choice
 from .arguments import Bounds, bounds_of, check_parameters, mask_weights, steps_of
 from .bands import low_pass
@@ -217,7 +217,7 @@ def invert(
         **propagation.record(),
     }
     with (
-        naming_refusal(path, "free some, and the same call goes on where it stopped"),
+        naming_refusal(path, goes_on(overwrite)),
         begin(path, experiment, parameters, iterations * len(bands), record, overwrite) as output,
     ):
         history = History(output, need.shots)

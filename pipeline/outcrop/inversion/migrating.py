@@ -11,7 +11,7 @@ import xarray as xr
 from .. import __version__
 from ..arrays import encodings
 from ..output import Output, check_apart, check_free
-from ..storage import naming_refusal, on_disk
+from ..storage import goes_on, naming_refusal, on_disk
 from .arguments import mask_weights
 from .evaluation import Evaluator
 from .experiment import Shots, options_of, set_up
@@ -114,7 +114,7 @@ def migrate(
     encoding = encodings(template)
     encoding["image"] |= {"chunks": grid.shape, "_FillValue": None}
     with (
-        naming_refusal(path, "free some, and the same call goes on where it stopped"),
+        naming_refusal(path, goes_on(overwrite)),
         Output.begin(path, template.drop_encoding(), encoding, record, overwrite) as output,
     ):
         history = History(output, need.shots)

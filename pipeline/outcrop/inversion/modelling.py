@@ -16,7 +16,7 @@ from .. import __version__
 from ..arrays import encodings
 from ..output import Output, check_apart, check_free
 from ..progress import track
-from ..storage import naming_refusal, on_disk
+from ..storage import goes_on, naming_refusal, on_disk
 from .experiment import Experiment, options_of, set_up
 from .gathers import open_shots
 from .kinds import check_kinds
@@ -111,7 +111,7 @@ def model_shots(
         **experiment.options.record(),
     }
     with (
-        naming_refusal(path, "free some, and the same call goes on where it stopped"),
+        naming_refusal(path, goes_on(overwrite)),
         Output.begin(path, template, encoding, record, overwrite) as output,
         Team(Shots(physics, path.absolute()), client) as team,
         track("model shots", count, "shots", progress) as advance,

@@ -19,7 +19,7 @@ from ..arrays import encodings, open_for_writing
 from ..errors import GeometryError, SurveyError
 from ..output import Output, check_apart, check_free
 from ..progress import track
-from ..storage import naming_refusal, on_disk
+from ..storage import goes_on, naming_refusal, on_disk
 from ..survey.checks import check_intervals, warn_of_weights
 from ..survey.decode import decode
 from ..survey.geometry import check_choice, scaled, vertical_axis
@@ -127,7 +127,7 @@ def ingest_shots(
     }
     shot_bytes = numbers.shape[1] * file.samples * 4
     with (
-        naming_refusal(path, "free some, and the same command goes on where it stopped"),
+        naming_refusal(path, goes_on(overwrite)),
         Output.begin(path, template, encoding, record, overwrite) as output,
         track(f"ingest {file.path.name}", numbers.size, "traces", progress) as advance,
     ):

@@ -22,7 +22,7 @@ from .. import __version__
 from ..errors import OutcropError, OutputExistsError, SegyError, SurveyError
 from ..output import Output, PathLike, check_apart, check_free, is_complete
 from ..progress import track
-from ..storage import Options, Place, Remote, naming_refusal, place, size
+from ..storage import Options, Place, Remote, goes_on, naming_refusal, place, size
 from . import schema
 from .checks import check_intervals, warn_of_weights
 from .decode import decode
@@ -199,14 +199,16 @@ def ingest(
         shard_bytes = math.prod(shard) * dtype.itemsize
         window = shard[-1] * max(1, schema.SHARD // shard_bytes)
         part_bytes = shard_bytes * min(window, file.samples) // shard[-1]
-        job = Job(file, path.absolute(), at, fields, "cdp_x" in template, window, nonfinite)
+        coordinates = "cdp_x" in template
         parts = cut(grid, shard[:-1], file.trace_bytes, duplicates == "mean")
         del grid
         with (
-            naming_refusal(path, "once that is mended, the same command goes on where it stopped"),
+            naming_refusal(path, goes_on(overwrite)),
             Output.begin(path, template, encoding, record, overwrite) as output,
             track(f"ingest {file.path.name}", length, "B", progress) as advance,
         ):
+            fence = output.fence
+            job = Job(file, path.absolute(), at, fields, coordinates, window, nonfinite, fence)
             replaced = _write(job, output, parts, part_bytes, client, advance)
             told = record | {"truncate": truncate, "sparse": sparse, "nonfinite": nonfinite}
             told["replaced_samples"] = replaced

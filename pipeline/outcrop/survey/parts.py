@@ -16,6 +16,7 @@ from dask.system import CPU_COUNT
 
 from ..arrays import open_for_writing
 from ..errors import SurveyError
+from ..locks import Fence
 from ..output import Output
 from ..patience import patiently
 from ..storage import Place
@@ -58,6 +59,8 @@ class Job:
         Samples that are written at a time.
     nonfinite : str
         "zero" writes 0 for NaN and infinite samples, "error" raises `NonFiniteSampleError`.
+    fence : Fence
+        Asked before something is written.
     """
 
     file: SegyFile
@@ -67,6 +70,7 @@ class Job:
     coordinates: bool
     window: int
     nonfinite: str
+    fence: Fence
 
     def array(self, name: str) -> zarr.Array:
         """Open one variable."""
@@ -174,6 +178,7 @@ def _write_headers(job: Job, region: tuple[slice, ...]) -> None:
     def put(name: str, values: np.ndarray, missing: float) -> None:
         block = np.full(np.prod(shape, dtype=np.int64), missing, dtype=values.dtype)
         block[cells] = values
+        job.fence.check()
         job.array(name)[region] = block.reshape(shape)
 
     for name in job.fields:
@@ -197,6 +202,7 @@ def _write_samples(job: Job, part: Part) -> int:
             block[cells[which]] = values
         if part.extra.size:
             bad += _average(job, part.extra, window, block)
+        job.fence.check()
         amplitude[(*part.region, window)] = block.reshape(*shape, -1)
     return bad
 

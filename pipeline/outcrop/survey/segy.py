@@ -19,6 +19,7 @@ import numpy as np
 from segyio import tracefield
 
 from ..errors import SegyError
+from ..storage import on_disk
 from .decode import DTYPES
 
 Order = Literal[">", "<"]
@@ -106,7 +107,7 @@ class SegyFile:
         SegyError
             If it is not SEG-Y, ends in the middle of a trace, or has traces of several lengths.
         """
-        path = Path(path)
+        path = on_disk(path)
         try:
             with open(path, "rb") as file:
                 head = file.read(_TEXT + _BINARY)

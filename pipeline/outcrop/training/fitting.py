@@ -33,6 +33,7 @@ from .. import models
 from ..errors import ArgumentError, TrainingDataError
 from ..models.card import Card
 from ..models.weights import digest
+from ..storage import on_disk
 from .arguments import check, check_half, extents_of, time_of
 from .crops import Crops, Numbers
 from .module import Activations, TrainingModule, averaged
@@ -197,7 +198,7 @@ def fit(
     sources = _sources(data, validation, objective, fed, extents, shape, size, seed)
     settings |= {n: s.description for n, s in zip(("data", "validation"), sources, strict=True)}
     settings |= {"start_sha256": digest(model), "infer_sha256": infer and digest(infer)}
-    folder = Path(out)
+    folder = on_disk(out)
     record = Record(folder)
     trainer = _trainer(
         folder,

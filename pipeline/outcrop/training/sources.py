@@ -16,6 +16,7 @@ import xarray as xr
 
 from ..errors import ArgumentError, SurveyError, TrainingDataError
 from ..output import is_complete, is_unfinished
+from ..storage import on_disk
 from .blocks import Blocks
 from .recipes import RANGES, Ranges, random_survey
 from .synthetic import LABELS
@@ -330,7 +331,7 @@ def is_raw(data: str | os.PathLike[str]) -> bool:
         )
     if data == "synthetic":
         return False
-    path = Path(data)
+    path = on_disk(data)
     if not path.is_dir():
         raise TrainingDataError(
             f"{path}: no such folder; pass synthetic, a folder of raw samples or a survey in Zarr"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,6 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..planner import Plan, format_bytes
+from ..storage import on_disk
 from .save import save
 
 _COLORS = {
@@ -93,7 +93,7 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
     for axes in (tensors, memory, time):
         axes.spines[["top", "right"]].set_visible(False)
     if path is not None:
-        save(figure, Path(path))
+        save(figure, on_disk(path))
     return figure
 
 

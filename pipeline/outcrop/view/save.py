@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from ..errors import OutcropError
+from ..storage import on_disk
 
 
-def check_format(path: Path) -> None:
-    """Raise `OutcropError` if no picture is written in the format of the path's suffix."""
-    formats = FigureCanvasBase.get_supported_filetypes()
+def check_format(path: str | os.PathLike[str]) -> None:
+    """Raise `OutcropError` if no picture is written there, in the format of the path's suffix."""
+    path, formats = on_disk(path), FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in formats:
         raise OutcropError(f"{path}: no such format; choose one of {', '.join(sorted(formats))}")
 
