@@ -197,3 +197,27 @@ class Moments(Reduce):
             return made.to(dtype if dtype == torch.float64 else torch.float32)
         var = m2 / (count - node.args["correction"]).clamp(min=0)
         return (var.sqrt() if node.args["root"] else var).to(dtype)
+
+
+class Gram(Reduce):
+    """Products of the first `rows` rows with all that follow, summed over every point."""
+
+    def state(self, node: Node, x: Tensor) -> Tensor:
+        x, rows = _accurate(x), node.args["rows"]
+        return (x[..., :rows, :] @ x[..., rows:, :].mT).double()
+
+    def merge(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def result(self, node: Node, state: Tensor, dtype: torch.dtype) -> Tensor:
+        return state.to(dtype)
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        points = graph.shape(node.operands[0])[-1]
+        return 2.0 * math.prod(node.shape) * points
+
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        copied = max(itemsize, 4) * graph.width(node.operands[0]) * box.size
+        return copied + super().workspace(node, box, graph, itemsize, device)
