@@ -193,6 +193,15 @@ FUNCTIONS = {
         x.flatten(2).mT.softmax(-1),
         torch.einsum("bnc,bne->bce", x.flatten(2).mT.softmax(1), x.flatten(2).mT),
     ),
+    "computed kernel": lambda x: F.conv3d(
+        x,
+        x.mean((2, 3, 4)).view(4, 1, 1, 1, 1).expand(4, 1, 3, 3, 2),
+        x.amax((0, 2, 3, 4)),
+        groups=4,
+    ),
+    "computed kernel, transposed": lambda x: F.conv_transpose3d(
+        x, x.mean((2, 3, 4)).view(4, 1, 1, 1, 1).expand(4, 2, 3, 2, 2), stride=2
+    ),
     "special": lambda x: torch.special.ndtr(x) + torch.special.i0e(x) + torch.special.entr(x.abs()),
     "complex": lambda x: torch.complex(x, x.flip(1)).angle() + torch.polar(x.abs(), x).abs(),
 }

@@ -128,7 +128,7 @@ def test_a_pass_per_norm_and_no_more():
         once = sum(s.operations / s.overhead for s in plan.stages)
         assert plan.operations < 1.5 * once
         plans.append(plan)
-    assert len(plans[1].stages) <= 2 * len(plans[0].stages)
+    assert len(plans[1].stages) <= 2 * (len(plans[0].stages) + 1)  # the first norm needs none
     assert plans[1].operations < 2.2 * plans[0].operations
 
 

@@ -232,6 +232,11 @@ def _is_image(call: Call, x: Ref) -> bool:
     )
 
 
+def _argsort(call: Call) -> Ref:
+    call.op, call.result = "sort", 1
+    return call.plain()
+
+
 def _unbind(call: Call) -> Ref:
     args = {"self": call.args["self"], "dim": call.args["dim"], "index": call.result or 0}
     return call.add("select", args, call.shape, "int")
@@ -306,6 +311,7 @@ PARTS: dict[str, Callable[[Call], Ref]] = {
     "embedding": _embedding,
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "unbind": _unbind,
+    "argsort": _argsort,
     **dict.fromkeys([f"max_pool{n}d_with_indices" for n in (1, 2, 3)], _pool_with_places),
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), _unpool),
     "unfold": _unfold,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from .along import Along, Beside, Concatenate, Lookup
+from .along import Along, Beside, Concatenate, Lookup, Scatter
 from .base import Opaque, Rule, Values
 from .convolution import Convolution, TransposedConvolution
 from .pointwise import (
@@ -67,12 +67,9 @@ _POINTWISE = (
     "special_log_ndtr special_log1p special_ndtr special_xlog1py angle complex polar"
 )
 _COPYING = {"isfinite": 2, "isinf": 1, "log_sigmoid": 2}
-_ALONG = (
-    "argsort cummax cummin cumprod cumsum gather glu logcumsumexp scatter scatter_add sort "
-    "take_along_dim topk"
-)
+_ALONG = "cummax cummin cumprod cumsum gather glu logcumsumexp sort take_along_dim topk"
 _REDUCTIONS = (
-    "all amax amin any argmax argmin kthvalue linalg_vector_norm max mean median min mode "
+    "all amax amin any argmax argmin linalg_vector_norm max mean median min mode "
     "nanmedian norm prod std sum var"
 )
 
@@ -90,6 +87,7 @@ RULES: dict[str, Rule] = _Table(
         **{op: Pointwise(copies=copies) for op, copies in _COPYING.items()},
         **dict.fromkeys(_ALONG.split(), Along()),
         **dict.fromkeys(("log_softmax", "softmax"), Along(copies=1)),
+        **dict.fromkeys(("scatter", "scatter_add"), Scatter()),
         "prelu": PerChannel(),
         "cat": Concatenate(),
         "stack": Stack(),
@@ -148,6 +146,7 @@ RULES: dict[str, Rule] = _Table(
         "scaled_dot_product_attention": Attention(),
         **dict.fromkeys(_REDUCTIONS.split(), Reduction()),
         "logsumexp": Reduction(copies=1),
+        "kthvalue": Reduction(copies=1, ranks=True),
         "moments": Moments(),
         "global_var": Moments(),
         "gram": Gram(),

@@ -103,6 +103,18 @@ class Concatenate(Along):
         return torch.cat([part.movedim(dim, -1) for part in parts], -1).movedim(-1, dim)
 
 
+class Scatter(Along):
+    """Values go to places along a dimension."""
+
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        taken = super().workspace(node, box, graph, itemsize, device)
+        if itemsize < 4:  # in single precision
+            taken += 4 * graph.width(node.name) * self._full(node, box, graph).size
+        return taken
+
+
 class Lookup(Rule):
     """Rows of a table of weights, by their numbers."""
 

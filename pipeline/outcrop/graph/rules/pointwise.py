@@ -27,6 +27,8 @@ from .base import (
     resolve,
 )
 
+# Points that a kernel has at most.
+_KERNEL = 11**3
 # Channels last, by the number of dimensions.
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -233,8 +235,10 @@ class Expand(Rule):
         lead = len(node.shape) - graph.rank
         if lead < 1 or own.held or any(n > 1 for n in own.shape[max(0, lead - offset) :]):
             return merge(node.shape, graph.rank, [(own, offset)])
-        # What is spread over a volume may as well lie on its grid.
-        return Layout.image(node.shape, graph.rank) if new else Layout.fixed(node.shape, graph.rank)
+        # What is spread over a volume may as well lie on its grid; a kernel may not.
+        spread = new and math.prod(node.shape[lead:]) > _KERNEL
+        image = Layout.image(node.shape, graph.rank)
+        return image if spread else Layout.fixed(node.shape, graph.rank)
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         grid = graph.grid(node.name)

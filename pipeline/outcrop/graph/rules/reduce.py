@@ -10,7 +10,7 @@ from torch import Tensor
 from ..boxes import Box
 from ..graph import Graph, Node
 from ..layout import Layout
-from .base import Rule, Values, beside, call, normalized
+from .base import INDEX, Rule, Values, beside, call, normalized
 
 # Values of which deviations from a mean are held at once.
 _SLAB = 2**19
@@ -24,10 +24,12 @@ class Reduction(Rule):
     copies : int
         Tensors as large as the operand, each with one as large as the result, that kernels make
         and drop again.
+    ranks : bool
+        Whether they also make the place of each of the operand's values.
     """
 
-    def __init__(self, copies: int = 0) -> None:
-        self.copies = copies
+    def __init__(self, copies: int = 0, ranks: bool = False) -> None:
+        self.copies, self.ranks = copies, ranks
 
     def dims(self, node: Node, graph: Graph) -> tuple[int, ...]:
         """Return the operand's dimensions that are reduced."""
@@ -63,7 +65,8 @@ class Reduction(Rule):
     ) -> int:
         ((name, read),) = self.needs(node, box, graph).items()
         own = graph.width(node.name) * box.size
-        copied = self.copies * itemsize * (graph.width(name) * read.size + own)
+        taken = graph.width(name) * read.size
+        copied = self.copies * itemsize * (taken + own) + INDEX * taken * self.ranks
         return copied + beside(node, own, itemsize)
 
 
@@ -215,9 +218,3 @@ class Gram(Reduce):
     def operations(self, node: Node, graph: Graph) -> float:
         points = graph.shape(node.operands[0])[-1]
         return 2.0 * math.prod(node.shape) * points
-
-    def workspace(
-        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
-    ) -> int:
-        copied = max(itemsize, 4) * graph.width(node.operands[0]) * box.size
-        return copied + super().workspace(node, box, graph, itemsize, device)

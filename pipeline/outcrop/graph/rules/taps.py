@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -113,7 +114,15 @@ class Separable(Rule):
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
-        return 3 * itemsize * graph.width(node.name) * box.size
+        # Along each axis in turn: the sum so far, one more point, and the sum with it.
+        (need,) = self.needs(node, box, graph).values()
+        shape = graph.layouts[node.operands[0]].local(need)
+        made, before, most = graph.layouts[node.name].local(box), 0, 0
+        for i in range(len(made) - self._count(node), len(made)):
+            shape[i] = made[i]
+            most = max(most, before + (2 if shape == made else 3) * math.prod(shape))
+            before = math.prod(shape)
+        return itemsize * most
 
 
 class LargestOf(Separable):

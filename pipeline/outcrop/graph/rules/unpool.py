@@ -12,9 +12,9 @@ from torch import Tensor
 from ..boxes import Box, Shape
 from ..graph import Graph, Node
 from ..layout import Layout
-from .base import Rule, Values, per_axis
+from .base import INDEX, Rule, Values, per_axis
 from .kernels import padded
-from .window import Pool
+from .window import Pool, Window
 
 _POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
@@ -47,6 +47,13 @@ class Places(Pool):
             x, kernel, stride, 0, dilation, ceil_mode=False, return_indices=True
         )
         return _renumbered(found, [b - a for a, b in zip(low, high, strict=True)], low, extents)
+
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        made = graph.width(node.name) * box.size
+        copied = Window.workspace(self, node, box, graph, itemsize, device)
+        return copied + (4 * INDEX + itemsize) * made
 
 
 def _renumbered(index: Tensor, extents: list[int], start: Shape, whole: Shape) -> Tensor:
@@ -94,7 +101,9 @@ class Unpool(Rule):
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
         (need, *_) = self.needs(node, box, graph).values()
-        return (3 * 8 + 3 + itemsize) * graph.width(node.operands[0]) * need.size
+        taken, made = (graph.width(o) for o in (node.operands[0], node.name))
+        single = 4 * made * box.size if itemsize < 4 else 0  # in which halves are scattered
+        return single + (3 * INDEX + 3 + itemsize) * taken * need.size
 
 
 def windows(node: Node) -> dict[str, Shape] | None:
