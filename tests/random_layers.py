@@ -96,8 +96,10 @@ def unpooled(x, p):
 def smooth(x, p):
     """Sections as batches where there are three dimensions, as these are of two."""
     images = x if p.rank == 2 else x.movedim(2, 1).flatten(0, 1)
-    how = {"mode": ("bicubic", "bilinear")[p.b - 1], "antialias": p.a > 1 or p.b > 1}
-    made = F.interpolate(images, scale_factor=(1.5, 0.7, 2)[p.a - 1], **how)
+    how = {"scale_factor": (1.5, 0.7, 2)[p.a - 1], "align_corners": p.b > 1}
+    made = F.interpolate(images, **how, mode="bicubic")
+    for mode in ("bicubic", "bilinear"):
+        made = made + F.interpolate(images, **how, mode=mode, antialias=True)
     return made if p.rank == 2 else made.unflatten(0, (1, -1)).movedim(1, 2)
 
 
@@ -218,7 +220,7 @@ LAYERS = {
     "points by points": lambda x, p: image(
         torch.bmm((torch.bmm(tokens(x), x.flatten(2)) / 4).softmax(-1), tokens(x)), x
     ),
-    "no rule": lambda x, p: p.plain(torch.logcumsumexp(x, -1)),
+    "no rule": lambda x, p: p.plain(torch.fft.fft(x).real),
     # Views
     "there and back": lambda x, p: x.permute(0, *space(x), 1).relu().movedim(-1, 1).contiguous(),
     "one more": lambda x, p: x.unsqueeze(2).sin().squeeze(2),
@@ -258,6 +260,13 @@ LAYERS = {
         + alike(x.round().mode(1, True)[0], x)
     ),
     "coordinates": lambda x, p: x + torch.linspace(0, 1, x.shape[-1], dtype=x.dtype).expand_as(x),
+    "special": lambda x, p: (
+        sum(
+            getattr(torch.special, name)(inside(x))
+            for name in ["entr", "erfcx", "i0", "i0e", "i1", "i1e", "log_ndtr", "log1p", "ndtr"]
+        )
+        + torch.special.xlog1py(x, inside(x))
+    ),
     "complex": lambda x, p: torch.complex(x, other(x)).angle() + torch.polar(x, other(x)).abs(),
     # Matrices
     "products over all": lambda x, p: alike(
@@ -301,6 +310,16 @@ LAYERS = {
     "constant pad": lambda x, p: F.pad(x, (p.a, -1) * p.rank, value=0.5),
     "upsampled": lambda x, p: p.plain(F.interpolate(x, scale_factor=2)),
     "lines": lines(lambda x, p: p.along_turned(F.avg_pool1d(F.max_pool1d(p.along(x), 3, 1, 1), 1))),
+    "lines, largest": lines(
+        lambda x, p: (
+            sum(F.max_pool1d(x, 3, 1, 1, return_indices=True))
+            + F.interpolate(
+                F.adaptive_max_pool1d(x, (x.shape[-1] + 1) // 2),
+                size=x.shape[-1],
+                mode="nearest-exact",
+            )
+        )
+    ),
     "lines adapted": lines(lambda x, p: F.adaptive_avg_pool1d(x, 1).expand(x.shape)),
     "lines resampled": lines(
         lambda x, p: F.interpolate(

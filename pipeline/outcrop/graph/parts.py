@@ -312,7 +312,7 @@ PARTS: dict[str, Callable[[Call], Ref]] = {
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "unbind": _unbind,
     "argsort": _argsort,
-    **dict.fromkeys([f"max_pool{n}d_with_indices" for n in (1, 2, 3)], _pool_with_places),
+    **dict.fromkeys([f"max_pool{n}d_with_indices" for n in (2, 3)], _pool_with_places),
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), _unpool),
     "unfold": _unfold,
     "im2col": _im2col,

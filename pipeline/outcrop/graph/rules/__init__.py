@@ -105,7 +105,7 @@ RULES: dict[str, Rule] = _Table(
         ),
         **dict.fromkeys(("upsampled_conv2d", "upsampled_conv3d"), UpsampledConvolution()),
         **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), Pool(-math.inf)),
-        **dict.fromkeys([f"max_pool_places{n}d" for n in (1, 2, 3)], Places(-math.inf)),
+        **dict.fromkeys([f"max_pool_places{n}d" for n in (2, 3)], Places(-math.inf)),
         "unpool": Unpool(),
         **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), AveragePool()),
         **dict.fromkeys(

@@ -16,7 +16,7 @@ from .base import INDEX, Rule, Values, per_axis
 from .kernels import padded
 from .window import Pool, Window
 
-_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_POOLS = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class Places(Pool):
