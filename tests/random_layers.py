@@ -183,7 +183,7 @@ LAYERS = {
     },
     **{
         f"{name} of channels": lambda x, p, f=getattr(torch, name): f(x, 1)
-        for name in ("cumsum", "cumprod", "softmax", "log_softmax")
+        for name in ("cumsum", "cumprod", "logcumsumexp", "softmax", "log_softmax")
     },
     # Points
     "glu": lambda x, p: F.glu(torch.cat((x, x.flip(1)), 1), 1),
