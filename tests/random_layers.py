@@ -76,6 +76,33 @@ def lines(function):
     return on
 
 
+def set_parts(x, p):
+    """In place, in a copy."""
+    y = x.clone()
+    y[:, :, :: p.a + 1] = 0.5
+    y[:, 0] = x[:, 1]
+    y[x > 1] = -1
+    return y
+
+
+def unpooled(x, p):
+    """Largest values, where they were."""
+    pool = {2: F.max_pool2d, 3: F.max_pool3d}[p.rank]
+    back = {2: F.max_unpool2d, 3: F.max_unpool3d}[p.rank]
+    values, places = pool(x, p.a, return_indices=True)
+    return back(values, places, p.a, output_size=x.shape)
+
+
+def smooth(x, p):
+    """Sections as batches where there are three dimensions, as these are of two."""
+    images = x if p.rank == 2 else x.movedim(2, 1).flatten(0, 1)
+    how = {"scale_factor": (1.5, 0.7, 2)[p.a - 1], "align_corners": p.b > 1}
+    made = F.interpolate(images, **how, mode="bicubic")
+    for mode in ("bicubic", "bilinear"):
+        made = made + F.interpolate(images, **how, mode=mode, antialias=True)
+    return made if p.rank == 2 else made.unflatten(0, (1, -1)).movedim(1, 2)
+
+
 def point(function, domain=inside):
     return lambda x, p: function(domain(x))
 
@@ -156,7 +183,7 @@ LAYERS = {
     },
     **{
         f"{name} of channels": lambda x, p, f=getattr(torch, name): f(x, 1)
-        for name in ("cumsum", "cumprod", "softmax", "log_softmax")
+        for name in ("cumsum", "cumprod", "logcumsumexp", "softmax", "log_softmax")
     },
     # Points
     "glu": lambda x, p: F.glu(torch.cat((x, x.flip(1)), 1), 1),
@@ -193,7 +220,7 @@ LAYERS = {
     "points by points": lambda x, p: image(
         torch.bmm((torch.bmm(tokens(x), x.flatten(2)) / 4).softmax(-1), tokens(x)), x
     ),
-    "no rule": lambda x, p: p.plain(torch.logcumsumexp(x, -1)),
+    "no rule": lambda x, p: p.plain(torch.fft.fft(x).real),
     # Views
     "there and back": lambda x, p: x.permute(0, *space(x), 1).relu().movedim(-1, 1).contiguous(),
     "one more": lambda x, p: x.unsqueeze(2).sin().squeeze(2),
@@ -208,7 +235,44 @@ LAYERS = {
     "repeat": lambda x, p: x[:, :2].repeat(1, 2, *(1,) * p.rank),
     "plane": lambda x, p: x[:, :, p.a : p.a + 1].expand(x.shape),
     "chunk": lambda x, p: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "set": lambda x, p: set_parts(x, p),
+    "joined along an axis": lambda x, p: torch.cat((x[:, :, p.a :], x[:, :, : p.a] * 2), 2),
+    "fixed positions": lambda x, p: x[:, [2, 0, 1, 3]].index_select(-1, torch.tensor([1, 0, 1])),
+    "table": lambda x, p: F.embedding(x.argmax(1), p.linear.weight).movedim(-1, 1),
+    "compared with a table": lambda x, p: (
+        torch.bucketize(x, p.linear.weight[0].sort()[0])
+        + torch.searchsorted(p.linear.weight[0].sort()[0], x)
+        + torch.isin(x.round(), p.linear.weight[0].round())
+    ).to(x.dtype),
+    "places": lambda x, p: unpooled(x, p),
+    "sorted places": lambda x, p: (
+        x.gather(1, x.argsort(1))
+        + x.scatter(1, x.argsort(1), x)
+        + x.scatter_add(1, x.argsort(1), x)
+    ),
+    "of sorted": lambda x, p: (
+        x.topk(2, 1)[0].repeat(1, 2, *(1,) * p.rank)
+        + torch.take_along_dim(x, x.cummax(1)[1].clamp(max=3), 1)
+        + x.cummin(2)[0]
+    ),
+    "ranks": lambda x, p: (
+        alike(x.kthvalue(2, 1, True)[0] + x.median(1, True)[0] + x.nanmedian(1, True)[0], x)
+        + alike(x.round().mode(1, True)[0], x)
+    ),
+    "coordinates": lambda x, p: x + torch.linspace(0, 1, x.shape[-1], dtype=x.dtype).expand_as(x),
+    "special": lambda x, p: (
+        sum(
+            getattr(torch.special, name)(inside(x))
+            for name in ["entr", "erfcx", "i0", "i0e", "i1", "i1e", "log_ndtr", "log1p", "ndtr"]
+        )
+        + torch.special.xlog1py(x, inside(x))
+    ),
+    "complex": lambda x, p: torch.complex(x, other(x)).angle() + torch.polar(x, other(x)).abs(),
     # Matrices
+    "products over all": lambda x, p: alike(
+        (x.flatten(2) @ other(x).flatten(2).mT).sum(1).view(1, 4, *(1,) * p.rank) / x[0, 0].numel(),
+        x,
+    ),
     "linear": lambda x, p: image(p.linear(tokens(x)), x),
     "matmul": lambda x, p: image(tokens(x) @ p.linear.weight, x),
     "mm": lambda x, p: image((tokens(x)[0].mm(p.linear.weight.t()))[None], x),
@@ -236,9 +300,26 @@ LAYERS = {
         mode={2: "bilinear", 3: "trilinear"}[p.rank],
         align_corners=p.b > 1,
     ),
+    "smooth resampling": lambda x, p: smooth(x, p),
+    "nearest, exactly": lambda x, p: F.interpolate(
+        x, scale_factor=(1.5, 2, 0.6)[p.a - 1], mode="nearest-exact"
+    ),
+    "adaptive largest": lambda x, p: {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[p.rank](
+        x, p.b
+    ),
     "constant pad": lambda x, p: F.pad(x, (p.a, -1) * p.rank, value=0.5),
     "upsampled": lambda x, p: p.plain(F.interpolate(x, scale_factor=2)),
     "lines": lines(lambda x, p: p.along_turned(F.avg_pool1d(F.max_pool1d(p.along(x), 3, 1, 1), 1))),
+    "lines, largest": lines(
+        lambda x, p: (
+            sum(F.max_pool1d(x, 3, 1, 1, return_indices=True))
+            + F.interpolate(
+                F.adaptive_max_pool1d(x, (x.shape[-1] + 1) // 2),
+                size=x.shape[-1],
+                mode="nearest-exact",
+            )
+        )
+    ),
     "lines adapted": lines(lambda x, p: F.adaptive_avg_pool1d(x, 1).expand(x.shape)),
     "lines resampled": lines(
         lambda x, p: F.interpolate(

@@ -118,14 +118,35 @@ def test_what_is_asked_by_strides():
         whole_volume(turned, given())
 
 
-def test_views_or_not_are_refused():
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: torch.meshgrid(y.flatten(), indexing="ij")[0].add_(5),
+        lambda y: (torch.einsum("bchw->bhwc", y).sin(), y.relu_()),
+        lambda y: (torch.einsum("bchw->bhwc", y).sin(), y[:, 0].mul_(2)),
+        lambda y: y.unfold(2, 2, 2).add_(1),
+        lambda y: torch.unsafe_chunk(y, 2, 1)[0].add_(1),
+    ],
+)
+def test_views_or_not_are_refused(change):
     def function(x):
         y = x + 1
-        torch.meshgrid(y.flatten(), indexing="ij")[0].add_(5)
+        change(y)
         return y * 1
 
-    with pytest.raises(UnsupportedOperatorError, match="what meshgrid returned"):
+    with pytest.raises(UnsupportedOperatorError, match=r"(?s)operator .*_: .*took or returned"):
         whole_volume(Apply(function).eval(), given())
+
+
+@pytest.mark.parametrize("change", [lambda y: y.data.mul_(2), lambda y: y / y.data.max()])
+def test_hidden_tensors_are_refused(change):
+    with pytest.raises(UnsupportedOperatorError, match=r"\.detach\(\)"):
+        whole_volume(Apply(lambda x: change(x + 1) * 1).eval(), given())
+
+
+def test_a_function_is_no_module():
+    with pytest.raises(ArgumentError, match="is a function; pass a"):
+        whole_volume(lambda x: x, given())
 
 
 def test_an_example_of_one_element_stands_for_a_contiguous_tensor():

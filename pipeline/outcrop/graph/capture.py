@@ -13,10 +13,11 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from ..errors import UnsupportedOperatorError
 from .build import Builder
+from .call import Call
 from .fuse import fuse
 from .graph import Graph, Ref
 from .layout import Layout
-from .lower import LOWER, Call
+from .lower import LOWER
 from .polyphase import polyphase
 from .program import CHECKS, SAME, export
 from .propagate import ancestors

@@ -3,62 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
-from .boxes import Shape
-from .build import FOLDED, Builder
+from .call import Call
 from .graph import Ref
-from .rules.base import normalized, refs
-
-Args = Mapping[str, Any]
-
-
-class Call:
-    """An operator as the module calls it, about to be added to a graph under construction."""
-
-    def __init__(
-        self,
-        builder: Builder,
-        name: str,
-        op: str,
-        overload: str,
-        args: Args,
-        shape: Shape,
-        module: str,
-        result: int | None,
-        dtype: torch.dtype,
-    ) -> None:
-        self.builder, self.name, self.op, self.overload = builder, name, op, overload
-        self.args, self.shape, self.module = args, shape, module
-        self.result, self.dtype = result, dtype
-
-    def dims(self, name: str) -> tuple[tuple[int, ...], ...]:
-        """Grid axes held by each dimension of an argument."""
-        return self.builder.graph.layout(name).dims
-
-    def add(self, op: str, args: Args, shape: Shape, overload: str = "default") -> Ref:
-        """Add an operator under a name of its own."""
-        name, n = self.name, 1
-        while name in self.builder.nodes or name in self.builder.weights:
-            name, n = f"{self.name}.{n}", n + 1
-        kind = self.dtype
-        return self.builder.add(name, op, args, shape, self.module, overload, dtype=kind)
-
-    def plain(self) -> Ref:
-        """Add it as it is."""
-        return self.builder.add(
-            self.name,
-            self.op,
-            self.args,
-            self.shape,
-            self.module,
-            self.overload,
-            self.result,
-            self.dtype,
-        )
+from .parts import PARTS
+from .products import PRODUCTS
+from .rules.base import normalized
 
 
 def _globally(call: Call, dims: tuple[int, ...], name: str = "self") -> bool:
@@ -72,8 +25,7 @@ def _globally(call: Call, dims: tuple[int, ...], name: str = "self") -> bool:
 
 def _widens(call: Call) -> bool:
     """Whether a reduction takes real values as they are, or in a wider float."""
-    kind, builder = call.builder.graph.kind(call.args["self"].name), call.builder
-    own = builder.dtype if kind is None else getattr(torch, kind)
+    own = call.dtype_of(call.args["self"].name)
     to = call.args.get("dtype")
     floats = own.is_floating_point and (to is None or to.is_floating_point)
     return not own.is_complex and (
@@ -89,7 +41,8 @@ def _reduction(kind: str) -> Callable[[Call], Ref]:
         own = call.builder.shape(call.args["self"].name)
         dims = normalized(call.args.get("dim"), len(own))
         root = call.op == "std"
-        usual = call.result is None and call.args.get("ord", 2) == 2
+        several = call.result if kind in ("global_amax", "global_amin") else call.result is not None
+        usual = not several and call.args.get("ord", 2) == 2
         if not usual or not _widens(call) or not _globally(call, dims):
             return call.plain()
         correction = call.args.get("correction", call.args.get("unbiased", True))
@@ -107,6 +60,52 @@ def _reduction(kind: str) -> Callable[[Call], Ref]:
         return call.add(kind, args, call.shape)
 
     return lower
+
+
+def _spread_and_mean(call: Call) -> Ref:
+    """One of the two results of var_mean or std_mean."""
+    a = call.args
+    call.args = {"self": a["self"], "dim": a.get("dim"), "keepdim": a.get("keepdim", False)}
+    if call.result:
+        call.op, call.overload = "mean", "dim"
+        call.args["dtype"] = None
+    else:
+        call.op, call.overload = call.op.removesuffix("_mean"), "correction"
+        correction = a.get("correction", int(a.get("unbiased", True)))
+        call.args["correction"] = 1 if correction is None else correction
+    call.result = None
+    return LOWER[call.op](call)
+
+
+def _extremes(call: Call) -> Ref:
+    dim = call.args["dim"]
+    call.op, call.result = ("amax" if call.result else "amin"), None
+    call.args = {**call.args, "dim": () if dim is None else (dim,)}
+    return LOWER[call.op](call)
+
+
+def _sum_of(make: Callable[[Call, Ref], Ref]) -> Callable[[Call], Ref]:
+    """A sum of something that is made of each value."""
+
+    def lower(call: Call) -> Ref:
+        call.args = {"dim": None, "keepdim": False, "dtype": None, **call.args}
+        call.args = {**call.args, "self": make(call, call.args["self"])}
+        call.op, call.overload = "sum", "dim_IntList"
+        return LOWER["sum"](call)
+
+    return lower
+
+
+def _not_zero(call: Call, x: Ref) -> Ref:
+    shape = call.builder.shape(x.name)
+    return call.add("ne", {"self": x, "other": 0}, shape, "Scalar", dtype=torch.bool)
+
+
+def _nan_as_zero(call: Call, x: Ref) -> Ref:
+    """Unlike nan_to_num, with infinities as they are."""
+    shape, zero = call.builder.shape(x.name), call.constant(torch.zeros((), dtype=call.dtype))
+    mask = call.add("isnan", {"self": x}, shape, dtype=torch.bool)
+    return call.add("where", {"condition": mask, "self": zero, "other": x}, shape, "self")
 
 
 def _roll(call: Call) -> Ref:
@@ -164,8 +163,20 @@ def _batch_norm(call: Call) -> Ref:
     if call.op == "batch_norm" and not call.args["training"]:
         return _stored_norm(call)
     own = call.overload == "no_stats" or call.args.get("running_mean") is None
-    batch_of_one = shape[0] == 1 and own and not call.result
-    return _channel_norm(call, shape[1], x) if batch_of_one else call.plain()
+    if not own or call.result:
+        return call.plain()
+    if shape[0] == 1:
+        return _channel_norm(call, shape[1], x)
+    dims = (0, *range(2, len(shape)))
+    if not _globally(call, dims, "input"):
+        return call.plain()
+    ones = (1,) * (len(shape) - 2)
+    weights = {key: call.args[key] for key in ("weight", "bias")}
+    for key, weight in weights.items():
+        if weight is not None:
+            size = (shape[1], *ones)
+            weights[key] = call.add("view", {"self": weight, "size": size}, size)
+    return _standardized(call, x, dims, **weights)
 
 
 def _layer_norm(call: Call) -> Ref:
@@ -174,18 +185,26 @@ def _layer_norm(call: Call) -> Ref:
     dims = tuple(range(len(shape) - over, len(shape)))
     if not any(call.dims(x.name)[-over:]) or not _globally(call, dims, "input"):
         return call.plain()
-    small = (*shape[:-over], *(1,) * over)
+    return _standardized(call, x, dims, call.args["weight"], call.args["bias"])
+
+
+def _standardized(
+    call: Call, x: Ref, dims: tuple[int, ...], weight: Ref | None, bias: Ref | None
+) -> Ref:
+    """Mean 0 and variance 1 over `dims`, then weight and bias."""
+    shape = call.builder.shape(x.name)
+    small = tuple(1 if d in dims else n for d, n in enumerate(shape))
     args = {"self": x, "dims": dims, "keepdim": True}
-    mean = call.add("global_mean", {**args, "count": math.prod(shape[-over:])}, small)
+    mean = call.add("global_mean", {**args, "count": math.prod(shape[d] for d in dims)}, small)
     var = call.add("global_var", {**args, "correction": 0, "root": False}, small)
     eps = {"self": var, "other": call.args["eps"], "alpha": 1}
     scale = call.add("rsqrt", {"self": call.add("add", eps, small, "Scalar")}, small)
     made = call.add("sub", {"self": x, "other": mean, "alpha": 1}, shape, "Tensor")
     made = call.add("mul", {"self": made, "other": scale}, shape, "Tensor")
-    if call.args["weight"] is not None:
-        made = call.add("mul", {"self": made, "other": call.args["weight"]}, shape, "Tensor")
-    if call.args["bias"] is not None:
-        args = {"self": made, "other": call.args["bias"], "alpha": 1}
+    if weight is not None:
+        made = call.add("mul", {"self": made, "other": weight}, shape, "Tensor")
+    if bias is not None:
+        args = {"self": made, "other": bias, "alpha": 1}
         made = call.add("add", args, shape, "Tensor")
     return made
 
@@ -233,74 +252,9 @@ def _softmax(call: Call) -> Ref:
     return call.add("sub", args, call.shape, "Tensor")
 
 
-def _split(call: Call) -> Ref:
-    x, dim = call.args["self"], call.args["dim"]
-    own, i = call.builder.shape(x.name), call.result or 0
-    size = call.args.get("split_size", call.args.get("split_sizes"))
-    if "chunks" in call.args:
-        size = -(-own[dim % len(own)] // call.args["chunks"])
-    start = i * size if isinstance(size, int) else sum(size[:i])
-    stop = start + call.shape[dim % len(own)]
-    args = {"self": x, "dim": dim, "start": start, "end": stop, "step": 1}
-    return call.add("slice", args, call.shape, "Tensor")
-
-
-def _unbind(call: Call) -> Ref:
-    args = {"self": call.args["self"], "dim": call.args["dim"], "index": call.result or 0}
-    return call.add("select", args, call.shape, "int")
-
-
-def _repeat(call: Call) -> Ref:
-    x, repeats = call.args["self"], call.args["repeats"]
-    shape = call.builder.shape(x.name)
-    while len(shape) < len(repeats):
-        shape = (1, *shape)
-        x = call.add("unsqueeze", {"self": x, "dim": 0}, shape)
-    return call.add("repeat", {"self": x, "repeats": repeats}, call.shape)
-
-
-def _cat(call: Call) -> Ref:
-    """Leave out tensors of no values that have another number of dimensions, as ATen does."""
-    tensors = tuple(t for t in call.args["tensors"] if call.builder.shape(t.name) != (0,))
-    if len(tensors) > 1:
-        call.args = {**call.args, "tensors": tensors}
-    return tensors[0] if len(tensors) == 1 else call.plain()
-
-
-def _fill(value: float | None) -> Callable[[Call], Ref]:
-    def lower(call: Call) -> Ref:
-        on_grid = any(name in call.builder.layouts for name in refs(tuple(call.args.values())))
-        if not on_grid and math.prod(call.shape) <= FOLDED:
-            return call.plain()
-        filled = call.args["fill_value"] if value is None else value
-        number = torch.tensor(filled, dtype=call.dtype)
-        constant = call.builder.constant(call.name + ".value", number)
-        return call.add("expand", {"self": constant, "size": call.shape}, call.shape)
-
-    return lower
-
-
-def _convert(call: Call) -> Ref:
-    builder, x = call.builder, call.args["self"]
-    target: Any = call.dtype
-    if x.name in builder.weights:
-        return builder.constant(call.name, builder.weights[x.name].to(target))
-    if target == builder.dtype:
-        if x.name in builder.layouts and builder.graph.kind(x.name) is None:
-            return x
-        target = builder.constant(call.name + ".like", torch.zeros((), dtype=builder.dtype))
-    return builder.add(
-        call.name,
-        "convert",
-        {"self": x, "dtype": target},
-        call.shape,
-        call.module,
-        dtype=call.dtype,
-    )
-
-
 LOWER: dict[str, Callable[[Call], Ref]] = {
-    "cat": _cat,
+    **PARTS,
+    **PRODUCTS,
     "instance_norm": _instance_norm,
     "group_norm": _group_norm,
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit"), _batch_norm),
@@ -312,15 +266,12 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     **dict.fromkeys(("amax", "max"), _reduction("global_amax")),
     **dict.fromkeys(("amin", "min"), _reduction("global_amin")),
     **dict.fromkeys(("var", "std"), _reduction("global_var")),
+    **dict.fromkeys(("var_mean", "std_mean"), _spread_and_mean),
+    "aminmax": _extremes,
+    "count_nonzero": _sum_of(_not_zero),
+    "nansum": _sum_of(_nan_as_zero),
     "linalg_vector_norm": _reduction("global_norm"),
     **dict.fromkeys([f"adaptive_avg_pool{n}d" for n in (1, 2, 3)], _adaptive("global_mean")),
     **dict.fromkeys([f"adaptive_max_pool{n}d" for n in (1, 2, 3)], _adaptive("global_amax")),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
-    "unbind": _unbind,
-    "repeat": _repeat,
     "roll": _roll,
-    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _fill(0.0)),
-    **dict.fromkeys(("ones", "ones_like", "new_ones"), _fill(1.0)),
-    **dict.fromkeys(("full", "full_like", "new_full"), _fill(None)),
-    **dict.fromkeys(("to", "_to_copy", "type_as"), _convert),
 }

@@ -138,20 +138,21 @@ def _apart(
     for i, (source, factors) in enumerate(parts):
         if factors is None:
             continue
-        key, repeated = f"{node.name}.{i}", None
+        part, repeated = f"{node.name}.{i}", None
+        key = f"{part}.weight"
         weights[key] = _phases(slices[i], factors)
         if not plain and i == 0 and bias is not None:
             repeated = Ref(f"{node.name}.bias")
             weights[repeated.name] = weights[bias.name].repeat(math.prod(factors))
         before = made[-1].name if made else None
-        name = node.name if len(parts) == 1 else key
+        name = node.name if len(parts) == 1 else part
         op = f"upsampled_{node.op}"
         add(name, op, source, key, repeated, {"factors": factors, "padding": padding})
         if before is not None:
-            name = node.name if i == len(parts) - 1 and not plain else f"{key}.sum"
-            args = {"self": Ref(before), "other": Ref(key), "alpha": 1}
+            name = node.name if i == len(parts) - 1 and not plain else f"{part}.sum"
+            args = {"self": Ref(before), "other": Ref(part), "alpha": 1}
             both = replace(node, name=name, op="add", overload="Tensor", args=args)
-            made.append(replace(both, operands=(before, key), weights=()))
+            made.append(replace(both, operands=(before, part), weights=()))
     if plain:
         key, source = f"{node.name}.rest", parts[plain[0]][0]
         weights[key] = torch.cat([slices[i] for i in plain], 1)

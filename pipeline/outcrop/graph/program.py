@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import operator
 import re
 import sys
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from ..errors import UnsupportedOperatorError
@@ -26,7 +25,19 @@ from .rules import RULES
 SAME = {"clone", "alias", "detach", "contiguous", "lift_fresh_copy", "lift_fresh"}
 CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}
 
-_OF_EITHER_KIND = {"aten::einsum", "aten::meshgrid"}
+# Operators without a rule that torch itself writes as some that have one.
+_WRITTEN_OUT = (
+    "addmm atleast_1d atleast_2d atleast_3d baddbmm broadcast_tensors channel_shuffle "
+    "column_stack concat concatenate cosine_similarity diff dstack fliplr flipud float_power "
+    "frobenius_norm gradient hstack inner isclose kron linalg_matmul linalg_norm nanmean "
+    "one_hot outer pairwise_distance pixel_shuffle pixel_unshuffle repeat_interleave rot90 "
+    "row_stack tensordot tile trapezoid trapz tril triu vstack"
+)
+# Operators whose results torch takes for new tensors, though some are views, or writes back
+# wrongly.
+_OF_EITHER_KIND = {
+    f"aten::{op}" for op in ("einsum", "meshgrid", "unfold", "unsafe_chunk", "unsafe_split")
+} | {"aten::unsafe_split_with_sizes"}
 _MAYBE_VIEWS = {
     f"aten::{op}"
     for op in (
@@ -76,14 +87,13 @@ def export(
         with warnings.catch_warnings(), torch.no_grad(), _quiet():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, *_imagined(args, kwargs), strict=False)
-            table = _decompositions()
+            _check_constants(program)
             calls = [fx for fx in program.graph.nodes if fx.op == "call_function"]
-            if all(fx.target not in table and _is_known(fx) and _can_replace(fx) for fx in calls):
+            if all(_is_known(fx) and _can_replace(fx) for fx in calls):
                 return program
-            for fx in calls:
-                _check_change(fx)
+            _check_changes(calls)
             _leave_out_dropout(program.graph_module)
-            return program.run_decompositions(table)
+            return program.run_decompositions(_decompositions())
     except UnsupportedOperatorError:
         raise
     except Exception as error:
@@ -149,11 +159,12 @@ def _reason(error: Exception) -> str:
 
 
 def _decompositions() -> dict[Any, Any]:
-    """Operators that torch itself writes as views, permutations and products."""
-    aten = torch.ops.aten
-    return torch._decomp.get_decompositions(
-        [aten.pixel_shuffle, aten.pixel_unshuffle, aten.addmm, aten.baddbmm, aten.channel_shuffle]
-    )
+    names = {f"aten::{name}" for name in _WRITTEN_OUT.split()}
+    every = {
+        **torch.export.default_decompositions(),
+        **torch._decomp.get_decompositions([torch.ops.aten.addmm]),
+    }
+    return {op: how for op, how in every.items() if op._schema.name in names}
 
 
 def _is_known(fx: torch.fx.Node) -> bool:
@@ -184,21 +195,38 @@ def _can_replace(fx: torch.fx.Node) -> bool:
     return not _is_view(changed) and not any(map(_is_view, readers))
 
 
-def _check_change(fx: torch.fx.Node) -> None:
-    """Refuse a change in place of what may be a view, or not, and torch knows neither."""
-    target = fx.target
-    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
-        return
-    changed = fx.args[0] if fx.args else None
-    if isinstance(changed, torch.fx.Node) and changed.target is operator.getitem:
-        changed = changed.args[0]
-    source = getattr(changed, "target", None)
-    if isinstance(source, torch._ops.OpOverload) and source._schema.name in _OF_EITHER_KIND:
-        names = [op._schema.name.removeprefix("aten::") for op in (target, source)]
-        raise UnsupportedOperatorError(
-            f"operator {names[0]}: changes in place what {names[1]} returned, which may be a view "
-            "of its operand; call the one that returns a new tensor"
-        )
+def _check_constants(program: torch.export.ExportedProgram) -> None:
+    """Refuse what torch takes for a constant though it depends on the input."""
+    for value in (*program.constants.values(), *program.state_dict.values()):
+        if isinstance(value, FakeTensor):
+            raise UnsupportedOperatorError(
+                "the forward takes .data of a tensor, which hides from torch.export where it comes "
+                "from; write .detach()"
+            )
+
+
+def _check_changes(calls: list[torch.fx.Node]) -> None:
+    """Refuse changes in place of memory that other tensors may share, or not: torch knows neither.
+
+    That is of what an operator of either kind took or returned, after it.
+    """
+    memory: dict[torch.fx.Node, torch.fx.Node] = {}  # by the tensor that it was made for
+    shared: dict[torch.fx.Node, str] = {}
+    for fx in calls:
+        taken = fx.all_input_nodes
+        schema = fx.target._schema if isinstance(fx.target, torch._ops.OpOverload) else None
+        name = "" if schema is None else schema.name
+        changes = schema is not None and schema.is_mutable
+        if taken and (changes or name in _OF_EITHER_KIND or _is_view(fx)):
+            memory[fx] = memory.get(taken[0], taken[0])
+        if name in _OF_EITHER_KIND:
+            shared.update({memory.get(x, x): name for x in taken})
+        elif changes and taken and memory[fx] in shared:
+            op, other = (n.removeprefix("aten::") for n in (name, shared[memory[fx]]))
+            raise UnsupportedOperatorError(
+                f"operator {op}: changes in place what {other} took or returned, which may be in "
+                "one memory; call the one that returns a new tensor"
+            )
 
 
 def _is_view(fx: torch.fx.Node) -> bool:

@@ -18,6 +18,9 @@ from .rates import Rates
 _HELD_BACK, _ONE_TILE, _DOUBLE = 1.75, 1.55, 1.6
 # A GPU's hands out what is asked for, rounded up a little.
 _ON_GPU = 1.05
+# Tensors that are shifted or mirrored against each other show where a tile is a small part of the
+# volume: one at its end then spans more than one in its middle.
+_PART, _WIDER = 8, 1.25
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ class Costs:
         self._bytes: dict[tuple[str, int | None], int] = {}
         self._works: dict[tuple[object, ...], _Work] = {}
         self._wrapping = {n for n, node in graph.nodes.items() if RULES[node.op].wraps(node)}
+        self._wanders = _wanders(graph)
 
     def bytes(self, name: str, points: int | None = None) -> int:
         """Size of a tensor, or of `points` of its grid."""
@@ -146,9 +150,12 @@ class Costs:
             if rule.is_view(node, graph):
                 self._point[name] = operations, 0.0
             else:
-                widths = [graph.width(o) for o in node.operands]
-                moved = self.itemsize * (sum(widths) + graph.width(name))
-                arithmetic = operations / self.rates.operations(min([*widths, graph.width(name)]))
+                # What is taken whole is so for a tile, not for each of its points.
+                one = graph.layouts[name].is_fixed
+                operands = [o for o in node.operands if one or not graph.layouts[o].is_fixed]
+                widths = [*map(graph.width, operands), graph.width(name)]
+                moved = self.itemsize * sum(widths)
+                arithmetic = operations / self.rates.operations(min(widths))
                 self._point[name] = operations, max(arithmetic, moved / self.rates.bandwidth)
         return self._point[name]
 
@@ -197,16 +204,24 @@ class Costs:
         graph = self.graph
         kept = part.kept(graph)
         middle = central_tile(domain, tile)
-        boxes = needed(graph, part.nodes, dict.fromkeys(kept, middle))
-        # Every tile is evaluated on boxes of the same shape, but where an axis wraps around.
-        most = boxes
-        if not self._wrapping.isdisjoint(part.nodes):
-            most = needed(graph, part.nodes, dict.fromkeys(kept, middle), at_worst=True)
+        # Every tile is evaluated on boxes of the same shape, but where an axis wraps around, or
+        # tensors meet that are shifted or mirrored against each other.
+        wraps = not self._wrapping.isdisjoint(part.nodes)
+        spots = [middle, *(ends(domain, middle) if self._wanders else ())]
+        every = [needed(graph, part.nodes, dict.fromkeys(kept, spot)) for spot in spots]
+        worst = every
+        if wraps:
+            worst = [
+                needed(graph, part.nodes, dict.fromkeys(kept, spot), at_worst=True)
+                for spot in spots
+            ]
+        most = {name: max((b[name] for b in worst), key=lambda b: b.size) for name in worst[0]}
+        usual = {name: sum(b[name].size for b in every) / len(every) for name in every[0]}
         tiles = count_tiles(domain, tile)
         operations = seconds = once = 0.0
         for name in part.nodes:
             per_point, time = self.point(name)
-            points = boxes[name].size * tiles
+            points = usual[name] * tiles
             operations += per_point * points
             once += per_point * min(points, math.prod(graph.grid(name)))
             seconds += time * points
@@ -252,8 +267,9 @@ class Costs:
             node = graph.nodes[name]
             for operand in node.operands:
                 last[owner.get(operand, operand)] = i
-            if node.operands and RULES[node.op].is_view(node, graph):
-                owner[name] = owner.get(node.operands[0], node.operands[0])
+            if RULES[node.op].is_view(node, graph):
+                source = node.operands[0] if node.operands else name
+                owner[name] = owner.get(source, source)
             elif name in spared:
                 owner[name] = owner.get(spared[name], spared[name])
                 last[owner[name]] = i
@@ -277,6 +293,30 @@ class Costs:
             work = RULES[node.op].workspace(node, box, graph, self.itemsize, self.device)
             peak = max(peak, current + work)
         return peak
+
+
+def ends(domain: Box, tile: Box) -> tuple[Box, Box]:
+    """Return the first and the last box of the shape of `tile`."""
+    first = Box(domain.start, tuple(a + n for a, n in zip(domain.start, tile.shape, strict=True)))
+    last = tuple(b - n for b, n in zip(domain.stop, tile.shape, strict=True))
+    return first, Box(last, domain.stop)
+
+
+def _wanders(graph: Graph) -> bool:
+    """Whether boxes may span more at the ends of the volume than in its middle."""
+    last = [n for n in graph.outputs if n in graph.nodes and not graph.layouts[n].is_fixed]
+    wholes = {name: graph.whole(name) for name in last}
+    middles = {
+        n: central_tile(w, tuple(-(-e // _PART) for e in w.shape)) for n, w in wholes.items()
+    }
+    apart = {n: ends(wholes[n], middle) for n, middle in middles.items()}
+    nodes = ancestors(graph, last, ())
+    usual = needed(graph, nodes, middles)
+    return any(
+        box.size > _WIDER * usual[name].size
+        for i in (0, 1)
+        for name, box in needed(graph, nodes, {n: both[i] for n, both in apart.items()}).items()
+    )
 
 
 def balanced(extent: int, edge: int) -> int:

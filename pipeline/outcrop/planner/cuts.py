@@ -23,9 +23,12 @@ _MEASURED = 60_000
 def forced(graph: Graph) -> set[str]:
     """Tensors that no plan can do without: what is needed whole, and what is about all of it."""
     found = {n.name for n in graph.nodes.values() if isinstance(RULES[n.op], Reduce)}
+    uses = Counter(name for node in graph.nodes.values() for name in node.operands)
     for node in graph.nodes.values():
+        if node.op == "on_grid":  # where its boxes can be read
+            found.add(node.name)
         for name in node.operands:
-            if name not in graph.nodes:
+            if name not in graph.nodes or (node.op == "on_grid" and uses[name] == 1):
                 continue
             small = graph.layouts[name].is_fixed and not graph.layouts[node.name].is_fixed
             if node.op in ("whole", "on_grid") or (small and graph.nodes[name].op != "whole"):

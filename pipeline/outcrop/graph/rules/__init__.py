@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 
+from .along import Along, Beside, Concatenate, Lookup, Scatter
 from .base import Opaque, Rule, Values
 from .convolution import Convolution, TransposedConvolution
 from .pointwise import (
     BatchNorm,
-    Concatenate,
     Convert,
     Expand,
     LayerNorm,
@@ -22,20 +22,29 @@ from .pointwise import (
     PerChannel,
     Pointwise,
 )
-from .reduce import Extreme, Moments, Reduce, Reduction, Sum
+from .reduce import Extreme, Gram, Moments, Reduce, Reduction, Sum
 from .resample import (
     Gather,
     Nearest,
-    Separable,
-    adaptive_taps,
+    at_maps,
     flip_maps,
-    linear_taps,
     pad_maps,
     repeat_maps,
     roll_maps,
     slice_maps,
+    spread_maps,
+)
+from .taps import (
+    LargestOf,
+    Separable,
+    adaptive_taps,
+    cubic_taps,
+    linear_taps,
+    smooth_cubic_taps,
+    smooth_linear_taps,
 )
 from .tokens import Attention, Einsum, MatMul
+from .unpool import Places, Unpool
 from .upsampled import UpsampledConvolution
 from .views import Drop, OnGrid, Permute, Stack, Unsqueeze, View, Whole
 from .window import AveragePool, Pool
@@ -54,12 +63,14 @@ _POINTWISE = (
     "clip deg2rad digamma divide erfc erfinv exp2 fix fmax fmin frac greater greater_equal "
     "heaviside isneginf isposinf less less_equal lgamma logaddexp logaddexp2 logical_xor multiply "
     "negative not_equal rad2deg sgn signbit sinc special_erf special_expit special_xlogy subtract "
-    "true_divide"
+    "true_divide special_entr special_erfcx special_i0 special_i0e special_i1 special_i1e "
+    "special_log_ndtr special_log1p special_ndtr special_xlog1py angle complex polar"
 )
 _COPYING = {"isfinite": 2, "isinf": 1, "log_sigmoid": 2}
-_ALONG = "cumprod cumsum glu sort"
+_ALONG = "cummax cummin cumprod cumsum gather glu logcumsumexp sort take_along_dim topk"
 _REDUCTIONS = (
-    "all amax amin any argmax argmin linalg_vector_norm max mean min norm prod std sum var"
+    "all amax amin any argmax argmin linalg_vector_norm max mean median min mode "
+    "nanmedian norm prod std sum var"
 )
 
 _OTHERWISE = Opaque()
@@ -74,8 +85,9 @@ RULES: dict[str, Rule] = _Table(
     {
         **dict.fromkeys(_POINTWISE.split(), Pointwise()),
         **{op: Pointwise(copies=copies) for op, copies in _COPYING.items()},
-        **dict.fromkeys(_ALONG.split(), Pointwise("dim")),
-        **dict.fromkeys(("log_softmax", "softmax"), Pointwise("dim", copies=1)),
+        **dict.fromkeys(_ALONG.split(), Along()),
+        **dict.fromkeys(("log_softmax", "softmax"), Along(copies=1)),
+        **dict.fromkeys(("scatter", "scatter_add"), Scatter()),
         "prelu": PerChannel(),
         "cat": Concatenate(),
         "stack": Stack(),
@@ -84,6 +96,8 @@ RULES: dict[str, Rule] = _Table(
         "layer_norm": LayerNorm(),
         "linear": Linear(),
         "convert": Convert(),
+        "lookup": Lookup(),
+        **dict.fromkeys(("bucketize", "isin", "searchsorted"), Beside()),
         "expand": Expand(),
         **dict.fromkeys(("conv1d", "conv2d", "conv3d"), Convolution()),
         **dict.fromkeys(
@@ -91,9 +105,16 @@ RULES: dict[str, Rule] = _Table(
         ),
         **dict.fromkeys(("upsampled_conv2d", "upsampled_conv3d"), UpsampledConvolution()),
         **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), Pool(-math.inf)),
+        **dict.fromkeys([f"max_pool_places{n}d" for n in (2, 3)], Places(-math.inf)),
+        "unpool": Unpool(),
         **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), AveragePool()),
         **dict.fromkeys(
-            ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"), Nearest()
+            [
+                f"{op}{n}d"
+                for op in ("upsample_nearest", "_upsample_nearest_exact")
+                for n in (1, 2, 3)
+            ],
+            Nearest(),
         ),
         **dict.fromkeys(
             ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"),
@@ -103,11 +124,17 @@ RULES: dict[str, Rule] = _Table(
             ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
             Separable(adaptive_taps),
         ),
+        **dict.fromkeys([f"adaptive_max_pool{n}d" for n in (1, 2, 3)], LargestOf(adaptive_taps)),
+        "upsample_bicubic2d": Separable(cubic_taps),
+        "_upsample_bilinear2d_aa": Separable(smooth_linear_taps),
+        "_upsample_bicubic2d_aa": Separable(smooth_cubic_taps),
         "pad": Gather(pad_maps),
         "slice": Gather(slice_maps),
         "flip": Gather(flip_maps),
         "roll": Gather(roll_maps),
         "repeat": Gather(repeat_maps),
+        "spread": Gather(spread_maps),
+        "at": Gather(at_maps),
         **dict.fromkeys(("permute", "transpose", "t", "numpy_T"), Permute()),
         **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten"), View()),
         "unsqueeze": Unsqueeze(),
@@ -119,8 +146,10 @@ RULES: dict[str, Rule] = _Table(
         "scaled_dot_product_attention": Attention(),
         **dict.fromkeys(_REDUCTIONS.split(), Reduction()),
         "logsumexp": Reduction(copies=1),
+        "kthvalue": Reduction(copies=1, ranks=True),
         "moments": Moments(),
         "global_var": Moments(),
+        "gram": Gram(),
         "global_sum": Sum("sum"),
         "global_mean": Sum("mean"),
         "global_norm": Sum("norm"),

@@ -16,7 +16,7 @@ from ..layout import Axes, Layout
 
 Values = Mapping[str, Tensor]
 
-_INDEX = 8  # bytes
+INDEX = 8  # bytes
 
 
 class Rule:
@@ -210,7 +210,7 @@ def beside(node: Node, size: int, itemsize: int) -> int:
     """
     if node.result is None:
         return 0
-    return size * (_INDEX if node.dtype is None else itemsize)
+    return size * (INDEX if node.dtype is None else itemsize)
 
 
 class Opaque(Rule):

@@ -26,9 +26,9 @@ class Convolution(Window):
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         n = op_rank(node)
-        if node.args["weight"].name in graph.layouts or len(node.operands) > 1:
-            return None  # its kernel is computed by the network
-        if graph.layouts[self.source(node)].dims[-n - 1]:
+        if self.source(node) not in graph.layouts or graph.layouts[self.source(node)].dims[-n - 1]:
+            return None
+        if not all(graph.layouts[name].is_fixed for name in self._computed(node)):
             return None
         return super().layout(node, graph)
 
@@ -68,7 +68,13 @@ class Convolution(Window):
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         onto = {node.args["onto"].name: box} if "onto" in node.args else {}
-        return super().needs(node, box, graph) | onto
+        computed = {name: graph.whole(name) for name in self._computed(node)}
+        return super().needs(node, box, graph) | onto | computed
+
+    def _computed(self, node: Node) -> list[str]:
+        """Kernel and bias, if the network computes them: global values."""
+        names = [node.args[key].name for key in ("weight", "bias") if node.args[key] is not None]
+        return [name for name in names if name in node.operands]
 
     def spared(self, node: Node, graph: Graph) -> str | None:
         return node.args["onto"].name if "onto" in node.args else None
@@ -78,7 +84,7 @@ class Convolution(Window):
         return self.evaluate(node, box, values, graph)
 
     def operations(self, node: Node, graph: Graph) -> float:
-        taps = math.prod(graph.weights[node.args["weight"].name][1:])
+        taps = math.prod(graph.layout(node.args["weight"].name).shape[1:])
         return 2.0 * taps * graph.width(node.name)
 
     def workspace(
@@ -103,14 +109,14 @@ class Convolution(Window):
 
     def _rearranged(self, node: Node, graph: Graph, itemsize: int) -> int:
         """Bytes of the kernel in a layout of oneDNN's, which has none in double precision."""
-        return itemsize * math.prod(graph.weights[node.args["weight"].name]) * (itemsize < 8)
+        return itemsize * math.prod(graph.layout(node.args["weight"].name).shape) * (itemsize < 8)
 
     def _columns(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
         """Bytes of the windows side by side, as ATen holds them where oneDNN has no kernel.
 
         And of the slabs that are cut for it, and what comes of them.
         """
-        weight, groups = graph.weights[node.args["weight"].name], node.args.get("groups", 1)
+        weight, groups = graph.layout(node.args["weight"].name).shape, node.args.get("groups", 1)
         if itemsize < 8 or math.prod(weight[2:]) == 1:
             return 0
         n, (_, stride, padding, dilation) = op_rank(node), self.geometry(node, graph)
@@ -133,7 +139,7 @@ class Convolution(Window):
         return graph.layouts[name].local(held)
 
     def _kernel(self, node: Node, graph: Graph) -> Shape:
-        return graph.weights[node.args["weight"].name][2:]
+        return graph.layout(node.args["weight"].name).shape[2:]
 
 
 class TransposedConvolution(Convolution):
@@ -196,7 +202,7 @@ class TransposedConvolution(Convolution):
         return made
 
     def operations(self, node: Node, graph: Graph) -> float:
-        shape = graph.weights[node.args["weight"].name]
+        shape = graph.layout(node.args["weight"].name).shape
         _, stride, _, _ = self.geometry(node, graph)
         taps = math.prod(shape[2:]) / math.prod(stride)
         return 2.0 * taps * shape[0] * shape[1]
@@ -232,7 +238,7 @@ class TransposedConvolution(Convolution):
     def _columns(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
         if itemsize < 4:
             return 0
-        weight = graph.weights[node.args["weight"].name]
+        weight = graph.layout(node.args["weight"].name).shape
         n, (kernel, stride, _, dilation) = op_rank(node), self.geometry(node, graph)
         source = self._local(self.source(node), node, box, graph)
         windows = math.prod(source[: -n - 1]) * math.prod(source[len(source) - n + 1 :])

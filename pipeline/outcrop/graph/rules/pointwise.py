@@ -23,11 +23,12 @@ from .base import (
     call,
     is_cut,
     merge,
-    normalized,
     refs,
     resolve,
 )
 
+# Points that a kernel has at most.
+_KERNEL = 11**3
 # Channels last, by the number of dimensions.
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -37,30 +38,20 @@ class Pointwise(Rule):
 
     Parameters
     ----------
-    along : str, optional
-        Argument that names the dimensions over which the operator mixes values, such as the
-        "dim" of a softmax: they may not hold axes of the grid.
     copies : int
-        Tensors as large as the operand that kernels make and drop again; those that work along the
-        last dimension alone make none.
+        Tensors as large as the operand that kernels make and drop again.
     """
 
     cuts = True  # what holds no axes, such as a learned position, is cut to the box
 
-    def __init__(self, along: str | None = None, copies: int = 0) -> None:
-        self.along, self.copies = along, copies
+    def __init__(self, copies: int = 0) -> None:
+        self.copies = copies
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
-        shapes = [(graph.layouts[name], name) for name in node.operands]
-        n = len(node.shape)
-        if self.along is None:
-            parts = [(o, n - len(o.shape)) for o, _ in shapes]
-            return None if any(p < 0 for _, p in parts) else merge(node.shape, graph.rank, parts)
-        source = shapes[0][0]
-        mixed = normalized(node.args[self.along], len(source.shape))
-        if any(len(o.shape) != n or any(o.dims[d] for d in mixed) for o, _ in shapes):
+        owns, n = [graph.layouts[name] for name in node.operands], len(node.shape)
+        if any(len(own.shape) > n for own in owns):
             return None
-        return merge(node.shape, graph.rank, [(o, 0) for o, _ in shapes])
+        return merge(node.shape, graph.rank, [(own, n - len(own.shape)) for own in owns])
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         grid = graph.grid(node.name)
@@ -81,13 +72,8 @@ class Pointwise(Rule):
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
-        if not self.copies and node.result is None:
-            return 0
         size = graph.width(node.name) * box.size
-        n = len(node.shape)
-        last = self.along is not None and normalized(node.args[self.along], n) == (n - 1,)
-        copied = 0 if last else self.copies * itemsize * size
-        return copied + beside(node, size, itemsize)
+        return self.copies * itemsize * size + beside(node, size, itemsize)
 
     def spared(self, node: Node, graph: Graph) -> str | None:
         in_place = getattr(torch.ops.aten, node.op + "_", None)
@@ -126,22 +112,6 @@ class PerChannel(Pointwise):
         made = super().layout(node, graph)
         differ = any(math.prod(graph.weights[name]) > 1 for name in node.weights)
         return None if made is not None and differ and any(made.dims[1:2]) else made
-
-
-class Concatenate(Pointwise):
-    """Channels side by side."""
-
-    def __init__(self) -> None:
-        super().__init__("dim")
-
-    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
-        parts = resolve(node.args["tensors"], self._cut(node, box, values, graph))
-        dim = int(node.args["dim"]) % len(node.shape)
-        if not any(channels_last(part) for part in parts):
-            return torch.cat(parts, dim)
-        # ATen's kernel for this layout is slow by an order of magnitude; on the same memory, seen
-        # with the channels as its last axis, it copies long runs.
-        return torch.cat([part.movedim(dim, -1) for part in parts], -1).movedim(-1, dim)
 
 
 def channels_last(x: Tensor) -> bool:
@@ -253,6 +223,8 @@ class Expand(Rule):
     may_share = True
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
+        if not node.operands:  # a weight that is spread over the volume
+            return Layout.image(node.shape, graph.rank)
         own = graph.layout(node.args["self"].name)
         offset = len(node.shape) - len(own.shape)
         new = [
@@ -263,18 +235,25 @@ class Expand(Rule):
         lead = len(node.shape) - graph.rank
         if lead < 1 or own.held or any(n > 1 for n in own.shape[max(0, lead - offset) :]):
             return merge(node.shape, graph.rank, [(own, offset)])
-        # What is spread over a volume may as well lie on its grid.
-        return Layout.image(node.shape, graph.rank) if new else Layout.fixed(node.shape, graph.rank)
+        # What is spread over a volume may as well lie on its grid; a kernel may not.
+        spread = new and math.prod(node.shape[lead:]) > _KERNEL
+        image = Layout.image(node.shape, graph.rank)
+        return image if spread else Layout.fixed(node.shape, graph.rank)
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         grid = graph.grid(node.name)
         return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
 
     def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
-        return None
+        cut = not node.operands and math.prod(graph.weights[node.weights[0]]) > 1
+        return box.start if cut else None
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
-        return values[node.args["self"].name].expand(graph.layouts[node.name].local(box))
+        name, layout = node.args["self"].name, graph.layouts[node.name]
+        value = values[name]
+        if not node.operands:
+            value = broadcast_cut(value, graph.layout(name), layout, box)
+        return value.expand(layout.local(box))
 
     def is_view(self, node: Node, graph: Graph) -> bool:
         return True

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..boxes import Box
 from ..graph import Graph, Node
 from ..layout import Layout
-from .base import Rule, Values, beside, call, normalized
+from .base import INDEX, Rule, Values, beside, call, normalized
 
 # Values of which deviations from a mean are held at once.
 _SLAB = 2**19
@@ -24,10 +24,12 @@ class Reduction(Rule):
     copies : int
         Tensors as large as the operand, each with one as large as the result, that kernels make
         and drop again.
+    ranks : bool
+        Whether they also make the place of each of the operand's values.
     """
 
-    def __init__(self, copies: int = 0) -> None:
-        self.copies = copies
+    def __init__(self, copies: int = 0, ranks: bool = False) -> None:
+        self.copies, self.ranks = copies, ranks
 
     def dims(self, node: Node, graph: Graph) -> tuple[int, ...]:
         """Return the operand's dimensions that are reduced."""
@@ -63,7 +65,8 @@ class Reduction(Rule):
     ) -> int:
         ((name, read),) = self.needs(node, box, graph).items()
         own = graph.width(node.name) * box.size
-        copied = self.copies * itemsize * (graph.width(name) * read.size + own)
+        taken = graph.width(name) * read.size
+        copied = self.copies * itemsize * (taken + own) + INDEX * taken * self.ranks
         return copied + beside(node, own, itemsize)
 
 
@@ -197,3 +200,21 @@ class Moments(Reduce):
             return made.to(dtype if dtype == torch.float64 else torch.float32)
         var = m2 / (count - node.args["correction"]).clamp(min=0)
         return (var.sqrt() if node.args["root"] else var).to(dtype)
+
+
+class Gram(Reduce):
+    """Products of the first `rows` rows with all that follow, summed over every point."""
+
+    def state(self, node: Node, x: Tensor) -> Tensor:
+        x, rows = _accurate(x), node.args["rows"]
+        return (x[..., :rows, :] @ x[..., rows:, :].mT).double()
+
+    def merge(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def result(self, node: Node, state: Tensor, dtype: torch.dtype) -> Tensor:
+        return state.to(dtype)
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        points = graph.shape(node.operands[0])[-1]
+        return 2.0 * math.prod(node.shape) * points

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Hashable
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 from ..boxes import Box
 from ..graph import Graph, Node
 from ..layout import Layout
-from .base import Rule, Values, rounds
+from .base import Rule, Values
 from .kernels import padded
 from .window import with_axes
 
@@ -73,12 +71,18 @@ class Gather(Rule):
         return {node.operands[0]: with_axes(box, dims, tuple(first), tuple(last))}
 
     def wraps(self, node: Node) -> bool:
-        return node.op in ("roll", "repeat") or node.args.get("mode") == "circular"
+        return node.op in ("roll", "repeat", "spread", "at") or node.args.get("mode") == "circular"
 
     def at_worst(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        own, needs = graph.layouts[node.operands[0]], self.needs(node, box, graph)
         if not self.wraps(node):
-            return self.needs(node, box, graph)
-        own = graph.layouts[node.operands[0]]
+            return needs
+        if node.op == "spread":
+            (held,), (axes,) = needs.values(), (own.dims[node.args["dim"]],)
+            most = [min(own.grid[a], (box.shape[a] - 1) // node.args["step"] + 2) for a in axes]
+            first = [min(held.start[a], own.grid[a] - n) for a, n in zip(axes, most, strict=True)]
+            last = [a + n for a, n in zip(first, most, strict=True)]
+            return {node.operands[0]: with_axes(box, [axes] * len(axes), tuple(first), tuple(last))}
         dims = [own.dims[i] for i in self.maps(node, own.shape) if own.dims[i]]
         whole = [own.grid[axes[0]] for axes in dims]
         return {node.operands[0]: with_axes(box, dims, (0,) * len(dims), tuple(whole))}
@@ -156,6 +160,19 @@ def repeat_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
     return {d: _around(shape[d], 0) for d, r in enumerate(node.args["repeats"]) if r != 1}
 
 
+def spread_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
+    """Spread: the point before, `step` apart from `start` on."""
+    dim, start, step = (node.args[key] for key in ("dim", "start", "step"))
+    n = shape[dim]
+    return {dim: lambda i: ((i - start) // step).clip(0, n - 1)}
+
+
+def at_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
+    """At: fixed positions."""
+    where = np.array(node.args["index"])
+    return {node.args["dim"]: lambda i: where[i]}
+
+
 def _around(n: int, shift: int) -> Map:
     return lambda i: (i - shift) % n
 
@@ -185,17 +202,18 @@ def pad_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
 
 
 def nearest_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
-    """Nearest neighbour: floor(i · scale), in float32 as ATen computes it."""
+    """Nearest neighbour: floor(i · scale), in float32 as ATen computes it, or of i + 1/2."""
+    shift = np.float32(0.5 if "exact" in node.op else 0.0)
     found: dict[int, Map] = {}
     n = len(node.shape) - 2
     factors = node.args.get("scale_factors") or (None,) * n
     for dim, factor in enumerate(factors, start=2):
-        if n == 2 and node.shape[dim] in (shape[dim], 2 * shape[dim]):
+        if not shift and n == 2 and node.shape[dim] in (shape[dim], 2 * shape[dim]):
             factor = None  # in 2-D ATen then goes by the sizes, whatever was asked for
         ratio = shape[dim] / node.shape[dim] if factor is None else 1.0 / factor
 
         def where(i: np.ndarray, n: int = shape[dim], ratio: float = ratio) -> np.ndarray:
-            scaled = i.astype(np.float32) * np.float32(ratio)
+            scaled = (i.astype(np.float32) + shift) * np.float32(ratio)
             return scaled.astype(np.int64).clip(max=n - 1)
 
         found[dim] = where
@@ -210,7 +228,7 @@ def whole_factors(node: Node, graph: Graph) -> tuple[int, ...] | None:
     own = graph.layouts[node.operands[0]]
     ratios = [m / n for n, m in zip(own.shape[2:], node.shape[2:], strict=True)]
     given = node.args.get("scale_factors") or ratios
-    by_size = (1.0, 2.0) if len(ratios) == 2 else ()
+    by_size = (1.0, 2.0) if len(ratios) == 2 and "exact" not in node.op else ()
     whole = all(
         r == int(r) and (r == f or r in by_size) for r, f in zip(ratios, given, strict=True)
     )
@@ -256,124 +274,3 @@ class Nearest(Gather):
             itemsize * graph.width(name) * need.size
             for name, need in self.needs(node, box, graph).items()
         )
-
-
-# Positions that a result takes part in, and their shares: (results, positions) each.
-Taps = tuple[np.ndarray, np.ndarray]
-
-
-class Separable(Rule):
-    """Each result is a mean of a few points along each axis: linear resampling, adaptive means.
-
-    Parameters
-    ----------
-    taps : callable
-        From a dimension's extents before and after, the first and last of some results,
-        `align_corners`, and the factor that was given, if any: the `Taps` of the results.
-    """
-
-    of_images = True
-
-    def __init__(self, taps: Callable[[int, int, int, int, bool, float | None], Taps]) -> None:
-        self.taps = taps
-
-    def layout(self, node: Node, graph: Graph) -> Layout | None:
-        own = graph.layouts[node.operands[0]]
-        lead = len(node.shape) - self._count(node)
-        if rounds(node):
-            return None
-        if any(len(axes) > 1 for axes in own.dims[lead:]):
-            return None
-        grid = list(own.grid)
-        for axes, extent in zip(own.dims[lead:], node.shape[lead:], strict=True):
-            for a in axes:
-                grid[a] = extent
-        return Layout(node.shape, own.dims, tuple(grid))
-
-    def _count(self, node: Node) -> int:
-        return 3 if "3d" in node.op else 2 if "2d" in node.op or "bilinear" in node.op else 1
-
-    def _taps(self, node: Node, box: Box, graph: Graph) -> dict[int, Taps]:
-        own, layout = graph.layouts[node.operands[0]], graph.layouts[node.name]
-        found = {}
-        for i in range(len(node.shape) - self._count(node), len(node.shape)):
-            axes = layout.dims[i]
-            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i])
-            factors: Any = node.args.get("scale_factors")
-            factor = factors[i - 2] if factors else None
-            aligned = bool(node.args.get("align_corners"))
-            found[i] = self.taps(own.shape[i], node.shape[i], a, b, aligned, factor)
-        return found
-
-    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
-        own = graph.layouts[node.operands[0]]
-        taps = self._taps(node, box, graph)
-        return {
-            node.operands[0]: with_axes(
-                box,
-                [own.dims[i] for i in taps],
-                tuple(int(where.min()) for where, _ in taps.values()),
-                tuple(int(where.max()) + 1 for where, _ in taps.values()),
-            )
-        }
-
-    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
-        held = self.needs(node, box, graph)[node.operands[0]]
-        dims = graph.layouts[node.operands[0]].dims
-        return tuple(
-            (*(where - held.start[dims[i][0]] if dims[i] else where).ravel(), *share.ravel())
-            for i, (where, share) in self._taps(node, box, graph).items()
-        )
-
-    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
-        x = values[node.operands[0]]
-        own = graph.layouts[node.operands[0]]
-        held = self.needs(node, box, graph)[node.operands[0]]
-        for i, (where, share) in self._taps(node, box, graph).items():
-            start = held.start[own.dims[i][0]] if own.dims[i] else 0
-            at = torch.from_numpy(where - start).to(x.device)
-            shares = torch.from_numpy(share).to(x.device, x.dtype)
-            column = (-1, *(1,) * (x.ndim - 1 - i))
-            parts = [x.index_select(i, at[:, k]) for k in range(at.shape[1])]
-            made = parts[0] * shares[:, 0].view(column)
-            for k in range(1, at.shape[1]):
-                made = torch.addcmul(made, parts[k], shares[:, k].view(column))
-            x = made
-        return x
-
-    def operations(self, node: Node, graph: Graph) -> float:
-        return 8.0 * graph.width(node.name)
-
-    def workspace(
-        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
-    ) -> int:
-        return 3 * itemsize * graph.width(node.name) * box.size
-
-
-@functools.lru_cache(maxsize=4096)
-def linear_taps(
-    n: int, m: int, first: int, last: int, align_corners: bool, factor: float | None
-) -> Taps:
-    """Linear resampling: the two neighbours, in coordinates of the whole dimension."""
-    i = np.arange(first, last)
-    if align_corners:
-        at = i * ((n - 1) / (m - 1) if m > 1 else 0.0)
-    else:
-        scale = n / m if factor is None else 1.0 / factor
-        at = ((i + 0.5) * scale - 0.5).clip(min=0.0)
-    low = np.floor(at).astype(np.int64).clip(max=n - 1)
-    high = (low + 1).clip(max=n - 1)
-    share = at - low
-    return np.stack((low, high), 1), np.stack((1 - share, share), 1)
-
-
-@functools.lru_cache(maxsize=4096)
-def adaptive_taps(
-    n: int, m: int, first: int, last: int, align_corners: bool, factor: float | None
-) -> Taps:
-    """Adaptive mean: points floor(i·n/m) to ceil((i+1)·n/m), in equal shares."""
-    i = np.arange(first, last)
-    low, high = i * n // m, -(-(i + 1) * n // m)
-    where = low[:, None] + np.arange(int((high - low).max()))
-    inside = where < high[:, None]
-    return where.clip(max=n - 1), inside / (high - low)[:, None]

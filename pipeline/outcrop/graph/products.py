@@ -1,0 +1,84 @@
+"""Products of matrices that are summed over the whole grid, as global values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from .call import Call
+from .graph import Ref
+
+
+def _gram(call: Call, a: Ref, b: Ref) -> Ref | None:
+    """Product of (..., m, points) and (..., n, points) over the points, if these are all axes."""
+    left, right = (call.builder.graph.layout(x.name) for x in (a, b))
+    points = left.dims[-1]
+    if (
+        not points
+        or left.dims != right.dims
+        or left.held != points
+        or left.grid != right.grid
+        or left.shape[:-2] != right.shape[:-2]
+    ):
+        return None
+    rows, n = left.shape[-2], right.shape[-2]
+    shape = (*left.shape[:-2], rows + n, left.shape[-1])
+    both = call.add("cat", {"tensors": (a, b), "dim": len(shape) - 2}, shape)
+    return call.add("gram", {"self": both, "rows": rows}, (*left.shape[:-2], rows, n))
+
+
+def _matmul(call: Call) -> Ref:
+    a, b = (x for x in call.args.values() if isinstance(x, Ref))
+    shape = call.builder.shape(b.name)
+    if not call.dims(a.name)[-1] or min(len(shape), len(call.dims(a.name))) < 2:
+        return call.plain()
+    turned = (*shape[:-2], shape[-1], shape[-2])
+    other = call.add("transpose", {"self": b, "dim0": -2, "dim1": -1}, turned)
+    return _gram(call, a, other) or call.plain()
+
+
+def _einsum(call: Call) -> Ref:
+    """One of two operands, in which every axis of the grid is summed over."""
+    tensors = call.args["tensors"]
+    inputs, _, output = call.args["equation"].replace(" ", "").partition("->")
+    labels = inputs.split(",")
+    if len(labels) != 2 or "." in inputs or any(len(set(s)) < len(s) for s in labels):
+        return call.plain()
+    first, second = labels
+    summed = [c for c in first if c in second and c not in output]
+    batch = [c for c in first if c in second and c in output]
+    rows = [c for c in first if c not in second]
+    columns = [c for c in second if c not in first]
+    if sorted(output) != sorted([*batch, *rows, *columns]):
+        return call.plain()
+    sizes: dict[str, int] = {}
+    made = []
+    for x, own, kept in zip(tensors, labels, (rows, columns), strict=True):
+        held = dict(zip(own, call.dims(x.name), strict=True))
+        if not summed or any(bool(held[c]) != (c in summed) for c in own):
+            return call.plain()
+        sizes.update(zip(own, call.builder.shape(x.name), strict=True))
+        made.append((x, own, [*batch, *kept, *summed], kept))
+
+    def size(names: list[str]) -> tuple[int, ...]:
+        return tuple(sizes[c] for c in names)
+
+    flat = []
+    for x, own, order, kept in made:
+        dims = tuple(own.index(c) for c in order)
+        turned = call.add("permute", {"self": x, "dims": dims}, size(order))
+        shape = (*size(batch), math.prod(size(kept)), math.prod(size(summed)))
+        flat.append(call.add("view", {"self": turned, "size": shape}, shape))
+    product = _gram(call, *flat)
+    if product is None:
+        return call.plain()
+    order = [*batch, *rows, *columns]
+    product = call.add("view", {"self": product, "size": size(order)}, size(order))
+    dims = tuple(order.index(c) for c in output)
+    return call.add("permute", {"self": product, "dims": dims}, call.shape)
+
+
+PRODUCTS: dict[str, Callable[[Call], Ref]] = {
+    **dict.fromkeys(("matmul", "bmm", "mm"), _matmul),
+    "einsum": _einsum,
+}

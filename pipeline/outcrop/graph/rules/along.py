@@ -1,0 +1,144 @@
+"""Operators that mix the values along some dimensions, and tables that are looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from ..boxes import Box
+from ..graph import Graph, Node
+from ..layout import Layout
+from .base import Rule, Values, call, normalized, refs, resolve
+from .pointwise import Pointwise, channels_last
+
+
+class Along(Pointwise):
+    """Values are mixed along the dimensions of the argument "dim", as a softmax does.
+
+    Axes of the grid that these hold are taken whole.
+    """
+
+    def mixed(self, node: Node) -> tuple[int, ...]:
+        """Return the dimensions along which values are mixed."""
+        return normalized(node.args["dim"], len(node.shape))
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        mixed, n = self.mixed(node), len(node.shape)
+        names = tuple(refs(tuple(node.args.values())))
+        for own in map(graph.layout, names):
+            if len(own.shape) != n:
+                return None
+            for d, extent in enumerate(own.shape):
+                if extent != node.shape[d] and (d not in mixed or own.dims[d]):
+                    return None
+        made = super().layout(node, graph)
+        # A dimension that holds an axis for one tensor does so, or has all points, for all.
+        if made is not None and any(
+            made.dims[d] and graph.layout(name).shape[d] != node.shape[d]
+            for d in mixed
+            for name in names
+        ):
+            return None
+        return made
+
+    def _full(self, node: Node, box: Box, graph: Graph) -> Box:
+        """Return `box` with all of the axes along which values are mixed."""
+        layout = graph.layouts[node.name]
+        axes = {a for d in self.mixed(node) for a in layout.dims[d]}
+        start = tuple(0 if a in axes else i for a, i in enumerate(box.start))
+        ends = zip(box.stop, layout.grid, strict=True)
+        return Box(start, tuple(n if a in axes else i for a, (i, n) in enumerate(ends)))
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        return super().needs(node, self._full(node, box, graph), graph)
+
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        full, cut = self._full(node, box, graph), super().position(node, box, graph)
+        return cut if full == box else (cut, box.within(full))
+
+    def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
+        return None if self._holds(node, graph) else super().moves(node, graph)
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        full = self._full(node, box, graph)
+        made = self.apply(node, self._cut(node, full, values, graph))
+        return made if full == box else graph.layouts[node.name].cut(made, full, box).clone()
+
+    def apply(self, node: Node, values: Values) -> Tensor:
+        """Apply the operator to all points along those dimensions."""
+        return call(node, values)
+
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        full = self._full(node, box, graph)
+        last = self.mixed(node) == (len(node.shape) - 1,)  # kernels then make no copies
+        taken = (
+            0
+            if last and node.result is None
+            else super().workspace(node, full, graph, itemsize, device)
+        )
+        return taken + (0 if full == box else itemsize * graph.width(node.name) * full.size)
+
+    def spared(self, node: Node, graph: Graph) -> str | None:
+        return None if self._holds(node, graph) else super().spared(node, graph)
+
+    def _holds(self, node: Node, graph: Graph) -> bool:
+        return any(graph.layouts[node.name].dims[d] for d in self.mixed(node))
+
+
+class Concatenate(Along):
+    """Channels side by side."""
+
+    def apply(self, node: Node, values: Values) -> Tensor:
+        parts = resolve(node.args["tensors"], values)
+        dim = int(node.args["dim"]) % len(node.shape)
+        if not any(channels_last(part) for part in parts):
+            return torch.cat(parts, dim)
+        # ATen's kernel for this layout is slow by an order of magnitude; on the same memory, seen
+        # with the channels as its last axis, it copies long runs.
+        return torch.cat([part.movedim(dim, -1) for part in parts], -1).movedim(-1, dim)
+
+
+class Scatter(Along):
+    """Values go to places along a dimension."""
+
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        taken = super().workspace(node, box, graph, itemsize, device)
+        if itemsize < 4:  # in single precision
+            taken += 4 * graph.width(node.name) * self._full(node, box, graph).size
+        return taken
+
+
+class Lookup(Rule):
+    """Rows of a table of weights, by their numbers."""
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        own = graph.layouts[node.args["index"].name]
+        more = ((),) * (len(node.shape) - len(own.shape))
+        return Layout(node.shape, (*own.dims, *more), own.grid)
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        return {node.args["index"].name: box}
+
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        return None
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        return values[node.args["self"].name][values[node.args["index"].name]]
+
+
+class Beside(Pointwise):
+    """Each point is compared with all of a table of weights."""
+
+    cuts = False
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        one = len(node.operands) == 1 and graph.shape(node.operands[0]) == node.shape
+        flat = all(len(graph.weights[name]) == 1 for name in node.weights)
+        return graph.layouts[node.operands[0]] if one and flat else None
