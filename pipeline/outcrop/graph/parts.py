@@ -104,11 +104,11 @@ def _index_select(call: Call) -> Ref:
 
 def _at(call: Call, x: Ref, dim: int, index: Ref) -> Ref:
     weights = call.builder.weights
-    if x.name in weights or index.name not in weights or weights[index.name].ndim > 1:
+    if x.name in weights or index.name not in weights or weights[index.name].ndim != 1:
         return call.plain()
     shape = call.builder.shape(x.name)
     dim %= len(shape)
-    if len(call.dims(x.name)[dim]) > 1:
+    if len(call.dims(x.name)[dim]) > 1 or 0 in call.shape:
         return call.plain()
     at = tuple((weights[index.name].reshape(-1) % shape[dim]).tolist())
     return call.add("at", {"self": x, "dim": dim, "index": at}, call.shape)
@@ -136,18 +136,6 @@ def _index_put(call: Call) -> Ref:
         mask = call.add("unsqueeze", {"self": mask, "dim": len(held) - 1}, held, dtype=torch.bool)
     args = {"condition": mask, "self": values, "other": x}
     return call.add("where", args, call.shape, "self")
-
-
-def _windows(call: Call) -> Ref:
-    """Sliding windows along one dimension: its slices, side by side."""
-    x, size, step = call.args["self"], call.args["size"], call.args["step"]
-    dim = call.args["dimension"] % len(call.shape[:-1])
-    count = call.shape[dim]
-    slices = []
-    for i in range(size):
-        args = {"self": x, "dim": dim, "start": i, "end": i + (count - 1) * step + 1, "step": step}
-        slices.append(call.add("slice", args, call.shape[:-1], "Tensor"))
-    return call.add("stack", {"tensors": tuple(slices), "dim": -1}, call.shape)
 
 
 def _unfold(call: Call) -> Ref:
