@@ -313,7 +313,6 @@ def undisturbed(tmp_path_factory):
     ("how", "mode", "after"),
     [
         (signal.SIGKILL, "disk", 3),
-        (signal.SIGKILL, "disk", 80),
         (signal.SIGKILL, "none", 3),
         (signal.SIGINT, "disk", 60),
     ],

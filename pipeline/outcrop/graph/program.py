@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import re
@@ -93,7 +94,7 @@ def export(
                 return program
             _check_changes(calls)
             _leave_out_dropout(program.graph_module)
-            return program.run_decompositions(_decompositions())
+            return program.run_decompositions(dict(_decompositions()))
     except UnsupportedOperatorError:
         raise
     except Exception as error:
@@ -158,6 +159,7 @@ def _reason(error: Exception) -> str:
     )
 
 
+@functools.cache
 def _decompositions() -> dict[Any, Any]:
     names = {f"aten::{name}" for name in _WRITTEN_OUT.split()}
     every = {

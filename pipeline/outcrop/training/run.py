@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import lightning as L
@@ -118,9 +117,14 @@ def _differing(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if isinstance(one, dict) and isinstance(other, dict):
             found += [f"{name}.{each}" for each in _differing(one, other)]
         elif one != other:
-            values = (shorten(str(value), 80, placeholder=" ...") for value in (one, other))
-            found.append("{} {}, not {}".format(name, *values))
+            found.append(f"{name} {_ended(one)}, not {_ended(other)}")
     return sorted(found, key=lambda each: each.partition(" ")[0].count("."))
+
+
+def _ended(value: Any) -> str:
+    """A value, of which the end says most if it is long, as of a path."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else f"...{text[-77:]}"
 
 
 def _begun(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
