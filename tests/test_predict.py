@@ -330,8 +330,11 @@ def test_interrupted_and_resumed(how, mode, after, undisturbed, tmp_path):
     again = start(path, mode)
     rest = again.communicate()[0].split()
     assert again.returncode == 0
-    # No tile is computed twice, but the one that was being noted when the signal came.
-    assert sorted(done + rest) == sorted(everything)
+    # No tile is computed twice; one may have been noted, but not told, when the signal came.
+    told = set(done + rest)
+    assert len(done + rest) == len(told)
+    assert told <= set(everything)
+    assert len(told) >= len(everything) - 1
     xr.testing.assert_identical(xr.open_zarr(path).load().drop_attrs(), whole)
 
 
