@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import outcrop
 from outcrop.engine.whole import example
 from outcrop.graph import RULES, capture
 from outcrop.graph.rules.base import Opaque
@@ -126,6 +127,10 @@ TABLE = torch.arange(12.0, dtype=torch.float64).view(4, 3)
 EDGES = torch.tensor([-1.0, 0.0, 0.7], dtype=torch.float64)
 FUNCTIONS = {
     "embedding": lambda x: F.embedding(x.argmax(1), TABLE).movedim(-1, 1),
+    "copied in another dtype": lambda x: x.clone().copy_(x.float().mean(1, keepdim=True)) + x,
+    "pool of sections": lambda x: sum(
+        F.max_pool2d(x[0].movedim(0, 1), 2, return_indices=True)
+    ).movedim(0, 1)[None],
     "lookup": lambda x: TABLE[:, 0][x.argmax(1) - 1][:, None],
     "one-hot": lambda x: F.one_hot(x.argmax(1), 4).movedim(-1, 1).to(x.dtype),
     "gather": lambda x: x.gather(1, x.argsort(1)[:, :2]),
@@ -318,3 +323,21 @@ def test_constants_of_the_volume_take_no_memory():
 
     graph, _ = capture(Coordinates().eval(), [example((1, 1, 4096, 4096, 4096), torch.float32)])
     assert make_plan(graph, memory=50 * 10**6).peak_memory <= 50 * 10**6
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.max_pool2d(x[:, 0], 2, return_indices=True)[1],  # the first axis as channels
+        lambda x: F.max_unpool2d(
+            *F.max_pool2d(x[0].movedim(0, 1)[:, :1], 2, return_indices=True), 2
+        )[None],
+        lambda x: F.max_pool3d(x[:, :, :1].relu(), (1, 2, 2), return_indices=True)[1],
+        lambda x: (torch.fft.fftn(x, dim=(2, 3, 4)).real, F.avg_pool3d(x, 3, 1, 1)),
+        lambda x: x - x.float().log().nansum(dtype=torch.float64),
+    ],
+)
+def test_axes_and_dtypes(function):
+    x = torch.randn(1, 4, 6, 8, 10, dtype=torch.float64)
+    found, expected = outcrop.whole_volume(Apply(function).eval(), x, tile=(3, 4, 5)), function(x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

@@ -103,9 +103,11 @@ def _not_zero(call: Call, x: Ref) -> Ref:
 
 def _nan_as_zero(call: Call, x: Ref) -> Ref:
     """Unlike nan_to_num, with infinities as they are."""
-    shape, zero = call.builder.shape(x.name), call.constant(torch.zeros((), dtype=call.dtype))
+    shape, own = call.builder.shape(x.name), call.dtype_of(x.name)
+    zero = call.constant(torch.zeros((), dtype=own))
     mask = call.add("isnan", {"self": x}, shape, dtype=torch.bool)
-    return call.add("where", {"condition": mask, "self": zero, "other": x}, shape, "self")
+    args = {"condition": mask, "self": zero, "other": x}
+    return call.add("where", args, shape, "self", dtype=own)
 
 
 def _roll(call: Call) -> Ref:

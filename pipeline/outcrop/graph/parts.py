@@ -196,6 +196,9 @@ def _split(call: Call) -> Ref:
 
 
 def _pool_with_places(call: Call) -> Ref:
+    n, own = int(call.op.removesuffix("_with_indices")[-2]), call.dims(call.args["self"].name)
+    if call.result and (len(own) != n + 2 or max(map(len, own[-n:])) > 1 or not call.on_grid()):
+        return call.plain()
     call.op = call.op.removesuffix("_with_indices")
     call.op = call.op.replace("pool", "pool_places") if call.result else call.op
     call.result = None
@@ -206,7 +209,8 @@ def _unpool(call: Call) -> Ref:
     pool = call.builder.nodes.get(call.args["indices"].name)
     known = None if pool is None or not pool.op.startswith("max_pool_places") else windows(pool)
     args = {key: call.args[key] for key in ("self", "indices")}
-    if known is None or not all(_is_image(call, x) for x in args.values()):
+    of_grid = int(call.op[-2]) == call.builder.rank
+    if known is None or not of_grid or not all(_is_image(call, x) for x in args.values()):
         return call.plain()
     return call.add("unpool", {**args, **known}, call.shape)
 
@@ -248,14 +252,7 @@ def _convert(call: Call) -> Ref:
         if x.name in builder.layouts and builder.graph.kind(x.name) is None:
             return x
         target = call.constant(torch.zeros((), dtype=builder.dtype))
-    return builder.add(
-        call.name,
-        "convert",
-        {"self": x, "dtype": target},
-        call.shape,
-        call.module,
-        dtype=call.dtype,
-    )
+    return call.add("convert", {"self": x, "dtype": target}, call.shape)
 
 
 def _copy(call: Call) -> Ref:
@@ -263,11 +260,11 @@ def _copy(call: Call) -> Ref:
     x = call.args.get("src", call.args.get("value"))
     if not isinstance(x, Ref):
         x = call.constant(torch.tensor(x, dtype=call.dtype))
+    own = call.dtype_of(x.name)
+    if call.builder.shape(x.name) != call.shape:
+        x = call.add("expand", {"self": x, "size": call.shape}, call.shape, dtype=own)
     call.args = {"self": x}
-    x = x if call.dtype_of(x.name) == call.dtype else _convert(call)
-    if call.builder.shape(x.name) == call.shape:
-        return x
-    return call.add("expand", {"self": x, "size": call.shape}, call.shape)
+    return x if own == call.dtype else _convert(call)
 
 
 def _fill(value: float | None) -> Callable[[Call], Ref]:

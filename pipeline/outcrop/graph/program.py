@@ -37,8 +37,16 @@ _WRITTEN_OUT = (
 # Operators whose results torch takes for new tensors, though some are views, or writes back
 # wrongly.
 _OF_EITHER_KIND = {
-    f"aten::{op}" for op in ("einsum", "meshgrid", "unfold", "unsafe_chunk", "unsafe_split")
-} | {"aten::unsafe_split_with_sizes"}
+    f"aten::{op}"
+    for op in (
+        "einsum",
+        "meshgrid",
+        "unfold",
+        "unsafe_chunk",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
+    )
+}
 _MAYBE_VIEWS = {
     f"aten::{op}"
     for op in (

@@ -25,10 +25,11 @@ def forced(graph: Graph) -> set[str]:
     found = {n.name for n in graph.nodes.values() if isinstance(RULES[n.op], Reduce)}
     uses = Counter(name for node in graph.nodes.values() for name in node.operands)
     for node in graph.nodes.values():
-        if node.op == "on_grid":  # where its boxes can be read
+        between = node.op == "on_grid" and node.name not in graph.outputs
+        if between:  # where its boxes can be read
             found.add(node.name)
         for name in node.operands:
-            if name not in graph.nodes or (node.op == "on_grid" and uses[name] == 1):
+            if name not in graph.nodes or (between and uses[name] == 1):
                 continue
             small = graph.layouts[name].is_fixed and not graph.layouts[node.name].is_fixed
             if node.op in ("whole", "on_grid") or (small and graph.nodes[name].op != "whole"):

@@ -61,7 +61,8 @@ class Task:
 
         On a coarser grid the latter shrinks with it.
         """
-        if any(self.graph.nodes[name].op == "on_grid" for name in part.outputs):
+        between = set(part.outputs) - set(self.outputs)
+        if any(self.graph.nodes[name].op == "on_grid" for name in between):
             return [domain.shape]  # what is evaluated whole
         if self.tile is None:
             shapes = (tuple(balanced(n, edge) for n in domain.shape) for edge in edges)

@@ -14,17 +14,13 @@ from ..graph import Graph, Node
 from ..layout import Layout
 from .base import INDEX, Rule, Values, per_axis
 from .kernels import padded
-from .window import Pool, Window
+from .window import Pool, Window, op_rank
 
 _POOLS = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class Places(Pool):
     """Where the largest value of each window lies: its number in the operand's whole grid."""
-
-    def layout(self, node: Node, graph: Graph) -> Layout | None:
-        made = super().layout(node, graph)
-        return made if made is not None and all(made.dims[-graph.rank :]) else None
 
     def moves(self, node: Node, graph: Graph) -> None:
         return None
@@ -33,7 +29,7 @@ class Places(Pool):
         return box.start
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
-        x, extents = values[self.source(node)], graph.shape(self.source(node))[-graph.rank :]
+        x, extents = values[self.source(node)], graph.shape(self.source(node))[-op_rank(node) :]
         (low, high), (first, last) = self.reach(node, box, graph), self.held(node, box, graph)
         kernel, stride, _, dilation = self.geometry(node, graph)
         before = [max(0, h - r) for h, r in zip(first, low, strict=True)]
