@@ -3,9 +3,11 @@
 Each case runs in a process of its own (on a GPU those of one program share one), after a small
 volume that loads libraries and kernels: seconds from tensors in memory (or a Zarr) to the result,
 capture and planning included, and the growth of memory at its highest: of the resident set on a
-CPU, of what PyTorch allocates on a GPU. With repeats the shortest counts; on a CPU all cases run in
-turn, again and again, so that what else the machine does slows none of them more than another. On a
-GPU weights, volume and result have the precision of the arithmetic, for every program.
+CPU, of what PyTorch allocates on a GPU. With repeats the shortest counts. On a CPU each process
+runs its case twice, since a virtual machine can take seconds for each gigabyte that no process had
+lately, and with repeats all cases run in turn, again and again, so that what else the machine does
+slows none of them more than another. On a GPU weights, volume and result have the precision of the
+arithmetic, for every program.
 
     python benchmarks/inference.py --sizes 128 256 --json inference.json
     python benchmarks/inference.py --torchseis ../torchseis --targets
@@ -134,7 +136,7 @@ def evaluate(case: dict[str, Any]) -> dict[str, Any]:
         else:
             Path("/proc/self/clear_refs").write_text("5")
             before = resident()
-        for _ in range(case["repeat"] if on_gpu else 1):
+        for _ in range(case["repeat"] if on_gpu else 2):
             result = None
             start = time.perf_counter()
             result = run()

@@ -99,7 +99,7 @@ recipes = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(recipes, st.integers(150, 260), st.integers(5, 9), st.integers(3, 40), st.integers(0, 2**31))
 def test_random_columns(recipe, long, wide, tile, seed):
     torch.manual_seed(seed)
