@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import segyio
+import xarray as xr
 from segyio import TraceField
 
 import outcrop
@@ -133,6 +134,23 @@ def test_problems_besides_the_grid(tmp_path):
         interval_us=0,
     )  # fmt: skip
     assert "1 traces are at the position of another" in outcrop.info(path).problem
+
+
+@pytest.mark.parametrize("dims", [("crossline", "inline", "twt"), ("twt", "crossline", "inline")])
+def test_any_order_of_dimensions_and_stacks(dims, tmp_path):
+    survey = outcrop.ingest(DATA / "small.sgy", tmp_path / "a.zarr").load()
+    live = survey.live.copy()
+    live[0, 1:] = False
+    one = survey[["amplitude"]].assign_coords(live=live).isel(inline=[0, 1, 4])
+    many = xr.concat([one, 2 * one], "vintage").rename(amplitude="fault_probability")
+    many.transpose(*dims, ...).drop_encoding().to_zarr(tmp_path / "b.zarr", zarr_format=3)
+    found = outcrop.info(tmp_path / "b.zarr")
+    there = one.amplitude.to_numpy()[one.live.to_numpy()]
+    assert found.volume == "fault_probability"
+    assert (found.traces, found.amplitudes.traces) == (11, 11)
+    assert found.amplitudes.mean == pytest.approx(there.mean())
+    assert found.axes["crossline"].step == 1
+    assert found.axes["inline"].step is None  # a part of the lines
 
 
 def test_nothing_to_tell_of(tmp_path):

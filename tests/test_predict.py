@@ -132,6 +132,7 @@ def test_labels_and_provenance(model, survey, tmp_path):
     for name in ("inline", "crossline", "twt", "live", "cdp_x"):
         xr.testing.assert_equal(found[name].load(), survey[name])
     assert probability.twt.attrs["units"] == "ms"
+    assert found.attrs["Conventions"] == "CF-1.11"
     assert found.attrs["model"] == "faultseg3d"
     assert found.attrs["precision"] == "float32"
     assert found.attrs["outcrop_version"] == outcrop.__version__

@@ -159,6 +159,16 @@ def test_other_damage(how, damaged):
     assert what in found.what
 
 
+@pytest.mark.parametrize("text", ["", '{"c/0/0/0', "[[]]"])
+def test_damaged_notes(text, damaged):
+    (damaged / variable(damaged) / "checksums.json").write_text(text)
+    (found,) = outcrop.verify(damaged).damage
+    assert str(found).startswith(f"{variable(damaged)} has damaged checksums or metadata")
+    (damaged / "zarr.json").write_text(text)
+    with pytest.raises(SurveyError, match=r"zarr\.json: is damaged"):
+        outcrop.verify(damaged)
+
+
 def test_a_whole_variable_that_is_gone(damaged):
     shutil.rmtree(damaged / "live")
     (found,) = outcrop.verify(damaged).damage
@@ -272,4 +282,19 @@ def test_damage_is_named_by_info_and_export_too(tmp_path):
         outcrop.info(survey)
     with pytest.raises(SurveyError, match=where):
         outcrop.export(outcrop.open(survey), tmp_path / "o.sgy")
+    assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
+
+
+@pytest.mark.parametrize("name", ["live", "cdp_x", "trace_index", "header_CDP"])
+def test_damage_of_what_has_no_samples_is_named_too(name, written, tmp_path):
+    survey = tmp_path / "s.zarr"
+    shutil.copytree(written / "survey", survey)
+    (survey / name / "c" / "0" / "0").write_bytes(b"cut off")
+    users = {
+        "live": [outcrop.info, lambda s: outcrop.predict(Smooth().eval(), s, tmp_path / "o.zarr")],
+        "cdp_x": [outcrop.info, lambda s: outcrop.predict(Smooth().eval(), s, tmp_path / "o.zarr")],
+    }
+    for use in users.get(name, [lambda s: outcrop.export(s, tmp_path / "o.sgy")]):
+        with pytest.raises(SurveyError, match=rf"{name}: chunk c/0/0 cannot be decoded, of inline"):
+            use(survey)
     assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]

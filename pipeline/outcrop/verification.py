@@ -102,7 +102,8 @@ def verify(
     Raises
     ------
     SurveyError
-        If it is unfinished, or was not written by outcrop with checksums.
+        If it is unfinished, or was not written by outcrop with checksums, or its
+        metadata are damaged.
     """
     where = place(path, storage_options)
     if is_unfinished(where):
@@ -112,7 +113,12 @@ def verify(
         )
     if not is_complete(where):
         raise SurveyError(f"{where}: is no Zarr group; pass one that outcrop wrote")
-    root = json.loads((where / _META).read_text())
+    try:
+        root = dict(json.loads((where / _META).read_text()))
+    except (ValueError, TypeError) as error:
+        raise SurveyError(
+            f"{where / _META}: is damaged ({error}); restore that file, or write all again"
+        ) from None
     there = {k: n for k, n in files(where).items() if not k.startswith(f"{ASIDE}/")}
     members = root.get("consolidated_metadata", {}).get("metadata", {})
     names = sorted({*members, *(k.partition("/")[0] for k in there if "/" in k)})
@@ -124,7 +130,12 @@ def verify(
         )
     damage = list(_provenance(root.get("attributes", {})))
     damage += [Damage(n, "", "", "has lost its checksums") for n in names if n not in noted]
-    arrays = [_Array(where, n, there, members.get(n)) for n in noted]
+    arrays = []
+    for n in noted:
+        try:
+            arrays.append(_Array(where, n, there, members.get(n)))
+        except (ValueError, TypeError) as error:
+            damage.append(Damage(n, "", "", f"has damaged checksums or metadata ({error})"))
     axes = {a.name: a.axis() for a in arrays}
     todo = [(array, name) for array in arrays for name in array.notes]
     total = sum(there.get(f"{array.name}/{name}", 0) for array, name in todo)
@@ -165,7 +176,7 @@ class _Array:
         self.there = {
             k.removeprefix(f"{name}/"): n for k, n in there.items() if k.startswith(f"{name}/")
         }
-        self.notes: dict[str, str] = json.loads((self.folder / CHECKSUMS).read_text())
+        self.notes: dict[str, str] = dict(json.loads((self.folder / CHECKSUMS).read_text()))
         # The group keeps a copy, for when the array's own is damaged.
         self.metadata = metadata
         if self.metadata is None and _META in self.there:

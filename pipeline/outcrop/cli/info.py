@@ -89,7 +89,8 @@ def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
         rows.append(("samples in SEG-Y", f"format {found.format}, {found.byte_order}-endian"))
     for name, axis in found.axes.items():
         units = f" {found.units}" if name in ("twt", "depth") and found.units else ""
-        span = f"{axis.first:g} … {axis.last:g} by {axis.step:g}{units}"
+        step = "in unequal steps" if axis.step is None else f"by {axis.step:g}{units}"
+        span = f"{axis.first:g} … {axis.last:g} {step}"
         rows.append((name, f"{axis.count:,}: {span}"))
     live = "" if found.live_fraction is None else f", {found.live_fraction:.2%} of the positions"
     rows.append(("traces", f"{found.traces:,}{live}"))
@@ -108,7 +109,7 @@ def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
     if a := found.amplitudes:
         rows.append(
             (
-                "amplitude",
+                found.volume,
                 f"{a.minimum:.5g} … {a.maximum:.5g}, mean {a.mean:.5g}, "
                 f"standard deviation {a.standard_deviation:.5g}",
             )

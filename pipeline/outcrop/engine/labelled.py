@@ -23,7 +23,8 @@ from ..graph import Box, Graph
 from ..graph.boxes import Shape
 from ..models.card import Card, InputCard, OutputCard
 from ..storage import Options
-from ..survey.reading import in_blocks, open_unchunked
+from ..survey.reading import in_blocks, loaded, open_unchunked
+from ..survey.schema import CONVENTIONS
 
 if TYPE_CHECKING:
     pass
@@ -216,8 +217,8 @@ def check_outputs(framed: Framed, threshold: float | None) -> None:
     Raises
     ------
     ArgumentError
-        If there is a threshold, but no probability, or an output or mask has the name of a
-        coordinate.
+        If there is a threshold, but no probability, or none from 0 to 1, or an output or mask has
+        the name of a coordinate.
     SurveyError
         If the range of each volume would scale an output, and several go into one variable.
     """
@@ -228,6 +229,8 @@ def check_outputs(framed: Framed, threshold: float | None) -> None:
             f"threshold {threshold:g}: is for probabilities, and the network predicts "
             f"{', '.join(names) or 'what no card names'}; leave it out"
         )
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ArgumentError(f"threshold {threshold:g}: probabilities run from 0 to 1")
     written = {*names, *(names if threshold is None else map(_mask, names))}
     for name in map(str, framed.volume.coords):
         # Without a card how many there are is known only once the network is captured.
@@ -353,9 +356,9 @@ def template(
                 mask, attrs = mask_of(card.name, card.long_name, threshold)
                 variables[mask] = (volume.dims, data.astype(np.uint8), attrs)
                 encoding[mask] = layout | encoded(np.uint8, ZstdCodec())
-    coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in volume.coords.items()}
+    coords = {k: (v.dims, loaded(v), v.attrs) for k, v in volume.coords.items()}
     encoding |= {str(k): encoded(v.dtype, ZstdCodec()) for k, v in volume.coords.items()}
-    return xr.Dataset(variables, coords=coords), encoding
+    return xr.Dataset(variables, coords, {"Conventions": CONVENTIONS}), encoding
 
 
 def mask_of(name: str, long_name: str, threshold: float) -> tuple[str, dict[str, Any]]:

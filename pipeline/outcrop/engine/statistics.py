@@ -15,7 +15,7 @@ from ..errors import SurveyError
 from ..models.normalization import Statistics
 from ..patience import patiently
 from ..storage import naming_refusal
-from ..survey.reading import naming_bad_chunk
+from ..survey.reading import loaded, naming_bad_chunk
 from .labelled import Framed
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
     lazy = volume.chunk({}).data if volume.chunks is None else volume.data
     live = volume.coords.get("live")
     blocks = [lazy]
-    if live is not None and not bool(live.all()):
+    if live is not None and not loaded(live).all():
         traces = [d for d in volume.dims if d in live.dims]
         mask = live.transpose(*traces).to_numpy()
         mask = mask[tuple(slice(None) if d in traces else None for d in volume.dims)]

@@ -16,7 +16,7 @@ from ..storage import Options, Place, Remote, place, size
 from . import geometry
 from .candidates import Candidate, candidates
 from .decode import FORMATS, decode
-from .reading import naming_bad_chunk
+from .reading import loaded
 from .reading import open as open_survey
 from .schema import vertical_units
 from .segy import FIELDS, SegyFile
@@ -30,11 +30,11 @@ _TRACES = 1024  # that the statistics are made of, at most
 
 @dataclass(frozen=True)
 class Axis:
-    """Regular numbers along one dimension."""
+    """Numbers along one dimension; `step` is None where they are not regular."""
 
     first: float
     last: float
-    step: float
+    step: float | None
     count: int
 
 
@@ -69,6 +69,9 @@ class SurveyInfo:
     traces : int
     live_fraction : float or None
         Part of the positions that has a trace.
+    volume : str
+        The variable that `amplitudes` are of: in a Zarr the first one, and of a stack (`vintage`,
+        ...) the first volume.
     amplitudes : Statistics or None
     problem : str or None
         Why the SEG-Y cannot be ingested as it is, and what to do.
@@ -92,6 +95,7 @@ class SurveyInfo:
     units: str
     traces: int
     live_fraction: float | None = None
+    volume: str = "amplitude"
     amplitudes: Statistics | None = None
     problem: str | None = None
     candidates: list[Candidate] = field(default_factory=list)
@@ -214,12 +218,16 @@ def _of_zarr(path: Place) -> SurveyInfo:
     kept = survey.attrs.get("segy", {})
     vertical = next((d for d in ("twt", "depth") if d in survey.dims), None)
     lateral = [d for d in ("inline", "crossline", "offset") if d in survey.dims]
-    shape = tuple(survey.sizes[d] for d in lateral)
-    live = survey["live"].to_numpy() if "live" in survey else np.ones(shape, dtype=bool)
+    first = survey.isel({d: 0 for d in survey.dims if d not in (*lateral, vertical)})
+    everywhere = np.ones([survey.sizes[d] for d in lateral], dtype=bool)
+    live = xr.DataArray(everywhere, dims=lateral)
+    if "live" in first:
+        live = live & xr.Variable(first["live"].dims, loaded(first["live"]))
     name = next((str(n) for n, v in survey.data_vars.items() if vertical in v.dims), None)
     amplitudes = None
     if name is not None:
-        amplitudes = _statistics(_some_traces(survey[name].transpose(*lateral, ...), live))
+        volume = first[name].transpose(*lateral, ...)
+        amplitudes = _statistics(_some_traces(volume, live.to_numpy()))
     return SurveyInfo(
         path=str(path),
         kind="Zarr",
@@ -228,14 +236,15 @@ def _of_zarr(path: Place) -> SurveyInfo:
         units=survey[vertical].attrs.get("units", "") if vertical else "",
         traces=int(live.sum()),
         live_fraction=float(live.mean()),
+        volume=name or "amplitude",
         amplitudes=amplitudes,
         format=f"{kept['format']} ({FORMATS[kept['format']]})" if kept else None,
         byte_order=kept.get("byte_order"),
         bytes=kept.get("bytes", {}),
         coordinates={
-            n: (float(survey[n].min()), float(survey[n].max()))
+            n: (float(np.nanmin(values)), float(np.nanmax(values)))
             for n in ("cdp_x", "cdp_y")
-            if n in survey
+            if n in survey and not np.isnan(values := loaded(survey[n])).all()
         },
         variables={str(n): _describe(v) for n, v in survey.variables.items()},
         text="\n".join(kept["text"]) if kept else None,
@@ -244,7 +253,8 @@ def _of_zarr(path: Place) -> SurveyInfo:
 
 def _some_traces(volume: xr.DataArray, live: np.ndarray) -> np.ndarray:
     """Live traces of up to nine columns of chunks, spread over the survey."""
-    chunks = volume.encoding.get("chunks", volume.shape)
+    stored = volume.encoding.get("preferred_chunks", {})
+    chunks = [stored.get(d, n) for d, n in volume.sizes.items()]
     spread = (
         np.unique(np.linspace(0, (n - 1) // c, 3).astype(int)) * c
         for n, c in zip(live.shape, chunks, strict=False)
@@ -252,8 +262,7 @@ def _some_traces(volume: xr.DataArray, live: np.ndarray) -> np.ndarray:
     found = [np.empty((0, volume.shape[-1]), dtype=volume.dtype)]
     for corner in itertools.product(*spread):
         region = tuple(slice(s, s + c) for s, c in zip(corner, chunks, strict=False))
-        with naming_bad_chunk(volume, region):
-            found.append(volume[region].to_numpy()[live[region]])
+        found.append(loaded(volume, region)[live[region]])
     traces = np.concatenate(found)
     return traces[np.unique(np.linspace(0, len(traces) - 1, _TRACES).astype(int))[-len(traces) :]]
 
@@ -278,6 +287,8 @@ def _statistics(traces: np.ndarray) -> Statistics | None:
 def _axis(numbers: np.ndarray) -> Axis:
     first, last = numbers[0].item(), numbers[-1].item()
     step = (last - first) / (numbers.size - 1) if numbers.size > 1 else 0
+    if not np.allclose(np.diff(numbers), step, rtol=0.01, atol=0):
+        return Axis(first, last, None, numbers.size)
     return Axis(first, last, int(step) if isinstance(first, int) else step, numbers.size)
 
 

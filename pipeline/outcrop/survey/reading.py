@@ -123,6 +123,12 @@ def in_blocks(variable: xr.DataArray) -> xr.DataArray:
     return variable.copy(deep=False, data=blocks.data)
 
 
+def loaded(variable: xr.DataArray, region: Sequence[slice] = ()) -> np.ndarray:
+    """Return what a variable of a survey holds there; `SurveyError` names a damaged chunk."""
+    with naming_bad_chunk(variable, region):
+        return variable[tuple(region)].to_numpy()
+
+
 @contextlib.contextmanager
 def naming_bad_chunk(volume: xr.DataArray, region: Sequence[slice] = ()) -> Iterator[None]:
     """Turn what a damaged chunk raises into one line that says which it is.

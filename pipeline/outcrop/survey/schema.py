@@ -22,6 +22,7 @@ from .decode import DTYPES
 from .geometry import Grid, HeaderBytes, Headers
 from .segy import FIELDS, SegyFile, field
 
+CONVENTIONS = "CF-1.11"
 # Measured with benchmarks/ingest.py: smaller chunks read slices faster, larger ones whole volumes.
 CHUNKS = {2: (64, 64, 64), 3: (32, 32, 8, 64)}  # by the number of lateral dimensions
 # A shard is a part of the work that is held in memory: bytes before compression, at most, and
@@ -185,7 +186,7 @@ def template(
         "bytes": {k: v for k, v in asdict(at).items() if k != "offset" or k in lateral},
         "source": file.path.name,
     }
-    attrs = {"Conventions": "CF-1.11", "outcrop_version": __version__, "segy": kept}
+    attrs = {"Conventions": CONVENTIONS, "outcrop_version": __version__, "segy": kept}
     return xr.Dataset(variables, coords, attrs), encoding
 
 

@@ -13,6 +13,7 @@ import xarray as xr
 
 from ..errors import GeometryError, SegyError, SurveyError
 from .geometry import HeaderBytes, make_grid, read_headers, vertical_axis
+from .reading import loaded
 from .segy import FIELDS, TRACE_HEADER, Order, SegyFile
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
     lateral = [d for d in LATERAL if d in survey["trace_index"].dims]
     index = survey["trace_index"].transpose(*lateral)
     shape = index.shape
-    flat = index.to_numpy().ravel()
+    flat = loaded(index).ravel()
     cells = np.flatnonzero(flat >= 0)
     cells = cells[np.argsort(flat[cells], kind="stable")]
     traces = flat[cells]
@@ -176,7 +177,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
             put(
                 np.zeros((values.size, TRACE_HEADER), np.uint8),
                 field,
-                values.to_numpy().ravel(),
+                loaded(values).ravel(),
                 order,
                 name,
             )
@@ -185,7 +186,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
     for d in lateral:
         field = names.get(kept.get("bytes", {}).get(d), "")
         if field in varying:
-            written = varying[field].to_numpy().ravel()[cells]
+            written = loaded(varying[field]).ravel()[cells]
         elif field:
             written = np.full(cells.size, kept["trace_header"].get(field, 0))
         else:  # of parts of fields
@@ -209,7 +210,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         inside = tuple(i - s.start for i, s in zip(at, box, strict=True))
         rows = np.repeat(constant, wanted.size, axis=0)
         for field, values in varying.items():
-            put(rows, field, values[tuple(box)].to_numpy()[inside], order, name)
+            put(rows, field, loaded(values, box)[inside], order, name)
         return rows
 
     return Template(
