@@ -265,6 +265,18 @@ def test_begun_in_process_and_not_gone_on_with_by_a_cluster(client, tmp_path):
         outcrop.predict(chain, small, path, plan=plan, client=client)
 
 
+@pytest.mark.parametrize("first", ["in process", "on a cluster"])
+def test_what_stores_nothing_goes_on_anywhere(first, client, tmp_path):
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    how = {"storage_mode": "none", "tile": (8, 8, 8)}
+    expected = outcrop.predict(chain, small, tmp_path / "calm.zarr", **how)
+    clients = [None, client] if first == "in process" else [client, None]
+    with pytest.raises(Stop):
+        outcrop.predict(chain, small, path, client=clients[0], listeners=[stopping(2)], **how)
+    found = outcrop.predict(chain, small, path, client=clients[1], **how)
+    assert np.abs(found.prediction - expected.prediction).max() < 1e-5
+
+
 def test_other_options_are_named_where_a_run_cannot_go_on(tmp_path):
     chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
     with pytest.raises(Stop):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -725,6 +726,20 @@ def test_on_worker_processes(tmp_path, large, client):
     there = outcrop.ingest(large, tmp_path / "a.zarr", client=client, **options)
     here = outcrop.ingest(large, tmp_path / "b.zarr", **options)
     assert_same(there, here)
+
+
+def test_workers_in_another_folder(tmp_path, client, monkeypatch):
+    here = set(client.run(os.getcwd).values()).pop()
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(DATA / "f3.sgy", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    client.run(os.chdir, tmp_path / "elsewhere")
+    try:
+        found = outcrop.ingest("f3.sgy", "a.zarr", client=client)
+    finally:
+        client.run(os.chdir, here)
+    xr.testing.assert_identical(found.load(), outcrop.ingest("f3.sgy", "b.zarr").load())
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_lost_worker(tmp_path, large, client):

@@ -113,6 +113,8 @@ def test_unknown_names_and_options():
         models.load("faultseg4d", weights="seeded")
     with pytest.raises(WeightsError, match="version '1999'"):
         models.load("faultseg3d", weights="seeded", version="1999")
+    with pytest.raises(WeightsError, match=r"segformer3d: .*negative dimension -1"):
+        models.load("segformer3d", weights="seeded", in_channels=-1)
     with pytest.raises(WeightsError, match="nonsense"):
         models.load("faultseg3d", weights="seeded", nonsense=1)
 

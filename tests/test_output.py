@@ -71,7 +71,7 @@ def test_another_record_does_not_resume(tmp_path, template):
         assert output.finished == set()
 
 
-def test_what_may_be_written_over(tmp_path, template):
+def test_what_may_be_written_over(tmp_path, template, monkeypatch):
     path = tmp_path / "a.zarr"
     with Output.begin(path, template, ENCODING, {}) as output:
         output.commit()
@@ -81,6 +81,11 @@ def test_what_may_be_written_over(tmp_path, template):
     check_free(tmp_path / "new.zarr")
     (tmp_path / "empty").mkdir()
     check_free(tmp_path / "empty")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "empty")  # which would be moved away
+        for here in (".", "", ".."):
+            with pytest.raises(OutputExistsError, match="is no name of its own"):
+                check_free(here)
     for overwrite in (False, True):  # it holds more than a Zarr
         with pytest.raises(OutputExistsError, match="folder of other things"):
             check_free(tmp_path, overwrite)

@@ -24,6 +24,7 @@ from .cluster import connect
 from .engine import predict, whole_volume
 from .errors import OutcropError, OutputExistsError
 from .planner.plan import format_bytes, parse_bytes
+from .storage import on_disk
 from .survey import export, ingest
 from .training import synthetic
 from .view import sections
@@ -123,7 +124,7 @@ def run(
         raise OutcropError(f"size {size}: too small to show anything; take 32 or more")
     parse_bytes(memory)
     model = models.load("faultseg3d", weights=weights)
-    folder = _folder(Path(out))
+    folder = _folder(on_disk(out))
     console = console or Console()
     steps: list[Step] = []
 
@@ -307,4 +308,4 @@ def _show(report: Report, console: Console, part: int, trained: bool) -> None:
             "works, not where faults are. Leave out --weights for those that outcrop ships."
         )
     for what, path in report.files.items():
-        console.print(f"{what}: {path}", soft_wrap=True, highlight=False)
+        console.print(f"{what}: {path}", soft_wrap=True, highlight=False, markup=False)

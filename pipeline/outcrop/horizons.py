@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from .errors import ArgumentError, SurveyError
+from .storage import on_disk
 
 
 def horizons(rgt: xr.DataArray, levels: Sequence[float]) -> xr.Dataset:
@@ -107,7 +108,8 @@ def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
     rounded = surfaces[[name]].astype(np.float64).round(3)  # without the noise of float32
     table = rounded.reset_coords(positions).to_dataframe().dropna(subset=[str(name)])
     table = table.reset_index()[["horizon", "inline", "crossline", *positions, str(name)]]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = on_disk(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(f"{path}.unfinished")
     table.to_csv(aside, index=False, float_format="%.10g")  # northings to the cm
     os.replace(aside, path)

@@ -14,7 +14,7 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ def check_free(path: PathLike, overwrite: bool = False, options: Options | None 
     An unfinished output of ours is not in the way: the call that writes it resumes it.
     """
     target = place(path, options)
+    if target.name in ("", ".."):
+        raise OutputExistsError(f"{target}: is no name of its own; name a folder to be made")
     if not target.exists():
         return target
     if not isinstance(target, Remote) and not target.is_dir():
@@ -85,7 +87,7 @@ def check_free(path: PathLike, overwrite: bool = False, options: Options | None 
 def check_apart(
     data: object, target: Place, options: Options | None = None, what: str = "the survey"
 ) -> None:
-    """Raise `ArgumentError` if an output would take the place of what is read, or of more.
+    """Raise `ArgumentError` if an output would take the place of what is read, of more, or a part.
 
     Parameters
     ----------
@@ -104,14 +106,18 @@ def check_apart(
     else:
         read = {data} if isinstance(data, (str, os.PathLike, Remote)) else set()
     for where in (place(each, options) for each in read):
-        above: Sequence[Path] = ()
         if not isinstance(where, Remote) and not isinstance(target, Remote):
             where, target = where.resolve(), target.resolve()
-            above = where.parents
-        if where == target:
-            raise ArgumentError(f"{target}: is {what} that is read; choose another path")
-        if target in above:
-            raise ArgumentError(f"{target}: holds {what} that is read; choose another path")
+        read_from, written = f"{where}/", f"{target}/"
+        if read_from == written:
+            how = "is"
+        elif read_from.startswith(written):
+            how = "holds"
+        elif written.startswith(read_from) and is_complete(where):
+            how = "lies within"  # as a variable of it does
+        else:
+            continue
+        raise ArgumentError(f"{target}: {how} {what} that is read; choose another path")
 
 
 class Output:
@@ -136,7 +142,7 @@ class Output:
         self._lock, self._whole = lock, False
         self._journal = Journal(self.aside, "finished", self.check)
         self.finished = set(self._journal.read()) if resumed else set()
-        self.fence = Fence(path, uuid.uuid4().hex)
+        self.fence = Fence(path.absolute(), uuid.uuid4().hex)  # workers are elsewhere
         write_whole(self.aside / RUN, self.fence.run.encode())
 
     def __enter__(self) -> Output:

@@ -215,7 +215,8 @@ def place(path: str | os.PathLike[str] | Remote, options: Options | None = None)
     Parameters
     ----------
     path : path-like or str
-        Of a file system, or a URL that fsspec knows, such as "s3://bucket/key".
+        Of a file system, "~" for the home folder, or a URL that fsspec knows, such as
+        "s3://bucket/key".
     options : mapping, optional
         For fsspec, with a URL.
 
@@ -226,14 +227,14 @@ def place(path: str | os.PathLike[str] | Remote, options: Options | None = None)
     """
     if isinstance(path, Remote):
         return path if options is None else Remote(str(path), options)
-    text = os.fspath(path)
+    text = os.path.expanduser(os.fspath(path))
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     scheme, found, rest = text.partition("://")
     if not found:
         if re.match(r"(s3|gs|gcs|abfs|az):/", text):
             raise ArgumentError(f"{text}: a pathlib.Path holds no URL; pass it as a string")
-        return Path(path)
+        return Path(text)
     owner, at, _ = rest.partition("/")[0].rpartition("@")
     # Azure's URLs have container@account there.
     if at and (scheme not in ("abfs", "abfss") or ":" in owner):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -58,7 +57,7 @@ def command(
     from ..survey import export, open
     from ..survey.export import select_volume
 
-    export(
+    path = export(
         source,
         out,
         like=like,
@@ -70,4 +69,4 @@ def command(
     )
     volume = select_volume(open(source), variable, source)
     sizes = " × ".join(f"{n} {d}" for d, n in volume.sizes.items())
-    typer.echo(f"{out}: {volume.name}, {sizes}, {Path(out).stat().st_size / 1e6:,.1f} MB")
+    typer.echo(f"{out}: {volume.name}, {sizes}, {path.stat().st_size / 1e6:,.1f} MB")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -241,6 +242,10 @@ def prepared(
     if client is not None and plan.compressed:
         raise ArgumentError("storage_compression: not with a client; leave it out")
     scratch = target if storage_path is None else place(storage_path, storage_options).absolute()
+    if storage_path is not None and isinstance(scratch, Path):
+        file = next(filter(Path.is_file, (scratch, *scratch.parents)), None)
+        if file is not None:
+            raise ArgumentError(f"storage_path {scratch}: {file} is a file; name a folder")
     if plan.compressed and isinstance(scratch, Remote):
         raise ArgumentError(
             "storage_compression: not in an object store; pass a storage_path on a disk"
@@ -259,8 +264,10 @@ def prepared(
         "plan_sha256": plan.digest(),
     }
     begun_by = dict(provenance)
-    if not isinstance(scratch, Remote):  # on disks they store tensors in other forms
-        begun_by["executor"] = "this process" if client is None else "a cluster"
+    if not isinstance(scratch, Remote):
+        # On disks they store tensors in other forms; those of none anyone goes on with.
+        apart = client is not None and "disk" in plan.places.values()
+        begun_by["executor"] = "a cluster" if apart else "this process"
     if storage_path is not None and plan.places:
         begun_by["storage_path"] = str(scratch)
     written = (

@@ -6,7 +6,7 @@ import functools
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -139,7 +139,8 @@ def ingest_shots(
             advance(numbers.shape[1])
 
         advance(numbers.size - len(left) * numbers.shape[1])
-        job = _Job(file, path.absolute(), nonfinite)
+        there = replace(file, path=file.path.absolute())  # workers have folders of their own
+        job = _Job(there, path.absolute(), nonfinite)
         items = ((n, numbers[n]) for n in left)
         run(
             functools.partial(_write, job),

@@ -115,7 +115,7 @@ def load(
         # On the meta device: the caller's random state stays as it was, nothing is drawn twice.
         with torch.device("meta"):
             model = entry.make(**options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{name}: {error}") from error
     model.to_empty(device="cpu")
     if weights == "seeded":

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError
+from ..storage import on_disk
 
 _PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.")
 # Under which checkpoints keep their state dict, beside epochs and optimisers.
@@ -56,7 +57,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise WeightsError(f"weights {path!r}: give the path of a file of weights, or a name")
-    file = Path(path)
+    file = on_disk(path)
     if not file.is_file():
         raise WeightsError(f"{file}: no such file; give the path of the weights to load")
     kind = file.suffix.lower()
@@ -136,7 +137,7 @@ def write(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> int:
     from safetensors import SafetensorError
     from safetensors.torch import save
 
-    file = Path(path)
+    file = on_disk(path)
     if file.suffix != ".safetensors":
         raise WeightsError(f"{file}: weights are written as .safetensors; choose such a name")
     aside = file.with_name(f".{file.name}.unfinished")

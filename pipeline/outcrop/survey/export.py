@@ -90,9 +90,9 @@ def export(
     OutcropError
         If the suffix is unknown, an option does not go with it, or there is no space left.
     """
-    if isinstance(place(path), Remote):
+    target = place(path)
+    if isinstance(target, Remote):
         raise OutcropError(f"{path}: a file is written to a file system; take a path there")
-    target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in (*SEGY, *LAYOUTS):
         raise OutcropError(

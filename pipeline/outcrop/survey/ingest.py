@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ from .. import __version__
 from ..errors import OutcropError, OutputExistsError, SegyError, SurveyError
 from ..output import Output, PathLike, check_apart, check_free, is_complete
 from ..progress import track
-from ..storage import Options, Place, Remote, goes_on, naming_refusal, place, size
+from ..storage import Options, Place, Remote, goes_on, naming_refusal, on_disk, place, size
 from . import schema
 from .checks import check_intervals, warn_of_weights
 from .decode import decode
@@ -208,7 +209,8 @@ def ingest(
             track(f"ingest {file.path.name}", length, "B", progress) as advance,
         ):
             fence = output.fence
-            job = Job(file, path.absolute(), at, fields, coordinates, window, nonfinite, fence)
+            there = replace(file, path=file.path.absolute())  # workers have folders of their own
+            job = Job(there, path.absolute(), at, fields, coordinates, window, nonfinite, fence)
             replaced = _write(job, output, parts, part_bytes, client, advance)
             told = record | {"truncate": truncate, "sparse": sparse, "nonfinite": nonfinite}
             told["replaced_samples"] = replaced
@@ -249,7 +251,7 @@ def is_ingested(segy: str | os.PathLike[str], zarr: PathLike) -> bool:
     """
     if not is_complete(zarr):
         return False
-    path = Path(segy)
+    path = on_disk(segy)
     if not path.is_file():
         raise SegyError(f"{segy}: no such file")
     made_of = open_survey(zarr).attrs.get("segy", {}).get("ingested_with", {}).get("segy")

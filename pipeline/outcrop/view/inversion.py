@@ -240,7 +240,7 @@ def _model(found: xr.Dataset, iteration: int) -> xr.Dataset:
 
 def _saved(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
     if path is not None:
-        save(figure, Path(path))
+        save(figure, path)
     return figure
 
 

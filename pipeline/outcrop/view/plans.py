@@ -11,7 +11,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..planner import Plan, format_bytes
-from ..storage import on_disk
 from .save import save
 
 _COLORS = {
@@ -93,7 +92,7 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
     for axes in (tensors, memory, time):
         axes.spines[["top", "right"]].set_visible(False)
     if path is not None:
-        save(figure, on_disk(path))
+        save(figure, path)
     return figure
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
@@ -19,9 +18,10 @@ def check_format(path: str | os.PathLike[str]) -> None:
         raise OutcropError(f"{path}: no such format; choose one of {', '.join(sorted(formats))}")
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure in the format of the path's suffix; OutcropError if that cannot be."""
     check_format(path)
+    path = on_disk(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)

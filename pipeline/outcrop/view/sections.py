@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -159,7 +158,7 @@ def sections(
     if title:
         figure.suptitle(title)
     if path is not None:
-        save(figure, Path(path))
+        save(figure, path)
     return figure
 
 

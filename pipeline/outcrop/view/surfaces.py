@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -103,5 +102,5 @@ def surfaces(
     if title:
         figure.suptitle(title)
     if path is not None:
-        save(figure, Path(path))
+        save(figure, path)
     return figure
