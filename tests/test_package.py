@@ -142,6 +142,11 @@ def test_a_plan_that_cannot_be_drawn_is_printed(tmp_path: Path) -> None:
     assert not done.output
 
 
+def test_an_option_that_nothing_would_heed() -> None:
+    done = CliRunner().invoke(app, ["models", "-o", "version=2018"])
+    assert "--option: only with the name of a network" in str(done.exception)
+
+
 def readme_blocks(*languages: str) -> list[str]:
     text = (ROOT / "README.md").read_text()
     return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)

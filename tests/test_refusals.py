@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from distributed import Client
 from torch import nn
 
 import outcrop
-from outcrop import models, training
-from outcrop.cluster import connect
+from outcrop import events, models, training
+from outcrop.cluster import Tls, connect
 from outcrop.errors import (
     ArgumentError,
     OutcropError,
@@ -66,6 +67,9 @@ def test_a_survey_is_not_overwritten_by_its_prediction(kind, path, tmp_path):
             outcrop.predict(network(), how(kind, path), target, overwrite=True)
     other = tmp_path / "b.zarr"
     make_survey(SHAPE).to_zarr(other)
+    for target in (path / "amplitude", path / "o.zarr"):
+        with pytest.raises(ArgumentError, match="lies within the survey that is read"):
+            outcrop.predict(network(), how(kind, path), target, overwrite=True)
     for targets in ([tmp_path / "o.zarr", path], tmp_path):
         with pytest.raises(ArgumentError, match="is the survey that is read"):
             outcrop.predict_all(network(), [how(kind, path), other], targets, overwrite=True)
@@ -161,6 +165,27 @@ def test_outputs_that_cannot_be_labelled(path, tmp_path):
     outcrop.predict(time, vintages.isel(vintage=[0]), out)
 
 
+@pytest.mark.parametrize("threshold", [50, -0.1, float("nan")])
+def test_thresholds_that_no_probability_or_all_reach(threshold, path, tmp_path):
+    fault = carded(nn.Sigmoid(), models.card("faultseg3d").outputs[0])
+    with pytest.raises(ArgumentError, match=r"threshold .*: probabilities run from 0 to 1"):
+        outcrop.predict(fault, path, tmp_path / "o.zarr", threshold=threshold)
+
+
+def test_the_home_folder_has_its_short_name(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    record = outcrop.Record()
+    log = events.JsonLog("~/log.jsonl")
+    found = outcrop.predict(network(), "~/survey.zarr", "~/o.zarr", listeners=[record, log])
+    outcrop.view.report(record, "~/pages/o.html")
+    outcrop.export(found, "~/o.npy")
+    outcrop.view.sections(found.prediction, path="~/o.png")
+    names = {"log.jsonl", "o.npy", "o.png", "o.zarr", "pages", path.name}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    assert (tmp_path / "pages" / "o.html").is_file()
+
+
 def test_what_is_no_survey(path, tmp_path):
     with pytest.raises(SurveyError, match=r"amplitude: is an array of a group; pass the folder"):
         outcrop.open(path / "amplitude")
@@ -209,6 +234,10 @@ def test_an_output_below_a_file(path, tmp_path):
     for target in (tmp_path / "file" / "o.zarr", "/proc/nowhere/o.zarr"):
         with pytest.raises(OutcropError, match=r"o\.zarr: cannot be written .*choose another path"):
             outcrop.predict(network(), path, target)
+    below = tmp_path / "file" / "below"
+    with pytest.raises(ArgumentError, match=r"storage_path .*below: .*file is a file; name a"):
+        outcrop.predict(network(), path, tmp_path / "o.zarr", storage_path=below)
+    assert not (tmp_path / "o.zarr").exists()
 
 
 def test_what_is_no_client_or_closed(path, tmp_path):
@@ -224,4 +253,18 @@ def test_what_is_no_client_or_closed(path, tmp_path):
 @pytest.mark.parametrize(("cluster", "workers"), [("local", 0), ("local", -1), (None, 2)])
 def test_workers_that_are_not_to_be_had(cluster, workers):
     with pytest.raises(ArgumentError, match=f"workers {workers}: "), connect(cluster, workers):
+        pass
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"address": null}', '{"address": 3}', "x"])
+def test_what_is_no_scheduler_file(text, tmp_path):
+    (tmp_path / "s.json").write_text(text)
+    said = r"s\.json: no scheduler answers there"
+    with pytest.raises(OutcropError, match=said), connect(str(tmp_path / "s.json")):
+        pass
+
+
+def test_certificates_that_nobody_would_look_at():
+    tls = Tls(Path("ca"), Path("cert"), Path("key"))
+    with pytest.raises(ArgumentError, match=r"tls: is for a cluster"), connect(None, tls=tls):
         pass

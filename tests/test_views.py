@@ -22,6 +22,7 @@ from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, Resum
 from outcrop.horizons import horizons, write_table
 from outcrop.models.card import AMPLITUDE, Card, probability
 from outcrop.picks import write_picks
+from outcrop.survey.raw import write_raw
 from test_zoo import make_survey
 
 ROOT = Path(__file__).parents[1]
@@ -410,6 +411,38 @@ def test_picks(tmp_path):
     assert write_picks(array, tmp_path / "q.npz", minimum=3) == 0
     with pytest.raises(OutcropError, match="npz"):
         write_picks(array, tmp_path / "p.csv")
+    live = np.ones((4, 5), bool)
+    live[1, 2] = False  # where a network predicts something, too
+    array = array.assign_coords(live=(("inline", "crossline"), live))
+    assert write_picks(array, tmp_path / "p.npz") == 1
+
+
+def test_what_is_written_beside_a_prediction_is_whole_or_not_there(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    array = xr.DataArray(np.ones((2, 3, 4), "f4"), dims=("inline", "crossline", "twt"))
+    found = array.to_dataset(name="fault_probability")
+    (tmp_path / "p.npz").write_text("an old one")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(OutcropError, match=r"p\.npz: no space left .*; write them elsewhere"):
+            write_picks(array, tmp_path / "p.npz")
+        with pytest.raises(OutcropError, match=r"o\.fault_probability: no space left"):
+            write_raw(found, models.card("faultseg3d"), tmp_path / "o")
+    assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
+    assert (tmp_path / "p.npz").read_text() == "an old one"
+
+
+def test_picks_are_not_lost(survey, tmp_path, monkeypatch):
+    survey.to_zarr(tmp_path / "s.zarr")
+    monkeypatch.chdir(tmp_path)
+    Path("p.npz").write_text("old ones")
+    command = ["predict", "s.zarr", "o.zarr", "--model", "faultseg3d", "--weights", "seeded"]
+    result = CliRunner().invoke(app, [*command, "--picks", "p.npz"])
+    assert isinstance(result.exception, OutputExistsError)
+    assert Path("p.npz").read_text() == "old ones"
+    assert not Path("o.zarr").exists()
 
 
 @pytest.mark.parametrize(
@@ -475,6 +508,8 @@ def test_views_picks_and_conversion_by_command(survey, tmp_path):
     ("network", "options", "what"),
     [
         ("faultseg3d", ["--angles", "--window", "16"], "--window; --angles, .*: choose one"),
+        ("unet25d", ["--window", "16", "--precision", "bfloat16"], "--precision: not with --win"),
+        ("unet25d", ["--window", "16", "--log-json", "l.jsonl"], "--log-json: not with --window"),
         ("faultseg3d", ["--merge", "mean"], "--merge: only with --angles"),
         ("faultseg3d", ["--overlap", "4"], "--overlap: only with --window"),
         ("faultseg3d", ["--minimum", "4"], "--minimum: only with --picks"),

@@ -271,6 +271,22 @@ def test_a_page_that_cannot_be_written(survey, tmp_path, monkeypatch):
     assert not (tmp_path / "o.zarr").exists()
 
 
+def test_a_page_about_lines_that_cannot_be_drawn(survey, tmp_path):
+    found = survey.rename(amplitude="fault_probability").isel(inline=[0, 1, 5])
+    outcrop.view.report(outcrop.Record(), tmp_path / "r.html", None, found)
+    assert "not drawn: inline: does not go in equal steps" in Page(tmp_path / "r.html").text
+
+
+def test_a_log_that_nobody_reads_any_more(monkeypatch):
+    def closed(*arguments):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    log = events.JsonLog("-")
+    monkeypatch.setattr(sys.stdout, "write", closed)
+    with pytest.raises(OutcropError, match=r"the standard output: cannot be written \(Broken pipe"):
+        log(events.Workers(output="o.zarr", workers=1))
+
+
 def test_the_command_reports_what_stopped_it(survey, tmp_path, monkeypatch):
     survey.chunk(16).to_zarr(tmp_path / "s.zarr", zarr_format=3)
 

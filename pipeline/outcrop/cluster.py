@@ -64,7 +64,8 @@ def connect(
     Raises
     ------
     ArgumentError
-        If `workers` is less than 1, or given where no workers are started.
+        If `workers` is less than 1, or given where no workers are started, or `tls` where nothing
+        goes over a network.
     OutcropError
         If the cluster cannot be reached, or "cuda" is asked for and dask-cuda is not there.
     """
@@ -76,6 +77,8 @@ def connect(
             "(--cluster) too, or leave it out"
         )
     if cluster is None:
+        if tls is not None:
+            raise ArgumentError("tls: is for a cluster; pass one (--cluster) too, or leave it out")
         yield None
         return
 
@@ -109,9 +112,11 @@ def connect(
     where = {"scheduler_file": cluster} if as_file else {"address": cluster}
     try:
         address = json.loads(Path(cluster).read_text())["address"] if as_file else cluster
+        if not isinstance(address, str):
+            raise TypeError("it names no address")
         _check_tls(cluster, address, tls)
         client = Client(**where, security=secure, timeout="10s")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutcropError(
             f"--cluster {cluster}: no scheduler answers there ({error}); start one with "
             "`dask scheduler`, or use --cluster local"

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import OutcropError
+from .storage import on_disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,7 @@ class JsonLog:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = None if str(path) == "-" else path
+        self.path = None if str(path) == "-" else on_disk(path)
         self._write("")
 
     def __call__(self, event: Event) -> None:
@@ -203,13 +204,14 @@ class JsonLog:
         self._write(json.dumps({"event": type(event).__name__.lower(), **asdict(event)}) + "\n")
 
     def _write(self, text: str) -> None:
-        if self.path is None:
-            print(text, end="", flush=True)
-            return
         try:
+            if self.path is None:
+                print(text, end="", flush=True)
+                return
             with open(self.path, "a") as log:
                 log.write(text)
         except OSError as error:
             raise OutcropError(
-                f"{self.path}: cannot be written ({error.strerror}); see to it, or log elsewhere"
+                f"{self.path or 'the standard output'}: cannot be written ({error.strerror}); "
+                "see to it, or log elsewhere"
             ) from None

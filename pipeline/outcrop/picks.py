@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from .errors import ArgumentError
+from .storage import naming_refusal, on_disk
 
 
 def check_picks(path: str | os.PathLike[str], shape: Sequence[int]) -> None:
     """Raise what `write_picks` would, before there is anything to write."""
-    if Path(path).suffix != ".npz":
+    where = on_disk(path)
+    if where.suffix != ".npz":
         raise ArgumentError(f"{path}: picks are written as .npz; choose such a name")
-    if not Path(path).absolute().parent.is_dir():
+    if not where.absolute().parent.is_dir():
         raise ArgumentError(f"{path}: no such folder; make it first")
     if max(shape) > 2**16:
         raise ArgumentError(f"picks: extents {tuple(shape)} do not fit into uint16")
@@ -29,7 +30,7 @@ def write_picks(
     threshold: float = 0.5,
     minimum: int = 0,
 ) -> int:
-    """Write the indices of all voxels at or above a threshold.
+    """Write the indices of all voxels at or above a threshold, where there is a trace.
 
     The volume is read inline block by inline block.
 
@@ -61,16 +62,22 @@ def write_picks(
     step = max(1, (64 << 20) // max(probability[0].size * 4, 1))
     found = []
     for start in range(0, probability.sizes[first], step):
-        part = probability.isel({first: slice(start, start + step)}).to_numpy()
-        positions = np.argwhere(part >= threshold)
+        part = probability.isel({first: slice(start, start + step)})
+        if "live" in part.coords:
+            part = part.where(part["live"])
+        positions = np.argwhere(part.to_numpy() >= threshold)
         positions[:, 0] += start
         found.append(positions.astype(np.uint16))
     positions = np.concatenate(found)
     if len(positions) < minimum:
         positions = positions[:0]
-    aside = Path(f"{path}.unfinished.npz")
-    np.savez_compressed(
-        aside, positions=positions, dims=np.array([str(d) for d in probability.dims])
-    )
-    os.replace(aside, path)
+    path = on_disk(path)
+    aside = path.with_name(f".{path.name}.unfinished.npz")
+    dims = np.array([str(d) for d in probability.dims])
+    try:
+        with naming_refusal(path, "write them elsewhere, by outcrop.picks.write_picks"):
+            np.savez_compressed(aside, positions=positions, dims=dims)
+            os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     return len(positions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,6 +96,14 @@ Overwrite = Annotated[
         "--overwrite", help="Replace what lies at the output: it is deleted first, for good."
     ),
 ]
+
+
+def check_used(context: typer.Context, ignored: Collection[str], why: str) -> None:
+    """Raise `ArgumentError` if one of these parameters is given, which nothing would heed."""
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in ignored and source is not None and source.name != "DEFAULT":
+            raise ArgumentError(f"{option.opts[0]}: {why}; leave one of them out")
 
 
 def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ._segy import CdpXByte, CdpYByte, IlineByte, OffsetByte, Truncate, XlineByte
-from ._shared import Cluster, Overwrite, TlsCa, TlsCert, TlsKey, Workers, tls_of
+from ._shared import Cluster, Overwrite, TlsCa, TlsCert, TlsKey, Workers, check_used, tls_of
 
 # Options that go with a survey alone, and with shot gathers alone.
 _SURVEY = (
@@ -88,7 +88,7 @@ def command(
     from ..output import check_free
     from ..survey import ingest
 
-    _check_together(context, shots)
+    check_used(context, _SURVEY if shots else _SHOTS, f"{'not' if shots else 'only'} with --shots")
     check_free(zarr, overwrite)
     with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
         if client is not None:
@@ -135,17 +135,6 @@ def command(
         live = survey["live"].to_numpy().mean()
     sizes = " × ".join(f"{n:,} {d}" for d, n in survey["amplitude"].sizes.items())
     typer.echo(f"{zarr}: amplitude, {sizes}, {survey['amplitude'].dtype}, {live:.4g} live")
-
-
-def _check_together(context: typer.Context, shots: bool) -> None:
-    """Raise `ArgumentError` for an option that would be ignored."""
-    from ..errors import ArgumentError
-
-    for option in context.command.params:
-        source = context.get_parameter_source(option.name or "")
-        if option.name in (_SURVEY if shots else _SHOTS) and source and source.name != "DEFAULT":
-            how = "not with" if shots else "only with"
-            raise ArgumentError(f"{option.opts[0]}: {how} --shots; leave one of them out")
 
 
 def _extents(option: str, text: str | None) -> tuple[int, ...] | None:

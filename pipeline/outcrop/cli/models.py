@@ -37,6 +37,8 @@ def command(
         return
     if files:
         raise ArgumentError(f"models {name} {files[0]}: only 'convert' takes files")
+    if name is None and option:
+        raise ArgumentError("--option: only with the name of a network")
     if name is None:
         for each in models.names():
             typer.echo(f"{each}: {models.card(each).task}. {models.card(each).paper}")

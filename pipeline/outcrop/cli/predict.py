@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError, OutcropError
+from ..storage import on_disk, place
 from ._shared import (
     Cluster,
     Device,
@@ -29,6 +30,7 @@ from ._shared import (
     TlsCert,
     TlsKey,
     Workers,
+    check_used,
     device_of,
     options_of,
     survey_of,
@@ -41,9 +43,16 @@ if TYPE_CHECKING:
     from ..models.card import Card
 
 _VIEWS = "--angles, --resolutions or --direction both"
+# What windows do without: they are evaluated here, in float32, in whatever memory that takes.
+_NOT_OF_WINDOWS = (
+    "memory", "host_memory", "storage_mode", "storage_path", "storage_compression", "precision",
+    "device", "compile", "nonfinite", "cluster", "workers", "tls_ca", "tls_cert", "tls_key",
+    "log_json", "report",
+)  # fmt: skip
 
 
 def command(
+    context: typer.Context,
     survey: Annotated[
         list[str],
         typer.Argument(
@@ -170,6 +179,9 @@ def command(
     ):
         if value is not None and {**ways, "--picks": picks}[way] is None:
             raise ArgumentError(f"{name}: only with {way}")
+    if window is not None:
+        heeded = {"report"} if report == "none" else set()
+        check_used(context, set(_NOT_OF_WINDOWS) - heeded, "not with --window")
     several = len(survey) > 1
     if several and (asked or shape is not None or picks is not None):
         what = asked or ["--shape" if shape is not None else "--picks"]
@@ -191,6 +203,7 @@ def command(
     data: Any = None if several else survey_of(survey[0], shape)
     if picks is not None:
         check_picks(picks, tuple(data.sizes[d] for d in ("inline", "crossline")))
+        check_path(on_disk(picks), overwrite)
         picked = _picked(network)
     if report not in (None, "none"):
         _check_page(report)
@@ -287,12 +300,15 @@ def command(
 
 def _check_page(page: str) -> None:
     """Raise before hours of work if the page about them could not be written."""
-    if Path(page).is_dir():
+    where = place(page)
+    if not isinstance(where, Path):
+        return
+    if where.is_dir():
         raise OutcropError(f"--report {page}: is a folder; name a file")
-    folder = Path(page).absolute().parent
+    folder = where.absolute().parent
     while not folder.exists():  # which are made
         folder = folder.parent
-    if "://" not in page and not (folder.is_dir() and os.access(folder, os.W_OK)):
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise OutcropError(f"--report {page}: {folder} takes no files; choose another path")
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import xarray as xr
 
 from ..models.card import Card
-from .reading import naming_bad_chunk
+from ..storage import naming_refusal, on_disk
+from .reading import loaded
 
 _BLOCK = 64 << 20  # bytes that are held at a time
 
 
 def raw_paths(card: Card, stem: str | os.PathLike[str]) -> list[Path]:
     """Files that `write_raw` writes, in the card's order."""
-    return [Path(f"{stem}.{o.suffix or o.name}") for o in card.outputs if o is not None]
+    return [on_disk(f"{stem}.{o.suffix or o.name}") for o in card.outputs if o is not None]
 
 
 def write_raw(prediction: xr.Dataset, card: Card, stem: str | os.PathLike[str]) -> list[Path]:
@@ -44,11 +45,14 @@ def write_raw(prediction: xr.Dataset, card: Card, stem: str | os.PathLike[str]) 
         values = prediction[output.name].transpose("inline", "crossline", vertical)
         aside = path.with_name(f".{path.name}.unfinished")
         step = max(1, _BLOCK // max(4 * values[0].size, 1))
-        with open(aside, "wb") as file:
-            for first in range(0, values.sizes["inline"], step):
-                lines = slice(first, first + step)
-                with naming_bad_chunk(values, [lines]):
-                    part = values[lines].to_numpy()
-                (part / output.scale).astype("<f4", order="C").tofile(file)
-        os.replace(aside, path)
+        try:
+            with naming_refusal(path, "see to it, and run the same command with --overwrite"):
+                with open(aside, "wb") as file:
+                    for first in range(0, values.sizes["inline"], step):
+                        lines = slice(first, first + step)
+                        part = loaded(values, [lines])
+                        (part / output.scale).astype("<f4", order="C").tofile(file)
+                os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
     return paths

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-import fsspec
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -19,6 +18,7 @@ from ..errors import OutcropError
 from ..events import Retry, Warn
 from ..planner import format_bytes
 from ..record import Record
+from ..storage import place, write_whole
 from .sections import sections
 from .timeline import COLOURS, memory, timeline
 
@@ -138,9 +138,10 @@ def report(
         + "\n".join(parts)
         + f'\n</main><script type="application/json" id="facts">{data}</script></body></html>\n'
     )
+    where = place(path)
     try:
-        with fsspec.open(os.fspath(path), "w", encoding="utf-8") as page:
-            page.write(text)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(where, text.encode())
     except OSError as error:
         raise OutcropError(
             f"{path}: the page about the run cannot be written ({error.strerror or error}); choose "
@@ -269,10 +270,13 @@ def _picture(survey: xr.Dataset | None, prediction: xr.Dataset) -> str:
     amplitude = None if survey is None or "amplitude" not in survey else survey.amplitude
     if amplitude is not None:
         amplitude, _ = _middle(amplitude)
-    if amplitude is not None and name.endswith("_probability"):
-        figure = sections(amplitude, shown)
-    else:
-        figure = sections(shown, cmap="viridis")
+    try:
+        if amplitude is not None and name.endswith("_probability"):
+            figure = sections(amplitude, shown)
+        else:
+            figure = sections(shown, cmap="viridis")
+    except OutcropError as error:  # such as of lines in unequal steps
+        return f'<p class="note">{escape(f"not drawn: {error}")}</p>'
     note = f'<p class="note">{escape("; ".join([name, *notes]))}.</p>'
     return f'<img alt="Three sections of {escape(name)}" src="{_embedded(figure)}">{note}'
 
