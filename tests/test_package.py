@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ import typer.main
 from typer.testing import CliRunner
 
 import outcrop
-from outcrop.cli.main import app
+from outcrop.cli.main import app, main
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "xarray", "zarr", "dask", "distributed", "segyio", "matplotlib", "bokeh"}
@@ -140,6 +141,15 @@ def test_a_plan_that_cannot_be_drawn_is_printed(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*command, "plan.xyz"])
     assert "plan.xyz: no such format" in str(done.exception)
     assert not done.output
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", ["outcrop", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    said = warnings.formatwarning(UserWarning("2 tiles are gone"), UserWarning, "code.py", 7, "x")
+    assert said == "warning: 2 tiles are gone\n"
 
 
 def test_an_option_that_nothing_would_heed() -> None:

@@ -6,6 +6,7 @@ import importlib
 import io
 import pkgutil
 import sys
+import warnings
 
 import typer
 
@@ -50,6 +51,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:  # accepted before and after the command's name
         sys.argv.remove("--debug")
+    else:  # one line, without Python's own of where in the code it comes from
+        warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # for terminals that have no "…" or "×"
     try:
