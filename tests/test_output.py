@@ -91,6 +91,18 @@ def test_what_may_be_written_over(tmp_path, template, monkeypatch):
             check_free(tmp_path, overwrite)
 
 
+def test_a_link_is_followed(tmp_path, template):
+    link, disk = tmp_path / "a.zarr", tmp_path / "disk"
+    link.symlink_to(disk / "b.zarr")
+    for run in (1, 2):
+        with Output.begin(link, template, ENCODING, {"run": run}, overwrite=run == 2) as output:
+            output.commit({"run": run})
+        assert link.is_symlink()
+        assert [p.name for p in disk.iterdir()] == ["b.zarr"]
+        assert outcrop.open(link).attrs["run"] == run
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "disk"]
+
+
 def test_a_killed_overwrite_is_gone_on_with(tmp_path, template, monkeypatch):
     """Killed while the old output is deleted: the path holds the new one, which is begun."""
     path = tmp_path / "a.zarr"

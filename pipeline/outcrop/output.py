@@ -66,6 +66,8 @@ def check_free(path: PathLike, overwrite: bool = False, options: Options | None 
     An unfinished output of ours is not in the way: the call that writes it resumes it.
     """
     target = place(path, options)
+    if isinstance(target, Path) and target.is_symlink():  # such as to a larger disk
+        target = target.resolve()
     if target.name in ("", ".."):
         raise OutputExistsError(f"{target}: is no name of its own; name a folder to be made")
     if not target.exists():
