@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ..errors import UnsupportedOperatorError
+from .inline import inline
 from .lower import LOWER
 from .rules import RULES
 
@@ -96,6 +97,7 @@ def export(
             warnings.simplefilter("ignore")
             program = torch.export.export(module, *_imagined(args, kwargs), strict=False)
             _check_constants(program)
+            inline(program.graph_module)
             calls = [fx for fx in program.graph.nodes if fx.op == "call_function"]
             if all(_is_known(fx) and _can_replace(fx) for fx in calls):
                 return program
