@@ -64,8 +64,8 @@ def capture(
     ]
     if scripted:
         raise UnsupportedOperatorError(
-            f"{scripted[0]}: scripted or traced, so that torch.export cannot see its operators; use "
-            "the nn.Module that it was made from"
+            f"{scripted[0]}: scripted or traced, so that torch.export cannot see its operators; "
+            "use the nn.Module that it was made from"
         )
     given = [*args, *(kwargs or {}).values()]
     program = export(module, tuple(args), dict(kwargs or {}))

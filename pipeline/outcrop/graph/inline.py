@@ -9,7 +9,7 @@ _GRADIENTS = torch.ops.higher_order.wrap_with_set_grad_enabled
 
 
 def inline(module: GraphModule) -> None:
-    """Put in line what ran with autocast switched off, or gradients on or off: here both do nothing.
+    """Put in line what ran with autocast off, or with gradients switched: here both do nothing.
 
     Parameters
     ----------
@@ -30,8 +30,9 @@ def _is_autocast_off(fx: Node) -> bool:
 def _put_in_line(module: GraphModule, fx: Node) -> None:
     graph, at = module.graph, next(i for i, a in enumerate(fx.args) if isinstance(a, Node))
     own, given = fx.args[at], fx.args[at + 1 :]
-    assert isinstance(own, Node) and isinstance(own.target, str)
-    block = getattr(module, own.target)
+    assert isinstance(own, Node)
+    kept = str(own.target)  # the name under which the module has it
+    block = getattr(module, kept)
     inline(block)
     here = dict(zip(block.graph.find_nodes(op="placeholder"), given, strict=True))
     with graph.inserting_before(fx):
@@ -41,7 +42,7 @@ def _put_in_line(module: GraphModule, fx: Node) -> None:
             elif inner.op != "placeholder":
                 here[inner] = graph.node_copy(inner, here.__getitem__)
             if inner.op == "get_attr":
-                name = f"{own.target}_{inner.target}"
+                name = f"{kept}_{inner.target}"
                 setattr(module, name, getattr(block, inner.target))
                 here[inner].target = name
     for user in list(fx.users):  # an element of its results; an output is known by its name
