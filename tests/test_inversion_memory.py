@@ -13,9 +13,9 @@ from distributed import Client, LocalCluster
 from outcrop import inversion
 from outcrop.errors import MemoryBudgetError
 from outcrop.inversion.experiment import Options, set_up
-from outcrop.inversion.memory import batch_memory, choose
+from outcrop.inversion.memory import batch_memory, choose, held_memory
 from outcrop.inversion.misfits import MISFITS
-from outcrop.inversion.shots import Shots
+from outcrop.inversion.shots import Evaluation, Shots, save
 
 # The growth of the resident set at its highest, over a batch, after one that loads libraries.
 MEASURED = """
@@ -94,6 +94,52 @@ def experiment(shape, samples, receivers=8, step=0.0013, between=False):
     return model, shots.assign(amplitude=(("shot", "receiver", "time"), noise))
 
 
+# Likewise over an inversion in this process, which holds more than a batch.
+HELD = """
+import sys
+from pathlib import Path
+import torch
+from outcrop import inversion
+from outcrop.engine.memory import return_freed_memory
+
+folder, memory = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+def invert(name, **how):
+    model, shots = (folder / f"{name}-{what}.zarr" for what in ("model", "shots"))
+    inversion.invert(model, shots, folder / name, pml_width=8, **how)
+
+invert("small", iterations=1)
+return_freed_memory()
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+invert("large", iterations=3, memory=memory)
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_promise_of_memory_of_an_inversion(tmp_path):
+    """What the optimiser holds is part of it."""
+    for name, shape in (("small", (12, 16)), ("large", (300, 400))):
+        model, shots = experiment(shape, 120)
+        model.to_zarr(tmp_path / f"{name}-model.zarr", consolidated=False)
+        shots.isel(shot=[0]).to_zarr(tmp_path / f"{name}-shots.zarr", consolidated=False)
+    found = set_up(model, shots, None, Options(pml_width=8), observed=True)
+    batch = batch_memory(found.physics, 1, 60, ("vp",), 1)
+    memory = batch + held_memory(300 * 400, 1, 3)
+    command = [sys.executable, "-c", HELD, str(tmp_path), str(memory)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert batch < int(done.stdout) <= memory, (batch, memory)
+    with pytest.raises(MemoryBudgetError, match=r"of it the optimiser, and .* may be taken"):
+        inversion.invert(model, shots, tmp_path / "o", memory=batch, pml_width=8)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("case", CASES)
 def test_promise_of_memory(case, tmp_path):
@@ -128,6 +174,25 @@ def test_shots_that_fire_together_are_read_one_by_one():
     one = shots.amplitude[0].to_numpy()
     np.testing.assert_allclose(summed[0], sum(signs) * one, atol=1e-3)
     assert peak < 6 * one.nbytes
+
+
+def test_partial_sums_are_read_one_by_one(tmp_path):
+    """In the order of a tree, and not all eight at once."""
+    model, shots = experiment((20, 30), 150)
+    found = set_up(model, shots, None, Options(pml_width=8), observed=True)
+    job, evaluation = Shots(found.physics, shots), Evaluation(tmp_path, ("vp",))
+    parts = np.random.default_rng(0).normal(size=(7, 100_000)).astype(np.float32)
+    for number, part in enumerate(parts):
+        save(evaluation.leaf(0, number), {"misfit": np.array(number), "vp": part})
+    tracemalloc.start()
+    job.merge(evaluation, 0, 0, 7)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    a, b, c, d, e, f, g = parts.astype(np.float64)
+    with np.load(evaluation.leaf(1, 0)) as total:
+        assert total["misfit"] == 21
+        np.testing.assert_array_equal(total["vp"], ((a + b) + (c + d)) + ((e + f) + g))
+    assert peak < 5 * a.nbytes
 
 
 def test_batches_are_as_large_as_fit():

@@ -140,11 +140,7 @@ class Shots(Job):
         if target.exists():
             return
         members = range(group * GROUP, min((group + 1) * GROUP, count))
-        sums = [_load(evaluation.leaf(level, n)) for n in members]
-        while len(sums) > 1:  # two by two, in order, in double precision
-            pairs = [{k: a[k] + b[k] for k in a} for a, b in zip(sums[::2], sums[1::2])]  # noqa: B905
-            sums = pairs + sums[len(pairs) * 2 :]
-        save(target, sums[0])
+        save(target, _sum([evaluation.leaf(level, n) for n in members]))
 
     def _input(self, evaluation: Evaluation) -> tuple[dict[str, Tensor], np.ndarray, float | None]:
         with np.load(evaluation.folder / "input.npz") as found:
@@ -228,6 +224,17 @@ def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with open(aside, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     aside.replace(path)
+
+
+def _sum(leaves: Sequence[Path]) -> dict[str, np.ndarray]:
+    """Sum two by two, in order, in double precision; one more at a time than the tree is deep."""
+    if len(leaves) == 1:
+        return _load(leaves[0])
+    half = 1 << (len(leaves) - 1).bit_length() - 1
+    total = _sum(leaves[:half])
+    for name, rest in _sum(leaves[half:]).items():
+        total[name] += rest
+    return total
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
