@@ -1,12 +1,16 @@
 """What goes into an inversion: models, acquisitions, SEG-Y shot gathers, run files."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ import yaml
 from segyio import TraceField as Field
 
 from outcrop import inversion
+from outcrop.cli.main import main
 from outcrop.errors import (
     ArgumentError,
     GeometryError,
@@ -48,6 +53,22 @@ def model(shape=(16, 20), vp=2000.0, spacing=10.0, **others):
 def plan(on, sources=(3,), receivers=(6,), samples=220, frequency=14.0, step=0.0015):
     wavelet = inversion.ricker(frequency, step, samples)
     return inversion.surface_grid(on, sources=sources, receivers=receivers, wavelet=wavelet)
+
+
+def command(*words):
+    """Run `outcrop`, in this process: a new one takes seconds to load all libraries."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["outcrop", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    return SimpleNamespace(
+        returncode=stopped.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue()
+    )
 
 
 # Acquisitions
@@ -546,11 +567,8 @@ def gathers():
 def test_gathers_from_segy(gathers, tmp_path):
     traces, _, _ = gathers
     write_shots(tmp_path / "s.sgy", *gathers, dead=[(1, 3)])
-    command = [
-        sys.executable, "-m", "outcrop.cli.main", "ingest", str(tmp_path / "s.sgy"),
-        str(tmp_path / "s.zarr"), "--shots", "--origin", "900,1990",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    given = tmp_path / "s.sgy", tmp_path / "s.zarr"
+    done = command("ingest", *given, "--shots", "--origin", "900,1990")
     assert done.returncode == 0, done.stderr
     assert "3 shot × 5 receiver × 40 time" in done.stdout
     found = inversion.open_shots(tmp_path / "s.zarr")
@@ -701,13 +719,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def invert_command(path, *more):
-    command = [sys.executable, "-m", "outcrop.cli.main", "invert", str(path), *more]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_outcrop_invert(folder):
-    done = invert_command(folder / "run.yaml")
+    done = command("invert", folder / "run.yaml")
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
         f"iteration {n}" for n in range(5)
@@ -721,7 +734,7 @@ def test_outcrop_invert(folder):
     for name in ("models", "misfit", "gathers"):
         assert (folder / "pictures" / f"{name}.png").stat().st_size > 5000
     assert not list((folder / "scratch").iterdir())
-    again = invert_command(folder / "run.yaml")
+    again = command("invert", folder / "run.yaml")
     assert again.returncode == 2
     assert "already exists" in again.stderr
 
@@ -753,7 +766,7 @@ def test_run_files_are_checked(folder):
     fails(ArgumentError, "has no output", Run, path)
     path.write_text("a: [")
     fails(ArgumentError, "is no YAML", Run, path)
-    done = invert_command(path)
+    done = command("invert", path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 
@@ -787,21 +800,20 @@ def test_another_run_does_not_resume(folder):
 
 
 def test_the_workflow(tmp_path):
-    command = [
-        sys.executable, str(ROOT / "workflows" / "fwi.py"), str(tmp_path), "--size", "tiny",
-        "--iterations", "2", "--pml-width", "5",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    workflow = ROOT / "workflows" / "fwi.py"
+    how = {"size": "tiny", "iterations": 2, "pml_width": 5}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in how.items()]
+    words = [sys.executable, workflow, tmp_path, *options]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "misfit fell by" in done.stdout
     found = inversion.open_inversion(tmp_path / "inverted.zarr")
     assert found.vp.dims == ("depth", "crossline", "inline")
     assert float(found.misfit[-1]) < float(found.misfit[0])
     assert {p.suffix for p in tmp_path.iterdir()} == {".zarr", ".png"}
-    command[command.index("--iterations") + 1] = "3"
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "complete with 2 iterations, not 3; remove it" in done.stderr
+    again = runpy.run_path(str(workflow))["main"]
+    with pytest.raises(SystemExit, match="complete with 2 iterations, not 3; remove it"):
+        again(tmp_path, **{**how, "iterations": 3})
 
 
 def test_what_the_wavelet_is_with_each_equation():
