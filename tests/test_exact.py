@@ -171,7 +171,7 @@ def test_random_networks(data, rank, recipe, shape, tile, mode, seed):
 def faults():
     torch.manual_seed(1)
     network = FaultSeg3d().double().eval()
-    x = torch.randn(1, 1, 40, 24, 56, dtype=torch.float64)
+    x = torch.randn(1, 1, 40, 24, 32, dtype=torch.float64)
     with torch.no_grad():
         return network, x, network(x)
 

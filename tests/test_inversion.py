@@ -193,7 +193,8 @@ def test_gradients_are_those_of_one_call(precision, tolerance, mode, cube, clien
     _, value, gradient = plain(start, path, dtype=getattr(torch, precision))
     for batches in (1, 2, 4):
         for workers, client in clients.items():
-            if mode != "device" and (batches, workers) not in ((2, None), (4, 2)):
+            few = (2, None), (4, 2)
+            if (batches, workers) not in few and (mode != "device" or workers is None):
                 continue
             folder = tmp_path / f"{batches}-{workers}"
             how = {"precision": precision, "storage_mode": mode}
@@ -231,7 +232,7 @@ def test_compression_spoils_the_gradient_around_sources_alone(spacing, tmp_path)
     path = tmp_path / "shots.zarr"
     wavelet = inversion.ricker(6.0, 0.0015, 320)
     sources = np.array([[0.0, 5.0, 6.0], [0.0, 22.0, 24.0]]) * spacing
-    receivers = np.moveaxis(np.indices((1, 12, 12)), 0, -1).reshape(-1, 3) * spacing * 2
+    receivers = np.moveaxis(np.indices((1, 6, 6)), 0, -1).reshape(-1, 3) * spacing * 4
     survey = inversion.positions(sources, receivers, wavelet, start.vp.dims)
     inversion.model_shots(true, survey, path, pml_width=PML)
     _, exact = ours(start, path, tmp_path / "a", 2, None)
@@ -440,7 +441,7 @@ def test_the_process_is_killed_and_the_same_call_goes_on(line, calm, tmp_path, m
 def test_options_bring_the_model_nearer_and_resume(how, line, tmp_path):
     """Stopped after its second iteration, each goes on to the very same model."""
     start, true, path = line
-    options = {"iterations": 4, "pml_width": PML, "smoothing": 15.0, "step": 30.0, **how}
+    options = {"iterations": 3, "pml_width": PML, "smoothing": 15.0, "step": 30.0, **how}
     mask = inversion.mask(start, inversion.open_shots(path), water_bottom=30.0, radius=40.0)
     whole = inversion.invert(start, path, tmp_path / "a.zarr", mask=mask, **options)
 

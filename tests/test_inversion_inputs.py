@@ -1,12 +1,16 @@
 """What goes into an inversion: models, acquisitions, SEG-Y shot gathers, run files."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ import yaml
 from segyio import TraceField as Field
 
 from outcrop import inversion
+from outcrop.cli.main import main
 from outcrop.errors import (
     ArgumentError,
     GeometryError,
@@ -35,6 +40,7 @@ from outcrop.inversion.selection import Selection
 from outcrop.inversion.shaping import Shape
 from outcrop.inversion.shots import cut, levels
 from outcrop.output import Output
+from outcrop.view import draw_inversion
 
 ROOT = Path(__file__).parents[1]
 PML = 6
@@ -47,6 +53,22 @@ def model(shape=(16, 20), vp=2000.0, spacing=10.0, **others):
 def plan(on, sources=(3,), receivers=(6,), samples=220, frequency=14.0, step=0.0015):
     wavelet = inversion.ricker(frequency, step, samples)
     return inversion.surface_grid(on, sources=sources, receivers=receivers, wavelet=wavelet)
+
+
+def command(*words):
+    """Run `outcrop`, in this process: a new one takes seconds to load all libraries."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["outcrop", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    return SimpleNamespace(
+        returncode=stopped.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue()
+    )
 
 
 # Acquisitions
@@ -281,7 +303,7 @@ def test_positions_in_another_order_are_an_error():
           inversion.model_shots, on, good.assign_coords(source_inline=spread))  # fmt: skip
 
 
-def test_receivers_of_any_shot_tell_experiments_apart():
+def test_receivers_of_any_shot_grids_and_time_steps_tell_experiments_apart():
     on, dims = model((16, 24)), ("depth", "inline")
     receivers = np.array([[[10.0, 60.0], [10.0, 90.0]]] * 6)
     sources = [[10.0, 40.0]] * 6
@@ -290,7 +312,11 @@ def test_receivers_of_any_shot_tell_experiments_apart():
         survey = inversion.positions(sources, receivers, inversion.ricker(14.0, 0.0015, 200), dims)
         found.append(set_up(on, survey, None, Options(), observed=False).fingerprint())
         receivers[1, 0, 1] += 10.0
-    assert found[0] != found[1]
+    moved = inversion.velocity(on.vp.to_numpy(), 10.0, origin=(0.0, -5.0))
+    faster = survey.assign_coords(time=(0.9 * survey.time).assign_attrs(survey.time.attrs))
+    for model_, shots in ((on, survey), (moved, survey), (on, faster)):
+        found.append(set_up(model_, shots, None, Options(), observed=False).fingerprint())
+    assert len(set(found)) == 5
 
 
 def test_masks_of_migrations_are_checked(tmp_path):
@@ -408,7 +434,23 @@ def test_mask():
     assert not found.sel(depth=slice(0, 25)).any()
     assert found[-1].min() == 1.0
     assert 0 < found.sel(depth=40, inline=20) < 1
-    fails(ArgumentError, "mask: water_bottom is NaN", inversion.mask, on, water_bottom=np.nan)
+    fails(ArgumentError, "water_bottom=nan: pass a number", inversion.mask, on, water_bottom=np.nan)
+    bottom = xr.DataArray(np.full(20, 25.0), {"inline": on.inline + 1e-9}, "inline")
+    np.testing.assert_array_equal(
+        inversion.mask(on, plan(on), water_bottom=bottom, radius=50.0), found
+    )
+    for given in (bottom[:9], bottom.rename(inline="x"), bottom.where(bottom.inline > 50)):
+        fails(ArgumentError, "pass a depth in m everywhere along inline", inversion.mask, on,
+              water_bottom=given)  # fmt: skip
+    outside = plan(on).assign_coords(source_inline=("shot", [-90.0, -120.0, 20.0]))
+    assert inversion.mask(on, outside, radius=50.0)[1, 2] == 0
+    outside.source_inline[1] = np.nan
+    fails(SurveyError, "a source has no position", inversion.mask, on, outside, radius=50.0)
+    fails(SurveyError, "has no source_inline", inversion.mask, on,
+          outside.drop_vars("source_inline"), radius=50.0)  # fmt: skip
+    for radius in (-5.0, np.nan, "5"):
+        fails(ArgumentError, "mask: radius=.*: pass a number, 0 or more", inversion.mask, on,
+              outside, radius=radius)  # fmt: skip
 
 
 def test_the_filter_commutes_with_propagation():
@@ -525,11 +567,8 @@ def gathers():
 def test_gathers_from_segy(gathers, tmp_path):
     traces, _, _ = gathers
     write_shots(tmp_path / "s.sgy", *gathers, dead=[(1, 3)])
-    command = [
-        sys.executable, "-m", "outcrop.cli.main", "ingest", str(tmp_path / "s.sgy"),
-        str(tmp_path / "s.zarr"), "--shots", "--origin", "900,1990",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    given = tmp_path / "s.sgy", tmp_path / "s.zarr"
+    done = command("ingest", *given, "--shots", "--origin", "900,1990")
     assert done.returncode == 0, done.stderr
     assert "3 shot × 5 receiver × 40 time" in done.stdout
     found = inversion.open_shots(tmp_path / "s.zarr")
@@ -555,6 +594,18 @@ def test_azimuth_turns_positions(gathers, tmp_path):
     assert found.source_crossline.values.tolist() == [0.0, -50.0, -100.0]
     assert found.source_inline.values.tolist() == [0.0, 0.0, 0.0]
     np.testing.assert_allclose(found.receiver_inline[0], 10.0)
+
+
+def test_scalars_of_coordinates_that_differ_within_a_shot(gathers, tmp_path):
+    path = tmp_path / "s.sgy"
+    write_shots(path, *gathers)
+    alike = inversion.ingest_shots(path, tmp_path / "a.zarr")
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for number in range(0, 15, 2):
+            header = file.header[number]
+            finer = {f: 10 * header[f] for f in (73, 77, 81, 85)}
+            file.header[number] = {**finer, Field.SourceGroupScalar: -100}
+    xr.testing.assert_equal(inversion.ingest_shots(path, tmp_path / "b.zarr"), alike)
 
 
 def test_shots_that_segy_cannot_tell(gathers, tmp_path):
@@ -668,13 +719,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def invert_command(path, *more):
-    command = [sys.executable, "-m", "outcrop.cli.main", "invert", str(path), *more]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_outcrop_invert(folder):
-    done = invert_command(folder / "run.yaml")
+    done = command("invert", folder / "run.yaml")
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
         f"iteration {n}" for n in range(5)
@@ -688,7 +734,7 @@ def test_outcrop_invert(folder):
     for name in ("models", "misfit", "gathers"):
         assert (folder / "pictures" / f"{name}.png").stat().st_size > 5000
     assert not list((folder / "scratch").iterdir())
-    again = invert_command(folder / "run.yaml")
+    again = command("invert", folder / "run.yaml")
     assert again.returncode == 2
     assert "already exists" in again.stderr
 
@@ -720,7 +766,7 @@ def test_run_files_are_checked(folder):
     fails(ArgumentError, "has no output", Run, path)
     path.write_text("a: [")
     fails(ArgumentError, "is no YAML", Run, path)
-    done = invert_command(path)
+    done = command("invert", path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 
@@ -754,21 +800,38 @@ def test_another_run_does_not_resume(folder):
 
 
 def test_the_workflow(tmp_path):
-    command = [
-        sys.executable, str(ROOT / "workflows" / "fwi.py"), str(tmp_path), "--size", "tiny",
-        "--iterations", "2", "--pml-width", "5",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    workflow = ROOT / "workflows" / "fwi.py"
+    how = {"size": "tiny", "iterations": 2, "pml_width": 5}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in how.items()]
+    words = [sys.executable, workflow, tmp_path, *options]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "misfit fell by" in done.stdout
     found = inversion.open_inversion(tmp_path / "inverted.zarr")
     assert found.vp.dims == ("depth", "crossline", "inline")
     assert float(found.misfit[-1]) < float(found.misfit[0])
     assert {p.suffix for p in tmp_path.iterdir()} == {".zarr", ".png"}
-    command[command.index("--iterations") + 1] = "3"
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "complete with 2 iterations, not 3; remove it" in done.stderr
+    again = runpy.run_path(str(workflow))["main"]
+    with pytest.raises(SystemExit, match="complete with 2 iterations, not 3; remove it"):
+        again(tmp_path, **{**how, "iterations": 3})
+
+
+def test_what_the_wavelet_is_with_each_equation():
+    """The same pulse from w, from w = -ρ·q' and from w = ρ·v²·q."""
+    shape, wavelet = (24, 40), inversion.ricker(10.0, 0.001, 500)
+    others = {"density": np.full(shape, 1500.0), "vs": np.zeros(shape)}
+    on = inversion.velocity(np.full(shape, 2000.0), 10.0, **others)
+    survey = inversion.positions([[120.0, 100.0]], [[120.0, 300.0]], wavelet, ("depth", "inline"))
+    pulse = {}
+    for equation, factor in (("scalar", 1.0), ("acoustic", 1.0), ("elastic", 1500.0 * 2000.0**2)):
+        emitted = survey.assign(wavelet=factor * wavelet)
+        if equation == "scalar":
+            emitted = survey.assign(wavelet=-1500.0 * wavelet.differentiate("time"))
+        found = inversion.model_shots(on, emitted, equation=equation, pml_width=PML)
+        pulse[equation] = found.amplitude.to_numpy()
+    largest = np.abs(pulse["acoustic"]).max()
+    np.testing.assert_allclose(pulse["elastic"], pulse["acoustic"], atol=1e-3 * largest)
+    np.testing.assert_allclose(pulse["scalar"], pulse["acoustic"], atol=0.05 * largest)
 
 
 def test_a_free_surface_reflects_with_the_other_sign():
@@ -971,13 +1034,30 @@ def test_things_of_another_kind(small, tmp_path):
         "lr=0: pass a number above 0": {"optimiser_options": {"lr": 0}},
         "optimiser_options: history_size=0: pass": {"optimiser_options": {"history_size": 0}},
         "optimiser_options: max_eval='x': pass": {"optimiser_options": {"max_eval": "x"}},
+        "optimiser_options: max_eval=1: pass": {"optimiser_options": {"max_eval": 1}},
+        "tolerance_change='1e-9': pass": {"optimiser_options": {"tolerance_change": "1e-9"}},
+        "lbfgs does not take them: .*max_iter": {"optimiser_options": {"max_iter": 5}},
+        "sgd does not take them: .*weight_decay": {
+            "optimiser": "sgd", "optimiser_options": {"weight_decay": 0.5},
+        },
+        "adam does not take them: list index": {
+            "optimiser": "adam", "optimiser_options": {"betas": [0.9]},
+        },
+        "client: is a int; pass a distributed.Client": {"client": 3},
         "checkpoint_segments=999: is more than the 220": {"checkpoint_segments": 999},
-    }
+    }  # fmt: skip
     for match, change in cases.items():
         given = {"velocity": on, "observed": path, "path": tmp_path / "o"} | change
         fails(ArgumentError, match, inversion.invert, **given)
     fails(ArgumentError, "acquisition='shots.zarr': pass a Dataset", inversion.model_shots, on,
           "shots.zarr")  # fmt: skip
+    fails(ArgumentError, "laplacian='no': pass true or false", inversion.migrate, on, path,
+          tmp_path / "o", laplacian="no")  # fmt: skip
+    many = louder(path).expand_dims(trace=3)
+    fails(SurveyError, r"wavelet: is over \(trace, time\) instead of \(time\) or \(shot, time\)",
+          inversion.invert, on, path, tmp_path / "o", wavelet=many)  # fmt: skip
+    fails(SurveyError, 'shots: has no wavelet; add one, as "wavelet"', inversion.model_shots, on,
+          plan(on).drop_vars("wavelet"))  # fmt: skip
     fails(ArgumentError, "sources 2: pass how many along inline", plan, on, sources=2)
     assert not (tmp_path / "o").exists()
 
@@ -998,8 +1078,10 @@ def test_traces_that_are_left_out_decide_nothing(gathers, tmp_path):
         ({"interval": "2"}, "interval='2': pass a number above 0"),
     ):
         fails(ArgumentError, match, inversion.ingest_shots, path, out, **given)
+    set_field(path, "TraceIdentificationCode", lambda n: {3: 10, 8: 2, 14: 18}.get(n, 1))
     found = inversion.ingest_shots(path, out, origin=np.array([900, 1990]), nonfinite="zero")
     assert found.sizes["shot"] == 3
+    assert set(found.trace_index.values.flat) == set(range(14)) - {3, 8}
     assert found.source_inline[0] == 100
     assert found.attrs["ingested_with"]["nonfinite"] == "zero"
 
@@ -1017,6 +1099,26 @@ def test_pictures_are_possible_before_anything_is_inverted(folder):
         path.write_text(yaml.safe_dump(facts | change))
         fails(OutcropError, match, lambda: Run(path).invert())
     assert not (folder / "inverted.zarr").exists()
+
+
+def test_gathers_are_drawn_as_the_last_band_has_them(tmp_path):
+    """On a grid too coarse for all of the wavelet; not over what has become too slow."""
+    on = model((16, 20), spacing=20.0)
+    survey = plan(on, samples=600, frequency=7.0, step=0.0015)
+    observed = inversion.model_shots(on, survey, pml_width=PML)
+    observed["wavelet"] = inversion.ricker(14.0, 0.0015, 600)
+    observed = observed.assign(amplitude=observed.amplitude.astype(">f4"))
+
+    def drawn(slowest, corner):
+        history = xr.concat([on.vp, on.vp - 2000.0 + slowest], "iteration")
+        numbers = {"misfit": ("iteration", [2.0, 1.0]), "corner": ("iteration", [corner] * 2)}
+        found = xr.Dataset({"vp": history[-1], "vp_history": history, **numbers})
+        return draw_inversion(found, observed, tmp_path / f"{slowest}", pml_width=PML)
+
+    assert [path.name for path in drawn(1990.0, 8.0)] == ["models.png", "misfit.png", "gathers.png"]
+    for slowest, corner in ((1000.0, 8.0), (1980.0, np.nan)):
+        with pytest.warns(UserWarning, match="gathers.png: is not drawn: spacing 20 m"):
+            assert len(drawn(slowest, corner)) == 2
 
 
 def test_pictures_of_shots_whose_times_differ_by_rounding(folder):

@@ -36,7 +36,8 @@ def test_tiled_equals_whole(name):
     x = torch.randn(1, 1, *shape, dtype=torch.float64)
     with torch.no_grad():
         expected = network(x)
-    for storage_mode in ("device", "disk"):
+    modes = ("device", "disk")
+    for storage_mode in modes[name == "SwinUNETR" :]:  # which takes as long as all others
         found = whole_volume(network, x, tile=(16,) * len(shape), storage_mode=storage_mode)
         assert found.shape == expected.shape
         assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()

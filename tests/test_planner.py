@@ -300,7 +300,7 @@ def spread():
         (600, "none", "float32", 160, "FaultSeg3d()"),
         (2000, "none", "float32", 160, "FaultSeg3d()"),
         (400, "device", "bfloat16", 160, "FaultSeg3d()"),
-        (600, "device", "float64", 96, "FaultSeg3d()"),
+        (300, "device", "float64", 64, "FaultSeg3d()"),
         (1000, "disk", "float32", 128, "Norms(6)"),
         (400, "device", "float32", 128, "Norms(6)"),
         (400, "none", "float32", 48, "wrapped()"),

@@ -87,13 +87,31 @@ def test_switches_in_the_forward():
             y = layer(x)
         return x + y.sigmoid()
 
+    def autocast_off(x, layer):
+        with torch.autocast("cpu", enabled=False):
+            x = x * 2
+            x += 1
+            with torch.enable_grad():
+                y = layer(x)
+                with torch.autocast("cuda", enabled=False):
+                    y.relu_()
+            mean = y.mean((2, 3, 4), keepdim=True)
+        return y * mean, x
+
     def autocast(x, layer):
         with torch.autocast("cpu", torch.bfloat16):
             return layer(x).float()
 
     check(without_gradients, conv(4, 4))
+    check(autocast_off, conv(4, 4))
     with pytest.raises(UnsupportedOperatorError, match=r"autocast .* pass precision"):
         capture(Apply(autocast, conv(4, 4)).eval(), [torch.zeros(SHAPE)])
+
+
+def test_what_was_scripted_is_named():
+    scripted = torch.jit.trace(conv(4, 4).eval(), torch.zeros(SHAPE))
+    with pytest.raises(UnsupportedOperatorError, match=r"^1: scripted .* the nn\.Module that"):
+        capture(nn.Sequential(conv(4, 4), scripted).eval(), [torch.zeros(SHAPE)])
 
 
 def test_even_kernels_padded_to_the_same_extent():

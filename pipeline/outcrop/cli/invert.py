@@ -50,5 +50,5 @@ def command(
     fall = float(found["misfit"][-1] / found["misfit"][-1 - how["iterations"]])
     band = " in the last band" if len(how["bands"]) > 1 else ""
     typer.echo(f"{wanted.output}: vp, {sizes}; misfit {100 * fall:.3g} % of the first{band}")
-    if wanted.pictures is not None:
-        typer.echo(f"{wanted.pictures}: models.png, misfit.png, gathers.png")
+    if wanted.drawn:
+        typer.echo(f"{wanted.pictures}: {', '.join(path.name for path in wanted.drawn)}")

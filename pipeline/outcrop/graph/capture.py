@@ -49,13 +49,23 @@ def capture(
     Raises
     ------
     UnsupportedOperatorError
-        If the module is in training mode, draws random numbers, or cannot be captured.
+        If the module is in training mode, scripted, draws random numbers, or cannot be captured.
     """
     training = [name or type(module).__name__ for name, m in module.named_modules() if m.training]
     if training:
         raise UnsupportedOperatorError(
             f"{training[0]}: in training mode, where dropout and batch statistics differ from tile "
             "to tile; call .eval() on the network first"
+        )
+    scripted = [
+        name or type(module).__name__
+        for name, m in module.named_modules()
+        if isinstance(m, torch.jit.ScriptModule)
+    ]
+    if scripted:
+        raise UnsupportedOperatorError(
+            f"{scripted[0]}: scripted or traced, so that torch.export cannot see its operators; "
+            "use the nn.Module that it was made from"
         )
     given = [*args, *(kwargs or {}).values()]
     program = export(module, tuple(args), dict(kwargs or {}))
@@ -165,15 +175,16 @@ def _build(
             source, result = several[fx.args[0].name], fx.args[1]
         where = list(source.meta.get("nn_module_stack", {}).values())
         path = where[-1][0] if where else ""
+        place = f"in submodule {path!r}" if path else "in the forward"
         target = source.target
         if not isinstance(target, torch._ops.OpOverload):
             if "autocast" in str(target):
                 raise UnsupportedOperatorError(
-                    f"autocast in submodule {path!r}: cannot be evaluated by tiles; take it out of "
-                    "the forward and pass precision (--precision)"
+                    f"autocast {place}: cannot be evaluated by tiles; take it out and pass "
+                    "precision (--precision)"
                 )
             raise UnsupportedOperatorError(
-                f"{target} in submodule {path!r}: control flow cannot be evaluated by tiles"
+                f"{target} {place}: control flow cannot be evaluated by tiles"
             )
         space, _, op = target._schema.name.partition("::")
         op = op if space == "aten" else target._schema.name
@@ -185,7 +196,7 @@ def _build(
         active = bound.get("train", bound.get("training", bound.get("dropout_p", True)))
         if torch.Tag.nondeterministic_seeded in target.tags and active:
             raise UnsupportedOperatorError(
-                f"operator {op} in submodule {path!r}: draws random numbers, so that no two "
+                f"operator {op} {place}: draws random numbers, so that no two "
                 "evaluations agree; is dropout active? Call it with training=self.training"
             )
         if op in CHECKS:
@@ -199,12 +210,12 @@ def _build(
         made = fx.meta["val"]
         if not isinstance(made, Tensor) or not all(isinstance(n, int) for n in made.shape):
             raise UnsupportedOperatorError(
-                f"operator {op} in submodule {path!r}: its result has a size or is a number that "
+                f"operator {op} {place}: its result has a size or is a number that "
                 "depends on the values, which no tile knows; use masks of the volume's shape"
             )
         if op == "as_strided" and not source.args[0].meta["val"].is_contiguous():
             raise UnsupportedOperatorError(
-                f"operator as_strided in submodule {path!r}: of a tensor that is not contiguous, "
+                f"operator as_strided {place}: of a tensor that is not contiguous, "
                 "what it gives depends on the order in memory; call .contiguous() before"
             )
         call = Call(

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from ..errors import UnsupportedOperatorError
+from .inline import inline
 from .lower import LOWER
 from .rules import RULES
 
@@ -97,6 +97,7 @@ def export(
             warnings.simplefilter("ignore")
             program = torch.export.export(module, *_imagined(args, kwargs), strict=False)
             _check_constants(program)
+            inline(program.graph_module)
             calls = [fx for fx in program.graph.nodes if fx.op == "call_function"]
             if all(_is_known(fx) and _can_replace(fx) for fx in calls):
                 return program
@@ -116,6 +117,8 @@ def _imagined(
     args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Return tensors without memory that lie as the given ones do: views or copies depend on it."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
     with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
 
         def imagine(x: Tensor) -> Tensor:
@@ -146,7 +149,7 @@ def _quiet() -> Iterator[None]:
         try:
             with contextlib.redirect_stderr(held):
                 yield
-        except GuardOnDataDependentSymNode:
+        except _undecided():
             held = io.StringIO()
             raise
         finally:
@@ -155,9 +158,16 @@ def _quiet() -> Iterator[None]:
                 sys.stderr.write(text)
 
 
+def _undecided() -> type[Exception]:
+    """Torch's error for a decision by values: imported late, as it takes half a second."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return GuardOnDataDependentSymNode
+
+
 def _reason(error: Exception) -> str:
     text = str(error).strip()
-    if not isinstance(error, GuardOnDataDependentSymNode):
+    if not isinstance(error, _undecided()):
         return text.split("\n")[0]
     lines = re.findall(r'File "(.+)", line (\d+)', text)
     where = "at {}:{}".format(*lines[-1]) if lines else "somewhere"

@@ -251,8 +251,8 @@ def check_acquisition(acquisition: xr.Dataset, dims: Sequence[str], name: str) -
             found = acquisition[variable]
             if found.dims not in orders:
                 raise SurveyError(
-                    f"{name}: {variable} is over {_order(found.dims)} instead of "
-                    f"{' or '.join(map(_order, orders))}; transpose it"
+                    f"{name}: {variable} is over {order(found.dims)} instead of "
+                    f"{' or '.join(map(order, orders))}; transpose it"
                 )
             units = found.attrs.get("units", "m")
             if units not in ("m", "metre", "metres", "meter", "meters"):
@@ -262,7 +262,8 @@ def check_acquisition(acquisition: xr.Dataset, dims: Sequence[str], name: str) -
         raise SurveyError(f"{name}: receiver positions have different dimensions: {laid}")
 
 
-def _order(dims: Iterable[Hashable]) -> str:
+def order(dims: Iterable[Hashable]) -> str:
+    """Dimensions, as messages name them."""
     return f"({', '.join(map(str, dims))})"
 
 

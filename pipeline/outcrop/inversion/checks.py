@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, GeometryError, OutcropError, SurveyError
-from .acquisition import check_acquisition, time_step
+from .acquisition import check_acquisition, order, time_step
 from .bands import highest_frequency, low_pass
 from .gathers import Gathers
 from .model import Grid
@@ -261,6 +261,9 @@ def check_times(shots: xr.Dataset, wavelet: xr.DataArray, name: str) -> tuple[fl
             f"wavelet: has {wavelet.sizes['time']} samples of {1000 * own:g} ms, the traces "
             f"{samples} of {1000 * step:g} ms; make it like the traces, zeros at its end"
         )
+    if not set(wavelet.dims) <= {"shot", "time"}:
+        over = order(wavelet.dims)
+        raise SurveyError(f"wavelet: is over {over} instead of (time) or (shot, time)")
     if "shot" in wavelet.dims and wavelet.sizes["shot"] != shots.sizes["shot"]:
         raise SurveyError(
             f"wavelet: has {wavelet.sizes['shot']} shots, {name} {shots.sizes['shot']}; pass one "

@@ -63,6 +63,7 @@ class Run:
         self._check_values()
         self.output = self._path("output")
         self.pictures = self._path("pictures") if "pictures" in self.facts else None
+        self.drawn: list[Path] = []
 
     def invert(
         self,
@@ -140,7 +141,9 @@ class Run:
         for name in ("storage_path", "memory", "batch_size"):
             options.pop(name, None)
         assert self.pictures is not None
-        draw_inversion(found, open_shots(shots), self.pictures, true, source, **options)
+        self.drawn = draw_inversion(
+            found, open_shots(shots), self.pictures, true, source, **options
+        )
 
     def _path(self, key: str) -> Path:
         return self.path.parent / os.fspath(self.facts[key])

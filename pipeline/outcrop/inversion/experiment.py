@@ -43,7 +43,8 @@ class Options:
     Parameters
     ----------
     equation : {"scalar", "acoustic", "elastic"}
-        acoustic needs `density` beside `vp`, elastic `vs` too.
+        acoustic needs `density` beside `vp`, elastic `vs` too. The wavelet w is, in this order,
+        the right-hand side of ∇²p − p″/vp² = w, volume per volume and second, pressure per second.
     accuracy : {2, 4, 6, 8}
         Order of the differences in space.
     pml_width : int
@@ -162,11 +163,11 @@ class Experiment:
         return Gathers(self.path or self.shots, self.grid.dims)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the model, the wavelet and all positions.
+        """SHA-256 of the model and its grid, the wavelet and its time step, and all positions.
 
         Observed traces are compared where all of them are read: see `check_traces`.
         """
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(f"{self.grid}{self.physics.time_step}".encode())
         arrays = [self.model[p].to_numpy() for p in self.physics.parameters]
         for array in itertools.chain([*arrays, self.wavelet], _positions(self.gathers)):
             digest.update(f"{array.dtype}{array.shape}".encode())
@@ -224,9 +225,10 @@ def set_up(
         path = None  # workers read a Zarr raw: they get a copy, decoded
     if wavelet is None:
         if "wavelet" not in shots:
+            how = "pass wavelet=" if observed else 'add one, as "wavelet"'
             raise SurveyError(
-                f"{name}: has no wavelet; pass wavelet=, such as outcrop.inversion.ricker(25.0, "
-                "time_step, samples) (wavelet: {ricker: 25})"
+                f"{name}: has no wavelet; {how}, such as outcrop.inversion.ricker(25.0, "
+                "time_step, samples)" + (" (wavelet: {ricker: 25})" if observed else "")
             )
         wavelet = shots["wavelet"]
     step, samples = check_times(shots if observed else wavelet.to_dataset(), wavelet, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from .evaluation import Evaluator
 from .experiment import Experiment, Shots, options_of, set_up
 from .history import History, begin, begun_with, open_inversion
 from .kinds import check_kinds
-from .memory import choose
+from .memory import choose, held_memory
 from .misfits import MISFITS
 from .model import Model, open_model
 from .optimisers import OPTIMISERS, Stepper
@@ -182,6 +183,8 @@ def invert(
     allowed = mask_weights(mask, experiment)
     selection = Selection(experiment.gathers, subset, encoding, seed)
     selection.check(optimiser, misfit)
+    # Of L-BFGS; others remember two arrays of all steps.
+    history = min(choices.get("history_size", 100), iterations) if optimiser == "lbfgs" else 1
     need = choose(
         experiment.physics,
         selection.groups_at_once,
@@ -193,6 +196,7 @@ def invert(
         client=client,
         sources=selection.sources_at_once,
         misfit=misfit,
+        held=held_memory(math.prod(experiment.grid.shape), len(parameters), history),
     )
     stepper = Stepper(
         optimiser,
@@ -220,11 +224,11 @@ def invert(
         naming_refusal(path, goes_on(overwrite)),
         begin(path, experiment, parameters, iterations * len(bands), record, overwrite) as output,
     ):
-        history = History(output, need.shots)
-        job = Job(history.physics(experiment), history.shots(experiment), misfit)
+        kept = History(output, need.shots)
+        job = Job(kept.physics(experiment), kept.shots(experiment), misfit)
         with Team(job, client) as team:
             traces = check_traces(team, output, experiment)
-            evaluator = Evaluator(team, history.aside / "evaluations", parameters)
+            evaluator = Evaluator(team, kept.aside / "evaluations", parameters)
             inversion = _Inversion(
                 experiment,
                 stepper,
@@ -233,7 +237,7 @@ def invert(
                 evaluator,
                 need.shots,
             )
-            inversion.run(history, bands, iterations, on_iteration or (lambda n, f: None))
+            inversion.run(kept, bands, iterations, on_iteration or (lambda n, f: None))
         output.commit({"inverted_with": {**record, "traces": traces}})
     return open_inversion(path)
 

@@ -56,7 +56,7 @@ _SWITCH: Kind = lambda v: isinstance(v, (bool, np.bool_)), "true or false"
 
 _OPTIONAL = {
     "optimiser_options", "step", "bounds", "subset", "encoding", "storage_path",
-    "checkpoint_segments", "batch_size", "wavelet", "mask", "interval",
+    "checkpoint_segments", "batch_size", "wavelet", "mask", "interval", "shots",
 }  # fmt: skip
 _KINDS: dict[str, Kind] = {
     "parameters": (
@@ -84,6 +84,7 @@ _KINDS: dict[str, Kind] = {
     "batch_size": _whole_from(1),
     "wavelet": (lambda v: isinstance(v, xr.DataArray), "a DataArray, such as ricker gives"),
     "mask": (lambda v: isinstance(v, xr.DataArray), "a DataArray, such as mask gives"),
+    "shots": (lambda v: isinstance(v, xr.Dataset), "a Dataset, such as open_shots gives"),
     "acquisition": (lambda v: isinstance(v, xr.Dataset), "a Dataset, such as positions gives"),
     "velocity": (
         lambda v: isinstance(v, (str, os.PathLike, xr.DataArray, xr.Dataset)),
@@ -94,7 +95,12 @@ _KINDS: dict[str, Kind] = {
         "a path, or a Dataset such as open_shots gives",
     ),
     "history_size": _whole_from(1),
-    "max_eval": _whole_from(1),
+    "max_eval": _whole_from(2),  # by 1 there is no line search, and no step
+    "tolerance_change": _NOT_NEGATIVE,
+    "dampening": _NUMBER,
+    "nesterov": _SWITCH,
+    "amsgrad": _SWITCH,
+    "laplacian": _SWITCH,
     "origin": (_is_pair, "two numbers, x and y in m"),
     "azimuth": _NUMBER,
     "interval": _POSITIVE,

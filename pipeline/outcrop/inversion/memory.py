@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
-from ..engine.crew import check_workers, least_room
+from ..engine.crew import check_client, check_workers, least_room
 from ..errors import ArgumentError, MemoryBudgetError
 from ..planner import format_bytes, parse_bytes
 from .physics import Physics, load_deepwave
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _FIXED = 12 << 20
 # Of the memory that is free on this machine, what is taken unless the user says.
 _SHARE = 0.6
+# Arrays of a parameter, in double precision, that an inversion holds beside a batch: the model, its
+# gradient, a step and both ends of a line search.
+_HELD = 20
 # Traces that a misfit keeps for its gradient, beside those that least squares does.
 _MISFIT_COPIES = {"least_squares": 0, "correlation": 2, "envelope": 9}
 
@@ -115,6 +118,21 @@ def batch_memory(
     return int(total) + _FIXED
 
 
+def held_memory(cells: int, parameters: int, history: int) -> int:
+    """Bytes that an inversion holds in its own process, beside a batch, at most.
+
+    Parameters
+    ----------
+    cells : int
+        Of the model.
+    parameters : int
+        That change.
+    history : int
+        Steps that the optimiser remembers, each with two arrays: twice, while they are written.
+    """
+    return 8 * cells * parameters * (_HELD + 4 * history)
+
+
 def choose(
     physics: Physics,
     count: int,
@@ -127,6 +145,7 @@ def choose(
     sources: int = 1,
     begun_with: int | None = None,
     misfit: str = "least_squares",
+    held: int = 0,
 ) -> Need:
     """Choose how many shots a task takes: as many as fit, and no more than keep all workers busy.
 
@@ -143,6 +162,8 @@ def choose(
     client : distributed.Client, optional
     begun_with : int, optional
         Shots of a task of what goes on: others would be rounded otherwise.
+    held : int
+        Bytes that this process holds beside its batches, if it computes them itself.
 
     Raises
     ------
@@ -153,6 +174,7 @@ def choose(
 
     threads, workers = torch.get_num_threads(), 1
     if client is not None:
+        check_client(client)
         found = client.scheduler_info(n_workers=-1)["workers"].values()
         threads = max((facts["nthreads"] for facts in found), default=1)
         workers = max(1, len(found))
@@ -161,9 +183,11 @@ def choose(
             f"device={physics.device!r}: torch finds no such GPU here; choose cpu, or pass a client"
         )
     room = _room(memory, physics.device, client)
+    if client is not None or physics.device != "cpu":
+        held = 0
 
     def need(shots: int) -> int:
-        return batch_memory(physics, shots, receivers, gradients, threads, sources, misfit)
+        return held + batch_memory(physics, shots, receivers, gradients, threads, sources, misfit)
 
     fixed = begun_with or batch_size
     wanted = fixed or max(1, -(-count // workers))
@@ -174,7 +198,9 @@ def choose(
             least = shots if fixed else 1
             raise MemoryBudgetError(
                 f"{least} {'shot takes' if least == 1 else 'shots take'} "
-                f"{format_bytes(need(least))} of memory and {format_bytes(room)} may be taken; "
+                f"{format_bytes(need(least))} of memory"
+                + (f", {format_bytes(held)} of it the optimiser," if held else "")
+                + f" and {format_bytes(room)} may be taken; "
                 + _way_out(physics, bool(gradients), batch_size, begun_with)
             )
         shots = fits

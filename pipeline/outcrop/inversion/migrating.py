@@ -81,7 +81,12 @@ def migrate(
     .. [2] Zhang, Y., and Sun, J., 2009, Practical issues in reverse time migration: First Break,
        27, 53-59, https://doi.org/10.3997/1365-2397.2009002
     """
-    check_kinds({"velocity": velocity, "observed": observed, "wavelet": wavelet, "mask": mask})
+    check_kinds(
+        {
+            "velocity": velocity, "observed": observed, "wavelet": wavelet, "mask": mask,
+            "laplacian": laplacian,
+        }
+    )  # fmt: skip
     path = on_disk(path)
     check_apart(velocity, path, what="the model")
     check_apart(observed, path, what="the Zarr of shots")

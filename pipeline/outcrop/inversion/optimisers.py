@@ -15,6 +15,13 @@ from ..errors import ArgumentError
 # Evaluations of a line search, at most.
 _MOST = 12
 OPTIMISERS = ("lbfgs", "adam", "sgd")
+# Arguments of torch's classes that are not the user's. An iteration is one step, and what the
+# optimiser moves is zero at the start of each: nothing of it could decay.
+_FIXED: dict[str, dict[str, Any]] = {
+    "lbfgs": {"max_iter": 1, "line_search_fn": "strong_wolfe", "tolerance_grad": 0.0},
+    "adam": {"weight_decay": 0.0, "capturable": False},
+    "sgd": {"weight_decay": 0.0},
+}
 
 
 class Stepper:
@@ -110,14 +117,13 @@ class Stepper:
         self.optimiser.load_state_dict(state["optimiser"])
 
     def _make(self) -> Optimizer:
-        parameters = list(self.x.values())
+        parameters, fixed = list(self.x.values()), _FIXED[self.kind]
         try:
             if self.kind == "lbfgs":
-                fixed = {"max_iter": 1, "line_search_fn": "strong_wolfe", "tolerance_grad": 0.0}
-                return LBFGS(parameters, self.rate, **{"max_eval": _MOST, **self.options, **fixed})
+                return LBFGS(parameters, self.rate, **fixed, **{"max_eval": _MOST, **self.options})
             groups: list[dict[str, Any]] = [{"params": [p], "lr": self.rate} for p in parameters]
-            return (Adam if self.kind == "adam" else SGD)(groups, **self.options)
-        except (TypeError, ValueError) as error:
+            return (Adam if self.kind == "adam" else SGD)(groups, **fixed, **self.options)
+        except (TypeError, ValueError, LookupError) as error:
             raise ArgumentError(
                 f"optimiser_options: {self.kind} does not take them: {error}"
             ) from None

@@ -32,8 +32,9 @@ from .kinds import check_kinds
 if TYPE_CHECKING:
     from distributed import Client
 
-# Trace identification codes of traces that hold no seismic signal: dead, dummy, time break, ...
-_SILENT = range(2, 9)
+# Trace identification codes of traces that hold no seismic signal: dead, dummy, time break, gun
+# signatures, and those of vibrators.
+_SILENT = (*range(2, 11), *range(18, 23))
 _FOOT = 0.3048  # m
 _CHUNK = 32 << 20  # bytes of a chunk of traces
 
@@ -114,7 +115,7 @@ def ingest_shots(
     with track(f"scan {file.path.name}", file.traces * file.trace_bytes, "B", progress) as advance:
         headers = _read_headers(file, advance)
     places = _positions(file, headers, origin, azimuth)
-    numbers = _gathers(headers)
+    numbers = _gathers(headers, places)
     template, encoding = _template(file, headers, numbers, places, interval)
     template.attrs |= {"origin": list(origin), "azimuth": azimuth}
     status = file.path.stat()
@@ -207,7 +208,7 @@ def _read_headers(file: SegyFile, advance: Callable[[float], None]) -> dict[str,
     if not kept.any():
         raise GeometryError(
             f"{file.path}: all traces say that they hold no signal (header bytes 29-30 from 2 to "
-            "8); correct these"
+            "10 or 18 to 22); correct these"
         )
     delays = scaled(found["DelayRecordingTime"][kept], found["ScalarTraceHeader"][kept])
     if np.unique(delays).size > 1:
@@ -254,10 +255,11 @@ def _positions(
     return places
 
 
-def _gathers(headers: dict[str, np.ndarray]) -> np.ndarray:
+def _gathers(headers: dict[str, np.ndarray], places: dict[str, np.ndarray]) -> np.ndarray:
     """Numbers of the traces of each shot, (shot, receiver); -1 where it has fewer."""
     kept = np.flatnonzero(~np.isin(headers["TraceIdentificationCode"], _SILENT))
-    keys = np.stack([headers[n][kept] for n in ("FieldRecord", "SourceX", "SourceY")], axis=1)
+    told = headers["FieldRecord"], places["source_inline"], places["source_crossline"]
+    keys = np.stack([each[kept] for each in told], axis=1)
     _, first, shot = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))  # shots in the order of the file
     shot = rank[shot.reshape(-1)]

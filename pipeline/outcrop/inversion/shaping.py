@@ -15,8 +15,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, SurveyError
+from .acquisition import check_acquisition, order
 from .gathers import Gathers
+from .kinds import check_kinds
 from .model import Grid, Model, grid_of, open_model
 
 
@@ -47,25 +49,52 @@ def mask(
     Raises
     ------
     ArgumentError
-        If `water_bottom` is NaN somewhere, or `radius` comes without `shots`.
+        If `water_bottom` is not known over the whole model, or `radius` comes without `shots`.
+    SurveyError
+        If the shots do not say where the sources are, in m.
     """
+    check_kinds({"mask: radius": radius, "shots": shots})
     model = open_model(velocity)
     grid = grid_of(model)
     allowed = xr.ones_like(model["vp"], dtype=np.float32)
     if water_bottom is not None:
-        if np.isnan(water_bottom).any():
-            raise ArgumentError("mask: water_bottom is NaN; pass a depth in m everywhere")
-        allowed = allowed.where(model["depth"] > water_bottom, 0.0).transpose(*grid.dims)
+        bottom = _over(allowed, grid, water_bottom)
+        allowed = allowed.where(model["depth"] > bottom, 0.0).transpose(*grid.dims)
     if radius > 0:
         if shots is None:
             raise ArgumentError("mask: radius needs the shots, for the positions of the sources")
+        check_acquisition(shots, grid.dims, "shots")
         gathers = Gathers(shots, grid.dims)
+        sources = gathers.sources(np.arange(gathers.count))
+        if np.isnan(sources).any():
+            raise SurveyError("shots: a source has no position (NaN); leave its shot out")
         values = allowed.to_numpy().copy()
-        for source in gathers.sources(np.arange(gathers.count)):
+        for source in sources:
             _lower(values, grid, source, radius)
         allowed = allowed.copy(data=values)
     allowed.attrs = {"long_name": "where the model may change", "units": "1"}
     return allowed.rename("mask")
+
+
+def _over(allowed: xr.DataArray, grid: Grid, bottom: float | xr.DataArray) -> float | xr.DataArray:
+    """The water bottom at the places of the model."""
+    if not isinstance(bottom, xr.DataArray):
+        check_kinds({"mask: water_bottom": bottom})
+        return bottom
+    dims = grid.dims[1:]
+    try:
+        if not set(bottom.dims) <= set(dims):
+            raise ValueError(f"it is over {order(bottom.dims)}")
+        near = 0.01 * min(grid.spacing[1:])
+        bottom = bottom.reindex_like(allowed[0], method="nearest", tolerance=near)
+        if bottom.isnull().any():
+            raise ValueError("it is NaN, or has no value, somewhere")
+    except ValueError as error:
+        told = str(error).partition("\n")[0]
+        raise ArgumentError(
+            f"mask: water_bottom: {told}; pass a depth in m everywhere along {' and '.join(dims)}"
+        ) from None
+    return bottom
 
 
 def _lower(values: np.ndarray, grid: Grid, source: np.ndarray, radius: float) -> None:
@@ -73,7 +102,7 @@ def _lower(values: np.ndarray, grid: Grid, source: np.ndarray, radius: float) ->
     reach = [radius / s for s in grid.spacing]
     middle = grid.cells(source)
     box = tuple(
-        slice(max(0, int(np.ceil(m - r))), min(n, int(m + r) + 1))
+        slice(max(0, int(np.ceil(m - r))), max(0, min(n, int(m + r) + 1)))
         for m, r, n in zip(middle, reach, grid.shape, strict=True)
     )
     axes = np.ogrid[box]

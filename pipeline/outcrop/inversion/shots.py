@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ Batch = tuple[Group, ...]
 # Gradients that are summed at once. The sum of all is the same, whoever was first.
 GROUP = 8
 # Bytes of a block that is returned at once while Deepwave interpolates.
-_SMALL = 2**18
+_SMALL = 2**16
 
 
 def cut(groups: Sequence[Group], size: int) -> list[Batch]:
@@ -103,7 +104,7 @@ class Shots(Job):
     def model(self, evaluation: Evaluation, batch: Batch) -> None:
         """Model the traces of shots, and write them."""
         model, wavelet, _ = self._input(evaluation)
-        with torch.no_grad():
+        with torch.no_grad(), self._large_returned():
             traces = self._record(model, wavelet, batch)
         shots = np.array([shot for group in batch for shot, _ in group])
         self.gathers.write(shots, traces.cpu().numpy())
@@ -117,10 +118,11 @@ class Shots(Job):
         model, wavelet, corner = self._input(evaluation)
         for name in evaluation.gradients:
             model[name].requires_grad_()
-        traces = self._record(model, wavelet, batch)
-        observed, live = self._observed(batch, corner)
-        value = MISFITS[self.misfit](traces[live], observed.to(traces)[live])
-        value.backward()
+        with self._large_returned():
+            traces = self._record(model, wavelet, batch)
+            observed, live = self._observed(batch, corner)
+            value = MISFITS[self.misfit](traces[live], observed.to(traces)[live])
+            value.backward()
         found = {"misfit": np.array(value.item(), dtype=np.float64)}
         for name in evaluation.gradients:
             found[name] = _grad(model[name]).cpu().numpy()
@@ -140,11 +142,7 @@ class Shots(Job):
         if target.exists():
             return
         members = range(group * GROUP, min((group + 1) * GROUP, count))
-        sums = [_load(evaluation.leaf(level, n)) for n in members]
-        while len(sums) > 1:  # two by two, in order, in double precision
-            pairs = [{k: a[k] + b[k] for k in a} for a, b in zip(sums[::2], sums[1::2])]  # noqa: B905
-            sums = pairs + sums[len(pairs) * 2 :]
-        save(target, sums[0])
+        save(target, _sum([evaluation.leaf(level, n) for n in members]))
 
     def _input(self, evaluation: Evaluation) -> tuple[dict[str, Tensor], np.ndarray, float | None]:
         with np.load(evaluation.folder / "input.npz") as found:
@@ -173,22 +171,30 @@ class Shots(Job):
         for n, group in enumerate(batch):
             active[n, : len(group)] = True
         device, dtype = self.physics.device, self.physics.dtype
-        if self.physics.interpolated:
-            # Deepwave takes a large block for each receiver and keeps small ones meanwhile: they
-            # would cut up every large one that is kept to be used again.
-            keep_freed_memory(_SMALL)
+        return self.physics.record(
+            model,
+            torch.as_tensor(sources).to(device, dtype),
+            torch.as_tensor(active).to(device),
+            torch.as_tensor(amplitudes).to(device, dtype),
+            torch.as_tensor(cells).to(device, dtype),
+            torch.as_tensor(live).to(device),
+        )
+
+    @contextlib.contextmanager
+    def _large_returned(self) -> Iterator[None]:
+        """Return large blocks at once, forward and back, where positions are interpolated.
+
+        Deepwave takes one for each receiver and keeps small ones meanwhile: they would cut up every
+        large one that is kept to be used again.
+        """
+        if not self.physics.interpolated:
+            yield
+            return
+        keep_freed_memory(_SMALL)
         try:
-            return self.physics.record(
-                model,
-                torch.as_tensor(sources).to(device, dtype),
-                torch.as_tensor(active).to(device),
-                torch.as_tensor(amplitudes).to(device, dtype),
-                torch.as_tensor(cells).to(device, dtype),
-                torch.as_tensor(live).to(device),
-            )
+            yield
         finally:
-            if self.physics.interpolated:
-                keep_freed_memory(USUAL)
+            keep_freed_memory(USUAL)
 
     def _observed(self, batch: Batch, corner: float | None) -> tuple[Tensor, Tensor]:
         """Traces of each group, (group, receiver, time), filtered; and which there are."""
@@ -228,6 +234,17 @@ def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with open(aside, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     aside.replace(path)
+
+
+def _sum(leaves: Sequence[Path]) -> dict[str, np.ndarray]:
+    """Sum two by two, in order, in double precision; one more at a time than the tree is deep."""
+    if len(leaves) == 1:
+        return _load(leaves[0])
+    half = 1 << (len(leaves) - 1).bit_length() - 1
+    total = _sum(leaves[:half])
+    for name, rest in _sum(leaves[half:]).items():
+        total[name] += rest
+    return total
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

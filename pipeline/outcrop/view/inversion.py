@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..errors import SurveyError
+from ..errors import OutcropError, SurveyError
 from .save import save
 
 _WIDTH, _HEIGHT = 3.0, 2.3  # inches, of a panel
@@ -29,6 +30,9 @@ def draw_inversion(
     **options: Any,
 ) -> list[Path]:
     """Draw an inversion into `models.png`, `misfit.png` and `gathers.png`.
+
+    Gathers are drawn as the last band has them. If they cannot be modelled over one of the models,
+    such as for a spacing that is too wide for what became slower, a warning says so.
 
     Parameters
     ----------
@@ -49,30 +53,52 @@ def draw_inversion(
     Returns
     -------
     list of pathlib.Path
+        What was drawn.
     """
-    from ..inversion import model_shots
-
     folder = Path(folder)
     start, last = (_model(found, iteration) for iteration in (0, -1))
-    number = observed.sizes["shot"] // 2 if shot is None else shot
-    one = observed.isel(shot=[number]).load()
-    if wavelet is not None:
-        own = wavelet.isel(shot=[number]) if "shot" in wavelet.dims else wavelet
-        one["wavelet"] = own.dims, own.to_numpy()  # their times may differ by rounding
-    plan = one.drop_vars("amplitude")
-    gathers = {
-        "observed": one["amplitude"][0],
-        "modelled, start": model_shots(start, plan, **options)["amplitude"][0],
-        "modelled, inverted": model_shots(last, plan, **options)["amplitude"][0],
-    }
     models = {"start": start["vp"], "inverted": last["vp"]}
     if true is not None:
         models = {"start": start["vp"], "true": true, "inverted": last["vp"]}
     paths = [folder / name for name in ("models.png", "misfit.png", "gathers.png")]
     draw_models(models, path=paths[0])
     draw_misfit(found, path=paths[1])
+    number = observed.sizes["shot"] // 2 if shot is None else shot
+    one = observed.isel(shot=[number]).load()
+    if wavelet is not None:
+        own = wavelet.isel(shot=[number]) if "shot" in wavelet.dims else wavelet
+        one["wavelet"] = own.dims, own.to_numpy()  # their times may differ by rounding
+    try:
+        gathers = _gathers(one, {"start": start, "inverted": last}, found, options)
+    except OutcropError as error:
+        warnings.warn(f"{paths[2]}: is not drawn: {error}", stacklevel=2)
+        return paths[:2]
     draw_gathers(gathers, path=paths[2], title=f"shot {number}")
     return paths
+
+
+def _gathers(
+    observed: xr.Dataset,
+    models: Mapping[str, xr.Dataset],
+    found: xr.Dataset,
+    options: Mapping[str, Any],
+) -> dict[str, xr.DataArray]:
+    """The gather of a shot, as it was observed and over models, by titles."""
+    from ..inversion import model_shots
+    from ..inversion.acquisition import time_step
+    from ..inversion.bands import low_pass
+
+    corner = float(found["corner"][-1])
+    if not np.isnan(corner):
+        step = time_step(observed["time"], "observed")
+        for name in ("amplitude", "wavelet"):
+            filtered = low_pass(observed[name].to_numpy().astype(float), corner, step)
+            observed[name] = observed[name].copy(data=filtered)
+    plan = observed.drop_vars("amplitude")
+    gathers = {"observed": observed["amplitude"][0]}
+    for title, model in models.items():
+        gathers[f"modelled, {title}"] = model_shots(model, plan, **options)["amplitude"][0]
+    return gathers
 
 
 def draw_models(
