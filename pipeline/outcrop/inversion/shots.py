@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -230,7 +230,7 @@ def levels(count: int) -> list[tuple[int, int]]:
 
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays to one file, whole or not at all."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with open(aside, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     aside.replace(path)
