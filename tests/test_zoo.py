@@ -109,7 +109,7 @@ def test_tiled_equals_whole(key, monkeypatch):
             assert error <= 1e-9, (mode, tile, name, float(error))
 
 
-def make_survey(names, shape=(21, 27, 35), seed=1):
+def make_survey(names, shape=(13, 17, 22), seed=1):
     """Variables of a survey in which a tenth of the traces is missing."""
     random = np.random.default_rng(seed)
     live = random.random(shape[:2]) >= 0.1
