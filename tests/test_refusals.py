@@ -257,10 +257,11 @@ def test_workers_that_are_not_to_be_had(cluster, workers):
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"address": null}', '{"address": 3}', "x"])
-def test_what_is_no_scheduler_file(text, tmp_path):
+def test_what_is_no_scheduler_file(text, tmp_path, monkeypatch):
     (tmp_path / "s.json").write_text(text)
     said = r"s\.json: no scheduler answers there"
-    with pytest.raises(OutcropError, match=said), connect(str(tmp_path / "s.json")):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(OutcropError, match=said), connect("~/s.json"):
         pass
 
 

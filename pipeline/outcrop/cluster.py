@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -104,6 +105,7 @@ def connect(
         return
 
     as_file = "://" not in cluster
+    cluster = os.path.expanduser(cluster) if as_file else cluster
     if as_file and not Path(cluster).is_file():
         raise OutcropError(
             f"--cluster {cluster}: neither 'local' nor 'cuda', nor an address such as "
