@@ -40,7 +40,13 @@ print(*{str(w.message) for w in caught}, sep="\\n")
 
 def assert_halved(script):
     """A script that runs short of memory prints how far off its result is, and its warnings."""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    # What the C library has free of so short an address space is in pieces, how small is a matter
+    # of chance: once in a hundred times not even the result of a tile fits.
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        if done.returncode == 0:
+            break
+        assert "MemoryBudgetError: out of memory" in done.stderr, done.stderr
     assert done.returncode == 0, done.stderr
     difference, *warned = done.stdout.splitlines()
     assert float(difference) < 1e-12
