@@ -95,8 +95,9 @@ def test_switches_in_the_forward():
                 y = layer(x)
                 with torch.autocast("cuda", enabled=False):
                     y.relu_()
-            mean = y.mean((2, 3, 4), keepdim=True)
-        return y * mean, x
+            mean, seen = y.mean((2, 3, 4), keepdim=True), x.view(x.shape)
+        x.mul_(2)  # made in the block, changed after it
+        return y * mean, seen + 0, x
 
     def autocast(x, layer):
         with torch.autocast("cpu", torch.bfloat16):

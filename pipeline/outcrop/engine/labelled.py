@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask
 import dask.array
@@ -25,9 +25,6 @@ from ..models.card import Card, InputCard, OutputCard
 from ..storage import Options
 from ..survey.reading import in_blocks, loaded, open_unchunked
 from ..survey.schema import CONVENTIONS
-
-if TYPE_CHECKING:
-    pass
 
 Volume = xr.DataArray | xr.Dataset | str | os.PathLike[str]
 
