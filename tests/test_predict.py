@@ -260,8 +260,10 @@ import torch
 sys.path.insert(0, {tests!r})
 from test_predict import make_survey
 import outcrop.engine.prediction as prediction
+import outcrop.planner.rolling as rolling
 from outcrop import models
 import outcrop
+rolling._TILES, rolling._WORTH = 1, 9.0  # small as the survey is, layers are written over
 torch.set_num_threads(1)
 finish = prediction.Output.finish
 last = int(sys.argv[2]) + 2

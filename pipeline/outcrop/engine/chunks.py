@@ -188,7 +188,7 @@ def _touched(edges: Sequence[np.ndarray], box: Box) -> dict[Shape, Box]:
     }
 
 
-def worth_keeping(framed: Framed, read: Shape, steps: Shape) -> list[int]:
+def worth_keeping(framed: Framed, read: Shape, steps: Shape, axis: int = 0) -> list[int]:
     """Bytes of decoded chunks that it pays to keep for tiles in C order, the most first.
 
     Enough that a tile finds what the last layer of tiles read, the last row, or the last tile; the
@@ -201,7 +201,10 @@ def worth_keeping(framed: Framed, read: Shape, steps: Shape) -> list[int]:
         Extents along the network's axes that a tile reads.
     steps : tuple of int
         From one tile to the next.
+    axis : int
+        The one across which layers of tiles lie.
     """
+    order = [axis, *(a for a in range(len(read)) if a != axis)]
     found = [0] * (len(read) + 1)
     for volume in framed.volumes.values():
         edges = chunk_edges(volume)
@@ -209,12 +212,14 @@ def worth_keeping(framed: Framed, read: Shape, steps: Shape) -> list[int]:
             continue
         along = dict(zip(map(str, volume.dims), edges, strict=True))
         extents = {name: int(np.diff(ends).max()) for name, ends in along.items()}
-        every = [len(along[a]) - 1 for a in framed.axes]
-        parts = [(e, extents[a], n) for e, a, n in zip(read, framed.axes, every, strict=True)]
+        axes = [framed.axes[a] for a in order]
+        every = [len(along[a]) - 1 for a in axes]
+        extent = [read[a] for a in order]
+        parts = [(e, extents[a], n) for e, a, n in zip(extent, axes, every, strict=True)]
         touched = [min(n, -(-(e - 1) // c) + 1) for e, c, n in parts]
         two = [
             min(n, t + -(-step // c))
-            for t, step, (_, c, n) in zip(touched, steps, parts, strict=True)
+            for t, step, (_, c, n) in zip(touched, (steps[a] for a in order), parts, strict=True)
         ]
         counts = [
             math.prod(touched[:k]) * two[k] * math.prod(every[k + 1 :]) for k in range(len(read))

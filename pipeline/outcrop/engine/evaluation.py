@@ -19,6 +19,7 @@ from ..errors import ResumeError
 from ..events import Begin, End, Event, Listener, Retry, Stage, Tile, Warn, Workers, tell
 from ..output import Output
 from ..patience import StorageRefused, patiently
+from ..planner.rolling import overtaken
 from ..storage import remove
 from .local import run_local
 from .places import Places, Section
@@ -229,6 +230,9 @@ class Evaluation:
                     done[i] -= gone
                     finished -= {(i, n) for n in gone}
                     lost[str(path)] = {_key(section, i, n) for n in gone}
+        if again := overtaken(plan, finished):
+            finished -= again
+            lost[str(places.folder)] = {_key(section, i, n) for i, n in again}
         return lost
 
     def bring_to_own_range(self) -> None:

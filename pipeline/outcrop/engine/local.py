@@ -67,7 +67,8 @@ def run_local(
     on_stage : callable, optional
         Told of every stage that is.
     before_removal : callable, optional
-        Called before tensors are removed: that their readers are done has to be noted by then.
+        Called before tensors are removed, or written over: that their readers are done has to be
+        noted by then.
 
     Raises
     ------
@@ -86,22 +87,30 @@ def run_local(
         # Of the chunks that it counts some may be there, from the section before.
         watch = Watch(plan.peak_memory - held_chunks()) if on_cpu else None
         peak = Peak(device)
-        for i, stage in enumerate(plan.stages):
-            if watch is not None:  # of what the stage before has freed
-                watch.make_room(stage.tile_bytes + int(stage.written))
-            with naming_lack_of_memory():
-                stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
-            runner = StageRunner(graph, stage, weights, stores, device, compile, watch)
-            todo = ((n, t) for n, t in enumerate(stage.tiles()) if (i, n) not in finished)
-            for n, spent in run_tiles(runner, todo, peak):
+        runners: dict[int, StageRunner] = {}
+        for step in plan.order:
+            i, stage = step.stage, plan.stages[step.stage]
+            if step.first == 0:
+                if watch is not None:  # of what the stage before has freed
+                    watch.make_room(stage.tile_bytes + int(stage.written))
+                with naming_lack_of_memory():
+                    stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
+                runners[i] = StageRunner(graph, stage, weights, stores, device, compile, watch)
+            elif before_removal is not None:  # tiles are written over others
+                before_removal()
+            todo = ((n, tile) for n, tile in plan.tiles(step) if (i, n) not in finished)
+            for n, took in run_tiles(runners[i], todo, peak):
                 if on_tile is not None:
-                    on_tile(i, n, spent)
+                    on_tile(i, n, took)
+            if step.stop < stage.lattice.counts[plan.axis]:
+                continue
+            del runners[i]
             written.add(i)
             finish_globals(stores, to_merge(plan, i, written.__contains__), stage.count)
-            unused = unused_after(plan, i) & plan.places.keys() & stores.keys() - inputs.keys()
-            if unused and before_removal is not None:
+            spent = unused(plan, written) & plan.places.keys() & stores.keys() - inputs.keys()
+            if spent and before_removal is not None:
                 before_removal()
-            for name in unused:
+            for name in spent:
                 stores.pop(name).remove()
             if watch is None:
                 return_freed_memory()
@@ -117,7 +126,8 @@ def finish_globals(stores: Mapping[str, Store], names: Collection[str], count: i
         store.finish(count)
 
 
-def unused_after(plan: Plan, i: int) -> set[str]:
-    """Tensors that stages up to `i` read or wrote and no later stage reads."""
-    later = {name for stage in plan.stages[i + 1 :] for name in stage.inputs}
-    return {name for s in plan.stages[: i + 1] for name in (*s.inputs, *s.outputs)} - later
+def unused(plan: Plan, written: Collection[int]) -> set[str]:
+    """Tensors that stages whose tiles are written read or wrote, and no other stage reads."""
+    names = [{*stage.inputs, *stage.outputs, *stage.reduces} for stage in plan.stages]
+    left = {name for i, stage in enumerate(plan.stages) if i not in written for name in names[i]}
+    return set().union(*(names[i] for i in written)) - left

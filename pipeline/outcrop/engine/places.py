@@ -120,9 +120,15 @@ class Places:
         # Not by making it, which takes an existing file for one that is whole.
         writer, layout = self._writers[name], self.graph.layouts[name]
         size = file_bytes(
-            layout.stored, self.graph.rank, self._dtype(name), writer.tile, writer.domain,
-            self.plan.compressed,
-        )  # fmt: skip
+            layout.stored,
+            self.graph.rank,
+            self._dtype(name),
+            writer.tile,
+            domain=writer.domain,
+            compression=self.plan.compressed,
+            layers=self.plan.layers.get(name),
+            axis=self.plan.axis,
+        )
         return set() if path.stat().st_size == size else {n for n, _ in tiles}
 
     def make(self, name: str, section: Section = None) -> Store:
@@ -170,4 +176,6 @@ class Places:
             compression=self.plan.compressed,
             path=path,
             keep=self.kept,
+            layers=self.plan.layers.get(name),
+            axis=self.plan.axis,
         )

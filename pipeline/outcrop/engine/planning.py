@@ -149,8 +149,11 @@ def _keeping_chunks(plan: Plan, graph: Graph, framed: Framed) -> Plan:
         extents = tuple(map(max, zip(*(boxes[name].shape for name in read), strict=True)))
         grids = zip(graph.grid(next(iter(read))), graph.grid(kept[0]), stage.tile, strict=True)
         steps = tuple(-(-n * t // m) for n, m, t in grids)
-        sizes = worth_keeping(framed, extents, steps)
-        most = list(map(max, zip(most or sizes, sizes, strict=True)))
+        sizes = worth_keeping(framed, extents, steps, plan.axis)
+        both = list(map(max, zip(most or sizes, sizes, strict=True)))
+        if plan.layers and most:  # layers of tiles of one stage after those of another
+            both[1] = most[1] + sizes[1]
+        most = both
     on_cpu = plan.device == "cpu"
     if on_cpu:
         spare = int(_SHARE * plan.memory) - plan.peak_memory

@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import warnings
-import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError, UnsupportedOperatorError
 from ..graph import RULES, Box, Graph, Reduce, Rule, tiles
-from ..graph.boxes import Shape, central_tile
-from ..graph.endless import Endless, endless, open_axes
-from ..graph.propagate import last_uses, needed, overwritten
+from ..graph.propagate import last_uses, overwritten
 from ..patience import patiently
 from ..planner import Stage
+from ..planner.frames import Frame, Frames
 from .compiled import Compiled
 from .globals import GlobalStore
 from .memory import Watch
@@ -35,16 +33,6 @@ class _Step:
     spent: tuple[str, ...]  # tensors that nothing after it uses
     spare: bool  # an operand may be overwritten
     takes: int  # bytes, on a tile far from the edges
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """A tile, and the boxes on which all else is computed for it, on the grids of a graph."""
-
-    graph: Graph
-    tile: Box
-    boxes: Mapping[str, Box]
-    anywhere: Endless | None = None
 
 
 @dataclass
@@ -90,19 +78,13 @@ class StageRunner:
     ) -> None:
         self.graph, self.stage, self.stores, self.watch = graph, stage, stores, watch
         self.device = torch.device(device)
-        # The tensors that a global value reduces, each on the tile.
-        self.reducing = {name: graph.nodes[name].operands[0] for name in stage.reduces}
-        self.kept = tuple(dict.fromkeys((*stage.outputs, *self.reducing.values())))
+        self.frames = Frames(graph, stage)
+        self.reducing, self.kept = self.frames.reducing, self.frames.kept
         last = last_uses(graph, stage.nodes, self.kept)
         self.unwritten: dict[str, int] = {}  # bytes of outputs in memory
         self.halvings = 0  # of every tile, since memory ran out
-        boxes = self._needed(central_tile(stage.domain, stage.tile))
-        self.extents = {name: box.shape for name, box in boxes.items()}
-        self.open = open_axes(graph, stage.nodes, self.kept, stage.domain, stage.tile)
-        self.endless: dict[Box, Endless | None] = {}
-        # By a proxy: in a circle of references tensors would outlive the run.
-        self._frames = lru_cache(maxsize=4)(partial(StageRunner._framed, weakref.proxy(self)))
         spare = overwritten(graph, stage.nodes, stage.inputs, self.kept)
+        central = self.frames.central
         size = max((w.element_size() for w in weights.values() if w.is_floating_point()), default=4)
         self.itemsize = size
         self.steps = [
@@ -111,7 +93,7 @@ class StageRunner:
                 RULES[graph.nodes[name].op],
                 tuple(last[name]),
                 name in spare,
-                0 if watch is None else _taken(graph, name, boxes[name], size, name in spare),
+                0 if watch is None else _taken(graph, name, central[name], size, name in spare),
             )
             for name in stage.nodes
         ]
@@ -119,47 +101,13 @@ class StageRunner:
         self.weights = own
         self.compiled = Compiled((*stage.inputs, *own)) if compile else None
 
-    def _frame(self, tile: Box) -> _Frame:
+    def _frame(self, tile: Box) -> Frame:
         """How to evaluate a tile; kept while one is read, another computed."""
-        return self._frames(tile, self.halvings > 0)
-
-    def _framed(self, tile: Box, halved: bool) -> _Frame:
-        """Where possible a tile is evaluated as any other is, far from the edges."""
-        anywhere = None if halved else self._endless(tile)
-        if anywhere is not None:
-            start = anywhere.tile.start
-            stop = tuple(a + n for a, n in zip(start, tile.shape, strict=True))
-            return _Frame(anywhere.graph, Box(start, stop), anywhere.boxes, anywhere)
-        # Grown to one shape, so that kernels and memory are used again.
-        extents = None if halved else self.extents
-        return _Frame(self.graph, tile, self._needed(tile, extents))
-
-    def _endless(self, tile: Box) -> Endless | None:
-        """The same for all tiles in a row along the open axes."""
-        stage, axes = self.stage, range(self.graph.rank)
-        if not self.open:
-            return None
-        ends = [stage.domain if a in self.open else tile for a in axes]
-        row = Box(
-            tuple(box.start[a] for a, box in enumerate(ends)),
-            tuple(box.stop[a] for a, box in enumerate(ends)),
-        )
-        if row not in self.endless:
-            self.endless[row] = endless(
-                self.graph, stage.nodes, self.kept, row, stage.tile, self.extents
-            )
-        return self.endless[row]
-
-    def _needed(self, tile: Box, extents: Mapping[str, Shape] | None = None) -> dict[str, Box]:
-        outputs = dict.fromkeys(self.kept, tile)
-        return needed(self.graph, self.stage.nodes, outputs, extents)
+        return self.frames.of(tile, self.halvings > 0)
 
     def reads(self, tile: Box) -> dict[str, Box]:
         """Return the box of each of the stage's inputs that `read` fetches."""
-        frame, inputs = self._frame(tile), self.stage.inputs
-        if frame.anywhere is None:
-            return {name: frame.boxes[name] for name in inputs}
-        return {name: frame.anywhere.place(name, tile) & self.graph.whole(name) for name in inputs}
+        return self.frames.reads(tile, self.halvings > 0)
 
     def read(self, tile: Box) -> dict[str, Tensor]:
         """Fetch the stage's inputs on the boxes that the tile needs."""
@@ -256,7 +204,7 @@ class StageRunner:
         for name in self.stage.outputs:
             results.parts.append((name, tile, graph.layouts[name].to_store(kept[name], tile)))
 
-    def _kept(self, tile: Box, frame: _Frame, values: dict[str, Tensor]) -> list[Tensor]:
+    def _kept(self, tile: Box, frame: Frame, values: dict[str, Tensor]) -> list[Tensor]:
         """Compute what is kept, on the tile, from inputs, which are used up, and weights."""
         layouts, boxes = frame.graph.layouts, frame.boxes
         held = {name: values.pop(name) for name in self.stage.inputs}
@@ -295,7 +243,7 @@ class StageRunner:
                 frame.anywhere.fill(name, held[name], tile)
         return [kept[name] for name in self.kept]
 
-    def _signature(self, tile: Box, frame: _Frame) -> Hashable:
+    def _signature(self, tile: Box, frame: Frame) -> Hashable:
         """Equal for tiles for which `_kept` makes the same calls."""
         if frame.anywhere is not None:
             return frame.tile, frame.anywhere.beyond(tile)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..graph.boxes import Box, Lattice, Shape, count_tiles, tiles
+from ..graph.boxes import Box, Lattice, Shape, tiles
 from ..pages import pages, pin, to_whole_pages, unpin
 from .compress import EDGE, blocks, compressed_bytes, decode, encode, scale_type
 from .disk import ScratchFile
@@ -167,13 +167,54 @@ class TiledStore:
         """Keep the bytes of a tile; they are nobody else's."""
         raise NotImplementedError
 
-    def _offsets(self, rounded: Callable[[int], int] = int) -> np.ndarray:
-        """Where each tile begins if they lie one after the other, and where the last ends."""
-        domain, tile = self.lattice.domain, self.lattice.tile
-        sizes = (rounded(self.format.bytes(t.shape)) for t in tiles(domain, tile))
-        offsets = np.zeros(count_tiles(domain, tile) + 1, np.int64)
-        np.cumsum(np.fromiter(sizes, np.int64), out=offsets[1:])
-        return offsets
+
+class _Rooms:
+    """Where tiles lie in a row of bytes: one after the other, layer after layer.
+
+    Parameters
+    ----------
+    store : TiledStore
+        Whose tiles they are.
+    layers : int, optional
+        How many layers there is room for; each takes that of the one that many before it. Room for
+        all unless given.
+    axis : int
+        The one across which the layers lie.
+    rounded : callable, optional
+        Gives the room that some bytes take.
+    """
+
+    def __init__(
+        self,
+        store: TiledStore,
+        layers: int | None = None,
+        axis: int = 0,
+        rounded: Callable[[int], int] = int,
+    ) -> None:
+        lattice = store.lattice
+        bytes_of = (store.format.bytes(tile.shape) for tile in tiles(lattice.domain, lattice.tile))
+        self.sizes = np.fromiter(map(rounded, bytes_of), np.int64)
+        count = lattice.counts[axis]
+        self.layers = min(layers or count, count)
+        # Layers one after the other, as they take turns; the first is as large as any.
+        turned = np.moveaxis(self.sizes.reshape(lattice.counts), axis, 0)
+        sizes = turned.reshape(count, math.prod(turned.shape[1:]))
+        ends = np.cumsum(sizes, axis=1)
+        first = np.arange(count) % max(1, self.layers) * sizes[:1].sum()
+        starts = (first[:, None] + ends - sizes).reshape(turned.shape)
+        self.starts = np.moveaxis(starts, 0, axis).ravel()
+        self.bytes = int((self.starts + self.sizes).max(initial=0))
+        self._stride, self._count = math.prod(lattice.counts[axis + 1 :]), count
+        self._holders: dict[int, int] = {}
+
+    def of(self, number: int, writing: bool = False) -> tuple[int, int]:
+        """Return where a tile begins, and its size."""
+        layer = number // self._stride % self._count
+        if writing:
+            self._holders[layer % self.layers] = layer
+        held = self._holders.get(layer % self.layers, layer)
+        assert held == layer, f"layer {layer} is read where layer {held} was written"
+        return int(self.starts[number]), int(self.sizes[number])
 
 
 class CompressedStore(TiledStore):
@@ -210,6 +251,11 @@ class FileStore(TiledStore):
         As for `TiledStore`.
     keep : bool
         Go on with what an earlier process left at `path`, and leave it there for a later one.
+    layers : int, optional
+        How many layers of tiles are wanted at once; each is written over the one that many before
+        it. All of them unless given.
+    axis : int
+        The one across which the layers lie.
 
     Raises
     ------
@@ -229,31 +275,41 @@ class FileStore(TiledStore):
         device: torch.device | str = "cpu",
         compression: bool = False,
         keep: bool = False,
+        layers: int | None = None,
+        axis: int = 0,
     ) -> None:
         super().__init__(
             shape, rank, dtype, tile, domain=domain, device=device, compression=compression
         )
-        self.offsets = self._offsets()
+        self.rooms = _Rooms(self, layers, axis)
         self.file = ScratchFile(path, keep)
-        self.file.reserve(0, int(self.offsets[-1]))
+        self.file.reserve(0, self.rooms.bytes)
 
     def remove(self) -> None:
         self.file.remove()
 
     def _load(self, number: int) -> Tensor:
-        start, stop = self.offsets[number : number + 2].tolist()
-        return self.file.map(start, stop - start)
+        return self.file.map(*self.rooms.of(number))
 
     def _save(self, number: int, data: Tensor) -> None:
-        self.file.write(int(self.offsets[number]), to_host(data))
+        start, _ = self.rooms.of(number, writing=True)
+        self.file.write(start, to_host(data))
 
 
 def file_bytes(
-    shape: Shape, rank: int, dtype: torch.dtype, tile: Shape, domain: Box, compression: bool
+    shape: Shape,
+    rank: int,
+    dtype: torch.dtype,
+    tile: Shape,
+    *,
+    domain: Box,
+    compression: bool,
+    layers: int | None,
+    axis: int,
 ) -> int:
     """Size of the file of a `FileStore`, from when it is made on; parameters as there."""
     like = TiledStore(shape, rank, dtype, tile, domain=domain, compression=compression)
-    return int(like._offsets()[-1])
+    return _Rooms(like, layers, axis).bytes
 
 
 class PinnedStore(TiledStore):
@@ -272,8 +328,8 @@ class PinnedStore(TiledStore):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.offsets = self._offsets(to_whole_pages)
-        self.memory = pages(int(self.offsets[-1]))
+        self.rooms = _Rooms(self, rounded=to_whole_pages)
+        self.memory = pages(self.rooms.bytes)
         self.pinned: set[int] = set()
 
     def remove(self) -> None:
@@ -288,8 +344,8 @@ class PinnedStore(TiledStore):
         return value
 
     def _load(self, number: int) -> Tensor:
-        start, stop = self.offsets[number : number + 2].tolist()
-        return self.memory[start:stop]
+        start, size = self.rooms.of(number)
+        return self.memory[start : start + size]
 
     def _save(self, number: int, data: Tensor) -> None:
         slot = self._load(number)
@@ -312,6 +368,8 @@ def make_store(
     compression: bool = False,
     path: str | os.PathLike[str] | None = None,
     keep: bool = False,
+    layers: int | None = None,
+    axis: int = 0,
 ) -> Store:
     """Make the store of a tensor between stages.
 
@@ -324,7 +382,7 @@ def make_store(
         As for `TiledStore`.
     path : path-like, optional
         The file, for "disk".
-    keep : bool
+    keep, layers, axis
         As for `FileStore`.
 
     Returns
@@ -341,7 +399,8 @@ def make_store(
     device = torch.device(device)
     options: dict[str, Any] = {"domain": domain, "device": device, "compression": compression}
     if place == "disk" and path is not None:
-        return FileStore(path, shape, rank, dtype, tile, keep=keep, **options)
+        options |= {"keep": keep, "layers": layers, "axis": axis}
+        return FileStore(path, shape, rank, dtype, tile, **options)
     if place == "cpu" and device.type == "cuda":
         return PinnedStore(shape, rank, dtype, tile, **options)
     if place not in ("device", "cpu"):

@@ -212,6 +212,8 @@ def whole_volume(
             device=where,
             compression=plan.compressed,
             path=folder / f"outcrop-{uuid.uuid4().hex}",
+            layers=plan.layers.get(name),
+            axis=plan.axis,
         )
 
     inputs: dict[str, Store] = {}

@@ -114,9 +114,29 @@ class Lattice:
         index = [
             (a - d) // t for a, d, t in zip(box.start, self.domain.start, self.tile, strict=True)
         ]
-        if box not in self.domain or self._tile(index) != box:
+        if box not in self.domain or self.at(index) != box:
             raise ValueError(f"{box} is not a tile of {self}")
         return self._number(index)
+
+    def at(self, index: Sequence[int]) -> Box:
+        """Return the tile that comes after so many others along each axis."""
+        start = tuple(
+            d + i * t for d, i, t in zip(self.domain.start, index, self.tile, strict=True)
+        )
+        stop = tuple(a + t for a, t in zip(start, self.tile, strict=True))
+        return Box(start, stop) & self.domain
+
+    @cached_property
+    def counts(self) -> Shape:
+        """How many tiles there are along each axis."""
+        return tuple(-(-n // t) for n, t in zip(self.domain.shape, self.tile, strict=True))
+
+    def layers(self, axis: int, first: int, stop: int) -> Iterator[tuple[int, Box]]:
+        """Yield number and box of every tile in some layers across an axis."""
+        ranges = [range(n) for n in self.counts]
+        ranges[axis] = range(first, stop)
+        for index in itertools.product(*ranges):
+            yield self._number(index), self.at(index)
 
     def touching(self, box: Box) -> Iterator[tuple[int, Box]]:
         """Yield number and box of every tile that overlaps `box`."""
@@ -125,18 +145,10 @@ class Lattice:
         inside = box.within(self.domain)
         spans = zip(inside.start, inside.stop, self.tile, strict=True)
         for index in itertools.product(*(range(a // t, -(-b // t)) for a, b, t in spans)):
-            yield self._number(index), self._tile(index)
+            yield self._number(index), self.at(index)
 
     def _number(self, index: Sequence[int]) -> int:
-        counts = (-(-n // t) for n, t in zip(self.domain.shape, self.tile, strict=True))
         number = 0
-        for i, count in zip(index, counts, strict=True):
+        for i, count in zip(index, self.counts, strict=True):
             number = number * count + i
         return number
-
-    def _tile(self, index: Sequence[int]) -> Box:
-        start = tuple(
-            d + i * t for d, i, t in zip(self.domain.start, index, self.tile, strict=True)
-        )
-        stop = tuple(a + t for a, t in zip(start, self.tile, strict=True))
-        return Box(start, stop) & self.domain

@@ -6,11 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 from ..errors import MemoryBudgetError
-from ..graph.boxes import Box, Shape, count_tiles, tiles
+from ..graph.boxes import Box, Lattice, Shape, count_tiles, tiles
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 # Stages that are printed; of more than that the middle is left out.
@@ -93,9 +94,22 @@ class Stage:
         """Number of tiles."""
         return count_tiles(self.domain, self.tile)
 
+    @property
+    def lattice(self) -> Lattice:
+        """The tiles, by their numbers and places."""
+        return Lattice(self.domain, self.tile)
+
     def tiles(self) -> Iterator[Box]:
         """Yield the tiles, in C order."""
         return tiles(self.domain, self.tile)
+
+
+class Step(NamedTuple):
+    """Tiles of a stage that run together: layers from `first` to just before `stop`."""
+
+    stage: int
+    first: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,12 @@ class Plan:
         Whether stored tensors are kept in 8 bits a value, which is lossy.
     chunk_bytes : int
         Of decoded chunks of the survey that are kept in host memory, for the tiles that follow.
+    steps : tuple of Step
+        The order in which one process runs the tiles; stage after stage if there are none.
+    axis : int
+        The one across which tiles lie in layers.
+    layers : mapping of str to int
+        Of tensors on disk: how many layers are kept at once; all of those that are not named.
     """
 
     stages: tuple[Stage, ...]
@@ -143,6 +163,41 @@ class Plan:
     host_memory: int | None = None
     compressed: bool = False
     chunk_bytes: int = 0
+    steps: tuple[Step, ...] = ()
+    axis: int = 0
+    layers: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def order(self) -> tuple[Step, ...]:
+        """The order in which one process runs the tiles."""
+        return self.steps or tuple(
+            Step(i, 0, stage.lattice.counts[self.axis]) for i, stage in enumerate(self.stages)
+        )
+
+    def tiles(self, step: Step) -> Iterator[tuple[int, Box]]:
+        """Yield number and box of every tile of a step."""
+        return self.stages[step.stage].lattice.layers(self.axis, step.first, step.stop)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Room on disk that tensors between stages take at once, at most."""
+        first: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for k, step in enumerate(self.order):
+            stage = self.stages[step.stage]
+            for name in stage.outputs:
+                first.setdefault(name, k)
+            last.update(dict.fromkeys((*stage.outputs, *stage.inputs), k))
+        change = [0] * (len(self.order) + 1)
+        for stage in self.stages:
+            for name in stage.outputs:
+                if self.places.get(name) == "disk":
+                    count = stage.lattice.counts[self.axis]
+                    kept = min(self.layers.get(name, count), count) / count
+                    size = round(self.stored_bytes[name] * kept)
+                    change[first[name]] += size
+                    change[last[name] + 1] -= size
+        return max(accumulate(change))
 
     @property
     def operations(self) -> float:
@@ -169,7 +224,8 @@ class Plan:
             box = stage["domain"]
             values["domain"] = Box(tuple(box["start"]), tuple(box["stop"]))
             stages.append(Stage(**values))
-        return cls(**{**data, "stages": tuple(stages)})
+        steps = tuple(Step(*step) for step in data.get("steps", ()))
+        return cls(**{**data, "stages": tuple(stages), "steps": steps})
 
     def digest(self) -> str:
         """SHA-256 of what the plan does: stages, tiles, places and precision."""
@@ -197,6 +253,8 @@ class Plan:
             if place != "global":
                 at[place] = at.get(place, 0) + self.stored_bytes[name]
         stored = ", ".join(f"{format_bytes(n)} on {place}" for place, n in at.items())
+        if self.layers:
+            stored += f", {format_bytes(self.disk_bytes)} at once"
         kept = self.chunk_bytes
         chunks = f"chunks of the survey {format_bytes(kept)}; " if kept else ""
         return (

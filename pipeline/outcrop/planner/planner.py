@@ -17,6 +17,7 @@ from .cuts import Cuts, changes, forced
 from .draft import Draft, Offer, Task
 from .plan import Plan, Stage, format_bytes
 from .rates import Crew, rates
+from .rolling import rolling
 
 StorageMode = Literal["auto", "device", "cpu", "disk", "none"]
 
@@ -135,7 +136,8 @@ def make_plan(
             f"memory {format_bytes(task.memory)} is too small for storage_mode={storage_mode!r}: "
             f"this network on this volume needs at least {least // 10**6}MB{where}"
         )
-    return _finished(draft)
+    plan = _finished(draft)
+    return plan if crew is not None else rolling(plan, graph)
 
 
 def like(plan: Plan, graph: Graph, memory: int) -> Plan:

@@ -1,0 +1,126 @@
+"""Tensors on disk of which a few layers of tiles are kept: exact, and no more than is wanted."""
+
+import contextlib
+import math
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import outcrop
+from outcrop import whole_volume
+from outcrop.graph import RULES, Box, Reduce, capture
+from outcrop.graph.boxes import Lattice, tiles
+from outcrop.models.faultseg3d import FaultSeg3d
+from outcrop.planner import Plan, format_bytes, make_plan, rolling
+from random_plans import draw_plan
+from test_exact import RandomNetwork, assert_exact, recipes
+from test_predict import make_survey
+
+
+def rolled(plan, graph, axis=0):
+    """The plan with as many changes from stage to stage as there can be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rolling, "_TILES", 1)
+        return rolling._along(axis, plan, graph)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.data(),
+    st.sampled_from([2, 3]),
+    recipes,
+    st.permutations([20, 6, 5]),
+    st.integers(0, 2**31),
+)
+def test_random_networks_and_plans(data, rank, recipe, shape, seed):
+    torch.manual_seed(seed)
+    network = RandomNetwork(rank, recipe).double().eval()
+    x = torch.randn(1, 1, *shape[:rank], dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(x)
+    graph, _ = capture(network, [x])
+    drawn = draw_plan(graph, data)
+    places = {
+        name: "global" if isinstance(RULES[graph.nodes[name].op], Reduce) else "disk"
+        for name in drawn.places
+    }
+    plan = rolled(replace(drawn, places=places), graph, data.draw(st.integers(0, rank - 1)))
+    ran = [(step.stage, n) for step in plan.order for n, _ in plan.tiles(step)]
+    every = [(i, n) for i, stage in enumerate(plan.stages) for n in range(stage.count)]
+    assert sorted(ran) == every
+    assert plan == Plan.from_dict(plan.to_dict())
+    assert_exact(whole_volume(network, x, plan=plan), expected)
+
+
+def planned(inlines):
+    """A network, an input of so many inlines, its graph and a plan."""
+    torch.manual_seed(0)
+    network = FaultSeg3d().double().eval()
+    x = torch.randn(1, 1, inlines, 16, 16, dtype=torch.float64)
+    graph, _ = capture(network, [x])
+    how = {"memory": 10**9, "storage_mode": "disk", "dtype": "float64", "tile": (8, 8, 8)}
+    return network, x, graph, make_plan(graph, **how)
+
+
+def test_what_lies_on_disk_does_not_grow_with_the_survey():
+    plans = [planned(inlines)[-1] for inlines in (320, 960)]
+    assert plans[0].layers.keys() == set(plans[0].places)
+    assert plans[0].layers == plans[1].layers
+    assert plans[0].disk_bytes == plans[1].disk_bytes < 0.2 * sum(plans[1].stored_bytes.values())
+    assert f"{format_bytes(plans[0].disk_bytes)} at once" in str(plans[0])
+
+
+@pytest.fixture(scope="module")
+def long():
+    network, x, graph, plan = planned(192)
+    return network, x, rolled(plan, graph)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_one_layer_less_would_not_do(which, long):
+    network, x, plan = long
+    name = sorted(plan.layers)[which]
+    fewer = replace(plan, layers={**plan.layers, name: plan.layers[name] - 1})
+    with pytest.raises(AssertionError, match="is read where layer"):
+        whole_volume(network, x, plan=fewer)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_resumed_also_without_a_tensor(gone, monkeypatch, tmp_path):
+    """What was written over comes back too, where a tensor has to be computed again."""
+    monkeypatch.setattr(rolling, "_TILES", 1)
+    monkeypatch.setattr(rolling, "_WORTH", math.inf)
+    network, survey, path = FaultSeg3d().eval(), make_survey((96, 24, 16)), tmp_path / "o.zarr"
+    how = {"tile": (8, 8, 8), "storage_mode": "disk"}
+    calm = outcrop.predict(network, survey, tmp_path / "calm.zarr", **how).load()
+    heard = []
+
+    def stop(event):
+        heard.append(event)
+        if len(heard) == 120:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        outcrop.predict(network, survey, path, listeners=[stop], **how)
+    stored = sorted((path / "unfinished" / "stored").iterdir())
+    if gone:
+        os.truncate(stored[0], 1)
+    begun = []
+    with pytest.warns(UserWarning, match="evaluated again") if gone else contextlib.nullcontext():
+        found = outcrop.predict(network, survey, path, listeners=[begun.append], **how)
+    assert (begun[0].finished < 60) if gone else (begun[0].finished > 110)
+    xr.testing.assert_identical(found.load().drop_attrs(), calm.drop_attrs())
+
+
+def test_layers_of_tiles():
+    domain, tile = Box((2, 0, 5), (13, 4, 9)), (3, 4, 2)
+    lattice, every = Lattice(domain, tile), list(enumerate(tiles(domain, tile)))
+    assert lattice.counts == (4, 1, 2)
+    assert list(lattice.layers(0, 0, 4)) == every
+    assert list(lattice.layers(0, 1, 3)) == every[2:6]
+    assert list(lattice.layers(2, 1, 2)) == every[1::2]
