@@ -205,16 +205,15 @@ class _Rooms:
         self.starts = np.moveaxis(starts, 0, axis).ravel()
         self.bytes = int((self.starts + self.sizes).max(initial=0))
         self._stride, self._count = math.prod(lattice.counts[axis + 1 :]), count
-        self._holders: dict[int, int] = {}
 
-    def of(self, number: int, writing: bool = False) -> tuple[int, int]:
+    def of(self, number: int) -> tuple[int, int]:
         """Return where a tile begins, and its size."""
-        layer = number // self._stride % self._count
-        if writing:
-            self._holders[layer % self.layers] = layer
-        held = self._holders.get(layer % self.layers, layer)
-        assert held == layer, f"layer {layer} is read where layer {held} was written"
         return int(self.starts[number]), int(self.sizes[number])
+
+    def layer(self, number: int) -> tuple[int, int]:
+        """Return the layer of a tile, and its place among those that there is room for."""
+        layer = number // self._stride % self._count
+        return layer, layer % self.layers
 
 
 class CompressedStore(TiledStore):
@@ -282,6 +281,7 @@ class FileStore(TiledStore):
             shape, rank, dtype, tile, domain=domain, device=device, compression=compression
         )
         self.rooms = _Rooms(self, layers, axis)
+        self.held: dict[int, int] = {}
         self.file = ScratchFile(path, keep)
         self.file.reserve(0, self.rooms.bytes)
 
@@ -289,11 +289,15 @@ class FileStore(TiledStore):
         self.file.remove()
 
     def _load(self, number: int) -> Tensor:
+        layer, place = self.rooms.layer(number)
+        held = self.held.get(place, layer if self.file.keep else None)
+        assert held == layer, f"layer {layer} is read where layer {held} lies"
         return self.file.map(*self.rooms.of(number))
 
     def _save(self, number: int, data: Tensor) -> None:
-        start, _ = self.rooms.of(number, writing=True)
-        self.file.write(start, to_host(data))
+        layer, place = self.rooms.layer(number)
+        self.held[place] = layer
+        self.file.write(self.rooms.of(number)[0], to_host(data))
 
 
 def file_bytes(

@@ -47,7 +47,7 @@ class Frames:
         self.graph, self.stage = graph, stage
         self.reducing = {name: graph.nodes[name].operands[0] for name in stage.reduces}
         self.kept = tuple(dict.fromkeys((*stage.outputs, *self.reducing.values())))
-        self.central = self._needed(central_tile(stage.domain, stage.tile))
+        self.central = self.needed(central_tile(stage.domain, stage.tile))
         self._extents = {name: box.shape for name, box in self.central.items()}
         self._open = open_axes(graph, stage.nodes, self.kept, stage.domain, stage.tile)
         self._endless: dict[Box, Endless | None] = {}
@@ -63,7 +63,7 @@ class Frames:
             return Frame(anywhere.graph, Box(start, stop), anywhere.boxes, anywhere)
         # Grown to one shape, so that kernels and memory are used again.
         extents = None if halved else self._extents
-        return Frame(self.graph, tile, self._needed(tile, extents))
+        return Frame(self.graph, tile, self.needed(tile, extents))
 
     def _anywhere(self, tile: Box) -> Endless | None:
         """The same for all tiles in a row along the open axes."""
@@ -81,7 +81,8 @@ class Frames:
             )
         return self._endless[row]
 
-    def _needed(self, tile: Box, extents: Mapping[str, Shape] | None = None) -> dict[str, Box]:
+    def needed(self, tile: Box, extents: Mapping[str, Shape] | None = None) -> dict[str, Box]:
+        """Boxes of all tensors that a tile, or several in one box, cannot do without."""
         return needed(self.graph, self.stage.nodes, dict.fromkeys(self.kept, tile), extents)
 
     def reads(self, tile: Box, halved: bool = False) -> dict[str, Box]:

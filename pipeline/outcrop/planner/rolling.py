@@ -6,7 +6,9 @@ import math
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from functools import reduce
 from itertools import accumulate
+from operator import or_
 
 from ..graph import Graph
 from .frames import Frames
@@ -126,8 +128,10 @@ class _Advance:
         for i in range(self.count):
             for corner in corners:
                 corner[axis] = i
-            one, other = (frames.reads(lattice.at(corner)) for corner in corners)
-            boxes = {name: one[name] | other[name] for name in self._reads}
+            ends = [lattice.at(corner) for corner in corners]
+            # What tiles take for the sake of equal shapes they take at the ends of a layer.
+            found = [frames.needed(ends[0] | ends[1]), *map(frames.reads, ends)]
+            boxes = {name: reduce(or_, (f[name] for f in found)) for name in self._reads}
             yield {name: (box.start[axis], box.stop[axis]) for name, box in boxes.items()}
 
     @property
