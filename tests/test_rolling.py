@@ -5,6 +5,8 @@ import math
 import os
 from dataclasses import replace
 
+import dask.array
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -12,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import outcrop
-from outcrop import whole_volume
+from outcrop import OutcropError, whole_volume
 from outcrop.graph import RULES, Box, Reduce, capture
 from outcrop.graph.boxes import Lattice, tiles
 from outcrop.models.faultseg3d import FaultSeg3d
-from outcrop.planner import Plan, format_bytes, make_plan, rolling
+from outcrop.planner import Plan, format_bytes, make_plan, planner, rolling
+from outcrop.planner.rates import _CPU
 from random_plans import draw_plan
 from test_exact import RandomNetwork, assert_exact, recipes
 from test_predict import make_survey
@@ -75,6 +78,16 @@ def test_what_lies_on_disk_does_not_grow_with_the_survey():
     assert f"{format_bytes(plans[0].disk_bytes)} at once" in str(plans[0])
 
 
+def test_of_two_plans_as_fast_the_one_with_less_on_disk(monkeypatch):
+    monkeypatch.setattr(planner, "rates", lambda device, dtype: _CPU)
+    graph, _ = capture(FaultSeg3d().eval(), [torch.zeros(1).expand(1, 1, 3000, 1024, 512)])
+    auto, disk = (
+        make_plan(graph, memory=2 * 10**9, holds_output=False, storage_mode=mode)
+        for mode in ("auto", "disk")
+    )
+    assert auto.disk_bytes == disk.disk_bytes
+
+
 @pytest.fixture(scope="module")
 def long():
     network, x, graph, plan = planned(192)
@@ -115,6 +128,21 @@ def test_resumed_also_without_a_tensor(gone, monkeypatch, tmp_path):
         found = outcrop.predict(network, survey, path, listeners=[begun.append], **how)
     assert (begun[0].finished < 60) if gone else (begun[0].finished > 110)
     xr.testing.assert_identical(found.load().drop_attrs(), calm.drop_attrs())
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_read(tmp_path):
+    def read(block):
+        pytest.fail("the survey is read")
+
+    sizes = {"inline": 60_000, "crossline": 60_000, "twt": 3_000}
+    samples = dask.array.zeros(tuple(sizes.values()), chunks=1000, dtype="f4").map_blocks(
+        read, dtype="f4", meta=np.empty(0, "f4")
+    )
+    coords = {name: np.arange(n) for name, n in sizes.items()}
+    survey = xr.Dataset({"amplitude": (tuple(sizes), samples)}, coords)
+    with pytest.raises(OutcropError, match=r"no space left: .* take .* GB at once and .* are free"):
+        outcrop.predict(FaultSeg3d().eval(), survey, tmp_path / "o.zarr", storage_mode="disk")
+    assert not list(tmp_path.iterdir())
 
 
 def test_layers_of_tiles():

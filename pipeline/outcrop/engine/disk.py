@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, OutcropError
 
 # What is mapped now, by address.
 _mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
@@ -42,6 +43,26 @@ def scratch_folder(option: str, path: str | os.PathLike[str] | None) -> Path:
     if not folder.is_dir():
         raise ArgumentError(f"{option} {folder}: not a folder; create it or choose another")
     return folder
+
+
+def check_space(folder: Path, need: int) -> None:
+    """Raise `OutcropError` if a disk has less left than tensors between stages take at once.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Where they will lie; it need not be there.
+    need : int
+        Bytes.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise OutcropError(
+            f"{folder}: no space left: tensors between stages take {need / 1e9:.3g} GB at once and "
+            f"{free / 1e9:.3g} GB are free; free some, or choose another storage_path "
+            "(--storage-path) or storage_mode='none' (--storage-mode none)"
+        )
 
 
 class ScratchFile:

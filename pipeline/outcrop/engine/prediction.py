@@ -25,6 +25,7 @@ from ..planner import Plan
 from ..planner.planner import StorageMode
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, goes_on, naming_refusal, place, remove
+from .disk import check_space
 from .effect import effect_of_compression
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, check_outputs, frame, output_cards, template
@@ -142,6 +143,8 @@ def predict(
     ResumeError
         If `path` holds an unfinished prediction of another model, survey, plan or storage_path,
         or what it stored is gone.
+    OutcropError
+        If the disk has less left than tensors between stages take.
     UnsupportedOperatorError
         If the network has an operator without a rule.
     MemoryBudgetError
@@ -250,6 +253,8 @@ def prepared(
         raise ArgumentError(
             "storage_compression: not in an object store; pass a storage_path on a disk"
         )
+    if isinstance(scratch, Path) and not is_unfinished(target):
+        check_space(scratch, plan.disk_bytes)
     if client is None:
         where = find_device(plan.device)
     else:

@@ -19,7 +19,7 @@ from ..graph.capture import precision_of
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from ..storage import naming_refusal
-from .disk import scratch_folder
+from .disk import check_space, scratch_folder
 from .globals import GlobalStore
 from .local import run_local
 from .memory import empty
@@ -140,6 +140,8 @@ def whole_volume(
         If the module cannot be captured or uses an operator that has no rule.
     MemoryBudgetError
         If no plan fits; the message names the smallest budget that would.
+    OutcropError
+        If the disk has less left than the plan takes there.
     ArgumentError
         If storage_mode, storage_path, precision, device or tile is not one of the allowed values.
     """
@@ -185,6 +187,7 @@ def whole_volume(
         )
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
+    check_space(folder, plan.disk_bytes)
     apart = home != where
     weights = to_compute(graph, state, dtype, where)
     results = dict(zip(graph.inputs, given, strict=True))

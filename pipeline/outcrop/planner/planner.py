@@ -27,6 +27,8 @@ _SMALL = (16,)
 # Tensors of a stage that does not fit that are looked at, the largest first: so many, but fewer
 # in networks of many operators, where each look takes longer.
 _TRIED, _LOOKED_AT = 8, 2000
+# Of two plans of which one takes no longer than this times the other, that which takes less disk.
+_AS_FAST = 1.03
 
 
 def make_plan(
@@ -136,8 +138,14 @@ def make_plan(
             f"memory {format_bytes(task.memory)} is too small for storage_mode={storage_mode!r}: "
             f"this network on this volume needs at least {least // 10**6}MB{where}"
         )
-    plan = _finished(draft)
-    return plan if crew is not None else rolling(plan, graph)
+    if crew is not None:
+        return _finished(draft)
+    plans = [rolling(_finished(draft), graph)]
+    if storage_mode == "auto" and "disk" in draft.places.values():
+        other = _Planner(task, "disk", planner).search()
+        if not other.excess and other.seconds <= _AS_FAST * draft.seconds:
+            plans.append(rolling(_finished(other), graph))
+    return min(plans, key=lambda plan: plan.disk_bytes)
 
 
 def like(plan: Plan, graph: Graph, memory: int) -> Plan:
@@ -200,7 +208,8 @@ class _Planner:
         # What is known of the same task with another budget holds for this one too.
         self.costs: Costs
         if like is not None:
-            self.costs, self.first = like.costs, like.first
+            self.costs = like.costs
+            self.first = like.first if mode == "none" else self.first
         elif crew is not None:
             self.costs = Costs(task.graph, crew.rates, task.itemsize, crew.workers, task.device)
         else:
