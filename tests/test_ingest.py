@@ -352,6 +352,19 @@ def test_a_stray_line(tmp_path, prestack, caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize(("inline", "crossline"), [(0, 0), (100, 7), (101, 1)])
+def test_stray_traces_that_make_the_grid_sparse(tmp_path, inline, crossline):
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube((10, 20, 8)), inlines=range(100, 130, 3), crosslines=range(0, 60, 3))
+    set_header(path, 41, INLINE_3D=inline, CROSSLINE_3D=crossline)
+    named = rf"\(trace 42: inline {inline} crossline {crossline}\); correct"
+    with pytest.raises(
+        GeometryError, match=rf"as the 200 traces, and 10 × 20 without 1 of them {named}"
+    ):
+        outcrop.ingest(path, tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
+
+
 def test_empty_lines_are_named(tmp_path, caplog):
     path = tmp_path / "a.sgy"
     write_segy(path, cube((7, 4, 30)), inlines=[1, 2, 3, 4, 10, 11, 12], crosslines=CROSSLINES)

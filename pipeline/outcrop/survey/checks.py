@@ -12,6 +12,27 @@ from .segy import SegyFile
 log = logging.getLogger(__name__)
 
 
+def strays(numbers: dict[str, np.ndarray]) -> np.ndarray:
+    """Find traces on lines that have few, where these are at most one in a hundred.
+
+    Parameters
+    ----------
+    numbers : dict of str to ndarray of int, (traces,)
+        Inline, crossline and, prestack, offset of every trace.
+
+    Returns
+    -------
+    ndarray of int
+        Their numbers from 0, ascending; none if they are more.
+    """
+    few = np.zeros(next(iter(numbers.values())).size, dtype=bool)
+    for values in numbers.values():
+        lines, counts = np.unique(values, return_counts=True)
+        few |= ~np.isin(values, lines[10 * counts > counts.max()])
+    found = np.flatnonzero(few)
+    return found if 100 * found.size <= few.size else found[:0]
+
+
 def check_intervals(
     file: SegyFile, told: np.ndarray, vertical: np.ndarray, interval: float | None
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, GeometryError
+from .checks import strays
 from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2
 
 log = logging.getLogger(__name__)
@@ -231,6 +232,18 @@ def _check_extent(
     shape = " × ".join(f"{len(axis):,} {name}s" for name, axis in axes.items())
     fact = f"{shape} are {times:,.3g} times as many positions as the {file.traces:,} traces"
     where = f"{file.path}: {at.named(list(axes))} give "
+    few = strays(numbers)
+    rest = {name: _axis(np.delete(values, few)) for name, values in numbers.items()}
+    if few.size and _size(rest) <= _SPARSE * file.traces:
+        named = "; ".join(
+            f"trace {trace + 1:,}: " + " ".join(f"{n} {v[trace]}" for n, v in numbers.items())
+            for trace in few[:3].tolist()
+        )
+        dense = " × ".join(f"{len(axis):,}" for axis in rest.values())
+        raise GeometryError(
+            f"{where}a sparse grid: {fact}, and {dense} without {few.size:,} of them ({named}"
+            f"{'; …' if few.size > 3 else ''}); correct their headers, or take them out of the file"
+        )
     if "offset" in axes:
         raise GeometryError(
             f"{where}a sparse grid: {fact}; pass --offset-byte of a field that numbers the traces "
