@@ -21,7 +21,7 @@ import xarray as xr
 
 import outcrop
 from outcrop.cluster import connect
-from outcrop.errors import OutcropError, OutputExistsError, SurveyError
+from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, SurveyError
 from outcrop.survey import blocks
 from outcrop.survey.encode import CODES, stored_dtype
 from segy_files import write_segy
@@ -317,7 +317,25 @@ def test_headers_that_are_none(f3: xr.Dataset, tmp_path: Path) -> None:
     unknown = f3.assign(header_Nonsense=f3["trace_index"])
     with pytest.raises(SurveyError, match=r"Nonsense"):
         outcrop.export(unknown, tmp_path / "out.sgy")
+    for part, gone in (
+        (f3.drop_vars("header_CDP_Y"), "header_CDP_Y, which"),
+        (f3[["amplitude"]], r"header_\w+, header_\w+, header_\w+, …, which"),
+    ):
+        with pytest.raises(SurveyError, match=f"has no {gone} the SEG-Y's traces need; pass"):
+            outcrop.export(part, tmp_path / "out.sgy")
     assert not list(tmp_path.iterdir())
+
+
+def test_headers_are_nothing_where_there_is_no_trace(holed: Path, tmp_path: Path) -> None:
+    """As xarray's own where and reindex leave them."""
+    survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
+    out = tmp_path / "out.sgy"
+    for other in (survey.where(survey["live"]), survey.reindex(inline=range(6, 26, 2))):
+        outcrop.export(other, out, overwrite=True)
+        assert out.read_bytes() == holed.read_bytes()
+    empty = survey.isel(inline=[0], crossline=[4]).where(survey["live"])
+    with pytest.raises(SurveyError, match="has no trace on the lines of the volume"):
+        outcrop.export(empty, tmp_path / "empty.sgy")
 
 
 # Parts
@@ -590,6 +608,29 @@ def test_bad_requests(f3: xr.Dataset, tmp_path: Path) -> None:
     assert read(keep)[0].shape == (414, 75)
 
 
+def test_what_is_read_is_not_written_over(holed: Path, tmp_path: Path) -> None:
+    original = tmp_path / "original.sgy"
+    original.write_bytes(holed.read_bytes())
+    survey = outcrop.ingest(original, tmp_path / "survey.zarr")
+    with pytest.raises(ArgumentError, match=r"original.sgy: is the SEG-Y .* that is read"):
+        outcrop.export(probability(survey), original, like=original, overwrite=True)
+    assert original.read_bytes() == holed.read_bytes()
+    for like in (None, tmp_path / "survey.zarr"):
+        with pytest.raises(ArgumentError, match=r"a.sgy: lies within the .* that is read"):
+            outcrop.export(survey, tmp_path / "survey.zarr" / "a.sgy", like=like)
+
+
+def test_a_link_leads_to_the_file(holed: Path, tmp_path: Path) -> None:
+    link, disk = tmp_path / "out.sgy", tmp_path / "disk"
+    disk.mkdir()
+    link.symlink_to(disk / "large.sgy")
+    survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
+    for overwrite in (False, True):
+        outcrop.export(survey, link, overwrite=overwrite)
+        assert link.is_symlink()
+        assert (disk / "large.sgy").read_bytes() == holed.read_bytes()
+
+
 # Interrupted, and out of resources
 
 
@@ -647,7 +688,7 @@ except outcrop.OutcropError as error:
 def test_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
     """1.2 GB of float32 into SEG-Y, by a process of less than half of that."""
     survey = outcrop.ingest(DATA / "f3.sgy", tmp_path / "f3.zarr")
-    kept = dict(survey.attrs["segy"], samples=800, traces=360_000)
+    kept = dict(survey.attrs["segy"], samples=800, traces=360_000, varying=["CDP"])
     code = f"""
 import dask.array, numpy as np, xarray as xr, outcrop
 shape, dims = (600, 600), ("inline", "crossline")

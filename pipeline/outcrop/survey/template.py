@@ -133,8 +133,9 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
     Raises
     ------
     SurveyError
-        If it keeps no headers, or not those of each of its traces, or one of its header variables
-        is no header field. Line numbers that differ from those in the headers are logged.
+        If it keeps no headers, or not all that vary, or not those of each of its traces, or one of
+        its header variables is no header field. Line numbers that differ from those in the headers
+        are logged.
     """
     kept = survey.attrs.get("segy")
     if kept is None or "trace_index" not in survey:
@@ -149,7 +150,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
     flat = loaded(index).ravel()
     cells = np.flatnonzero(flat >= 0)
     cells = cells[np.argsort(flat[cells], kind="stable")]
-    traces = flat[cells]
+    traces = flat[cells].astype(np.int64)  # floats where lines were added, as by reindex
     again = np.flatnonzero(np.diff(traces) == 0)
     if again.size or (traces.size and traces[-1] >= kept["traces"]):
         fact = f"goes to {traces[-1]:,}, and its SEG-Y has {kept['traces']:,} traces"
@@ -170,17 +171,18 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         for v in survey.data_vars
         if str(v).startswith("header_")
     }
+    if gone := [field for field in kept.get("varying", ()) if field not in varying]:
+        raise SurveyError(
+            f"{name}: has no header_{', header_'.join(gone[:3])}{', …' if gone[3:] else ''}, which "
+            "the SEG-Y's traces need; pass the SEG-Y or the survey with all of its headers as "
+            "like= (--like)"
+        )
     for field, values in varying.items():
         if field not in FIELDS:
             raise SurveyError(f"{name}: header_{field} is no SEG-Y trace header field; drop it")
         if not np.can_cast(values.dtype, FIELDS[field][1]):  # found out now rather than midway
-            put(
-                np.zeros((values.size, TRACE_HEADER), np.uint8),
-                field,
-                loaded(values).ravel(),
-                order,
-                name,
-            )
+            written = loaded(values).ravel()[cells]
+            put(np.zeros((cells.size, TRACE_HEADER), np.uint8), field, written, order, name)
     numbers = {d: axes[d][i] for d, i in zip(lateral, places, strict=True)}
     names = {first: field for field, (first, _) in FIELDS.items()}
     for d in lateral:
@@ -239,6 +241,8 @@ def put(headers: np.ndarray, name: str, values: np.ndarray, order: Order, where:
     """
     first, kind = FIELDS[name]
     limits = np.iinfo(kind)
+    if not values.size:
+        return
     low, high = values.min(), values.max()
     if not (limits.min <= low and high <= limits.max) or (values != np.rint(values)).any():
         raise SurveyError(
