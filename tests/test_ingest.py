@@ -321,6 +321,19 @@ def test_headers_that_contradict_each_other(tmp_path, segy, caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize(("given", "meant"), [(19, 19), (25, None)])
+def test_an_interval_in_metres(tmp_path, caplog, given, meant):
+    """As revision 2 has it for depth, and hardly any file."""
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, interval_us=given)
+    outcrop.ingest(path, tmp_path / "a.zarr", domain="depth")
+    assert (f"if they mean {meant} ms or m, pass interval={meant} " in caplog.text) == bool(meant)
+    caplog.clear()
+    survey = outcrop.ingest(path, tmp_path / "b.zarr", domain="depth", interval=given)
+    assert survey.depth[1] == given
+    assert not caplog.text
+
+
 def test_scalars_of_the_delay(tmp_path, segy, caplog):
     for trace in range(19):
         set_header(segy, trace, DelayRecordingTime=100, ScalarTraceHeader=-10 if trace else 1)

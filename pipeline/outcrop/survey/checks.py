@@ -11,6 +11,8 @@ from .segy import SegyFile
 
 log = logging.getLogger(__name__)
 
+_TINY = 0.02  # ms or m; a smaller sample interval is probably meant in ms or m, not µs or mm
+
 
 def strays(numbers: dict[str, np.ndarray]) -> np.ndarray:
     """Find traces on lines that have few, where these are at most one in a hundred.
@@ -51,10 +53,23 @@ def check_intervals(
     Raises
     ------
     GeometryError
-        If the traces have several intervals. If they have another than the axis, that is logged.
+        If the traces have several intervals. If they have another than the axis, or one that is
+        hardly meant in µs or mm, that is logged.
     """
+    if interval is not None or file.samples < 2:
+        return
+    taken = vertical[1] - vertical[0]
+    if taken < _TINY:
+        log.warning(
+            "%s: the sample interval is %g ms or m by the headers, which give it in µs or mm; if "
+            "they mean %g ms or m, pass interval=%g (--interval)",
+            file.path,
+            taken,
+            1000 * taken,
+            1000 * taken,
+        )
     said = np.flatnonzero(told)
-    if interval is not None or file.samples < 2 or not said.size:
+    if not said.size:
         return
     usual = told[said[0]]
     odd = said[told[said] != usual]
@@ -64,7 +79,6 @@ def check_intervals(
             f"{told[odd[0]] / 1000:g} (header bytes 117-118), trace {said[0] + 1:,} "
             f"{usual / 1000:g}; resample them to one, or pass interval= (--interval)"
         )
-    taken = vertical[1] - vertical[0]
     if abs(taken - usual / 1000) >= 1e-3:
         log.warning(
             "%s: the sample interval is %g by the binary header, which is taken, and %g by the "
