@@ -354,6 +354,23 @@ def test_part(like: str, holed: Path, tmp_path: Path) -> None:
     assert headers == [old_headers[i] | {109: 108, 115: 5} for i in kept]
 
 
+def test_a_later_start_in_the_unit_of_each_trace(holed: Path, tmp_path: Path) -> None:
+    """The scalar for times is 1 and −10 in turn: the delay 100 ms is 100 and 1000."""
+    path = tmp_path / "in.sgy"
+    path.write_bytes(holed.read_bytes())
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for header in file.header[1::2]:
+            header.update({109: 1000, 215: -10})
+    survey = outcrop.ingest(path, tmp_path / "survey.zarr")
+    for like in (None, path):
+        out = outcrop.export(
+            survey["amplitude"].isel(twt=slice(4, 9)), tmp_path / "out.sgy", like=like or survey,
+            overwrite=True,
+        )  # fmt: skip
+        delays = [(h[109], h[215]) for h in read(out)[1]]
+        assert delays == [(1080, -10) if n % 2 else (108, 0) for n in range(27)]
+
+
 def test_single_line_and_reordered_dimensions(holed: Path, tmp_path: Path) -> None:
     survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
     line = survey["amplitude"].sel(crossline=303)
