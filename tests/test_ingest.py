@@ -221,6 +221,18 @@ def test_other_header_bytes_and_coordinate_scalars(tmp_path, scalar):
     }  # fmt: skip
 
 
+def test_coordinates_elsewhere_are_pointed_out(tmp_path, caplog):
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, cdp_bytes=(73, 77))
+    assert "cdp_x" not in outcrop.ingest(path, tmp_path / "a.zarr").coords
+    (record,) = caplog.records
+    assert "those in 73 and 77 vary: to take them pass --cdp-x-byte 73" in record.getMessage()
+    caplog.clear()
+    survey = outcrop.ingest(path, tmp_path / "b.zarr", cdp_x_byte=73, cdp_y_byte=77)
+    assert "cdp_x" in survey.coords
+    assert not caplog.text
+
+
 def test_vertical_axis(tmp_path):
     path = tmp_path / "a.sgy"
     write_segy(

@@ -11,6 +11,7 @@ from .segy import SegyFile
 
 log = logging.getLogger(__name__)
 
+_COORDINATES = [(181, 185), (73, 77), (81, 85)]  # of the CDP, the source and the receiver
 _TINY = 0.02  # ms or m; a smaller sample interval is probably meant in ms or m, not µs or mm
 
 
@@ -86,6 +87,34 @@ def check_intervals(
             file.path,
             taken,
             usual / 1000,
+        )
+
+
+def warn_of_coordinates(file: SegyFile, varies: np.ndarray, x: int, y: int) -> None:
+    """Log that the coordinates do not vary, where others do.
+
+    Parameters
+    ----------
+    file : SegyFile
+    varies : ndarray of bool, (240,)
+        Bytes that are not the same in all trace headers.
+    x, y : int
+        First bytes of the coordinates.
+    """
+
+    def vary(*at: int) -> list[bool]:
+        return [bool(varies[byte - 1 : byte + 3].any()) for byte in at]
+
+    others = [pair for pair in _COORDINATES if all(vary(*pair))]
+    if others and not any(vary(x, y)):
+        log.warning(
+            "%s: the coordinates (header bytes %d and %d) are the same in all traces, and left "
+            "out; those in %d and %d vary: to take them pass --cdp-x-byte %d --cdp-y-byte %d",
+            file.path,
+            x,
+            y,
+            *others[0],
+            *others[0],
         )
 
 
