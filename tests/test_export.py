@@ -310,6 +310,15 @@ def test_line_numbers_that_are_not_those_of_the_headers(
     assert not caplog.text
 
 
+def test_a_given_interval_is_not_in_the_headers(
+    holed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    survey = outcrop.ingest(holed, tmp_path / "survey.zarr", interval=4)
+    out = outcrop.export(survey, tmp_path / "out.sgy")
+    assert "the source: was ingested with interval=4; the sample interval" in caplog.text
+    assert out.read_bytes() == holed.read_bytes()
+
+
 def test_headers_that_are_none(f3: xr.Dataset, tmp_path: Path) -> None:
     wide = f3.assign(header_TraceWeightingFactor=xr.full_like(f3["trace_index"], 40_000))
     with pytest.raises(SurveyError, match=r"header_TraceWeightingFactor.*40000"):

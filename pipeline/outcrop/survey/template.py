@@ -205,6 +205,14 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
                 f"{odd.size:,}",
             )
 
+    if interval := kept.get("ingested_with", {}).get("interval"):
+        log.warning(
+            "%s: was ingested with interval=%g; the sample interval in the headers is written as "
+            "it was",
+            name,
+            interval,
+        )
+
     def headers(wanted: np.ndarray) -> np.ndarray:
         at = np.unravel_index(cells[np.searchsorted(traces, wanted)], shape)
         # The part of the grid that holds them all: a block's own, as traces are asked for so.
