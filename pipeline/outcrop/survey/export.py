@@ -42,8 +42,9 @@ def export(
     A SEG-Y keeps the file header, the trace headers and the order of the traces of `like`; where
     `like` has no trace, neither has the output. A volume that covers a part of the inlines,
     crosslines or samples gives a file of that part, with sample count and recording delay
-    updated. Everything is read and written by blocks; the file appears under its name only
-    when it is whole.
+    updated. Everything is read and written by blocks: memory grows by some 100 bytes for each
+    trace of `like`, and not with their length. The file appears under its name only when it is
+    whole.
 
     Parameters
     ----------
