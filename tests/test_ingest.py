@@ -187,6 +187,8 @@ def test_prestack(tmp_path):
     np.testing.assert_array_equal(survey.offset, [100, 300, 500, 700, 900])
     assert np.argwhere(~survey.live.to_numpy()).tolist() == [[0, 0, 4], [1, 1, 0]]
 
+    with pytest.raises(GeometryError, match=r"58 traces have only 12 .* try --offset-byte 37,"):
+        outcrop.ingest(path, tmp_path / "b.zarr", offset_byte=89)  # the same in all
     with segyio.open(DATA / "small-ps.sgy") as file:
         survey = outcrop.ingest(DATA / "small-ps.sgy", tmp_path / "b.zarr")
         for offset in file.offsets:

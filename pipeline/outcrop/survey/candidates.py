@@ -93,6 +93,31 @@ def candidates(file: SegyFile, offset_byte: int = 37, most: int = 5) -> list[Can
     return sorted(found, key=rank)[:most]
 
 
+def offset_byte(file: SegyFile, inline_byte: int, crossline_byte: int) -> int | None:
+    """Find the header field that tells traces with the same inline and crossline apart.
+
+    Parameters
+    ----------
+    file : SegyFile
+    inline_byte, crossline_byte : int
+
+    Returns
+    -------
+    int or None
+        Its first byte; None if no field does, or one is rather the inline or the crossline.
+    """
+    headers = file.headers(0, min(file.traces, _SOME))
+    columns = (_column(field(headers, b, file.order), b) for b in (inline_byte, crossline_byte))
+    lines = [column for column in columns if column]
+    if len(lines) < 2 or _filled(lines):
+        return None
+    for byte in dict.fromkeys([37, *(byte for byte, _ in FIELDS.values())]):
+        column = _column(field(headers, byte, file.order), byte)
+        if column and _filled([*lines, column]) >= _FILLED:
+            return None if any(_filled([line, column]) for line in lines) else byte
+    return None
+
+
 def _lines(headers: np.ndarray, order: Order, but: tuple[int, ...]) -> list[Candidate]:
     """Fields that number the traces of a single line, as crosslines of one inline."""
     found = []

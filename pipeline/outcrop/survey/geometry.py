@@ -179,7 +179,7 @@ def make_grid(
     if 2 * len(grid.extra) > count:
         raise GeometryError(
             f"{file.path}: {at.named(list(axes))} give no grid: {count:,} traces have only "
-            f"{count - len(grid.extra):,} different positions; {remedy(file)}"
+            f"{count - len(grid.extra):,} different positions; {remedy(file, at)}"
         )
     if grid.extra.size and duplicates == "error":
         raise GeometryError(
@@ -251,7 +251,7 @@ def _check_extent(
         )
     lines = [np.unique(numbers[name]).size for name in axes]
     if times > _ABSURD or (min(lines) > 1 and 2 * max(lines) > file.traces):
-        raise GeometryError(f"{where}no grid: {fact}; {remedy(file)}")
+        raise GeometryError(f"{where}no grid: {fact}; {remedy(file, at)}")
     raise GeometryError(
         f"{where}a sparse grid: {fact}; check the bytes with outcrop info, or pass sparse=True "
         "(--sparse) to go on"
@@ -326,11 +326,13 @@ def _name(grid: Grid, flat: np.ndarray) -> str:
     return ", ".join(places) + (", …" if len(cells) > 3 else "")
 
 
-def remedy(file: SegyFile) -> str:
+def remedy(file: SegyFile, at: HeaderBytes) -> str:
     """Say which header bytes would do instead."""
-    from .candidates import candidates
+    from .candidates import candidates, offset_byte
 
-    found = candidates(file)
+    if byte := offset_byte(file, at.inline, at.crossline):
+        return f"try --offset-byte {byte}, which tells the traces of a gather apart"
+    found = candidates(file, at.offset)
     if not found:
         return "no other bytes give a regular grid either; correct the headers"
     best = found[0]
