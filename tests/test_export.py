@@ -389,6 +389,23 @@ def test_single_line_and_reordered_dimensions(holed: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(read(out)[0], samples[kept])
 
 
+def test_survey_of_a_single_line_or_trace(holed: Path, tmp_path: Path) -> None:
+    survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
+    samples, headers, _ = read(holed)
+    for part, kept in (
+        (survey.sel(inline=12), [i for i, h in enumerate(headers) if h[189] == 12]),
+        (
+            survey.sel(inline=12, crossline=303),
+            [i for i, h in enumerate(headers) if (h[189], h[193]) == (12, 303)],
+        ),
+    ):
+        out = outcrop.export(part, tmp_path / "out.sgy", overwrite=True)
+        np.testing.assert_array_equal(read(out)[0], samples[kept])
+        assert read(out)[1] == [headers[i] for i in kept]
+        with pytest.raises(SurveyError, match=r"inline 14 of the volume is not in like, .* 12;"):
+            outcrop.export(survey["amplitude"].sel(inline=14), tmp_path / "other.sgy", like=part)
+
+
 def test_single_offset(tmp_path: Path) -> None:
     path = DATA / "small-ps.sgy"
     survey = outcrop.ingest(path, tmp_path / "survey.zarr")
