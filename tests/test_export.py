@@ -414,6 +414,11 @@ def test_single_offset(tmp_path: Path) -> None:
     samples, headers, _ = read(path)
     kept = [i for i, h in enumerate(headers) if h[37] == 2]
     np.testing.assert_array_equal(read(out)[0], samples[kept])
+    with pytest.raises(SurveyError, match="offset 2 of the volume is not in like, which has 1;"):
+        outcrop.export(far, tmp_path / "near.sgy", like=survey.sel(offset=1))
+    stack = far.drop_vars("offset")  # takes the headers of that offset
+    out = outcrop.export(stack, out, like=survey.sel(offset=1), overwrite=True)
+    assert read(out)[1] == [h for h in headers if h[37] == 1]
 
 
 def test_no_coordinates_but_the_same_size(f3: xr.Dataset, tmp_path: Path) -> None:

@@ -135,7 +135,9 @@ def align(volume: xr.DataArray, template: Template) -> Part:
     """
     lateral = list(template.numbers)
     for dim in (*lateral, "twt", "depth"):
-        if dim not in volume.dims and dim in volume.coords and volume[dim].ndim == 0:
+        given = dim in volume.coords and volume[dim].ndim == 0
+        known = dim not in volume.coords and np.size(template.axes.get(dim, ())) == 1
+        if dim not in volume.dims and (given or known):
             volume = volume.expand_dims(dim)
     vertical = [str(d) for d in volume.dims if d not in lateral]
     if not set(lateral) < set(volume.dims) or vertical not in (["twt"], ["depth"]):

@@ -143,7 +143,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
             f"{name}: keeps no SEG-Y headers; pass like= (--like) the SEG-Y or the survey that it "
             "was made from"
         )
-    one = [d for d in ("inline", "crossline") if d in survey.coords and not survey[d].ndim]
+    one = [d for d in LATERAL if d in survey.coords and not survey[d].ndim]
     survey = survey.reset_coords("trace_index").expand_dims(one)
     first, step = kept["vertical"][0], np.diff(kept["vertical"]).sum()
     lateral = [d for d in LATERAL if d in survey["trace_index"].dims]
