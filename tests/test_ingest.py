@@ -357,7 +357,7 @@ def test_scalars_of_the_delay(tmp_path, segy, caplog):
 
 @pytest.mark.parametrize("prestack", [False, True])
 def test_a_stray_line(tmp_path, prestack, caplog):
-    """One trace between the crosslines makes the grid twice as wide."""
+    """One trace between the crosslines, or beyond them, makes the grid wider."""
     path = tmp_path / "a.sgy"
     shape = (10, 16, 4, 8) if prestack else (20, 16, 8)
     write_segy(
@@ -366,15 +366,17 @@ def test_a_stray_line(tmp_path, prestack, caplog):
     )  # fmt: skip
     outcrop.ingest(path, tmp_path / "a.zarr")
     assert not caplog.text
-    set_header(path, 5, CROSSLINE_3D=11)
-    survey = outcrop.ingest(path, tmp_path / "b.zarr")
-    assert survey.sizes["crossline"] == 31
-    (record,) = caplog.records
-    place = "inline 0 crossline 11" + (" offset 200" if prestack else "")
-    assert record.getMessage().startswith(
-        f"{path}: 14 of 31 crosslines have no trace; without 1 traces ({place}) the step would be 2"
-    )
-    caplog.clear()
+    for crossline, empty, extent in ((40, 4, 21), (11, 14, 31)):
+        set_header(path, 5, CROSSLINE_3D=crossline)
+        survey = outcrop.ingest(path, tmp_path / f"{crossline}.zarr")
+        assert survey.sizes["crossline"] == extent
+        (record,) = caplog.records
+        place = f"inline 0 crossline {crossline}" + (" offset 200" if prestack else "")
+        assert record.getMessage().startswith(
+            f"{path}: {empty} of {extent} crosslines have no trace; without 1 traces ({place}) it "
+            "would be 0 of 16; correct their headers"
+        )
+        caplog.clear()
     outcrop.ingest(path, tmp_path / "c.zarr", sparse=True)
     assert not caplog.text
 

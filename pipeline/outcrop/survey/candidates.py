@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .segy import FIELDS, TRACE_HEADER, Order, SegyFile, field
+
+if TYPE_CHECKING:
+    from .geometry import HeaderBytes
 
 _SOME = 1 << 18  # traces that are looked at, from the start of the file
 _DUPLICATES = 0.01  # part of the traces that may share a position with another
@@ -116,6 +120,20 @@ def offset_byte(file: SegyFile, inline_byte: int, crossline_byte: int) -> int | 
         if column and _filled([*lines, column]) >= _FILLED:
             return None if any(_filled([line, column]) for line in lines) else byte
     return None
+
+
+def remedy(file: SegyFile, at: HeaderBytes) -> str:
+    """Say which header bytes would do instead."""
+    if byte := offset_byte(file, at.inline, at.crossline):
+        return f"try --offset-byte {byte}, which tells the traces of a gather apart"
+    found = candidates(file, at.offset)
+    if not found:
+        return "no other bytes give a regular grid either; correct the headers"
+    best = found[0]
+    return (
+        f"try --iline-byte {best.inline_byte} --xline-byte {best.crossline_byte} "
+        f"({best.inlines:,} × {best.crosslines:,}); outcrop info shows all candidates"
+    )
 
 
 def _lines(headers: np.ndarray, order: Order, but: tuple[int, ...]) -> list[Candidate]:
