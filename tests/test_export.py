@@ -21,7 +21,7 @@ import xarray as xr
 
 import outcrop
 from outcrop.cluster import connect
-from outcrop.errors import OutcropError, OutputExistsError, SurveyError
+from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, SurveyError
 from outcrop.survey import blocks
 from outcrop.survey.encode import CODES, stored_dtype
 from segy_files import write_segy
@@ -310,6 +310,15 @@ def test_line_numbers_that_are_not_those_of_the_headers(
     assert not caplog.text
 
 
+def test_a_given_interval_is_not_in_the_headers(
+    holed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    survey = outcrop.ingest(holed, tmp_path / "survey.zarr", interval=4)
+    out = outcrop.export(survey, tmp_path / "out.sgy")
+    assert "the source: was ingested with interval=4; the sample interval" in caplog.text
+    assert out.read_bytes() == holed.read_bytes()
+
+
 def test_headers_that_are_none(f3: xr.Dataset, tmp_path: Path) -> None:
     wide = f3.assign(header_TraceWeightingFactor=xr.full_like(f3["trace_index"], 40_000))
     with pytest.raises(SurveyError, match=r"header_TraceWeightingFactor.*40000"):
@@ -317,7 +326,25 @@ def test_headers_that_are_none(f3: xr.Dataset, tmp_path: Path) -> None:
     unknown = f3.assign(header_Nonsense=f3["trace_index"])
     with pytest.raises(SurveyError, match=r"Nonsense"):
         outcrop.export(unknown, tmp_path / "out.sgy")
+    for part, gone in (
+        (f3.drop_vars("header_CDP_Y"), "header_CDP_Y, which"),
+        (f3[["amplitude"]], r"header_\w+, header_\w+, header_\w+, …, which"),
+    ):
+        with pytest.raises(SurveyError, match=f"has no {gone} the SEG-Y's traces need; pass"):
+            outcrop.export(part, tmp_path / "out.sgy")
     assert not list(tmp_path.iterdir())
+
+
+def test_headers_are_nothing_where_there_is_no_trace(holed: Path, tmp_path: Path) -> None:
+    """As xarray's own where and reindex leave them."""
+    survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
+    out = tmp_path / "out.sgy"
+    for other in (survey.where(survey["live"]), survey.reindex(inline=range(6, 26, 2))):
+        outcrop.export(other, out, overwrite=True)
+        assert out.read_bytes() == holed.read_bytes()
+    empty = survey.isel(inline=[0], crossline=[4]).where(survey["live"])
+    with pytest.raises(SurveyError, match="has no trace on the lines of the volume"):
+        outcrop.export(empty, tmp_path / "empty.sgy")
 
 
 # Parts
@@ -336,6 +363,23 @@ def test_part(like: str, holed: Path, tmp_path: Path) -> None:
     assert headers == [old_headers[i] | {109: 108, 115: 5} for i in kept]
 
 
+def test_a_later_start_in_the_unit_of_each_trace(holed: Path, tmp_path: Path) -> None:
+    """The scalar for times is 1 and −10 in turn: the delay 100 ms is 100 and 1000."""
+    path = tmp_path / "in.sgy"
+    path.write_bytes(holed.read_bytes())
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for header in file.header[1::2]:
+            header.update({109: 1000, 215: -10})
+    survey = outcrop.ingest(path, tmp_path / "survey.zarr")
+    for like in (None, path):
+        out = outcrop.export(
+            survey["amplitude"].isel(twt=slice(4, 9)), tmp_path / "out.sgy", like=like or survey,
+            overwrite=True,
+        )  # fmt: skip
+        delays = [(h[109], h[215]) for h in read(out)[1]]
+        assert delays == [(1080, -10) if n % 2 else (108, 0) for n in range(27)]
+
+
 def test_single_line_and_reordered_dimensions(holed: Path, tmp_path: Path) -> None:
     survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
     line = survey["amplitude"].sel(crossline=303)
@@ -343,6 +387,23 @@ def test_single_line_and_reordered_dimensions(holed: Path, tmp_path: Path) -> No
     samples, headers, _ = read(holed)
     kept = [i for i, h in enumerate(headers) if h[193] == 303]
     np.testing.assert_array_equal(read(out)[0], samples[kept])
+
+
+def test_survey_of_a_single_line_or_trace(holed: Path, tmp_path: Path) -> None:
+    survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
+    samples, headers, _ = read(holed)
+    for part, kept in (
+        (survey.sel(inline=12), [i for i, h in enumerate(headers) if h[189] == 12]),
+        (
+            survey.sel(inline=12, crossline=303),
+            [i for i, h in enumerate(headers) if (h[189], h[193]) == (12, 303)],
+        ),
+    ):
+        out = outcrop.export(part, tmp_path / "out.sgy", overwrite=True)
+        np.testing.assert_array_equal(read(out)[0], samples[kept])
+        assert read(out)[1] == [headers[i] for i in kept]
+        with pytest.raises(SurveyError, match=r"inline 14 of the volume is not in like, .* 12;"):
+            outcrop.export(survey["amplitude"].sel(inline=14), tmp_path / "other.sgy", like=part)
 
 
 def test_single_offset(tmp_path: Path) -> None:
@@ -353,6 +414,11 @@ def test_single_offset(tmp_path: Path) -> None:
     samples, headers, _ = read(path)
     kept = [i for i, h in enumerate(headers) if h[37] == 2]
     np.testing.assert_array_equal(read(out)[0], samples[kept])
+    with pytest.raises(SurveyError, match="offset 2 of the volume is not in like, which has 1;"):
+        outcrop.export(far, tmp_path / "near.sgy", like=survey.sel(offset=1))
+    stack = far.drop_vars("offset")  # takes the headers of that offset
+    out = outcrop.export(stack, out, like=survey.sel(offset=1), overwrite=True)
+    assert read(out)[1] == [h for h in headers if h[37] == 1]
 
 
 def test_no_coordinates_but_the_same_size(f3: xr.Dataset, tmp_path: Path) -> None:
@@ -590,6 +656,29 @@ def test_bad_requests(f3: xr.Dataset, tmp_path: Path) -> None:
     assert read(keep)[0].shape == (414, 75)
 
 
+def test_what_is_read_is_not_written_over(holed: Path, tmp_path: Path) -> None:
+    original = tmp_path / "original.sgy"
+    original.write_bytes(holed.read_bytes())
+    survey = outcrop.ingest(original, tmp_path / "survey.zarr")
+    with pytest.raises(ArgumentError, match=r"original.sgy: is the SEG-Y .* that is read"):
+        outcrop.export(probability(survey), original, like=original, overwrite=True)
+    assert original.read_bytes() == holed.read_bytes()
+    for like in (None, tmp_path / "survey.zarr"):
+        with pytest.raises(ArgumentError, match=r"a.sgy: lies within the .* that is read"):
+            outcrop.export(survey, tmp_path / "survey.zarr" / "a.sgy", like=like)
+
+
+def test_a_link_leads_to_the_file(holed: Path, tmp_path: Path) -> None:
+    link, disk = tmp_path / "out.sgy", tmp_path / "disk"
+    disk.mkdir()
+    link.symlink_to(disk / "large.sgy")
+    survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
+    for overwrite in (False, True):
+        outcrop.export(survey, link, overwrite=overwrite)
+        assert link.is_symlink()
+        assert (disk / "large.sgy").read_bytes() == holed.read_bytes()
+
+
 # Interrupted, and out of resources
 
 
@@ -647,7 +736,7 @@ except outcrop.OutcropError as error:
 def test_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
     """1.2 GB of float32 into SEG-Y, by a process of less than half of that."""
     survey = outcrop.ingest(DATA / "f3.sgy", tmp_path / "f3.zarr")
-    kept = dict(survey.attrs["segy"], samples=800, traces=360_000)
+    kept = dict(survey.attrs["segy"], samples=800, traces=360_000, varying=["CDP"])
     code = f"""
 import dask.array, numpy as np, xarray as xr, outcrop
 shape, dims = (600, 600), ("inline", "crossline")

@@ -187,6 +187,8 @@ def test_prestack(tmp_path):
     np.testing.assert_array_equal(survey.offset, [100, 300, 500, 700, 900])
     assert np.argwhere(~survey.live.to_numpy()).tolist() == [[0, 0, 4], [1, 1, 0]]
 
+    with pytest.raises(GeometryError, match=r"58 traces have only 12 .* try --offset-byte 37,"):
+        outcrop.ingest(path, tmp_path / "b.zarr", offset_byte=89)  # the same in all
     with segyio.open(DATA / "small-ps.sgy") as file:
         survey = outcrop.ingest(DATA / "small-ps.sgy", tmp_path / "b.zarr")
         for offset in file.offsets:
@@ -219,6 +221,18 @@ def test_other_header_bytes_and_coordinate_scalars(tmp_path, scalar):
     assert survey.attrs["segy"]["bytes"] == {
         "inline": 9, "crossline": 21, "cdp_x": 73, "cdp_y": 77,
     }  # fmt: skip
+
+
+def test_coordinates_elsewhere_are_pointed_out(tmp_path, caplog):
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, cdp_bytes=(73, 77))
+    assert "cdp_x" not in outcrop.ingest(path, tmp_path / "a.zarr").coords
+    (record,) = caplog.records
+    assert "those in 73 and 77 vary: to take them pass --cdp-x-byte 73" in record.getMessage()
+    caplog.clear()
+    survey = outcrop.ingest(path, tmp_path / "b.zarr", cdp_x_byte=73, cdp_y_byte=77)
+    assert "cdp_x" in survey.coords
+    assert not caplog.text
 
 
 def test_vertical_axis(tmp_path):
@@ -321,6 +335,19 @@ def test_headers_that_contradict_each_other(tmp_path, segy, caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize(("given", "meant"), [(19, 19), (25, None)])
+def test_an_interval_in_metres(tmp_path, caplog, given, meant):
+    """As revision 2 has it for depth, and hardly any file."""
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, interval_us=given)
+    outcrop.ingest(path, tmp_path / "a.zarr", domain="depth")
+    assert (f"if they mean {meant} ms or m, pass interval={meant} " in caplog.text) == bool(meant)
+    caplog.clear()
+    survey = outcrop.ingest(path, tmp_path / "b.zarr", domain="depth", interval=given)
+    assert survey.depth[1] == given
+    assert not caplog.text
+
+
 def test_scalars_of_the_delay(tmp_path, segy, caplog):
     for trace in range(19):
         set_header(segy, trace, DelayRecordingTime=100, ScalarTraceHeader=-10 if trace else 1)
@@ -330,7 +357,7 @@ def test_scalars_of_the_delay(tmp_path, segy, caplog):
 
 @pytest.mark.parametrize("prestack", [False, True])
 def test_a_stray_line(tmp_path, prestack, caplog):
-    """One trace between the crosslines makes the grid twice as wide."""
+    """One trace between the crosslines, or beyond them, makes the grid wider."""
     path = tmp_path / "a.sgy"
     shape = (10, 16, 4, 8) if prestack else (20, 16, 8)
     write_segy(
@@ -339,17 +366,32 @@ def test_a_stray_line(tmp_path, prestack, caplog):
     )  # fmt: skip
     outcrop.ingest(path, tmp_path / "a.zarr")
     assert not caplog.text
-    set_header(path, 5, CROSSLINE_3D=11)
-    survey = outcrop.ingest(path, tmp_path / "b.zarr")
-    assert survey.sizes["crossline"] == 31
-    (record,) = caplog.records
-    place = "inline 0 crossline 11" + (" offset 200" if prestack else "")
-    assert record.getMessage().startswith(
-        f"{path}: 14 of 31 crosslines have no trace; without 1 traces ({place}) the step would be 2"
-    )
-    caplog.clear()
+    for crossline, empty, extent in ((40, 4, 21), (11, 14, 31)):
+        set_header(path, 5, CROSSLINE_3D=crossline)
+        survey = outcrop.ingest(path, tmp_path / f"{crossline}.zarr")
+        assert survey.sizes["crossline"] == extent
+        (record,) = caplog.records
+        place = f"inline 0 crossline {crossline}" + (" offset 200" if prestack else "")
+        assert record.getMessage().startswith(
+            f"{path}: {empty} of {extent} crosslines have no trace; without 1 traces ({place}) it "
+            "would be 0 of 16; correct their headers"
+        )
+        caplog.clear()
     outcrop.ingest(path, tmp_path / "c.zarr", sparse=True)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(("inline", "crossline"), [(0, 0), (100, 7), (101, 1)])
+def test_stray_traces_that_make_the_grid_sparse(tmp_path, inline, crossline):
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube((10, 20, 8)), inlines=range(100, 130, 3), crosslines=range(0, 60, 3))
+    set_header(path, 41, INLINE_3D=inline, CROSSLINE_3D=crossline)
+    named = rf"\(trace 42: inline {inline} crossline {crossline}\); correct"
+    with pytest.raises(
+        GeometryError, match=rf"as the 200 traces, and 10 × 20 without 1 of them {named}"
+    ):
+        outcrop.ingest(path, tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
 
 
 def test_empty_lines_are_named(tmp_path, caplog):

@@ -1,10 +1,13 @@
-"""A Zarr that is being written does not open; open, raw samples included."""
+"""A Zarr that is being written does not open; open, MDIO and raw samples included."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import dask.array
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import outcrop
@@ -12,6 +15,8 @@ from outcrop import journal, patience
 from outcrop import output as outputs
 from outcrop.errors import OutcropError, OutputExistsError, ResumeError, SurveyError
 from outcrop.output import Output, check_free, is_complete, is_unfinished
+
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture
@@ -169,6 +174,26 @@ def test_a_full_disk_leaves_no_torn_line(tmp_path, template, monkeypatch):
                 output.finish(key)
     with Output.begin(path, template, ENCODING, {}) as again:
         assert again.finished == {"one", "two"}
+
+
+def test_mdio(tmp_path):
+    """A store that multidimio wrote of a part of F3, whose last trace is missing."""
+    survey = outcrop.ingest(DATA / "segy/f3.sgy", tmp_path / "f3.zarr")
+    part = survey.isel(inline=slice(4), crossline=slice(5), twt=slice(16)).load()
+    part["amplitude"][3, 4], part["live"][3, 4] = 0, False
+    found = outcrop.open(DATA / "mdio/f3.mdio")
+    assert found.amplitude.dims == ("inline", "crossline", "twt")
+    assert found.amplitude.dtype == np.float32
+    assert found.amplitude.chunks is not None
+    for name in ("amplitude", "live", "inline", "crossline"):
+        np.testing.assert_array_equal(found[name], part[name])
+    np.testing.assert_allclose(found.cdp_x, part.cdp_x.where(part.live))
+    np.testing.assert_array_equal(found.twt, 4 * np.arange(16))  # multidimio ignores the delay
+    assert found.twt.attrs["units"] == "ms"
+    network = torch.nn.ReLU().eval()
+    made = outcrop.predict(network, DATA / "mdio/f3.mdio", tmp_path / "a.zarr").prediction
+    np.testing.assert_array_equal(made, part.amplitude.clip(min=0))
+    assert not made.live[3, 4]
 
 
 def test_raw_samples(tmp_path):

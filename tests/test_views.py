@@ -382,6 +382,11 @@ def test_a_horizon_at_the_first_sample():
     assert np.isnan(times[0]).all()  # the trace begins below it
     assert (times[1] == 100).all()
     assert (times[2] == 116).all()
+    masked = rgt.where(rgt.twt > 104)  # from 108 on, where it is 0.5
+    times = horizons(masked, [0.25, 0.4, 0.5, 0.75]).horizon_twt
+    assert np.isnan(times[:2]).all()
+    assert (times[2] == 108).all()
+    assert (times[3] == 112).all()
 
 
 def test_positions_in_a_table_are_exact(tmp_path):

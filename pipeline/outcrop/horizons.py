@@ -28,9 +28,9 @@ def horizons(rgt: xr.DataArray, levels: Sequence[float]) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        `twt` or `depth` over (horizon, inline, crossline), float32, in the units of that
-        coordinate; NaN where a trace is missing or never reaches the level. The coordinate
-        `horizon` holds the levels.
+        `horizon_twt` or `horizon_depth` over (horizon, inline, crossline), float32, in the units
+        of that coordinate; NaN where a trace is missing, or its numbers begin above the level or
+        never reach it. The coordinate `horizon` holds the levels.
 
     Raises
     ------
@@ -75,14 +75,13 @@ def _crossings(values: np.ndarray, at: np.ndarray, levels: np.ndarray) -> np.nda
     for i, level in enumerate(levels):
         reached = values >= level
         first = reached.argmax(axis=-1)
-        there = np.take_along_axis(reached, first[..., None], -1)[..., 0]
-        there &= (first > 0) | (values[..., 0] == level)
         before = np.maximum(first - 1, 0)
         low, high = (
             np.take_along_axis(values, k[..., None], -1)[..., 0].astype(np.float64)
             for k in (before, first)
         )
-        share = np.divide(level - low, high - low, out=np.zeros_like(low), where=high > low)
+        there = (low < level) & (high >= level) | (high == level)
+        share = np.divide(level - low, high - low, out=np.ones_like(low), where=high > low)
         found[..., i] = np.where(there, at[before] + share * (at[first] - at[before]), np.nan)
     return found
 

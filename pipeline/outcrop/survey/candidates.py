@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .segy import FIELDS, TRACE_HEADER, Order, SegyFile, field
+
+if TYPE_CHECKING:
+    from .geometry import HeaderBytes
 
 _SOME = 1 << 18  # traces that are looked at, from the start of the file
 _DUPLICATES = 0.01  # part of the traces that may share a position with another
@@ -91,6 +95,45 @@ def candidates(file: SegyFile, offset_byte: int = 37, most: int = 5) -> list[Can
     if not found and not varies[188:192].any():
         found = _lines(headers, file.order, (*_SEQUENCE, 189, offset_byte))
     return sorted(found, key=rank)[:most]
+
+
+def offset_byte(file: SegyFile, inline_byte: int, crossline_byte: int) -> int | None:
+    """Find the header field that tells traces with the same inline and crossline apart.
+
+    Parameters
+    ----------
+    file : SegyFile
+    inline_byte, crossline_byte : int
+
+    Returns
+    -------
+    int or None
+        Its first byte; None if no field does, or one is rather the inline or the crossline.
+    """
+    headers = file.headers(0, min(file.traces, _SOME))
+    columns = (_column(field(headers, b, file.order), b) for b in (inline_byte, crossline_byte))
+    lines = [column for column in columns if column]
+    if len(lines) < 2 or _filled(lines):
+        return None
+    for byte in dict.fromkeys([37, *(byte for byte, _ in FIELDS.values())]):
+        column = _column(field(headers, byte, file.order), byte)
+        if column and _filled([*lines, column]) >= _FILLED:
+            return None if any(_filled([line, column]) for line in lines) else byte
+    return None
+
+
+def remedy(file: SegyFile, at: HeaderBytes) -> str:
+    """Say which header bytes would do instead."""
+    if byte := offset_byte(file, at.inline, at.crossline):
+        return f"try --offset-byte {byte}, which tells the traces of a gather apart"
+    found = candidates(file, at.offset)
+    if not found:
+        return "no other bytes give a regular grid either; correct the headers"
+    best = found[0]
+    return (
+        f"try --iline-byte {best.inline_byte} --xline-byte {best.crossline_byte} "
+        f"({best.inlines:,} × {best.crosslines:,}); outcrop info shows all candidates"
+    )
 
 
 def _lines(headers: np.ndarray, order: Order, but: tuple[int, ...]) -> list[Candidate]:

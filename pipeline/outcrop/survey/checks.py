@@ -11,6 +11,30 @@ from .segy import SegyFile
 
 log = logging.getLogger(__name__)
 
+_COORDINATES = [(181, 185), (73, 77), (81, 85)]  # of the CDP, the source and the receiver
+_TINY = 0.02  # ms or m; a smaller sample interval is probably meant in ms or m, not µs or mm
+
+
+def strays(numbers: dict[str, np.ndarray]) -> np.ndarray:
+    """Find traces on lines that have few, where these are at most one in a hundred.
+
+    Parameters
+    ----------
+    numbers : dict of str to ndarray of int, (traces,)
+        Inline, crossline and, prestack, offset of every trace.
+
+    Returns
+    -------
+    ndarray of int
+        Their numbers from 0, ascending; none if they are more.
+    """
+    few = np.zeros(next(iter(numbers.values())).size, dtype=bool)
+    for values in numbers.values():
+        lines, counts = np.unique(values, return_counts=True)
+        few |= ~np.isin(values, lines[10 * counts > counts.max()])
+    found = np.flatnonzero(few)
+    return found if 100 * found.size <= few.size else found[:0]
+
 
 def check_intervals(
     file: SegyFile, told: np.ndarray, vertical: np.ndarray, interval: float | None
@@ -30,10 +54,23 @@ def check_intervals(
     Raises
     ------
     GeometryError
-        If the traces have several intervals. If they have another than the axis, that is logged.
+        If the traces have several intervals. If they have another than the axis, or one that is
+        hardly meant in µs or mm, that is logged.
     """
+    if interval is not None or file.samples < 2:
+        return
+    taken = vertical[1] - vertical[0]
+    if taken < _TINY:
+        log.warning(
+            "%s: the sample interval is %g ms or m by the headers, which give it in µs or mm; if "
+            "they mean %g ms or m, pass interval=%g (--interval)",
+            file.path,
+            taken,
+            1000 * taken,
+            1000 * taken,
+        )
     said = np.flatnonzero(told)
-    if interval is not None or file.samples < 2 or not said.size:
+    if not said.size:
         return
     usual = told[said[0]]
     odd = said[told[said] != usual]
@@ -43,7 +80,6 @@ def check_intervals(
             f"{told[odd[0]] / 1000:g} (header bytes 117-118), trace {said[0] + 1:,} "
             f"{usual / 1000:g}; resample them to one, or pass interval= (--interval)"
         )
-    taken = vertical[1] - vertical[0]
     if abs(taken - usual / 1000) >= 1e-3:
         log.warning(
             "%s: the sample interval is %g by the binary header, which is taken, and %g by the "
@@ -51,6 +87,34 @@ def check_intervals(
             file.path,
             taken,
             usual / 1000,
+        )
+
+
+def warn_of_coordinates(file: SegyFile, varies: np.ndarray, x: int, y: int) -> None:
+    """Log that the coordinates do not vary, where others do.
+
+    Parameters
+    ----------
+    file : SegyFile
+    varies : ndarray of bool, (240,)
+        Bytes that are not the same in all trace headers.
+    x, y : int
+        First bytes of the coordinates.
+    """
+
+    def vary(*at: int) -> list[bool]:
+        return [bool(varies[byte - 1 : byte + 3].any()) for byte in at]
+
+    others = [pair for pair in _COORDINATES if all(vary(*pair))]
+    if others and not any(vary(x, y)):
+        log.warning(
+            "%s: the coordinates (header bytes %d and %d) are the same in all traces, and left "
+            "out; those in %d and %d vary: to take them pass --cdp-x-byte %d --cdp-y-byte %d",
+            file.path,
+            x,
+            y,
+            *others[0],
+            *others[0],
         )
 
 

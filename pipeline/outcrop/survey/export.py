@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from ..errors import OutcropError, SurveyError
-from ..output import PathLike
+from ..output import PathLike, check_apart
 from ..storage import Options, Remote, naming_refusal, place
 from .blocks import check_path
 from .formats import LAYOUTS, write_array
@@ -42,8 +42,9 @@ def export(
     A SEG-Y keeps the file header, the trace headers and the order of the traces of `like`; where
     `like` has no trace, neither has the output. A volume that covers a part of the inlines,
     crosslines or samples gives a file of that part, with sample count and recording delay
-    updated. Everything is read and written by blocks; the file appears under its name only
-    when it is whole.
+    updated. Everything is read and written by blocks: memory grows by some 100 bytes for each
+    trace of `like`, and not with their length. The file appears under its name only when it is
+    whole.
 
     Parameters
     ----------
@@ -84,6 +85,8 @@ def export(
     ------
     OutputExistsError
         If there is a file at `path`.
+    ArgumentError
+        If `path` is the file at `like`, or lies in a survey that is read.
     SurveyError
         If the source has no such volume, does not match `like`, or holds values that the chosen
         format cannot.
@@ -100,7 +103,11 @@ def export(
         )
     if suffix not in SEGY and (like is not None or format != "same" or scale is not None):
         raise OutcropError(f"{target}: like, format and scale are for SEG-Y; leave them out")
+    if target.is_symlink():  # such as to a larger disk
+        target = target.resolve()
     check_path(target, overwrite)
+    check_apart(source, target, storage_options)
+    check_apart(like, target, storage_options, "the SEG-Y or survey")
     name = "the source"
     if isinstance(source, (str, os.PathLike, Remote)):
         name, source = str(source), open_survey(source, storage_options=storage_options)

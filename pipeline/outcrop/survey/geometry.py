@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, GeometryError
+from .candidates import remedy
+from .checks import strays
 from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2
 
 log = logging.getLogger(__name__)
@@ -178,7 +180,7 @@ def make_grid(
     if 2 * len(grid.extra) > count:
         raise GeometryError(
             f"{file.path}: {at.named(list(axes))} give no grid: {count:,} traces have only "
-            f"{count - len(grid.extra):,} different positions; {remedy(file)}"
+            f"{count - len(grid.extra):,} different positions; {remedy(file, at)}"
         )
     if grid.extra.size and duplicates == "error":
         raise GeometryError(
@@ -231,6 +233,18 @@ def _check_extent(
     shape = " × ".join(f"{len(axis):,} {name}s" for name, axis in axes.items())
     fact = f"{shape} are {times:,.3g} times as many positions as the {file.traces:,} traces"
     where = f"{file.path}: {at.named(list(axes))} give "
+    few = strays(numbers)
+    rest = {name: _axis(np.delete(values, few)) for name, values in numbers.items()}
+    if few.size and _size(rest) <= _SPARSE * file.traces:
+        named = "; ".join(
+            f"trace {trace + 1:,}: " + " ".join(f"{n} {v[trace]}" for n, v in numbers.items())
+            for trace in few[:3].tolist()
+        )
+        dense = " × ".join(f"{len(axis):,}" for axis in rest.values())
+        raise GeometryError(
+            f"{where}a sparse grid: {fact}, and {dense} without {few.size:,} of them ({named}"
+            f"{'; …' if few.size > 3 else ''}); correct their headers, or take them out of the file"
+        )
     if "offset" in axes:
         raise GeometryError(
             f"{where}a sparse grid: {fact}; pass --offset-byte of a field that numbers the traces "
@@ -238,7 +252,7 @@ def _check_extent(
         )
     lines = [np.unique(numbers[name]).size for name in axes]
     if times > _ABSURD or (min(lines) > 1 and 2 * max(lines) > file.traces):
-        raise GeometryError(f"{where}no grid: {fact}; {remedy(file)}")
+        raise GeometryError(f"{where}no grid: {fact}; {remedy(file, at)}")
     raise GeometryError(
         f"{where}a sparse grid: {fact}; check the bytes with outcrop info, or pass sparse=True "
         "(--sparse) to go on"
@@ -271,25 +285,27 @@ def _place(numbers: dict[str, np.ndarray], axes: dict[str, range], keep: str) ->
 
 
 def _warn_of_empty_lines(file: SegyFile, grid: Grid) -> None:
-    """Log it where lines have no trace because few traces, or none, lie between the others."""
+    """Log it where lines have no trace: many, or because of a few traces on lines of their own."""
     live = grid.trace_index >= 0
     for dim, (name, axis) in enumerate(grid.axes.items()):
         counts = np.count_nonzero(live, axis=tuple(d for d in range(live.ndim) if d != dim))
-        full = np.flatnonzero(10 * counts > counts.max())
-        step = int(np.gcd.reduce(full - full[0]))
-        between = (np.arange(counts.size) - full[0]) % max(step, 1) > 0
-        strays, empty = int(counts[between].sum()), np.flatnonzero(counts == 0)
+        full = 10 * counts > counts.max()
+        usual, empty = np.flatnonzero(full), np.flatnonzero(counts == 0)
+        step = int(np.gcd.reduce(usual - usual[0])) or 1
+        span = int(usual[-1] - usual[0]) // step + 1
+        strays = int(counts[~full].sum())
         fact = f"{empty.size:,} of {counts.size:,} {name}s have no trace"
-        if step > 1 and 100 * strays <= counts.sum():
-            lines = between.reshape([-1 if d == dim else 1 for d in range(live.ndim)])
+        if span - usual.size < empty.size and 0 < 100 * strays <= counts.sum():
+            lines = ~full.reshape([-1 if d == dim else 1 for d in range(live.ndim)])
             log.warning(
-                "%s: %s; without %s traces (%s) the step would be %d; correct their headers, or "
+                "%s: %s; without %s traces (%s) it would be %s of %s; correct their headers, or "
                 "pass sparse=True (--sparse) if these are right",
                 file.path,
                 fact,
                 f"{strays:,}",
                 _name(grid, np.flatnonzero(live & lines)),
-                step * axis.step,
+                f"{span - usual.size:,}",
+                f"{span:,}",
             )
         elif 3 * empty.size > counts.size:
             names = ", ".join(str(axis[i]) for i in empty[:3]) + (", …" if empty.size > 3 else "")
@@ -311,20 +327,6 @@ def _name(grid: Grid, flat: np.ndarray) -> str:
         for at in index
     ]
     return ", ".join(places) + (", …" if len(cells) > 3 else "")
-
-
-def remedy(file: SegyFile) -> str:
-    """Say which header bytes would do instead."""
-    from .candidates import candidates
-
-    found = candidates(file)
-    if not found:
-        return "no other bytes give a regular grid either; correct the headers"
-    best = found[0]
-    return (
-        f"try --iline-byte {best.inline_byte} --xline-byte {best.crossline_byte} "
-        f"({best.inlines:,} × {best.crosslines:,}); outcrop info shows all candidates"
-    )
 
 
 def vertical_axis(file: SegyFile, interval: float | None = None, trace: int = 0) -> np.ndarray:

@@ -25,7 +25,7 @@ from ..output import Output, PathLike, check_apart, check_free, is_complete
 from ..progress import track
 from ..storage import Options, Place, Remote, goes_on, naming_refusal, on_disk, place, size
 from . import schema
-from .checks import check_intervals, warn_of_weights
+from .checks import check_intervals, warn_of_coordinates, warn_of_weights
 from .decode import decode
 from .geometry import HeaderBytes, Headers, check_choice, make_grid, read_headers, vertical_axis
 from .parts import (
@@ -156,11 +156,11 @@ def ingest(
     at = HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
 
     file = SegyFile.open(segy, truncate)
+    vertical = vertical_axis(file, interval)
     length = file.traces * file.trace_bytes
     with track(f"scan {file.path.name}", length, "B", progress) as advance:
         headers = read_headers(file, at, advance)
     grid = make_grid(file, headers, at, duplicates, sparse)
-    vertical = vertical_axis(file, interval)
     check_intervals(file, headers.intervals, vertical, interval)
     fields = tuple(headers.varying())
     late = vertical[0] != 0 and "ScalarTraceHeader" in fields
@@ -170,6 +170,7 @@ def ingest(
             "vertical axis starts at that of the first trace",
             file.path,
         )
+    warn_of_coordinates(file, headers.varies, at.cdp_x, at.cdp_y)
     weight = int(field(headers.first, FIELDS["TraceWeightingFactor"][0], file.order)[0])
     warn_of_weights(file, weight, "TraceWeightingFactor" in fields)
     shape = (*grid.trace_index.shape, file.samples)

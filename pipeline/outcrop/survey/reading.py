@@ -17,6 +17,7 @@ from ..arrays import located, open_dataset
 from ..errors import MissingChunkError, OutcropError, SurveyError
 from ..output import is_complete, is_unfinished
 from ..storage import Options, Place, Remote, place
+from . import mdio
 
 if TYPE_CHECKING:
     from ..output import PathLike
@@ -32,8 +33,8 @@ def open(
     Parameters
     ----------
     path : path-like
-        Zarr that outcrop wrote, here or in an object store ("s3://bucket/key"), or a file of raw
-        samples: float32, little-endian, without a header.
+        Zarr that outcrop wrote, or MDIO v1, here or in an object store ("s3://bucket/key"), or a
+        file of raw samples: float32, little-endian, without a header.
     shape : sequence of int, optional
         Of raw samples: (inlines, crosslines, samples), the samples of a trace side by side. Their
         coordinates then count from 0.
@@ -94,7 +95,12 @@ def open_unchunked(path: PathLike, storage_options: Options | None = None) -> xr
             "instead of inline and crossline; pass one that outcrop ingest wrote"
         )
     others = (name for name in dataset.coords if name not in dataset.dims)
-    return dataset.assign_coords({name: in_blocks(dataset.coords[name]) for name in others})
+    dataset = dataset.assign_coords({name: in_blocks(dataset.coords[name]) for name in others})
+    if mdio.is_mdio(dataset):
+        return mdio.as_survey(
+            dataset.assign({name: in_blocks(v) for name, v in dataset.data_vars.items()})
+        )
+    return dataset
 
 
 def _check_group(path: Place) -> None:

@@ -180,6 +180,7 @@ def template(
         "file_header": base64.b64encode(file.file_header).decode(),
         "text": file.text(),
         "trace_header": constant,
+        "varying": varying,
         "traces": file.traces,
         "samples": file.samples,
         "vertical": vertical[:2].tolist(),

@@ -135,7 +135,9 @@ def align(volume: xr.DataArray, template: Template) -> Part:
     """
     lateral = list(template.numbers)
     for dim in (*lateral, "twt", "depth"):
-        if dim not in volume.dims and dim in volume.coords and volume[dim].ndim == 0:
+        given = dim in volume.coords and volume[dim].ndim == 0
+        known = dim not in volume.coords and np.size(template.axes.get(dim, ())) == 1
+        if dim not in volume.dims and (given or known):
             volume = volume.expand_dims(dim)
     vertical = [str(d) for d in volume.dims if d not in lateral]
     if not set(lateral) < set(volume.dims) or vertical not in (["twt"], ["depth"]):
@@ -226,7 +228,9 @@ class _Work:
         self.client, self.progress = client, progress
         self.samples = part.volume.shape[-1]
         self.shorter = self.samples != template.vertical.size
-        self.delay = self._delay()
+        start = part.first_sample
+        self.later = float(template.vertical[start] - template.vertical[0])  # in ms or m
+        self._check_delay()
         self.blocks = self._blocks()
 
     def write(self, code: int, scale: float | None = None) -> None:
@@ -323,9 +327,9 @@ class _Work:
         if self.shorter:
             # An unsigned field, which segyio's table of fields takes for a signed one.
             edits["TRACE_SAMPLE_COUNT"] = int(np.uint16(self.samples & 0xFFFF).view(np.int16))
-        if self.delay:
+        if self.later:
             delay = field(headers, FIELDS["DelayRecordingTime"][0], order)
-            edits["DelayRecordingTime"] = delay.astype(np.int64) + self.delay
+            edits["DelayRecordingTime"] = np.round(delay + self._units(headers), 6)
         if weight is not None:
             edits["TraceWeightingFactor"] = weight
         for name, value in edits.items():
@@ -362,21 +366,22 @@ class _Work:
                     struct.pack_into(order + kind, header, at, count)
         return bytes(header)
 
-    def _delay(self) -> int:
-        """What a later first sample adds to the recording delay, in the header's unit."""
-        start = self.part.first_sample
-        later = float(self.template.vertical[start] - self.template.vertical[0])
-        header = self.template.headers(self.part.traces[:1])
-        scalar = field(header, FIELDS["ScalarTraceHeader"][0], self.template.order)
-        units = later / float(scaled(1.0, scalar)[0])
+    def _units(self, headers: np.ndarray) -> np.ndarray:
+        """What a later first sample adds to recording delays, in the unit of each header."""
+        scalar = field(headers, FIELDS["ScalarTraceHeader"][0], self.template.order)
+        one: np.ndarray = scaled(1.0, scalar)
+        return self.later / one
+
+    def _check_delay(self) -> None:
+        """Raise `SurveyError` if the headers do not hold it: of all, as the first one has it."""
+        units = float(self._units(self.template.headers(self.part.traces[:1]))[0])
         if not math.isclose(units, round(units), abs_tol=1e-6):
             usual = "ms" if self.part.volume.dims[-1] == "twt" else "m"
             unit = self.part.volume[self.part.volume.dims[-1]].attrs.get("units", usual)
             raise SurveyError(
-                f"the volume starts {later:g} {unit} below {self.template.name}, and the headers "
-                f"hold whole {unit}; start at another sample"
+                f"the volume starts {self.later:g} {unit} below {self.template.name}, and the "
+                f"headers hold whole {unit}; start at another sample"
             )
-        return round(units)
 
 
 def _pieces(traces: int, size: int) -> list[slice]:

@@ -133,8 +133,9 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
     Raises
     ------
     SurveyError
-        If it keeps no headers, or not those of each of its traces, or one of its header variables
-        is no header field. Line numbers that differ from those in the headers are logged.
+        If it keeps no headers, or not all that vary, or not those of each of its traces, or one of
+        its header variables is no header field. Line numbers that differ from those in the headers
+        are logged.
     """
     kept = survey.attrs.get("segy")
     if kept is None or "trace_index" not in survey:
@@ -142,6 +143,8 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
             f"{name}: keeps no SEG-Y headers; pass like= (--like) the SEG-Y or the survey that it "
             "was made from"
         )
+    one = [d for d in LATERAL if d in survey.coords and not survey[d].ndim]
+    survey = survey.reset_coords("trace_index").expand_dims(one)
     first, step = kept["vertical"][0], np.diff(kept["vertical"]).sum()
     lateral = [d for d in LATERAL if d in survey["trace_index"].dims]
     index = survey["trace_index"].transpose(*lateral)
@@ -149,7 +152,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
     flat = loaded(index).ravel()
     cells = np.flatnonzero(flat >= 0)
     cells = cells[np.argsort(flat[cells], kind="stable")]
-    traces = flat[cells]
+    traces = flat[cells].astype(np.int64)  # floats where lines were added, as by reindex
     again = np.flatnonzero(np.diff(traces) == 0)
     if again.size or (traces.size and traces[-1] >= kept["traces"]):
         fact = f"goes to {traces[-1]:,}, and its SEG-Y has {kept['traces']:,} traces"
@@ -170,17 +173,18 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         for v in survey.data_vars
         if str(v).startswith("header_")
     }
+    if gone := [field for field in kept.get("varying", ()) if field not in varying]:
+        raise SurveyError(
+            f"{name}: has no header_{', header_'.join(gone[:3])}{', …' if gone[3:] else ''}, which "
+            "the SEG-Y's traces need; pass the SEG-Y or the survey with all of its headers as "
+            "like= (--like)"
+        )
     for field, values in varying.items():
         if field not in FIELDS:
             raise SurveyError(f"{name}: header_{field} is no SEG-Y trace header field; drop it")
         if not np.can_cast(values.dtype, FIELDS[field][1]):  # found out now rather than midway
-            put(
-                np.zeros((values.size, TRACE_HEADER), np.uint8),
-                field,
-                loaded(values).ravel(),
-                order,
-                name,
-            )
+            written = loaded(values).ravel()[cells]
+            put(np.zeros((cells.size, TRACE_HEADER), np.uint8), field, written, order, name)
     numbers = {d: axes[d][i] for d, i in zip(lateral, places, strict=True)}
     names = {first: field for field, (first, _) in FIELDS.items()}
     for d in lateral:
@@ -202,6 +206,14 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
                 field,
                 f"{odd.size:,}",
             )
+
+    if interval := kept.get("ingested_with", {}).get("interval"):
+        log.warning(
+            "%s: was ingested with interval=%g; the sample interval in the headers is written as "
+            "it was",
+            name,
+            interval,
+        )
 
     def headers(wanted: np.ndarray) -> np.ndarray:
         at = np.unravel_index(cells[np.searchsorted(traces, wanted)], shape)
@@ -239,6 +251,8 @@ def put(headers: np.ndarray, name: str, values: np.ndarray, order: Order, where:
     """
     first, kind = FIELDS[name]
     limits = np.iinfo(kind)
+    if not values.size:
+        return
     low, high = values.min(), values.max()
     if not (limits.min <= low and high <= limits.max) or (values != np.rint(values)).any():
         raise SurveyError(
