@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..graph.boxes import Box, Lattice, Shape, tiles
+from ..graph.boxes import Box, Lattice, Shape
 from ..pages import pages, pin, to_whole_pages, unpin
 from .compress import EDGE, blocks, compressed_bytes, decode, encode, scale_type
 from .disk import ScratchFile
+from .rooms import Rooms
 from .stores import MemoryStore, Store, channels_last, channels_last_order, to_device, to_host
 
 # Every tile begins at a multiple of this, so that its bytes can be seen as any dtype.
@@ -168,54 +167,6 @@ class TiledStore:
         raise NotImplementedError
 
 
-class _Rooms:
-    """Where tiles lie in a row of bytes: one after the other, layer after layer.
-
-    Parameters
-    ----------
-    store : TiledStore
-        Whose tiles they are.
-    layers : int, optional
-        How many layers there is room for; each takes that of the one that many before it. Room for
-        all unless given.
-    axis : int
-        The one across which the layers lie.
-    rounded : callable, optional
-        Gives the room that some bytes take.
-    """
-
-    def __init__(
-        self,
-        store: TiledStore,
-        layers: int | None = None,
-        axis: int = 0,
-        rounded: Callable[[int], int] = int,
-    ) -> None:
-        lattice = store.lattice
-        bytes_of = (store.format.bytes(tile.shape) for tile in tiles(lattice.domain, lattice.tile))
-        self.sizes = np.fromiter(map(rounded, bytes_of), np.int64)
-        count = lattice.counts[axis]
-        self.layers = min(layers or count, count)
-        # Layers one after the other, as they take turns; the first is as large as any.
-        turned = np.moveaxis(self.sizes.reshape(lattice.counts), axis, 0)
-        sizes = turned.reshape(count, math.prod(turned.shape[1:]))
-        ends = np.cumsum(sizes, axis=1)
-        first = np.arange(count) % max(1, self.layers) * sizes[:1].sum()
-        starts = (first[:, None] + ends - sizes).reshape(turned.shape)
-        self.starts = np.moveaxis(starts, 0, axis).ravel()
-        self.bytes = int((self.starts + self.sizes).max(initial=0))
-        self._stride, self._count = math.prod(lattice.counts[axis + 1 :]), count
-
-    def of(self, number: int) -> tuple[int, int]:
-        """Return where a tile begins, and its size."""
-        return int(self.starts[number]), int(self.sizes[number])
-
-    def layer(self, number: int) -> tuple[int, int]:
-        """Return the layer of a tile, and its place among those that there is room for."""
-        layer = number // self._stride % self._count
-        return layer, layer % self.layers
-
-
 class CompressedStore(TiledStore):
     """Compressed tiles in the memory of the device that computes; parameters as `TiledStore`."""
 
@@ -280,7 +231,7 @@ class FileStore(TiledStore):
         super().__init__(
             shape, rank, dtype, tile, domain=domain, device=device, compression=compression
         )
-        self.rooms = _Rooms(self, layers, axis)
+        self.rooms = Rooms(self.lattice, self.format.bytes, layers, axis)
         self.held: dict[int, int] = {}
         self.file = ScratchFile(path, keep)
         self.file.reserve(0, self.rooms.bytes)
@@ -313,7 +264,7 @@ def file_bytes(
 ) -> int:
     """Size of the file of a `FileStore`, from when it is made on; parameters as there."""
     like = TiledStore(shape, rank, dtype, tile, domain=domain, compression=compression)
-    return _Rooms(like, layers, axis).bytes
+    return Rooms(like.lattice, like.format.bytes, layers, axis).bytes
 
 
 class PinnedStore(TiledStore):
@@ -332,7 +283,7 @@ class PinnedStore(TiledStore):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.rooms = _Rooms(self, rounded=to_whole_pages)
+        self.rooms = Rooms(self.lattice, lambda grid: to_whole_pages(self.format.bytes(grid)))
         self.memory = pages(self.rooms.bytes)
         self.pinned: set[int] = set()
 
