@@ -3,11 +3,13 @@
 import itertools
 import json
 import os
+import resource
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -816,16 +818,37 @@ COMMAND = (
 )  # fmt: skip
 
 
-def test_two_processes_share_the_crops(tmp_path):
-    run = tmp_path / "run"
-    words = "train faultseg3d --data synthetic --size 32 --crop 32 --epochs 1 --samples 4"
+TELLING = """
+from pathlib import Path
+
+from outcrop.cli.main import main
+from outcrop.training.module import TrainingModule
+
+
+def tell(self):
+    self.trainer.should_stop = True
+    rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+    Path(f"{self.global_rank}.txt").write_text(repr(rate))
+
+
+TrainingModule.on_train_epoch_end = tell
+main()
+"""
+
+
+def test_two_processes_share_the_crops_and_learn_at_one_rate(tmp_path):
+    run, script = tmp_path / "run", tmp_path / "telling.py"
+    script.write_text(TELLING)
+    words = "train faultseg3d --data synthetic --size 32 --crop 32 --epochs 9999 --samples 4"
     how = "--val-samples 2 --workers 0 --accelerator cpu --devices 2 --strategy ddp"
-    command = [sys.executable, "-m", "outcrop.cli.main", *words.split(), *how.split()]
-    subprocess.run([*command, "--out", str(run)], check=True, timeout=300)
+    command = [sys.executable, str(script), *words.split(), *how.split(), "--max-time", "0:1:0"]
+    subprocess.run([*command, "--out", str(run)], cwd=tmp_path, check=True, timeout=300)
     made = json.loads((run / "training.json").read_text())
     assert made["processes"] == 2
     assert made["epochs"][-1]["step"] == 2  # of four crops, two for each
     outcrop.models.load("faultseg3d", weights=run / "weights.safetensors")
+    one, other = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    assert one == other
 
 
 def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
@@ -932,6 +955,25 @@ def test_the_last_epoch_is_kept_though_an_earlier_one_is_better(tmp_path):
         for name in ("best", "last")
     }
     assert kept == {"best": 0, "last": 2}
+
+
+def test_checkpoints_are_whole_though_the_disk_fills(tmp_path, monkeypatch):
+    options = {**QUICK, "samples": 1, "validation_samples": 1, "averaging": 0.0}
+    # Folders for temporary files may be another disk, from which files are moved bit by bit.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    fit("faultseg3d", out=tmp_path / "run", **options, epochs=1)
+    before = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OutcropError, match=r"ckpt: no space left .*; make room.*--resume"):
+            fit("faultseg3d", out=tmp_path / "run", **options, epochs=2, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert files.keys() == {"best.ckpt", "last.ckpt"}
+    assert files["last.ckpt"] == before
+    fit("faultseg3d", out=tmp_path / "run", **options, epochs=2, resume=True)
 
 
 def test_moved_and_resumed_it_keeps_the_best_weights(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ from .arguments import check, check_half, extents_of, time_of
 from .crops import Crops, Numbers
 from .module import Activations, TrainingModule, averaged
 from .objectives import Objective, objective_of
-from .run import BEST, LAST, Checkpoint, Record, begin, finish
+from .run import BEST, LAST, Checkpoint, CheckpointFiles, Record, begin, finish
 from .sources import HELD_OUT, is_raw, source_of, split
 from .volumes import Source
 
@@ -355,6 +355,7 @@ def _trainer(folder: Path, **options: Any) -> L.Trainer:
             return L.Trainer(
                 **options,
                 gradient_clip_val=1.0,
+                plugins=CheckpointFiles(),
                 logger=TensorBoardLogger(folder, name="", version="tensorboard"),
                 default_root_dir=folder,
                 log_every_n_steps=10,

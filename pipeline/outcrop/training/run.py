@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -13,6 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,13 +23,14 @@ from ..errors import OutcropError, OutputExistsError, ResumeError
 from ..models import weights
 from ..models.card import Card
 from ..output import check_apart
-from ..storage import remove
+from ..storage import naming_refusal, remove, write_whole
 from ..view.save import save
 from .module import TrainingModule
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 WEIGHTS, PICTURE = "weights.safetensors", "predictions.png"
 _RECORD = "training.json"
+_THEN = "make room, and go on by resume (--resume)"
 _NAMED = 4  # settings that differ, in a message
 _SHOWN = 3  # validation samples in the picture
 
@@ -143,6 +146,27 @@ def _begun(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 "with overwrite (--overwrite)"
             ) from error
     return record, begun
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints that are whole or as they were.
+
+    Lightning's own are copied over the last one from the folder for temporary files, where that is
+    another disk: after a kill meanwhile neither is left.
+    """
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Any | None = None,
+    ) -> None:
+        """Write a checkpoint."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with naming_refusal(path, _THEN):
+            write_whole(Path(path), content.getvalue())
 
 
 class Checkpoint(ModelCheckpoint):
@@ -270,6 +294,5 @@ def _versions() -> dict[str, str]:
 
 
 def _write(file: Path, record: Mapping[str, Any]) -> None:
-    aside = file.with_name(f".{file.name}.unfinished")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(aside, file)
+    with naming_refusal(file, _THEN):
+        write_whole(file, (json.dumps(record, indent=1) + "\n").encode())
