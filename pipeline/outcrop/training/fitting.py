@@ -38,7 +38,7 @@ from .arguments import check, check_half, extents_of, time_of
 from .crops import Crops, Numbers
 from .module import Activations, TrainingModule, averaged
 from .objectives import Objective, objective_of
-from .run import BEST, LAST, Checkpoint, CheckpointFiles, Record, begin, finish
+from .run import BEST, LAST, Checkpoint, CheckpointFiles, Record, begin, epochs_of, finish
 from .sources import HELD_OUT, is_raw, source_of, split
 from .volumes import Source
 
@@ -227,10 +227,13 @@ def fit(
     # Workers take batches by turns, so that each worker meets but some of the volumes.
     keep = lanes // math.gcd(workers or 1, _LANES) + 1
     share = 1 if held_out.volumes is None else -(-validation_samples // held_out.volumes)
+    numbers = Numbers(samples, per_volume, lanes)
+    if resume:  # Lightning tells the epoch when workers have begun to fetch
+        numbers.set_epoch(epochs_of(folder / LAST))
     train = DataLoader(
         Crops(training, per_volume=per_volume, seed=seed, augment=augment, keep=keep, **crops),
         batch,
-        sampler=Numbers(samples, per_volume, lanes),
+        sampler=numbers,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
     )

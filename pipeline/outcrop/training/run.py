@@ -148,6 +148,11 @@ def _begun(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return record, begun
 
 
+def epochs_of(checkpoint: Path) -> int:
+    """How many epochs were done when a checkpoint was written."""
+    return int(torch.load(checkpoint, mmap=True, weights_only=True)["epoch"]) + 1
+
+
 class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints that are whole or as they were.
 
