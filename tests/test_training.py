@@ -719,6 +719,20 @@ def test_precisions_train_and_leave_float32(network, precision, tmp_path):
     assert np.isfinite(history(tmp_path)["best"]["val_loss"])
 
 
+def test_resumed_in_double_precision_no_digit_is_lost(tmp_path):
+    options = {**QUICK, "samples": 1, "validation_samples": 1, "precision": "64-true"}
+    options |= {"schedule": "constant", "averaging": 0}
+    for name, parts in (("whole", [2]), ("parts", [1, 2])):
+        for epochs in parts:
+            out = tmp_path / name
+            fit("faultseg3d", out=out, **options, epochs=epochs, resume=out.exists())
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "parts")
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 def history(folder):
     return json.loads((folder / "training.json").read_text())
 

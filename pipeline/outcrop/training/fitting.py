@@ -249,7 +249,9 @@ def fit(
         batch,
         sampler=range(validation_samples),
     )
-    model.to(memory_format=_layout(card))  # type: ignore[call-overload]
+    # Lightning reads checkpoints before it goes over to double precision.
+    dtype = torch.float64 if precision == "64-true" else torch.float32
+    model.to(dtype=dtype, memory_format=_layout(card))  # type: ignore[call-overload]
     module = TrainingModule(
         model,
         objective,
