@@ -564,6 +564,10 @@ def test_bad_surveys_are_named(tmp_path):
     even.to_zarr(tmp_path / "even.zarr", zarr_format=3)
     with pytest.raises(TrainingDataError, match=r"even\.zarr: amplitude: all samples are 2"):
         Survey(tmp_path / "even.zarr", ("fault",))
+    none = made.assign(fault=made.fault.astype(bool) & False).drop_encoding()
+    none.to_zarr(tmp_path / "none.zarr", zarr_format=3)
+    with pytest.raises(TrainingDataError, match=r"none\.zarr: fault: is 0 everywhere"):
+        Survey(tmp_path / "none.zarr", ("fault",))
     flat = made[["amplitude"]].assign(fault=made.fault.isel(twt=0, drop=True))
     flat.drop_encoding().to_zarr(tmp_path / "flat.zarr", zarr_format=3)
     with pytest.raises(TrainingDataError, match="fault has dimensions inline, crossline"):
@@ -663,6 +667,7 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"network": "karstseg3d"}, "synthetic: has no label karst, only fault"),
         ({"activations": "none"}, "one of device, cpu, disk"),
         ({"max_time": "soon"}, "hours:minutes:seconds"),
+        ({"max_time": 3600}, "max_time 3600: give it as hours:minutes:seconds"),
         ({"weights": "gone.pth"}, "gone.pth"),
         ({"precision": "nonsense"}, "one of 32-true, .*bf16-mixed"),
         ({"precision": "bf16-mixed"}, "crop 16, precision bf16-mixed: .* at least 24, or 32-true"),

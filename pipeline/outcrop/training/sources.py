@@ -187,7 +187,7 @@ class Survey:
     ------
     TrainingDataError
         If a variable is missing, has other dimensions or, at the traces that are there, values
-        that are not finite, or labels of a probability that are not from 0 to 1.
+        that are not finite, labels of a probability that are not from 0 to 1, or one value alone.
     """
 
     volumes: int | None = 1
@@ -281,9 +281,6 @@ class Survey:
 
 def _check_lazily(label: xr.DataArray, where: str) -> None:
     """The same, block by block: labels of a survey may not fit into memory."""
-    probable = label.name not in QUANTITIES
-    if label.dtype == bool or not (probable or label.dtype.kind == "f"):
-        return
     live, lowest, highest = label.coords.get("live"), np.inf, -np.inf
     for box in dask.array.core.slices_from_chunks(label.data.chunks):
         values = label.data[box].compute(scheduler="synchronous")
@@ -291,8 +288,10 @@ def _check_lazily(label: xr.DataArray, where: str) -> None:
             values = np.where(live.to_numpy()[box[:2]][:, :, None], values, 0)
         check_finite(values, where, [s.start for s in box])
         lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
-    if probable:
+    if label.name not in QUANTITIES:
         check_probabilities(lowest, highest, where)
+    if lowest == highest:
+        raise TrainingDataError(f"{where}: is {lowest:g} everywhere; is this the right label?")
 
 
 class Part:

@@ -266,6 +266,7 @@ def _to_scale(ax: Axes, volume: xr.DataArray, bins: dict[str, float]) -> None:
 
 
 def label_of(volume: xr.DataArray, dim: str, value: float | None = None) -> str:
+    """Name of an axis with its unit, or of a place on it."""
     name = {"twt": "TWT", "depth": "depth"}.get(dim, dim)
     unit = {"twt": "ms", "depth": "m"}.get(dim)
     unit = str(volume[dim].attrs.get("units", unit)) if unit else None
