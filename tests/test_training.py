@@ -819,15 +819,23 @@ def test_two_samples_are_overfitted_and_what_a_run_leaves_predicts_the_same(tmp_
     assert record["best"]["fault/dice"] == pytest.approx(float(dice), abs=1e-3)
 
 
-def test_pictures_of_probabilities_go_from_0_to_1(tmp_path, monkeypatch):
+def test_pictures_of_probabilities_go_from_0_to_1_where_traces_are(tmp_path, monkeypatch):
     model = outcrop.models.load("faultseg3d", weights="seeded")
     monkeypatch.setattr(Bytes, "threshold", np.inf)  # no fault
-    crops = Crops(Bytes(), CARD, {"fault": 1.0}, (16, 16, 16), augment=False)
+    source = Bytes()
+    live = np.arange(32) % 4 > 0
+    volume = source.read(0)._replace(live=np.broadcast_to(live, (32, 32)))
+    monkeypatch.setattr(source, "read", lambda number: volume)
+    crops = Crops(source, CARD, {"fault": 1.0}, (16, 16, 16), augment=False)
     figures = []
     monkeypatch.setattr("outcrop.training.run.save", lambda figure, path: figures.append(figure))
     draw(TrainingModule(model, objective_of(CARD)), DataLoader(crops, sampler=range(2)), tmp_path)
     _, _, *panels = figures[0].axes
     assert {panel.images[0].get_clim() for panel in panels} == {(0, 1)}
+    for panel in figures[0].axes:  # a quarter of the traces, in whole columns
+        blank = panel.images[0].get_array().mask
+        assert (blank == blank[0]).all()
+        assert blank.mean() == 0.25
 
 
 COMMAND = (

@@ -245,7 +245,10 @@ def finish(
 
 
 def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Path) -> None:
-    """Draw the middle of validation samples: amplitudes, and each label beside its prediction."""
+    """Draw the middle of validation samples: amplitudes, and each label beside its prediction.
+
+    Where there is no trace nothing is drawn.
+    """
     data = check.dataset
     samples = [data[i] for i in range(min(_SHOWN, len(check.sampler)))]  # type: ignore[arg-type]
     labels = list(module.objective.labels)
@@ -257,13 +260,16 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
         image = _middle(sample["input"][0], module)
         reach = float(np.quantile(np.abs(image), 0.98))
         low = 0.0 if image.min() >= 0 else -reach
-        column[0].imshow(image, cmap="gray", vmin=low, vmax=reach, aspect="auto")
+        missing = np.isnan(_middle(sample[labels[0]][0], module))
+        shown = np.ma.masked_array(image, missing)
+        column[0].imshow(shown, cmap="gray", vmin=low, vmax=reach, aspect="auto")
         for i, name in enumerate(labels):
             target = _middle(sample[name][0], module)
             limits = _limits(name, target, module)
             for j, values in enumerate((target, _middle(found[name][0, 0], module))):
                 panel = column[1 + 2 * i + j]
-                panel.imshow(values, cmap="viridis", aspect="auto", **limits)
+                shown = np.ma.masked_array(values, missing)
+                panel.imshow(shown, cmap="viridis", aspect="auto", **limits)
                 panel.set_ylabel(f"{name}, {('label', 'predicted')[j]}")
         column[0].set_ylabel("amplitude")
         for panel in column:
