@@ -21,6 +21,7 @@ from ..errors import WeightsError
 from ..storage import on_disk
 
 _PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.")
+_NAMED = 20  # keys that do not fit, in a message
 # Under which checkpoints keep their state dict, beside epochs and optimisers.
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "network")
 # Plain values that they keep there too, such as the options of a training run.
@@ -211,7 +212,8 @@ def fill(
         advice = f"the closest network is {best}, with {count[best]} differences"
     else:
         advice = "no network of the zoo is closer"
-    raise WeightsError(f"{source}: {advice}; {len(wrong)} keys do not fit: {'; '.join(wrong)}")
+    named = [*wrong[:_NAMED], *([f"and {len(wrong) - _NAMED} more"] if wrong[_NAMED:] else [])]
+    raise WeightsError(f"{source}: {advice}; {len(wrong)} keys do not fit: {'; '.join(named)}")
 
 
 def digest(model: nn.Module) -> str:
