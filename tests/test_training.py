@@ -574,6 +574,13 @@ def test_bad_surveys_are_named(tmp_path):
         Survey(tmp_path / "flat.zarr", ("fault",))
 
 
+def test_a_package_that_training_needs_is_named(monkeypatch):
+    monkeypatch.delattr(outcrop.training, "fit", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    with pytest.raises(OutcropError, match=r"training needs tensorboard; .*outcrop\[train\]"):
+        outcrop.training.fit  # noqa: B018
+
+
 # Losses and networks
 
 

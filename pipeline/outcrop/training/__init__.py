@@ -18,6 +18,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'outcrop.training' has no attribute {name!r}")
     try:
         value = importlib.import_module(".fitting", __name__).fit
+        importlib.import_module("tensorboard")  # which Lightning logs with
     except ModuleNotFoundError as error:
         if error.name not in ("lightning", "torchmetrics", "tensorboard"):
             raise
