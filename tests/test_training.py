@@ -386,6 +386,26 @@ def test_labels_that_are_no_probabilities_are_named(kind, values, says, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "times", "says"),
+    [
+        ("raw", 1, r"0_fstrike\.bin: labels from 0 to 1[67].*, not from 0 to 1; divide degrees by"),
+        ("zarr", 2, r"fault_strike: labels from 0 to 3.*, not from 0 to 180; turn strikes beyond"),
+    ],
+)
+def test_angles_that_are_none_are_named(kind, times, says, tmp_path):
+    made = random_survey((20, 24, 32), 1, labels=("fault", "fault_strike"))
+    strike = made.fault_strike * times
+    if kind == "raw":
+        write_raw(tmp_path / "a", made.amplitude, made.fault)
+        strike.to_numpy().tofile(tmp_path / "a" / "0_fstrike.bin")
+    else:
+        made.assign(fault_strike=strike).to_zarr(tmp_path / "a", zarr_format=3)
+    shape = made.fault.shape if kind == "raw" else None
+    with pytest.raises(TrainingDataError, match=says):
+        source_of(tmp_path / "a", ("fault", "fault_strike"), shape=shape)
+
+
 def write_raw(folder, amplitude, fault):
     folder.mkdir()
     for number in range(2):
