@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import synthetic
+from . import recipes, synthetic
 
-__all__ = ["fit", "synthetic"]
+__all__ = ["fit", "recipes", "synthetic"]
 
 if TYPE_CHECKING:
     from .fitting import fit as fit
