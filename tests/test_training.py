@@ -36,7 +36,7 @@ from outcrop.errors import (
 )
 from outcrop.training import augment, losses
 from outcrop.training.blocks import Blocks
-from outcrop.training.crops import Crops, Numbers
+from outcrop.training.crops import Crops, Numbers, _Corners
 from outcrop.training.fitting import _sources, fit
 from outcrop.training.geology import Fault
 from outcrop.training.module import Activations, TrainingModule, averaged
@@ -486,6 +486,17 @@ def write_half(path, beyond):
     made["fault"] = made.fault.astype("f4").where(made.live, beyond)
     made.drop_encoding().to_zarr(path, zarr_format=3)
     return Survey(path, ("fault", "rgt"))
+
+
+@pytest.mark.parametrize("share", [0.03, 0.3, 0.9])
+def test_crops_begin_wherever_there_are_enough_traces(share):
+    rng = np.random.default_rng(2)
+    live = rng.random((9, 12)) < share
+    traces = {(i, j): live[i : i + 4, j : j + 3].sum() for i in range(6) for j in range(10)}
+    least = min(3, max(traces.values()))  # a quarter of twelve
+    corners = _Corners(live, (4, 3, 8))
+    drawn = {tuple(corners.draw(rng)) for _ in range(2000)}
+    assert drawn == {corner for corner, count in traces.items() if count >= least}
 
 
 def test_labels_where_there_is_no_trace_are_not_learnt(tmp_path):
