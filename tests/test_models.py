@@ -56,6 +56,7 @@ def test_weights_of_the_other_version_are_named(tmp_path):
 def test_every_mismatch_is_listed(state, tmp_path):
     state["conv9.weight"] = state.pop("conv1.conv1.weight")
     state["conv8.bias"] = torch.zeros(2)
+    state["conv1.conv2.bias"] = state["conv1.conv2.bias"].to(torch.int8)
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(WeightsError) as caught:
         models.load("faultseg3d", weights=tmp_path / "w.pth")
@@ -63,6 +64,7 @@ def test_every_mismatch_is_listed(state, tmp_path):
         "missing conv1.conv1.weight",
         "unexpected conv9.weight",
         "conv8.bias has shape (2,) instead of (1,)",
+        "conv1.conv2.bias has int8 instead of real numbers",
     ):
         assert what in str(caught.value)
     assert "\n" not in str(caught.value)
