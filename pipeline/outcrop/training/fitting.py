@@ -38,7 +38,7 @@ from .arguments import check, check_half, extents_of, time_of
 from .crops import Crops, Numbers
 from .module import Activations, TrainingModule, averaged
 from .objectives import Objective, objective_of
-from .run import BEST, LAST, Checkpoint, CheckpointFiles, Record, begin, epochs_of, finish
+from .run import BEST, LAST, Bar, Checkpoint, CheckpointFiles, Record, begin, epochs_of, finish
 from .sources import HELD_OUT, is_raw, source_of, split
 from .volumes import Source
 
@@ -209,7 +209,7 @@ def fit(
         precision=precision,
         max_epochs=epochs,
         accumulate_grad_batches=accumulate,
-        callbacks=_callbacks(folder, averaging, limit, record),
+        callbacks=[*_callbacks(folder, averaging, limit, record), *([Bar()] if progress else [])],
         enable_progress_bar=progress,
     )
     if isinstance(trainer.accelerator, CPUAccelerator):

@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -187,6 +187,15 @@ class Checkpoint(ModelCheckpoint):
         best = {str(here / Path(p).name): s for p, s in state_dict["best_k_models"].items()}
         moved = {"dirpath": self.dirpath, "best_k_models": best, **paths}
         super().load_state_dict({**state_dict, **moved})
+
+
+class Bar(RichProgressBar):
+    """Progress, with the losses and scores that are not there twice."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """All but the version of the log, too, which is always the same."""
+        shown = super().get_metrics(trainer, pl_module)
+        return {n: v for n, v in shown.items() if n not in ("v_num", "train/loss_epoch")}
 
 
 class Record(Callback):
