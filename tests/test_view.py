@@ -85,6 +85,8 @@ def test_colours_of_what_is_never_negative_begin_at_its_least(survey):
     image = panels(sections(survey.rgt))[0].get_images()[0]
     drawn_ = np.concatenate([drawn(ax).compressed() for ax in panels(sections(survey.rgt))])
     assert (image.norm.vmin, image.norm.vmax) == (drawn_.min(), drawn_.max())
+    rounded = survey.rgt - float(drawn_.min()) - 1e-9  # as what is brought to its own range may be
+    assert panels(sections(rounded))[0].get_images()[0].norm.vmin == pytest.approx(0, abs=1e-6)
     dip = survey.rgt * 90
     dip.attrs["valid_range"], dip.encoding["scale_factor"] = [0.0, 1.0], 180.0
     image = panels(sections(dip))[0].get_images()[0]

@@ -195,11 +195,11 @@ def _limits(volume: xr.DataArray, drawn: np.ndarray) -> tuple[float, float] | No
         low, high = np.multiply(volume.attrs["valid_range"], factor).tolist()
     elif not drawn.size:
         return None
-    elif (low := float(drawn.min())) >= 0:
-        high = float(drawn.max())
     else:
-        high = float(np.percentile(np.abs(drawn), 99))
-        low = -high
+        low, high = float(drawn.min()), float(drawn.max())
+        if low < -1e-6 * high:  # by more than rounding
+            high = float(np.percentile(np.abs(drawn), 99))
+            low = -high
     return (low, high) if low < high else (low - 1.0, low + 1.0)  # all equal
 
 
