@@ -237,6 +237,9 @@ def test_a_volume_of_one_value_has_one_colour(survey):
         figure = sections(survey.amplitude * 0 + value)
         limits = {ax.get_images()[0].get_clim() for ax in panels(figure)}
         assert limits == {(value - 1, value + 1)}
+    sparse = survey.amplitude * 0
+    sparse[0, 15, 0], sparse[12, 15, 20] = 1, -4  # of what is drawn hardly anything
+    assert panels(sections(sparse))[0].get_images()[0].get_clim() == (-4, 4)
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def _limits(volume: xr.DataArray, drawn: np.ndarray) -> tuple[float, float] | No
     else:
         low, high = float(drawn.min()), float(drawn.max())
         if low < -1e-6 * high:  # by more than rounding
-            high = float(np.percentile(np.abs(drawn), 99))
+            high = float(np.percentile(np.abs(drawn), 99)) or max(-low, high)
             low = -high
     return (low, high) if low < high else (low - 1.0, low + 1.0)  # all equal
 
