@@ -970,6 +970,15 @@ def test_a_training_that_diverges_ends_in_one_line(tmp_path):
         assert not (run / "weights.safetensors").exists()
 
 
+def test_a_gpu_that_is_too_small_ends_in_one_line(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(TrainingModule, "training_step", full)
+    with pytest.raises(OutcropError, match=r"^crop 16, batch 1: .*--activations cpu or disk\)$"):
+        fit("faultseg3d", out=tmp_path, **QUICK, epochs=1)
+
+
 def test_damaged_runs_are_named(tmp_path):
     options = {**QUICK, "epochs": 1}
     fit("faultseg3d", out=tmp_path, **options)

@@ -30,7 +30,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .. import models
-from ..errors import ArgumentError, TrainingDataError
+from ..errors import ArgumentError, OutcropError, TrainingDataError
 from ..models.card import Card
 from ..models.weights import digest
 from ..storage import on_disk
@@ -181,6 +181,8 @@ def fit(
     ResumeError
         If there is nothing to resume, it is damaged, has more epochs, or was begun with other
         settings.
+    OutcropError
+        If the GPU's memory runs out, or the disk.
     TrainingDivergedError
         If the network's outputs become NaN or infinite; the checkpoints before stay.
     """
@@ -265,6 +267,11 @@ def fit(
         interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, train, valid, ckpt_path=folder / LAST if resume else None)
+        except torch.OutOfMemoryError as error:
+            raise OutcropError(
+                f"crop {crop}, batch {batch}: the GPU's memory ran out; take smaller ones, or keep "
+                "activations elsewhere (--activations cpu or disk)"
+            ) from error
         except SystemExit:  # which Lightning makes of Ctrl-C
             signal.signal(signal.SIGINT, interrupt)
             raise KeyboardInterrupt from None
