@@ -47,6 +47,21 @@ def test_public_name(name: str) -> None:
     assert name in dir(outcrop)
 
 
+def test_names_in_the_documentation_are_public() -> None:
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "notebooks").glob("*.ipynb"),
+    ]
+    named = re.findall(
+        r"\boutcrop\.([A-Za-z_]+)(?:\.([a-z_]+))?", "".join(map(Path.read_text, pages))
+    )
+    assert {one for one, _ in named} <= set(outcrop.__all__)
+    assert {other for one, other in named if one == "training" and other} <= {
+        *outcrop.training.__all__
+    }
+
+
 def test_no_module_takes_the_place_of_a_function() -> None:
     """Python binds a submodule to its package under its name, over a function of that name."""
     code = """

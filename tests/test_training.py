@@ -3,11 +3,13 @@
 import itertools
 import json
 import os
+import resource
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -34,7 +36,7 @@ from outcrop.errors import (
 )
 from outcrop.training import augment, losses
 from outcrop.training.blocks import Blocks
-from outcrop.training.crops import Crops, Numbers
+from outcrop.training.crops import Crops, Numbers, _Corners
 from outcrop.training.fitting import _sources, fit
 from outcrop.training.geology import Fault
 from outcrop.training.module import Activations, TrainingModule, averaged
@@ -384,6 +386,26 @@ def test_labels_that_are_no_probabilities_are_named(kind, values, says, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "times", "says"),
+    [
+        ("raw", 1, r"0_fstrike\.bin: labels from 0 to 1[67].*, not from 0 to 1; divide degrees by"),
+        ("zarr", 2, r"fault_strike: labels from 0 to 3.*, not from 0 to 180; turn strikes beyond"),
+    ],
+)
+def test_angles_that_are_none_are_named(kind, times, says, tmp_path):
+    made = random_survey((20, 24, 32), 1, labels=("fault", "fault_strike"))
+    strike = made.fault_strike * times
+    if kind == "raw":
+        write_raw(tmp_path / "a", made.amplitude, made.fault)
+        strike.to_numpy().tofile(tmp_path / "a" / "0_fstrike.bin")
+    else:
+        made.assign(fault_strike=strike).to_zarr(tmp_path / "a", zarr_format=3)
+    shape = made.fault.shape if kind == "raw" else None
+    with pytest.raises(TrainingDataError, match=says):
+        source_of(tmp_path / "a", ("fault", "fault_strike"), shape=shape)
+
+
 def write_raw(folder, amplitude, fault):
     folder.mkdir()
     for number in range(2):
@@ -464,6 +486,17 @@ def write_half(path, beyond):
     made["fault"] = made.fault.astype("f4").where(made.live, beyond)
     made.drop_encoding().to_zarr(path, zarr_format=3)
     return Survey(path, ("fault", "rgt"))
+
+
+@pytest.mark.parametrize("share", [0.03, 0.3, 0.9])
+def test_crops_begin_wherever_there_are_enough_traces(share):
+    rng = np.random.default_rng(2)
+    live = rng.random((9, 12)) < share
+    traces = {(i, j): live[i : i + 4, j : j + 3].sum() for i in range(6) for j in range(10)}
+    least = min(3, max(traces.values()))  # a quarter of twelve
+    corners = _Corners(live, (4, 3, 8))
+    drawn = {tuple(corners.draw(rng)) for _ in range(2000)}
+    assert drawn == {corner for corner, count in traces.items() if count >= least}
 
 
 def test_labels_where_there_is_no_trace_are_not_learnt(tmp_path):
@@ -562,10 +595,21 @@ def test_bad_surveys_are_named(tmp_path):
     even.to_zarr(tmp_path / "even.zarr", zarr_format=3)
     with pytest.raises(TrainingDataError, match=r"even\.zarr: amplitude: all samples are 2"):
         Survey(tmp_path / "even.zarr", ("fault",))
+    none = made.assign(fault=made.fault.astype(bool) & False).drop_encoding()
+    none.to_zarr(tmp_path / "none.zarr", zarr_format=3)
+    with pytest.raises(TrainingDataError, match=r"none\.zarr: fault: is 0 everywhere"):
+        Survey(tmp_path / "none.zarr", ("fault",))
     flat = made[["amplitude"]].assign(fault=made.fault.isel(twt=0, drop=True))
     flat.drop_encoding().to_zarr(tmp_path / "flat.zarr", zarr_format=3)
     with pytest.raises(TrainingDataError, match="fault has dimensions inline, crossline"):
         Survey(tmp_path / "flat.zarr", ("fault",))
+
+
+def test_a_package_that_training_needs_is_named(monkeypatch):
+    monkeypatch.delattr(outcrop.training, "fit", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    with pytest.raises(OutcropError, match=r"training needs tensorboard; .*outcrop\[train\]"):
+        outcrop.training.fit  # noqa: B018
 
 
 # Losses and networks
@@ -661,6 +705,7 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"network": "karstseg3d"}, "synthetic: has no label karst, only fault"),
         ({"activations": "none"}, "one of device, cpu, disk"),
         ({"max_time": "soon"}, "hours:minutes:seconds"),
+        ({"max_time": 3600}, "max_time 3600: give it as hours:minutes:seconds"),
         ({"weights": "gone.pth"}, "gone.pth"),
         ({"precision": "nonsense"}, "one of 32-true, .*bf16-mixed"),
         ({"precision": "bf16-mixed"}, "crop 16, precision bf16-mixed: .* at least 24, or 32-true"),
@@ -715,6 +760,20 @@ def test_precisions_train_and_leave_float32(network, precision, tmp_path):
     model = fit(network, out=tmp_path, **options)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert np.isfinite(history(tmp_path)["best"]["val_loss"])
+
+
+def test_resumed_in_double_precision_no_digit_is_lost(tmp_path):
+    options = {**QUICK, "samples": 1, "validation_samples": 1, "precision": "64-true"}
+    options |= {"schedule": "constant", "averaging": 0}
+    for name, parts in (("whole", [2]), ("parts", [1, 2])):
+        for epochs in parts:
+            out = tmp_path / name
+            fit("faultseg3d", out=out, **options, epochs=epochs, resume=out.exists())
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "parts")
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def history(folder):
@@ -798,15 +857,23 @@ def test_two_samples_are_overfitted_and_what_a_run_leaves_predicts_the_same(tmp_
     assert record["best"]["fault/dice"] == pytest.approx(float(dice), abs=1e-3)
 
 
-def test_pictures_of_probabilities_go_from_0_to_1(tmp_path, monkeypatch):
+def test_pictures_of_probabilities_go_from_0_to_1_where_traces_are(tmp_path, monkeypatch):
     model = outcrop.models.load("faultseg3d", weights="seeded")
     monkeypatch.setattr(Bytes, "threshold", np.inf)  # no fault
-    crops = Crops(Bytes(), CARD, {"fault": 1.0}, (16, 16, 16), augment=False)
+    source = Bytes()
+    live = np.arange(32) % 4 > 0
+    volume = source.read(0)._replace(live=np.broadcast_to(live, (32, 32)))
+    monkeypatch.setattr(source, "read", lambda number: volume)
+    crops = Crops(source, CARD, {"fault": 1.0}, (16, 16, 16), augment=False)
     figures = []
     monkeypatch.setattr("outcrop.training.run.save", lambda figure, path: figures.append(figure))
     draw(TrainingModule(model, objective_of(CARD)), DataLoader(crops, sampler=range(2)), tmp_path)
     _, _, *panels = figures[0].axes
     assert {panel.images[0].get_clim() for panel in panels} == {(0, 1)}
+    for panel in figures[0].axes:  # a quarter of the traces, in whole columns
+        blank = panel.images[0].get_array().mask
+        assert (blank == blank[0]).all()
+        assert blank.mean() == 0.25
 
 
 COMMAND = (
@@ -816,16 +883,37 @@ COMMAND = (
 )  # fmt: skip
 
 
-def test_two_processes_share_the_crops(tmp_path):
-    run = tmp_path / "run"
-    words = "train faultseg3d --data synthetic --size 32 --crop 32 --epochs 1 --samples 4"
+TELLING = """
+from pathlib import Path
+
+from outcrop.cli.main import main
+from outcrop.training.module import TrainingModule
+
+
+def tell(self):
+    self.trainer.should_stop = True
+    rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+    Path(f"{self.global_rank}.txt").write_text(repr(rate))
+
+
+TrainingModule.on_train_epoch_end = tell
+main()
+"""
+
+
+def test_two_processes_share_the_crops_and_learn_at_one_rate(tmp_path):
+    run, script = tmp_path / "run", tmp_path / "telling.py"
+    script.write_text(TELLING)
+    words = "train faultseg3d --data synthetic --size 32 --crop 32 --epochs 9999 --samples 4"
     how = "--val-samples 2 --workers 0 --accelerator cpu --devices 2 --strategy ddp"
-    command = [sys.executable, "-m", "outcrop.cli.main", *words.split(), *how.split()]
-    subprocess.run([*command, "--out", str(run)], check=True, timeout=300)
+    command = [sys.executable, str(script), *words.split(), *how.split(), "--max-time", "0:1:0"]
+    subprocess.run([*command, "--out", str(run)], cwd=tmp_path, check=True, timeout=300)
     made = json.loads((run / "training.json").read_text())
     assert made["processes"] == 2
     assert made["epochs"][-1]["step"] == 2  # of four crops, two for each
     outcrop.models.load("faultseg3d", weights=run / "weights.safetensors")
+    one, other = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    assert one == other
 
 
 def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
@@ -847,7 +935,7 @@ def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
         fit("faultseg3d", out=run, **options)
     with pytest.raises(ResumeError, match=r"begun with learning_rate 0\.001, not 0\.5"):
         fit("faultseg3d", out=run, **options, resume=True, learning_rate=0.5)
-    resumed = fit("faultseg3d", out=run, **options, resume=True)
+    resumed = fit("faultseg3d", out=run, **options | {"workers": 2}, resume=True)
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
     before, after = (history(tmp_path / name)["epochs"] for name in ("whole", "run"))
@@ -880,6 +968,15 @@ def test_a_training_that_diverges_ends_in_one_line(tmp_path):
         with pytest.raises(TrainingDivergedError, match=r"epoch .*NaN or infinite.*learning_rate"):
             fit("faultseg3d", out=run, **QUICK, loss=loss, epochs=9, learning_rate=1e6, seed=1)
         assert not (run / "weights.safetensors").exists()
+
+
+def test_a_gpu_that_is_too_small_ends_in_one_line(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(TrainingModule, "training_step", full)
+    with pytest.raises(OutcropError, match=r"^crop 16, batch 1: .*--activations cpu or disk\)$"):
+        fit("faultseg3d", out=tmp_path, **QUICK, epochs=1)
 
 
 def test_damaged_runs_are_named(tmp_path):
@@ -932,6 +1029,25 @@ def test_the_last_epoch_is_kept_though_an_earlier_one_is_better(tmp_path):
         for name in ("best", "last")
     }
     assert kept == {"best": 0, "last": 2}
+
+
+def test_checkpoints_are_whole_though_the_disk_fills(tmp_path, monkeypatch):
+    options = {**QUICK, "samples": 1, "validation_samples": 1, "averaging": 0.0}
+    # Folders for temporary files may be another disk, from which files are moved bit by bit.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    fit("faultseg3d", out=tmp_path / "run", **options, epochs=1)
+    before = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OutcropError, match=r"ckpt: no space left .*; make room.*--resume"):
+            fit("faultseg3d", out=tmp_path / "run", **options, epochs=2, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert files.keys() == {"best.ckpt", "last.ckpt"}
+    assert files["last.ckpt"] == before
+    fit("faultseg3d", out=tmp_path / "run", **options, epochs=2, resume=True)
 
 
 def test_moved_and_resumed_it_keeps_the_best_weights(tmp_path, monkeypatch):

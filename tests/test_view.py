@@ -85,6 +85,8 @@ def test_colours_of_what_is_never_negative_begin_at_its_least(survey):
     image = panels(sections(survey.rgt))[0].get_images()[0]
     drawn_ = np.concatenate([drawn(ax).compressed() for ax in panels(sections(survey.rgt))])
     assert (image.norm.vmin, image.norm.vmax) == (drawn_.min(), drawn_.max())
+    rounded = survey.rgt - float(drawn_.min()) - 1e-9  # as what is brought to its own range may be
+    assert panels(sections(rounded))[0].get_images()[0].norm.vmin == pytest.approx(0, abs=1e-6)
     dip = survey.rgt * 90
     dip.attrs["valid_range"], dip.encoding["scale_factor"] = [0.0, 1.0], 180.0
     image = panels(sections(dip))[0].get_images()[0]
@@ -101,6 +103,22 @@ def test_horizons_are_drawn_on_the_lines_that_are_there(survey):
         np.testing.assert_array_equal(line.get_ydata(), level.sel(inline=1016)[4:])
     with pytest.raises(SurveyError, match="horizons: have no inline 1010, which the seismic has"):
         surfaces(survey.amplitude, found.isel(inline=slice(9)))
+
+
+def test_each_horizon_is_a_map_once_and_missing_traces_are_blank(survey):
+    turned = survey.isel(crossline=slice(None, None, -1)).isel(inline=slice(4, 5))  # a 2-D line
+    figure = surfaces(turned.amplitude, horizons(turned.rgt, [0.3, 0.6]))
+    section, *maps = figure.axes[:3]
+    assert [ax.get_title() for ax in figure.axes[1:3]] == [
+        "relative time 0.30",
+        "relative time 0.60",
+    ]
+    assert len(figure.axes) == 5  # with a colour bar each
+    np.testing.assert_array_equal(drawn(section).mask[0], ~turned.live.values[0])
+    for ax in maps:
+        np.testing.assert_array_equal(drawn(ax).mask[0], ~turned.live.values[0])
+        assert ax.get_xlim() == section.get_xlim() == (2060, 2000)
+        assert ax.get_ylim() == (1004.5, 1005.5)
 
 
 def test_overlay_above_its_threshold_alone(survey):
@@ -214,8 +232,29 @@ def test_unknown_colours_are_named(survey):
         sections(survey.amplitude, cmap="nocmap")
 
 
-def test_a_volume_of_zeros_can_be_drawn(survey):
-    sections(survey.amplitude * 0)
+def test_a_volume_of_one_value_has_one_colour(survey):
+    for value in (0, 7):
+        figure = sections(survey.amplitude * 0 + value)
+        limits = {ax.get_images()[0].get_clim() for ax in panels(figure)}
+        assert limits == {(value - 1, value + 1)}
+    sparse = survey.amplitude * 0
+    sparse[0, 15, 0], sparse[12, 15, 20] = 1, -4  # of what is drawn hardly anything
+    assert panels(sections(sparse))[0].get_images()[0].get_clim() == (-4, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda s: sections(s), "seismic: is a Dataset; pass a DataArray, such as survey.ampl"),
+        (lambda s: sections(s.amplitude, s.fault.to_numpy()), "overlay: is a ndarray"),
+        (lambda s: surfaces(s, horizons(s.rgt, [0.5])), "seismic: is a Dataset"),
+        (lambda s: sections(s.amplitude[:0]), "seismic: holds nothing"),
+        (lambda s: sections(s.amplitude, s.fault, threshold=50), "threshold 50: .*0 to 1"),
+    ],
+)
+def test_what_is_no_volume_is_named(survey, call, says):
+    with pytest.raises(ArgumentError, match=says):
+        call(survey)
 
 
 class Deep(nn.Module):

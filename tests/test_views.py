@@ -369,6 +369,9 @@ def test_horizons_of_a_plane(tmp_path):
     assert len(table) == 58
     with pytest.raises(ArgumentError, match="at least one"):
         horizons(rgt, [])
+    with pytest.raises(ArgumentError, match="rgt: is a ndarray; pass a DataArray"):
+        horizons(values, 0.2)
+    xr.testing.assert_identical(horizons(rgt, 0.2), found.isel(horizon=[0]))
 
 
 def test_a_horizon_at_the_first_sample():

@@ -277,6 +277,13 @@ def test_a_page_about_lines_that_cannot_be_drawn(survey, tmp_path):
     assert "not drawn: inline: does not go in equal steps" in Page(tmp_path / "r.html").text
 
 
+def test_a_page_shows_probabilities_over_amplitudes(survey, tmp_path):
+    probability = abs(survey.amplitude.rename("fault_probability")) / 9
+    found = xr.Dataset({"fault": probability > 0.5, "fault_probability": probability})
+    outcrop.view.report(outcrop.Record(), tmp_path / "r.html", survey, found)
+    assert "Three sections of fault_probability" in (tmp_path / "r.html").read_text()
+
+
 def test_a_log_that_nobody_reads_any_more(monkeypatch):
     def closed(*arguments):
         raise BrokenPipeError(32, "Broken pipe")

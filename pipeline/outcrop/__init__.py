@@ -25,11 +25,14 @@ _LAZY = {
     "whole_volume": "outcrop.engine",
     "verify": "outcrop.verification",
     "Record": "outcrop.record",
+    "cluster": "outcrop.cluster",
     "demo": "outcrop.demo",
     "errors": "outcrop.errors",
     "events": "outcrop.events",
+    "horizons": "outcrop.horizons",
     "inversion": "outcrop.inversion",
     "models": "outcrop.models",
+    "picks": "outcrop.picks",
     "training": "outcrop.training",
     "view": "outcrop.view",
 }
@@ -37,11 +40,14 @@ _LAZY = {
 __all__ = ["OutcropError", "__version__", *_LAZY]
 
 if TYPE_CHECKING:
+    from . import cluster as cluster
     from . import demo as demo
     from . import errors as errors
     from . import events as events
+    from . import horizons as horizons
     from . import inversion as inversion
     from . import models as models
+    from . import picks as picks
     from . import training as training
     from . import view as view
     from .engine import offload as offload

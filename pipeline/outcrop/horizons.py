@@ -10,10 +10,10 @@ import numpy as np
 import xarray as xr
 
 from .errors import ArgumentError, SurveyError
-from .storage import on_disk
+from .storage import naming_refusal, on_disk
 
 
-def horizons(rgt: xr.DataArray, levels: Sequence[float]) -> xr.Dataset:
+def horizons(rgt: xr.DataArray, levels: float | Sequence[float]) -> xr.Dataset:
     """Where each trace first reaches given relative geological times.
 
     Between samples the time is interpolated linearly. The volume is read by blocks of traces.
@@ -22,7 +22,7 @@ def horizons(rgt: xr.DataArray, levels: Sequence[float]) -> xr.Dataset:
     ----------
     rgt : xarray.DataArray
         Over inline, crossline and twt (ms) or depth (m), larger downwards.
-    levels : sequence of float
+    levels : float or sequence of float
         Relative geological times, in the units of `rgt`.
 
     Returns
@@ -35,11 +35,16 @@ def horizons(rgt: xr.DataArray, levels: Sequence[float]) -> xr.Dataset:
     Raises
     ------
     ArgumentError
-        If there is no level.
+        If there is no level, or `rgt` is no DataArray.
     SurveyError
         If the dimensions are others.
     """
-    if not len(levels):
+    if not isinstance(rgt, xr.DataArray):
+        raise ArgumentError(
+            f"rgt: is a {type(rgt).__name__}; pass a DataArray, such as prediction.rgt"
+        )
+    wanted = np.atleast_1d(np.asarray(levels, np.float64))
+    if not wanted.size:
         raise ArgumentError("levels: give at least one relative geological time")
     vertical = "depth" if "depth" in rgt.dims else "twt"
     if set(rgt.dims) != {"inline", "crossline", vertical}:
@@ -51,14 +56,14 @@ def horizons(rgt: xr.DataArray, levels: Sequence[float]) -> xr.Dataset:
     found = xr.apply_ufunc(
         _crossings,
         rgt.chunk({vertical: -1}) if rgt.chunks else rgt,
-        kwargs={"at": at, "levels": np.asarray(levels, np.float64)},
+        kwargs={"at": at, "levels": wanted},
         input_core_dims=[[vertical]],
         output_core_dims=[["horizon"]],
         dask="parallelized",
         output_dtypes=[np.float32],
-        dask_gufunc_kwargs={"output_sizes": {"horizon": len(levels)}},
+        dask_gufunc_kwargs={"output_sizes": {"horizon": len(wanted)}},
     )
-    found = found.assign_coords(horizon=np.asarray(levels, float))
+    found = found.assign_coords(horizon=wanted)
     found = found.transpose("horizon", "inline", "crossline").compute()
     if "live" in rgt.coords:
         found = found.where(rgt["live"].compute())
@@ -110,6 +115,10 @@ def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
     path = on_disk(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(f"{path}.unfinished")
-    table.to_csv(aside, index=False, float_format="%.10g")  # northings to the cm
-    os.replace(aside, path)
+    try:
+        with naming_refusal(path, "write the table elsewhere"):
+            table.to_csv(aside, index=False, float_format="%.10g")  # northings to the cm
+            os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     return len(table)

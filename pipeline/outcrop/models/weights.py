@@ -21,6 +21,7 @@ from ..errors import WeightsError
 from ..storage import on_disk
 
 _PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.")
+_NAMED = 20  # keys that do not fit, in a message
 # Under which checkpoints keep their state dict, beside epochs and optimisers.
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "network")
 # Plain values that they keep there too, such as the options of a training run.
@@ -160,7 +161,10 @@ def only(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """List every key of `state` that the model lacks, misses, or has in another shape."""
+    """List every key of `state` that the model lacks, misses, or has otherwise.
+
+    In another shape, or as whole numbers, as of a quantised network.
+    """
     own = model.state_dict()
     return (
         [f"missing {key}" for key in own if key not in state]
@@ -169,6 +173,11 @@ def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
             f"{key} has shape {tuple(value.shape)} instead of {tuple(own[key].shape)}"
             for key, value in state.items()
             if key in own and own[key].shape != value.shape
+        ]
+        + [
+            f"{key} has {str(value.dtype).removeprefix('torch.')} instead of real numbers"
+            for key, value in state.items()
+            if key in own and own[key].is_floating_point() and not value.is_floating_point()
         ]
     )
 
@@ -195,7 +204,7 @@ def fill(
     Raises
     ------
     WeightsError
-        If a key is missing or unexpected, or has another shape.
+        If a key is missing or unexpected, has another shape, or no real numbers.
     """
     wrong = mismatches(model, state)
     if not wrong:
@@ -211,7 +220,8 @@ def fill(
         advice = f"the closest network is {best}, with {count[best]} differences"
     else:
         advice = "no network of the zoo is closer"
-    raise WeightsError(f"{source}: {advice}; {len(wrong)} keys do not fit: {'; '.join(wrong)}")
+    named = [*wrong[:_NAMED], *([f"and {len(wrong) - _NAMED} more"] if wrong[_NAMED:] else [])]
+    raise WeightsError(f"{source}: {advice}; {len(wrong)} keys do not fit: {'; '.join(named)}")
 
 
 def digest(model: nn.Module) -> str:

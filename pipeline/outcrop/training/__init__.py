@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import synthetic
+from . import recipes, synthetic
 
-__all__ = ["fit", "synthetic"]
+__all__ = ["fit", "recipes", "synthetic"]
 
 if TYPE_CHECKING:
     from .fitting import fit as fit
@@ -18,6 +18,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'outcrop.training' has no attribute {name!r}")
     try:
         value = importlib.import_module(".fitting", __name__).fit
+        importlib.import_module("tensorboard")  # which Lightning logs with
     except ModuleNotFoundError as error:
         if error.name not in ("lightning", "torchmetrics", "tensorboard"):
             raise

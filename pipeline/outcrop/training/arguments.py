@@ -80,6 +80,8 @@ def time_of(limit: timedelta | str | None) -> timedelta | None:
         if isinstance(limit, str):
             hours, minutes, seconds = (int(part) for part in limit.split(":"))
             limit = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+        if not isinstance(limit, timedelta):
+            raise ValueError
     except (ValueError, OverflowError):
         raise ArgumentError(f"max_time {limit}: give it as hours:minutes:seconds") from None
     if limit <= timedelta(0):

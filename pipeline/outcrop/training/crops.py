@@ -55,7 +55,7 @@ class Crops(Dataset[dict[str, Tensor]]):
     ) -> None:
         self.source, self.card, self.labels, self.size = source, card, labels, tuple(size)
         self.per_volume, self.seed, self.augment, self.keep = per_volume, seed, augment, keep
-        self.volumes: OrderedDict[int, tuple[Volume, Array | None]] = OrderedDict()
+        self.volumes: OrderedDict[int, tuple[Volume, _Corners | None]] = OrderedDict()
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Return sample `number`.
@@ -73,7 +73,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         sizes = (*self.size[:2], min(samples, extents[2]))
         starts = [int(rng.integers(n - s + 1)) for n, s in zip(extents, sizes, strict=True)]
         if corners is not None:
-            starts[:2] = corners[rng.integers(len(corners))].tolist()
+            starts[:2] = corners.draw(rng)
         box = tuple(slice(a, a + s) for a, s in zip(starts, sizes, strict=True))
         crop = {name: np.asarray(v[box], np.float32) for name, v in volume.values.items()}
         if volume.live is not None:
@@ -130,7 +130,7 @@ class Crops(Dataset[dict[str, Tensor]]):
             .reshape([self.size[a] for a in axes])
         )
 
-    def _volume(self, number: int) -> tuple[Volume, Array | None]:
+    def _volume(self, number: int) -> tuple[Volume, _Corners | None]:
         """Return a volume and, unless it has all traces, where crops may begin."""
         count = self.source.volumes
         if count is not None:
@@ -141,20 +141,36 @@ class Crops(Dataset[dict[str, Tensor]]):
         if number not in self.volumes:
             volume = self.source.read(number)
             live = volume.live
-            corners = None if live is None or live.all() else _corners(live, self.size)
+            corners = None if live is None or live.all() else _Corners(live, self.size)
             self.volumes[number] = volume, corners
             while len(self.volumes) > self.keep:
                 self.volumes.popitem(last=False)
         return self.volumes[number]
 
 
-def _corners(live: Array, size: Sequence[int]) -> Array:
-    """First (inline, crossline) of every crop that has enough traces: (crops, 2)."""
-    count = np.pad(live.astype(np.int32).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    m, n = size[:2]
-    traces = count[m:, n:] - count[:-m, n:] - count[m:, :-n] + count[:-m, :-n]
-    enough = traces >= min(_LEAST * m * n, traces.max())
-    return np.argwhere(enough).astype(np.int32)
+class _Corners:
+    """First (inline, crossline) of every crop of a size that has enough traces.
+
+    A byte for each trace: surveys have tens of millions, and every process keeps this.
+    """
+
+    def __init__(self, live: Array, size: Sequence[int]) -> None:
+        m, n = size[:2]
+        count = np.zeros([extent + 1 for extent in live.shape], np.int32)
+        np.cumsum(live, 0, out=count[1:, 1:])
+        np.cumsum(count[1:, 1:], 1, out=count[1:, 1:])
+        traces = count[m:, n:] - count[:-m, n:]
+        traces -= count[m:, :-n]
+        traces += count[:-m, :-n]
+        self.enough = traces >= min(_LEAST * m * n, traces.max())
+        self.ends = np.count_nonzero(self.enough, axis=1).cumsum()
+
+    def draw(self, rng: np.random.Generator) -> list[int]:
+        """Draw one of them."""
+        number = int(rng.integers(self.ends[-1]))
+        inline = int(np.searchsorted(self.ends, number, "right"))
+        crosslines = np.flatnonzero(self.enough[inline])
+        return [inline, int(crosslines[number - self.ends[inline]])]
 
 
 class Numbers(Sampler[int]):

@@ -30,7 +30,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .. import models
-from ..errors import ArgumentError, TrainingDataError
+from ..errors import ArgumentError, OutcropError, TrainingDataError
 from ..models.card import Card
 from ..models.weights import digest
 from ..storage import on_disk
@@ -38,7 +38,7 @@ from .arguments import check, check_half, extents_of, time_of
 from .crops import Crops, Numbers
 from .module import Activations, TrainingModule, averaged
 from .objectives import Objective, objective_of
-from .run import BEST, LAST, Checkpoint, Record, begin, finish
+from .run import BEST, LAST, Bar, Checkpoint, CheckpointFiles, Record, begin, epochs_of, finish
 from .sources import HELD_OUT, is_raw, source_of, split
 from .volumes import Source
 
@@ -181,6 +181,8 @@ def fit(
     ResumeError
         If there is nothing to resume, it is damaged, has more epochs, or was begun with other
         settings.
+    OutcropError
+        If the GPU's memory runs out, or the disk.
     TrainingDivergedError
         If the network's outputs become NaN or infinite; the checkpoints before stay.
     """
@@ -209,7 +211,7 @@ def fit(
         precision=precision,
         max_epochs=epochs,
         accumulate_grad_batches=accumulate,
-        callbacks=_callbacks(folder, averaging, limit, record),
+        callbacks=[*_callbacks(folder, averaging, limit, record), *([Bar()] if progress else [])],
         enable_progress_bar=progress,
     )
     if isinstance(trainer.accelerator, CPUAccelerator):
@@ -227,10 +229,13 @@ def fit(
     # Workers take batches by turns, so that each worker meets but some of the volumes.
     keep = lanes // math.gcd(workers or 1, _LANES) + 1
     share = 1 if held_out.volumes is None else -(-validation_samples // held_out.volumes)
+    numbers = Numbers(samples, per_volume, lanes)
+    if resume:  # Lightning tells the epoch when workers have begun to fetch
+        numbers.set_epoch(epochs_of(folder / LAST))
     train = DataLoader(
         Crops(training, per_volume=per_volume, seed=seed, augment=augment, keep=keep, **crops),
         batch,
-        sampler=Numbers(samples, per_volume, lanes),
+        sampler=numbers,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
     )
@@ -246,7 +251,9 @@ def fit(
         batch,
         sampler=range(validation_samples),
     )
-    model.to(memory_format=_layout(card))  # type: ignore[call-overload]
+    # Lightning reads checkpoints before it goes over to double precision.
+    dtype = torch.float64 if precision == "64-true" else torch.float32
+    model.to(dtype=dtype, memory_format=_layout(card))  # type: ignore[call-overload]
     module = TrainingModule(
         model,
         objective,
@@ -260,6 +267,11 @@ def fit(
         interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, train, valid, ckpt_path=folder / LAST if resume else None)
+        except torch.OutOfMemoryError as error:
+            raise OutcropError(
+                f"crop {crop}, batch {batch}: the GPU's memory ran out; take smaller ones, or keep "
+                "activations elsewhere (--activations cpu or disk)"
+            ) from error
         except SystemExit:  # which Lightning makes of Ctrl-C
             signal.signal(signal.SIGINT, interrupt)
             raise KeyboardInterrupt from None
@@ -355,6 +367,7 @@ def _trainer(folder: Path, **options: Any) -> L.Trainer:
             return L.Trainer(
                 **options,
                 gradient_clip_val=1.0,
+                plugins=CheckpointFiles(),
                 logger=TensorBoardLogger(folder, name="", version="tensorboard"),
                 default_root_dir=folder,
                 log_every_n_steps=10,

@@ -194,6 +194,8 @@ class TrainingModule(L.LightningModule):
             for timer in timers:
                 total = timer.time_elapsed() + (timer.time_remaining() or 0.0)
                 done = max(done, timer.time_elapsed() / total)
+            if timers:  # each process has a clock of its own
+                done = self.trainer.strategy.broadcast(done)
             rise = min(1.0, (step + 1) / min(_WARM_UP, max(steps / 10, 1.0)))
             return rise * (_END + (1 - _END) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 

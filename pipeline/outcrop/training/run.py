@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -12,7 +13,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,13 +23,14 @@ from ..errors import OutcropError, OutputExistsError, ResumeError
 from ..models import weights
 from ..models.card import Card
 from ..output import check_apart
-from ..storage import remove
+from ..storage import naming_refusal, remove, write_whole
 from ..view.save import save
 from .module import TrainingModule
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 WEIGHTS, PICTURE = "weights.safetensors", "predictions.png"
 _RECORD = "training.json"
+_THEN = "make room, and go on by resume (--resume)"
 _NAMED = 4  # settings that differ, in a message
 _SHOWN = 3  # validation samples in the picture
 
@@ -145,6 +148,32 @@ def _begun(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return record, begun
 
 
+def epochs_of(checkpoint: Path) -> int:
+    """How many epochs were done when a checkpoint was written."""
+    return int(torch.load(checkpoint, mmap=True, weights_only=True)["epoch"]) + 1
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints that are whole or as they were.
+
+    Lightning's own are copied over the last one from the folder for temporary files, where that is
+    another disk: after a kill meanwhile neither is left.
+    """
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Any | None = None,
+    ) -> None:
+        """Write a checkpoint."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with naming_refusal(path, _THEN):
+            write_whole(Path(path), content.getvalue())
+
+
 class Checkpoint(ModelCheckpoint):
     """Knows its best score again after the run's folder was moved."""
 
@@ -158,6 +187,15 @@ class Checkpoint(ModelCheckpoint):
         best = {str(here / Path(p).name): s for p, s in state_dict["best_k_models"].items()}
         moved = {"dirpath": self.dirpath, "best_k_models": best, **paths}
         super().load_state_dict({**state_dict, **moved})
+
+
+class Bar(RichProgressBar):
+    """Progress, with the losses and scores that are not there twice."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """All but the version of the log, too, which is always the same."""
+        shown = super().get_metrics(trainer, pl_module)
+        return {n: v for n, v in shown.items() if n not in ("v_num", "train/loss_epoch")}
 
 
 class Record(Callback):
@@ -216,7 +254,10 @@ def finish(
 
 
 def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Path) -> None:
-    """Draw the middle of validation samples: amplitudes, and each label beside its prediction."""
+    """Draw the middle of validation samples: amplitudes, and each label beside its prediction.
+
+    Where there is no trace nothing is drawn.
+    """
     data = check.dataset
     samples = [data[i] for i in range(min(_SHOWN, len(check.sampler)))]  # type: ignore[arg-type]
     labels = list(module.objective.labels)
@@ -228,13 +269,16 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
         image = _middle(sample["input"][0], module)
         reach = float(np.quantile(np.abs(image), 0.98))
         low = 0.0 if image.min() >= 0 else -reach
-        column[0].imshow(image, cmap="gray", vmin=low, vmax=reach, aspect="auto")
+        missing = np.isnan(_middle(sample[labels[0]][0], module))
+        shown = np.ma.masked_array(image, missing)
+        column[0].imshow(shown, cmap="gray", vmin=low, vmax=reach, aspect="auto")
         for i, name in enumerate(labels):
             target = _middle(sample[name][0], module)
             limits = _limits(name, target, module)
             for j, values in enumerate((target, _middle(found[name][0, 0], module))):
                 panel = column[1 + 2 * i + j]
-                panel.imshow(values, cmap="viridis", aspect="auto", **limits)
+                shown = np.ma.masked_array(values, missing)
+                panel.imshow(shown, cmap="viridis", aspect="auto", **limits)
                 panel.set_ylabel(f"{name}, {('label', 'predicted')[j]}")
         column[0].set_ylabel("amplitude")
         for panel in column:
@@ -270,6 +314,5 @@ def _versions() -> dict[str, str]:
 
 
 def _write(file: Path, record: Mapping[str, Any]) -> None:
-    aside = file.with_name(f".{file.name}.unfinished")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(aside, file)
+    with naming_refusal(file, _THEN):
+        write_whole(file, (json.dumps(record, indent=1) + "\n").encode())

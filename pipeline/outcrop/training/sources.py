@@ -21,14 +21,13 @@ from .blocks import Blocks
 from .recipes import RANGES, Ranges, random_survey
 from .synthetic import LABELS
 from .volumes import (
-    QUANTITIES,
     Array,
     Extents,
     Source,
     Volume,
     check_differ,
     check_finite,
-    check_probabilities,
+    check_range,
     statistics_of,
 )
 
@@ -100,7 +99,7 @@ class RawFolder:
     ------
     TrainingDataError
         If there are no samples, a label is missing, or a file has another size, values that are
-        not finite, or labels of a probability that are not from 0 to 1.
+        not finite, or labels of a probability or angle beyond what these can be.
     """
 
     def __init__(
@@ -168,8 +167,8 @@ class RawFolder:
         check_finite(values, str(path))
         if variable == "amplitude":
             check_differ(statistics_of(values), str(path))
-        elif variable not in QUANTITIES:
-            check_probabilities(float(values.min()), float(values.max()), str(path))
+        else:
+            check_range(variable, float(values.min()), float(values.max()), str(path), half_turn=1)
         return hashlib.sha256(values.tobytes()).digest()
 
 
@@ -187,7 +186,7 @@ class Survey:
     ------
     TrainingDataError
         If a variable is missing, has other dimensions or, at the traces that are there, values
-        that are not finite, or labels of a probability that are not from 0 to 1.
+        that are not finite, beyond what a probability or an angle can be, or all the same.
     """
 
     volumes: int | None = 1
@@ -281,9 +280,6 @@ class Survey:
 
 def _check_lazily(label: xr.DataArray, where: str) -> None:
     """The same, block by block: labels of a survey may not fit into memory."""
-    probable = label.name not in QUANTITIES
-    if label.dtype == bool or not (probable or label.dtype.kind == "f"):
-        return
     live, lowest, highest = label.coords.get("live"), np.inf, -np.inf
     for box in dask.array.core.slices_from_chunks(label.data.chunks):
         values = label.data[box].compute(scheduler="synchronous")
@@ -291,8 +287,9 @@ def _check_lazily(label: xr.DataArray, where: str) -> None:
             values = np.where(live.to_numpy()[box[:2]][:, :, None], values, 0)
         check_finite(values, where, [s.start for s in box])
         lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
-    if probable:
-        check_probabilities(lowest, highest, where)
+    check_range(str(label.name), lowest, highest, where)
+    if lowest == highest:
+        raise TrainingDataError(f"{where}: is {lowest:g} everywhere; is this the right label?")
 
 
 class Part:

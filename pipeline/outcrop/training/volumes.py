@@ -100,10 +100,33 @@ def check_finite(values: Array, where: str, start: Sequence[int] = (0, 0, 0)) ->
         )
 
 
-def check_probabilities(lowest: float, highest: float, where: str) -> None:
-    """Raise `TrainingDataError` unless these labels are from 0 to 1."""
-    if lowest < 0 or highest > 1:
+def check_range(
+    label: str, lowest: float, highest: float, where: str, half_turn: float = 180.0
+) -> None:
+    """Raise `TrainingDataError` unless labels of probabilities or angles are what they can be.
+
+    Parameters
+    ----------
+    label : str
+        Its name. Of others than angles, times and images, values are from 0 to 1.
+    lowest, highest : float
+        Of its values.
+    where : str
+        What they are, for the message.
+    half_turn : float
+        Of angles, the largest.
+    """
+    if label in ("rgt", "dhr"):
+        return
+    most = half_turn if label in QUANTITIES else 1.0
+    if lowest < 0 or highest > most:
         how = "make them 0 to 1" if lowest < 0 else f"divide by {highest:g}"
+        if label in QUANTITIES:
+            how = (
+                "divide degrees by 180"
+                if half_turn == 1
+                else ("turn strikes beyond by 180, and take 180 less the dip there")
+            )
         raise TrainingDataError(
-            f"{where}: labels from {lowest:g} to {highest:g}, not from 0 to 1; {how}"
+            f"{where}: labels from {lowest:g} to {highest:g}, not from 0 to {most:g}; {how}"
         )

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from ..errors import OutcropError, SurveyError
 from .save import save
@@ -149,6 +152,7 @@ def draw_models(
     axes = figure.subplots(len(cuts), len(columns), squeeze=False)
     for row, cut in zip(axes, cuts, strict=True):
         down, across = [d for d in dims if d != cut]
+        is_map = down != "depth"
         for ax, (title, model) in zip(row, columns, strict=True):
             section = model if cut is None else model.isel({cut: index[cut]})
             changed = title == columns[-1][0]
@@ -157,7 +161,8 @@ def draw_models(
                 cmap="RdBu_r" if changed else "viridis",
                 vmin=-widest if changed else low,
                 vmax=widest if changed else high,
-                extent=(*_edges(first, across), *_edges(first, down)[::-1]),
+                extent=(*_edges(first, across), *sorted(_edges(first, down), reverse=not is_map)),
+                origin="lower" if is_map else "upper",
                 aspect="equal",
             )
             where = "" if cut is None else f", {cut} {float(first[cut][index[cut]]):g} m"
@@ -167,8 +172,7 @@ def draw_models(
             if ax is row[0]:
                 ax.set_ylabel(f"{down} (m)", fontsize="small")
             if ax is row[-2] or changed:
-                bar = figure.colorbar(drawn, ax=ax, shrink=0.8)
-                bar.ax.tick_params(labelsize="x-small")
+                _colour_bar(figure, drawn, ax, first.attrs.get("units", ""))
     return _saved(figure, path)
 
 
@@ -195,6 +199,7 @@ def draw_misfit(found: xr.Dataset, *, path: str | os.PathLike[str] | None = None
         part = misfit[begin:end]
         ax.semilogy(np.arange(begin, end), part / part[0], "o-", ms=3, label=label)
     ax.set_xlabel("iteration")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel("misfit / first of its band")
     ax.grid(alpha=0.3, which="both")
     ax.legend(fontsize="small")
@@ -231,7 +236,7 @@ def draw_gathers(
     figure = Figure(figsize=(2.4 * len(columns) + 0.6, 4.0), layout="constrained")
     for ax, (name, gather) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
         time = gather["time"].to_numpy()
-        ax.imshow(
+        drawn = ax.imshow(
             gather.transpose("time", "receiver"),
             cmap="gray",
             vmin=-clips[name],
@@ -242,10 +247,18 @@ def draw_gathers(
         ax.set_title(name, fontsize="small")
         ax.set_xlabel("receiver", fontsize="small")
         ax.tick_params(labelsize="x-small")
+        if name in (list(gathers)[-1], list(columns)[-1]):
+            _colour_bar(figure, drawn, ax)
     figure.axes[0].set_ylabel("time (s)", fontsize="small")
     if title:
         figure.suptitle(title)
     return _saved(figure, path)
+
+
+def _colour_bar(figure: Figure, drawn: AxesImage, ax: Axes, units: str = "") -> None:
+    bar = figure.colorbar(drawn, ax=ax, shrink=0.8)
+    bar.ax.tick_params(labelsize="x-small")
+    bar.set_label(units, fontsize="x-small")
 
 
 def _clip(*gathers: xr.DataArray) -> float:

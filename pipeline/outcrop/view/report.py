@@ -89,7 +89,8 @@ def report(
     survey : xarray.Dataset, optional
         With `amplitude`; under the prediction in the pictures.
     prediction : xarray.Dataset, optional
-        Of which three sections through the middle are drawn, of at most 1024 samples an axis.
+        Of which three sections through the middle are drawn, of a probability if there is one, of
+        at most 1024 samples an axis.
 
     Raises
     ------
@@ -265,8 +266,9 @@ def _pairs(rows: Sequence[tuple[str, Any]]) -> str:
 
 def _picture(survey: xr.Dataset | None, prediction: xr.Dataset) -> str:
     """Three sections through the middle, as an image in the page."""
-    name, shown = next((str(n), v) for n, v in prediction.data_vars.items() if v.ndim >= 3)
-    shown, notes = _middle(shown)
+    volumes = {str(n): v for n, v in prediction.data_vars.items() if v.ndim >= 3}
+    name = max(volumes, key=lambda name: name.endswith("_probability"))  # else the first
+    shown, notes = _middle(volumes[name])
     amplitude = None if survey is None or "amplitude" not in survey else survey.amplitude
     if amplitude is not None:
         amplitude, _ = _middle(amplitude)

@@ -18,7 +18,7 @@ from ..survey.formats import step_of
 from .save import save
 
 _HEIGHT = 4.6  # inches, of a panel
-_BLANK = "#cfe3cf"  # pale green: no amplitude is drawn in it
+BLANK = "#cfe3cf"  # pale green: no amplitude is drawn in it
 _WARM = LinearSegmentedColormap.from_list(
     "warm", [(1.0, 0.85, 0.1, 0.45), (1.0, 0.45, 0.0, 0.8), (0.85, 0.0, 0.0, 0.95)]
 )
@@ -74,10 +74,15 @@ def sections(
         If a volume has other dimensions, an axis that does not go in equal steps, the overlay
         lies elsewhere, or a place to cut is outside the survey.
     ArgumentError
-        If there is no such `cmap`.
+        If there is no such `cmap`, `threshold` is above 1, or a volume is no DataArray or empty.
     OutcropError
         If no picture can be written in the format of `path`.
     """
+    check_volume(seismic, "seismic")
+    if overlay is not None:
+        check_volume(overlay, "overlay")
+        if not threshold <= 1:
+            raise ArgumentError(f"threshold {threshold:g}: an overlay is from 0 to 1")
     if isinstance(cmap, str) and cmap not in colormaps:
         raise ArgumentError(f"cmap {cmap!r}: Matplotlib has no such colours; take gray, RdBu, ...")
     vertical = "depth" if "depth" in seismic.dims else "twt"
@@ -100,7 +105,7 @@ def sections(
         "crossline": (vertical, "inline"),
         vertical: ("inline", "crossline"),
     }
-    images = {cut: _slice(seismic, cut, at[cut], axes) for cut, axes in panels.items()}
+    images = {cut: slice_at(seismic, cut, at[cut], axes) for cut, axes in panels.items()}
     drawn = np.concatenate([image.compressed() for image in images.values()])
     limits = _limits(seismic, drawn)
 
@@ -127,7 +132,7 @@ def sections(
             interpolation="bilinear",
         )
         if overlay is not None:
-            values = _slice(overlay, cut, at[cut], (rows, columns))
+            values = slice_at(overlay, cut, at[cut], (rows, columns))
             shown = ax.imshow(
                 np.ma.masked_less(values, threshold),
                 cmap=_WARM,
@@ -138,15 +143,15 @@ def sections(
                 aspect="auto",
                 interpolation="nearest",
             )
-        ax.set_facecolor(_BLANK)
+        ax.set_facecolor(BLANK)
         ax.xaxis.set_major_locator(MaxNLocator(3 + round(3 * width), integer=True))
         if seismic.sizes[columns] == 1:
             ax.set_xticks([at[columns]])
         if seismic.sizes[rows] == 1:
             ax.set_yticks([at[rows]])
-        ax.set_xlabel(_label(seismic, columns))
-        ax.set_ylabel(_label(seismic, rows))
-        ax.set_title(f"{_label(seismic, cut, at[cut])}", fontsize="medium")
+        ax.set_xlabel(label_of(seismic, columns))
+        ax.set_ylabel(label_of(seismic, rows))
+        ax.set_title(f"{label_of(seismic, cut, at[cut])}", fontsize="medium")
         ax.axhline(at[rows], color="tab:cyan", lw=0.7, alpha=0.7)
         ax.axvline(at[columns], color="tab:cyan", lw=0.7, alpha=0.7)
     _to_scale(all_axes[2], seismic, bins)
@@ -172,7 +177,7 @@ def _nearest(volume: xr.DataArray, dim: str, wanted: float | None) -> float:
     return values[np.abs(values - wanted).argmin()].item()
 
 
-def _slice(volume: xr.DataArray, cut: str, at: float, axes: tuple[str, str]) -> np.ma.MaskedArray:
+def slice_at(volume: xr.DataArray, cut: str, at: float, axes: tuple[str, str]) -> np.ma.MaskedArray:
     """Read one section, float32, masked where there is no trace."""
     section = volume.sel({cut: at}).transpose(*axes)
     values = np.asarray(section, np.float32)
@@ -184,18 +189,18 @@ def _slice(volume: xr.DataArray, cut: str, at: float, axes: tuple[str, str]) -> 
 
 
 def _limits(volume: xr.DataArray, drawn: np.ndarray) -> tuple[float, float] | None:
-    """Values at both ends of the colours; none where all are equal."""
+    """Values at both ends of the colours; none where nothing is drawn."""
     if "valid_range" in volume.attrs:  # of what is stored, as the CF conventions have it
         factor = volume.encoding.get("scale_factor", 1.0)
         low, high = np.multiply(volume.attrs["valid_range"], factor).tolist()
     elif not drawn.size:
         return None
-    elif (low := float(drawn.min())) >= 0:
-        high = float(drawn.max())
     else:
-        high = float(np.percentile(np.abs(drawn), 99))
-        low = -high
-    return (low, high) if low < high else None
+        low, high = float(drawn.min()), float(drawn.max())
+        if low < -1e-6 * high:  # by more than rounding
+            high = float(np.percentile(np.abs(drawn), 99)) or max(-low, high)
+            low = -high
+    return (low, high) if low < high else (low - 1.0, low + 1.0)  # all equal
 
 
 def _check_same_place(seismic: xr.DataArray, overlay: xr.DataArray) -> None:
@@ -207,6 +212,16 @@ def _check_same_place(seismic: xr.DataArray, overlay: xr.DataArray) -> None:
             )
     if overlay.ndim != seismic.ndim:
         raise SurveyError(f"overlay: has dimensions {overlay.dims}, the seismic {seismic.dims}")
+
+
+def check_volume(volume: object, name: str) -> None:
+    """Raise `ArgumentError` unless this is an array with coordinates that holds something."""
+    if not isinstance(volume, xr.DataArray):
+        raise ArgumentError(
+            f"{name}: is a {type(volume).__name__}; pass a DataArray, such as survey.amplitude"
+        )
+    if not volume.size:
+        raise ArgumentError(f"{name}: holds nothing, {dict(volume.sizes)}; select something")
 
 
 def check_regular(volume: xr.DataArray, dims: Iterable[str]) -> None:
@@ -250,7 +265,8 @@ def _to_scale(ax: Axes, volume: xr.DataArray, bins: dict[str, float]) -> None:
     ax.set_aspect(per_number["inline"] / per_number["crossline"], anchor="N")
 
 
-def _label(volume: xr.DataArray, dim: str, value: float | None = None) -> str:
+def label_of(volume: xr.DataArray, dim: str, value: float | None = None) -> str:
+    """Name of an axis with its unit, or of a place on it."""
     name = {"twt": "TWT", "depth": "depth"}.get(dim, dim)
     unit = {"twt": "ms", "depth": "m"}.get(dim)
     unit = str(volume[dim].attrs.get("units", unit)) if unit else None

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import SurveyError
 from .save import save
-from .sections import check_regular, edges
+from .sections import BLANK, check_regular, check_volume, edges, label_of, slice_at
 
 _MAPS = 3
 
@@ -24,6 +24,8 @@ def surfaces(
     title: str | None = None,
 ) -> Figure:
     """Draw horizons on the middle inline, and up to three of them as maps.
+
+    Where a trace is missing (`live` is false), nothing is drawn.
 
     Parameters
     ----------
@@ -43,13 +45,16 @@ def surfaces(
     Raises
     ------
     SurveyError
-        If the crosslines, or the samples of a trace, do not go in equal steps, or the horizons are
-        not those of a volume with these lines.
+        If an axis of the volume does not go in equal steps, or the horizons are not those of a
+        volume with these lines.
+    ArgumentError
+        If the volume is no DataArray or empty.
     """
+    check_volume(seismic, "seismic")
     (name,) = horizons.data_vars
     times = horizons[name]
     vertical = "depth" if "depth" in seismic.dims else "twt"
-    check_regular(seismic, ("crossline", vertical))
+    check_regular(seismic, ("inline", "crossline", vertical))
     for dim in ("inline", "crossline"):
         missing = np.setdiff1d(seismic[dim], times[dim])
         if missing.size:
@@ -58,12 +63,13 @@ def surfaces(
                 "volume that they were found in"
             )
     times = times.sel(inline=seismic["inline"], crossline=seismic["crossline"])
-    maps = times.isel(horizon=np.linspace(0, times.sizes["horizon"] - 1, _MAPS).round().astype(int))
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
-    axes = figure.subplots(1, 1 + _MAPS, width_ratios=(1.6, *(1,) * _MAPS))
-    at = seismic.sizes["inline"] // 2
-    section = seismic.isel(inline=at).transpose(vertical, "crossline")
-    clip = float(np.nanpercentile(np.abs(section), 99)) or None
+    mapped = np.unique(np.linspace(0, times.sizes["horizon"] - 1, _MAPS).round().astype(int))
+    figure = Figure(figsize=(6 + 3 * len(mapped), 4.6), layout="constrained")
+    axes = figure.subplots(1, 1 + len(mapped), width_ratios=(1.6, *(1,) * len(mapped)))
+    at = seismic["inline"].to_numpy()[seismic.sizes["inline"] // 2]
+    section = slice_at(seismic, "inline", at, (vertical, "crossline"))
+    drawn = np.abs(section.compressed())
+    clip = float(np.percentile(drawn, 99)) or None if drawn.size else None
     low, high = edges(seismic, vertical)
     axes[0].imshow(
         section,
@@ -74,31 +80,35 @@ def surfaces(
         aspect="auto",
         interpolation="bilinear",
     )
-    for line in times.isel(inline=at):
+    for line in times.sel(inline=at):
         axes[0].plot(seismic["crossline"], line, lw=1.2, label=f"{float(line['horizon']):.2f}")
-    units = times.attrs["units"]
     axes[0].set_xlabel("crossline")
-    axes[0].set_ylabel(f"{vertical} ({units})")
-    axes[0].set_title(f"inline {seismic['inline'].to_numpy()[at]:g}", fontsize="medium")
+    axes[0].set_ylabel(label_of(seismic, vertical))
+    axes[0].set_title(label_of(seismic, "inline", at), fontsize="medium")
+    axes[0].set_facecolor(BLANK)
+    axes[0].xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes[0].legend(title="relative time", fontsize="x-small", title_fontsize="x-small")
-    for ax, surface in zip(axes[1:], maps, strict=True):
+    for ax, surface in zip(axes[1:], times.isel(horizon=mapped), strict=True):
         what = f"relative time {float(surface['horizon']):.2f}"
+        shown = ax.imshow(
+            surface.transpose("inline", "crossline"),
+            cmap="viridis_r",
+            extent=(*edges(seismic, "crossline"), *edges(seismic, "inline")),
+            origin="lower",
+            aspect="auto",
+            interpolation="nearest",
+        )
         if surface.notnull().any():
-            shown = ax.pcolormesh(
-                surface["crossline"], surface["inline"], surface.transpose("inline", "crossline"),
-                cmap="viridis_r", shading="nearest",
-            )  # fmt: skip
-            figure.colorbar(shown, ax=ax, label=units, shrink=0.8)
+            figure.colorbar(shown, ax=ax, label=times.attrs["units"], shrink=0.8)
         else:
             what += ": nowhere"
-            ax.set_xlim(edges(seismic, "crossline"))
-            ax.set_ylim(edges(seismic, "inline"))
         ax.set_xlabel("crossline")
         ax.set_ylabel("inline")
         ax.set_title(what, fontsize="medium")
+        ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    for ax in axes:
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if seismic.sizes["inline"] == 1:
+            ax.set_yticks([at])
     if title:
         figure.suptitle(title)
     if path is not None:
