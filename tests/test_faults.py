@@ -25,7 +25,7 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from torch import nn
 
 import outcrop
-from outcrop import patience
+from outcrop import patience, tasks
 from outcrop.cluster import Tls, connect
 from outcrop.engine.crew import check_workers
 from outcrop.engine.globals import GlobalStore
@@ -179,6 +179,12 @@ class Stuck(WorkerPlugin):
         setattr(kind, name, change(getattr(kind, name)))
 
 
+def kill_marked(marker):
+    while not (marker.exists() and marker.read_text()):
+        time.sleep(0.01)
+    os.kill(int(marker.read_text()), signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
 def client():
     with connect("local", workers=2) as made:
@@ -190,13 +196,7 @@ def test_a_worker_killed_in_the_middle(place, client, model, survey, calm, tmp_p
     marker, heard = tmp_path / "marker", []
     client.wait_for_workers(2)
     client.register_plugin(Stuck(place, marker))
-
-    def kill():
-        while not (marker.exists() and marker.read_text()):
-            time.sleep(0.01)
-        os.kill(int(marker.read_text()), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill_marked, args=(marker,))
     killer.start()
     path = tmp_path / "o.zarr"
     found = outcrop.predict(model, survey, path, client=client, listeners=[heard.append], **HOW)
@@ -209,6 +209,69 @@ def test_a_worker_killed_in_the_middle(place, client, model, survey, calm, tmp_p
     assert (retries[0].tiles > 0) == (place != "reduction")
     tiles = [(e.stage, e.tile) for e in heard if isinstance(e, Tile)]
     assert len(tiles) == len(set(tiles)) == heard[0].tiles
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [("tile", "stage 1, tile"), ("reduction", "global values of stage 1")],
+)
+def test_what_kills_every_worker_is_named(place, named, client, model, survey, tmp_path):
+    marker, scheduler = tmp_path / "marker", client.cluster.scheduler
+    client.wait_for_workers(1)
+    client.register_plugin(Stuck(place, marker))
+    killer = threading.Thread(target=kill_marked, args=(marker,))
+    killer.start()
+    patience, scheduler.allowed_failures = scheduler.allowed_failures, 0
+    try:
+        with pytest.raises(OutcropError, match=f"^{named}.*: 1 workers were lost.*--memory"):
+            outcrop.predict(model, survey, tmp_path / "o.zarr", client=client, **HOW)
+    finally:
+        scheduler.allowed_failures = patience
+        killer.join()
+        client.unregister_worker_plugin(f"stuck in a {place}")
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_lost_after_the_last_tile_costs_nothing(sign, client, tmp_path, monkeypatch):
+    """When workers are told that it is over."""
+    monkeypatch.setattr(tasks, "_LOOK", 0.2)
+    client.wait_for_workers(2)
+    small, written, pids = make_survey((16, 16, 16)), [], client.run(os.getpid)
+
+    def lose(event):
+        if isinstance(event, Tile):
+            written.append(pids[event.worker])
+            if len(written) == 8:
+                os.kill(written[-1], sign)
+
+    start = time.monotonic()
+    how = {"tile": (8, 8, 8), "storage_mode": "none", "client": client, "listeners": [lose]}
+    outcrop.predict(nn.Conv3d(1, 1, 1).eval(), small, tmp_path / "o.zarr", **how)
+    assert len(written) == 8
+    assert time.monotonic() - start < 60
+    if sign == signal.SIGSTOP:
+        os.kill(written[-1], signal.SIGCONT)
+
+
+def test_a_worker_lost_when_it_is_told_of_a_job(client, monkeypatch):
+    monkeypatch.setattr(tasks, "_LOOK", 0.2)
+    client.wait_for_workers(2)
+    os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+    name = tasks.name_of_plugin(client)
+    tasks.register(client, name, Full(False))
+    assert all(client.run(lambda dask_worker: name in dask_worker.plugins).values())
+    tasks.unregister(client, name)
+    client.wait_for_workers(2)
+
+
+def test_a_worker_that_does_not_see_what_lies_between_stages(tmp_path):
+    """Which would make folders of its own, and the tiles in them be missed at the end."""
+    places = SimpleNamespace(plan=SimpleNamespace(places={"x": "disk"}), folder=tmp_path / "none")
+    job = Job("j", "n", places)
+    job.stores = {}
+    with pytest.raises(OutcropError, match=r"none: is not to be seen from .*the same on every"):
+        job._store(None, "x")
+    assert not list(tmp_path.iterdir())
 
 
 class Chain(nn.Module):
@@ -380,6 +443,8 @@ def test_scheduler_lost_and_client_killed(model, survey, calm, tmp_path):
             found = outcrop.predict(
                 model, survey, path, client=client, listeners=[heard.append], **HOW
             )
+            left = client.run(lambda dask_worker: [*dask_worker.plugins])
+            assert not [n for names in left.values() for n in names if n.startswith("outcrop")]
     finally:
         stop(processes)
     same(found, calm)

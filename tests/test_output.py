@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import dask.array
 import numpy as np
 import pytest
@@ -135,6 +137,9 @@ def test_a_run_that_is_over_writes_nothing(tmp_path, template):
         second.fence.check()
         second.commit()
     with pytest.raises(OutputExistsError, match="is over"):
+        second.fence.check()
+    shutil.move(path, tmp_path / "elsewhere")
+    with pytest.raises(OutcropError, match=r"a\.zarr: is not to be seen from "):
         second.fence.check()
 
 

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import platform
 import socket
 import threading
 import time
@@ -45,11 +46,22 @@ class Fence:
     run: str
 
     def check(self) -> None:
-        """Raise `OutputExistsError` if another run has begun, or the output is whole."""
+        """Raise `OutputExistsError` if another run has begun, or the output is whole.
+
+        Raises
+        ------
+        OutcropError
+            If there is no output, as on a machine that does not see it.
+        """
         try:
             found = (self.output / ASIDE / RUN).read_text()
         except (FileNotFoundError, NotADirectoryError):
             found = ""
+        if not found and not (self.output / "zarr.json").is_file():
+            raise OutcropError(
+                f"{self.output}: is not to be seen from {platform.node()}; take a path that is the "
+                "same on every machine, or put it back"
+            )
         if found != self.run:
             raise OutputExistsError(
                 f"{self.output}: the run that this tile belongs to is over; it is not written"

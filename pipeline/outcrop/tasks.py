@@ -6,12 +6,13 @@ import asyncio
 import concurrent.futures
 import contextlib
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from distributed import as_completed, wait
+from distributed import WorkerPlugin, as_completed, wait
 from distributed.scheduler import KilledWorker
 
 from .errors import OutcropError
@@ -34,6 +35,53 @@ AHEAD = 2
 _LOOK = 2.0
 # Seconds that workers get to end what they do when nobody wants it any more.
 _END = 30.0
+# How often workers are told of a plugin when one is lost meanwhile.
+_ATTEMPTS = 5
+
+
+def name_of_plugin(client: Client) -> str:
+    """Return a new name for a plugin of workers, which says whose it is."""
+    return f"outcrop/{client.id}/{uuid.uuid4().hex}"
+
+
+def register(client: Client, name: str, plugin: WorkerPlugin) -> None:
+    """Have a plugin on all workers, those that join later too.
+
+    Raises
+    ------
+    OutcropError
+        If workers are lost again and again meanwhile.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            client.register_plugin(plugin, name=name)
+            return
+        except OSError as error:  # of a worker that is about to be missed, or the scheduler
+            if client.status != "running":
+                raise
+            lost = error
+            time.sleep(_LOOK)
+    raise OutcropError(f"workers are lost again and again ({lost}); look at their logs")
+
+
+def unregister(client: Client, name: str) -> None:
+    """Take a plugin from all workers; wait for none that gives no answer."""
+    with quietly():
+        client.sync(client._unregister_worker_plugin, name, callback_timeout=_LOOK)
+
+
+def forget_the_dead(client: Client) -> None:
+    """Take from the workers what clients that were killed have left there: weights, chunks."""
+    with quietly():
+        left = client.run_on_scheduler(  # as a lambda, since the scheduler may have no outcrop
+            lambda dask_scheduler: [
+                name
+                for name in dask_scheduler.worker_plugins
+                if name.startswith("outcrop/") and name.split("/")[1] not in dask_scheduler.clients
+            ]
+        )
+        for name in left:
+            unregister(client, name)
 
 
 class Workers:
@@ -226,7 +274,7 @@ def naming_loss(where: str) -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        raise OutcropError(f"{where}: {error}; {_MEMORY}") from error
+        raise OutcropError(f"{where}: {_killed(error)}") from error
     except _GONE as error:
         if getattr(error, "errno", None) is not None:
             raise
@@ -244,6 +292,14 @@ def quietly() -> contextlib.suppress:
     return contextlib.suppress(Exception, asyncio.CancelledError)
 
 
+def _killed(error: KilledWorker) -> str:
+    """Say what became of the workers that a task was given to."""
+    return (
+        f"{error.allowed_failures + 1} workers were lost while they had it, the last of them "
+        f"{error.last_worker.address}; look at their logs; {_MEMORY}"
+    )
+
+
 def _raise(future: Any, where: str) -> None:
     """Say what went wrong with a task."""
     if future.status != "error":
@@ -252,5 +308,7 @@ def _raise(future: Any, where: str) -> None:
     of_store = refuses(error) and not isinstance(error, OSError)
     if isinstance(error, OutcropError) or getattr(error, "errno", None) is not None or of_store:
         raise error
+    if isinstance(error, KilledWorker):
+        raise OutcropError(f"{where}: {_killed(error)}") from error
     what = str(error).strip().partition("\n")[0]
     raise OutcropError(f"{where}: {type(error).__name__}: {what}; {_MEMORY}") from error
