@@ -41,8 +41,9 @@ from outcrop.errors import (
     ResumeError,
     SurveyError,
 )
-from outcrop.events import Retry, Tile
+from outcrop.events import Retry, Stage, Tile
 from outcrop.graph import Box
+from outcrop.models.card import AMPLITUDE, Card, OutputCard
 from test_predict import make_survey
 
 # Several stages, global values among them, over enough tiles that faults hit in the middle.
@@ -549,6 +550,38 @@ def test_what_tiles_gave_and_is_gone_is_evaluated_again(stage, harm, on_cluster,
         outcrop.predict(chain, small, path, listeners=[stopping(1, 1)], **how)
     # That it is gone is known from then on, whatever lies there.
     same(outcrop.predict(chain, small, path, **how), calm)
+
+
+@pytest.mark.parametrize(("mode", "on_cluster"), [("disk", True), ("none", False)])
+def test_parts_of_the_output_that_are_gone_are_evaluated_again(mode, on_cluster, tmp_path, client):
+    """In the middle of the last stage, and after it, when all that it read is removed."""
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    channels = (OutputCard("fault_probability", "p", "1", (0.0, 1.0)),)
+    chain.card = Card("chain", "", "", "", "", (AMPLITUDE,), channels)
+    how = {"tile": (8, 8, 8), "storage_mode": mode, "threshold": 0.5}
+    how["client"] = client if on_cluster else None
+    calm = outcrop.predict(chain, small, tmp_path / "calm.zarr", **how).load()
+
+    def at_the_end(event):
+        if isinstance(event, Stage) and event.stage == 3:
+            raise Stop
+
+    def objects(name):
+        return sorted(p for p in (path / name / "c").rglob("*") if p.is_file())
+
+    for stop in (stopping(3, 5), at_the_end):
+        with pytest.raises(Stop):
+            outcrop.predict(chain, small, path, listeners=[stop], **how)
+        objects("fault_probability")[1].write_bytes(b"")
+        objects("fault_probability")[0].unlink()
+        objects("fault")[2].unlink()
+        with (
+            pytest.warns(UserWarning, match=r"o\.zarr: what 3 tiles gave is gone; they are"),
+            pytest.raises(Stop),
+        ):
+            outcrop.predict(chain, small, path, listeners=[stopping(3, 2)], **how)
+    same(outcrop.predict(chain, small, path, **how), calm)
+    assert outcrop.verify(path).damage == ()
 
 
 def test_a_cluster_that_stopped_while_it_merged_goes_on_elsewhere(tmp_path):
