@@ -49,7 +49,7 @@ def options(
 
 def main() -> None:
     """Run the command line; an `OutcropError` becomes one line and exit status 2."""
-    # Batch systems stop a job so: as by Ctrl-C, locks and scratch files go, and the page is written.
+    # Batch systems stop jobs so: as by Ctrl-C, locks and scratch files go, the page is written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug = "--debug" in sys.argv
     if debug:  # accepted before and after the command's name
