@@ -262,6 +262,25 @@ def test_a_window_waits_for_what_runs(client, tmp_path):
     assert ended.exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (PermissionError("denied"), PermissionError, "^denied$"),  # of an object store: no number
+        (FileNotFoundError(2, "gone"), outcrop.OutcropError, "^7: FileNotFoundError: .* goes on"),
+        (RuntimeError("odd\nodder"), outcrop.OutcropError, "^7: RuntimeError: odd; if workers"),
+    ],
+)
+def test_what_a_task_ends_with_is_told_as_it_is(error, raised, said, client):
+    with pytest.raises(raised, match=said), tasks.Window(client) as window:
+        window.submit(type(error).__name__, 7, end_with, error)
+        while window.take(str) is None:
+            pass
+
+
+def end_with(error):
+    raise error
+
+
 def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):
     monkeypatch.setattr(tasks, "_LOOK", 0.1)
     counted = []

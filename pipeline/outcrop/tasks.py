@@ -16,7 +16,8 @@ from distributed import WorkerPlugin, as_completed, wait
 from distributed.scheduler import KilledWorker
 
 from .errors import OutcropError
-from .patience import refuses
+from .patience import kind, refuses
+from .storage import goes_on
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -156,6 +157,7 @@ class Window:
         self.client, self.on_count = client, on_count
         self.given: dict[Any, Any] = {}
         self._number, self._told = 0, 0
+        self._failed: BaseException | None = None  # what a task ended with
         self._workers = Workers(client)
         self._running = as_completed()
 
@@ -165,14 +167,15 @@ class Window:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        # An OSError with a number is that of a disk.
         lost = isinstance(error, _GONE) and getattr(error, "errno", None) is None
+        lost &= error is not self._failed
         if isinstance(error, Exception) and not isinstance(error, OutcropError):
             lost |= self.client.status != "running"  # which many kinds of errors come of
         with quietly():
             self.client.cancel(list(self._running.futures))
             if self.given and not lost and self.client.status == "running":
                 self._wait_for_the_last()
-        # An OSError with a number is that of a disk.
         if lost:
             raise OutcropError(f"{type(error).__name__}: {_LOST}") from error
 
@@ -252,7 +255,8 @@ class Window:
         future = next(self._running)
         what = self.given.pop(future.key)
         if future.status != "finished":
-            _raise(future, where(what))
+            self._failed = _failure(future, where(what))
+            raise self._failed
         result = future.result()
         future.release()
         return what, result
@@ -300,15 +304,19 @@ def _killed(error: KilledWorker) -> str:
     )
 
 
-def _raise(future: Any, where: str) -> None:
-    """Say what went wrong with a task."""
+def _failure(future: Any, where: str) -> BaseException:
+    """Return an error that says what went wrong with a task; a store's own as it is."""
     if future.status != "error":
-        raise OutcropError(f"{where}: {future.status}; {_LOST}")
-    error = future.exception()
-    of_store = refuses(error) and not isinstance(error, OSError)
-    if isinstance(error, OutcropError) or getattr(error, "errno", None) is not None or of_store:
-        raise error
+        return OutcropError(f"{where}: {future.status}; {_LOST}")
+    error: BaseException = future.exception()
+    absent = isinstance(error, FileNotFoundError)
+    if isinstance(error, OutcropError) or (refuses(error) and not absent):
+        return error
     if isinstance(error, KilledWorker):
-        raise OutcropError(f"{where}: {_killed(error)}") from error
-    what = str(error).strip().partition("\n")[0]
-    raise OutcropError(f"{where}: {type(error).__name__}: {what}; {_MEMORY}") from error
+        said = _killed(error)
+    else:
+        what = str(error).strip().partition("\n")[0]
+        said = f"{kind(error)}: {what}; {goes_on() if absent else _MEMORY}"
+    made = OutcropError(f"{where}: {said}")
+    made.__cause__ = error
+    return made
