@@ -623,9 +623,10 @@ def test_two_runs_into_one_output(model, survey, tmp_path, monkeypatch):
     first = threading.Thread(target=outcrop.predict, args=(model, survey, path), kwargs=HOW)
     first.start()
     began.wait(60)
+    unread = survey * np.nan  # which would be refused once it is read
     for overwrite in (False, True):
         with pytest.raises(OutputExistsError, match="another process is writing it"):
-            outcrop.predict(model, survey, path, overwrite=overwrite, **HOW)
+            outcrop.predict(model, unread, path, overwrite=overwrite, **HOW)
     go_on.set()
     first.join()
     assert xr.open_zarr(path).prediction.shape == (32, 40, 48)

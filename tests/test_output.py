@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 
 import dask.array
@@ -154,6 +156,23 @@ def test_nothing_after_the_commit_fails_a_run(tmp_path, template, monkeypatch):
         monkeypatch.setattr(outputs.zarr, "consolidate_metadata", refuse)
         output.commit()
     assert outcrop.open(path).amplitude.shape == (4, 3, 8)
+
+
+def test_a_folder_that_fills_while_it_is_deleted(tmp_path, monkeypatch):
+    """As by the last task of a worker that was given up."""
+    (tmp_path / "a").mkdir()
+    rmdir, full = os.rmdir, [OSError(errno.ENOTEMPTY, "Directory not empty")]
+
+    def refuse(*arguments, **options):
+        if full:
+            raise full.pop()
+        rmdir(*arguments, **options)
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    monkeypatch.setattr(patience, "WAITS", (0.0,))
+    with pytest.warns(patience.StorageRefused, match="Directory not empty"):
+        outputs.remove(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_no_torn_line(tmp_path, template, monkeypatch):

@@ -93,6 +93,16 @@ def take(target: Place) -> Lock:
     return _SystemLock(target)
 
 
+def check_untaken(target: Place) -> None:
+    """Raise `OutputExistsError` if another process writes `target` now; nothing is made."""
+    if (target.parent / _name_of(target)).exists():
+        take(target).release()
+
+
+def _name_of(target: Place) -> str:
+    return f".{target.name}.lock"
+
+
 def _taken(target: Place) -> OutputExistsError:
     return OutputExistsError(
         f"{target}: another process is writing it; wait until it is done, or choose another path"
@@ -103,7 +113,7 @@ class _SystemLock:
     """A lock of the file system: it ends with this process at the latest."""
 
     def __init__(self, target: Path) -> None:
-        self.file = FileLock(target.parent / f".{target.name}.lock")
+        self.file = FileLock(target.parent / _name_of(target))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             self.file.acquire(timeout=0)
@@ -135,7 +145,7 @@ class _ObjectLock:
 
     def __init__(self, target: Remote) -> None:
         self.target = target
-        self.object = target.parent / f".{target.name}.lock"
+        self.object = target.parent / _name_of(target)
         self.owner, self.beats = uuid.uuid4().hex, 0
         self.lost, self.over = False, threading.Event()
         while not self.object.create(self._sign()):
