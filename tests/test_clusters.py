@@ -177,10 +177,11 @@ def test_a_worker_that_dies_while_it_is_asked(monkeypatch):
     monkeypatch.setattr("outcrop.engine.crew._LOOK", 0.1)
     facts = {**versions(), "memory": 1}
     answers = [{"a": CommClosedError("gone"), "b": facts}, {"b": facts}]
-    asked = SimpleNamespace(scheduler_info=nobody().scheduler_info, run=lambda *_, **__: answers[0])
+    asked = SimpleNamespace(scheduler_info=nobody().scheduler_info, _run=None)
+    asked.sync = lambda *_, **__: answers[0]
     with pytest.raises(outcrop.OutcropError, match="worker a: cannot load outcrop"):
         check_versions(asked)
-    asked.run = lambda *_, **__: answers.pop(0)
+    asked.sync = lambda *_, **__: answers.pop(0)
     assert _suitable(asked, "cpu") == {"b": facts}
 
 
@@ -272,14 +273,11 @@ def test_a_window_waits_for_what_runs(client, tmp_path):
 )
 def test_what_a_task_ends_with_is_told_as_it_is(error, raised, said, client):
     with tasks.Window(client) as window:
-        window.submit(type(error).__name__, 7, end_with, error)
+        fail = lambda error: (_ for _ in ()).throw(error)  # noqa: E731
+        window.submit(type(error).__name__, 7, fail, error)
         wait([*window._running.futures])
         with pytest.raises(raised, match=said):
             window.take(str)
-
-
-def end_with(error):
-    raise error
 
 
 def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):

@@ -27,7 +27,7 @@ from torch import nn
 import outcrop
 from outcrop import patience, tasks
 from outcrop.cluster import Tls, connect
-from outcrop.engine.crew import check_workers
+from outcrop.engine.crew import check_versions, check_workers
 from outcrop.engine.globals import GlobalStore
 from outcrop.engine.stores import ArrayStore
 from outcrop.engine.tile import StageRunner
@@ -241,9 +241,9 @@ def test_a_worker_lost_after_the_last_tile_costs_nothing(sign, client, tmp_path,
 
     def lose(event):
         if isinstance(event, Tile):
-            written.append(pids[event.worker])
+            written.append(event.worker)
             if len(written) == 8:
-                os.kill(written[-1], sign)
+                os.kill(pids[event.worker], sign)
 
     start = time.monotonic()
     how = {"tile": (8, 8, 8), "storage_mode": "none", "client": client, "listeners": [lose]}
@@ -251,7 +251,10 @@ def test_a_worker_lost_after_the_last_tile_costs_nothing(sign, client, tmp_path,
     assert len(written) == 8
     assert time.monotonic() - start < 60
     if sign == signal.SIGSTOP:
-        os.kill(written[-1], signal.SIGCONT)
+        monkeypatch.setattr("outcrop.engine.crew._SILENT", 0.5)
+        threading.Timer(1.5, os.kill, [pids[written[-1]], signal.SIGCONT]).start()
+        with pytest.warns(UserWarning, match=f"worker {written[-1]}: gives no answer: waiting"):
+            check_versions(client)
 
 
 def test_a_worker_lost_when_it_is_told_of_a_job(client, monkeypatch):
