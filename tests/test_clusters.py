@@ -299,6 +299,26 @@ def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):
     assert counted[1] == 0
 
 
+def test_a_task_may_end_while_workers_are_counted(client, monkeypatch):
+    monkeypatch.setattr(tasks, "_LOOK", 0.1)
+    answers = []
+
+    def count(n_workers):
+        time.sleep(0.6)  # in which the task ends
+        answered = threading.Event()
+        client.loop.add_callback(answered.set)
+        answers.append(answered.wait(5))
+        return {"workers": {}}
+
+    with tasks.Window(client) as window:
+        window.submit("soon over", 0, time.sleep, 0.4)
+        window._workers.client = SimpleNamespace(scheduler_info=count)
+        with pytest.warns(UserWarning, match="no worker is there"):
+            assert window.take(str) is None
+        assert window.take(str) == (0, None)
+    assert answers == [True]
+
+
 def test_workers_that_dask_pauses_are_told_of(monkeypatch):
     monkeypatch.setattr(tasks, "_LOOK", 0.1)
     monkeypatch.setattr("outcrop.engine.crew._LOOK", 0.1)

@@ -249,9 +249,10 @@ class Window:
             return None
         condition = self._running.thread_condition
         with condition:
-            if not condition.wait_for(self._running.has_ready, timeout=_LOOK):
-                self.workers()
-                return None
+            ready = condition.wait_for(self._running.has_ready, timeout=_LOOK)
+        if not ready:  # and not within: Dask waits for that lock to tell of a task that is done
+            self.workers()
+            return None
         future = next(self._running)
         what = self.given.pop(future.key)
         if future.status != "finished":
