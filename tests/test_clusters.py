@@ -177,10 +177,11 @@ def test_a_worker_that_dies_while_it_is_asked(monkeypatch):
     monkeypatch.setattr("outcrop.engine.crew._LOOK", 0.1)
     facts = {**versions(), "memory": 1}
     answers = [{"a": CommClosedError("gone"), "b": facts}, {"b": facts}]
-    asked = SimpleNamespace(scheduler_info=nobody().scheduler_info, run=lambda *_, **__: answers[0])
+    asked = SimpleNamespace(scheduler_info=nobody().scheduler_info, _run=None)
+    asked.sync = lambda *_, **__: answers[0]
     with pytest.raises(outcrop.OutcropError, match="worker a: cannot load outcrop"):
         check_versions(asked)
-    asked.run = lambda *_, **__: answers.pop(0)
+    asked.sync = lambda *_, **__: answers.pop(0)
     assert _suitable(asked, "cpu") == {"b": facts}
 
 
@@ -262,6 +263,23 @@ def test_a_window_waits_for_what_runs(client, tmp_path):
     assert ended.exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (PermissionError("denied"), PermissionError, "^denied$"),  # of an object store: no number
+        (FileNotFoundError(2, "gone"), outcrop.OutcropError, "^7: FileNotFoundError: .* goes on"),
+        (RuntimeError("odd\nodder"), outcrop.OutcropError, "^7: RuntimeError: odd; if workers"),
+    ],
+)
+def test_what_a_task_ends_with_is_told_as_it_is(error, raised, said, client):
+    with tasks.Window(client) as window:
+        fail = lambda error: (_ for _ in ()).throw(error)  # noqa: E731
+        window.submit(type(error).__name__, 7, fail, error)
+        wait([*window._running.futures])
+        with pytest.raises(raised, match=said):
+            window.take(str)
+
+
 def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):
     monkeypatch.setattr(tasks, "_LOOK", 0.1)
     counted = []
@@ -279,6 +297,26 @@ def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):
         while window.take(str) is None:
             pass
     assert counted[1] == 0
+
+
+def test_a_task_may_end_while_workers_are_counted(client, monkeypatch):
+    monkeypatch.setattr(tasks, "_LOOK", 0.1)
+    answers = []
+
+    def count(n_workers):
+        time.sleep(0.6)  # in which the task ends
+        answered = threading.Event()
+        client.loop.add_callback(answered.set)
+        answers.append(answered.wait(5))
+        return {"workers": {}}
+
+    with tasks.Window(client) as window:
+        window.submit("soon over", 0, time.sleep, 0.4)
+        window._workers.client = SimpleNamespace(scheduler_info=count)
+        with pytest.warns(UserWarning, match="no worker is there"):
+            assert window.take(str) is None
+        assert window.take(str) == (0, None)
+    assert answers == [True]
 
 
 def test_workers_that_dask_pauses_are_told_of(monkeypatch):

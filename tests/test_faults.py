@@ -25,9 +25,9 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from torch import nn
 
 import outcrop
-from outcrop import patience
+from outcrop import patience, tasks
 from outcrop.cluster import Tls, connect
-from outcrop.engine.crew import check_workers
+from outcrop.engine.crew import check_versions, check_workers
 from outcrop.engine.globals import GlobalStore
 from outcrop.engine.stores import ArrayStore
 from outcrop.engine.tile import StageRunner
@@ -41,8 +41,9 @@ from outcrop.errors import (
     ResumeError,
     SurveyError,
 )
-from outcrop.events import Retry, Tile
+from outcrop.events import Retry, Stage, Tile
 from outcrop.graph import Box
+from outcrop.models.card import AMPLITUDE, Card, OutputCard
 from test_predict import make_survey
 
 # Several stages, global values among them, over enough tiles that faults hit in the middle.
@@ -179,6 +180,12 @@ class Stuck(WorkerPlugin):
         setattr(kind, name, change(getattr(kind, name)))
 
 
+def kill_marked(marker):
+    while not (marker.exists() and marker.read_text()):
+        time.sleep(0.01)
+    os.kill(int(marker.read_text()), signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
 def client():
     with connect("local", workers=2) as made:
@@ -190,13 +197,7 @@ def test_a_worker_killed_in_the_middle(place, client, model, survey, calm, tmp_p
     marker, heard = tmp_path / "marker", []
     client.wait_for_workers(2)
     client.register_plugin(Stuck(place, marker))
-
-    def kill():
-        while not (marker.exists() and marker.read_text()):
-            time.sleep(0.01)
-        os.kill(int(marker.read_text()), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill_marked, args=(marker,))
     killer.start()
     path = tmp_path / "o.zarr"
     found = outcrop.predict(model, survey, path, client=client, listeners=[heard.append], **HOW)
@@ -209,6 +210,72 @@ def test_a_worker_killed_in_the_middle(place, client, model, survey, calm, tmp_p
     assert (retries[0].tiles > 0) == (place != "reduction")
     tiles = [(e.stage, e.tile) for e in heard if isinstance(e, Tile)]
     assert len(tiles) == len(set(tiles)) == heard[0].tiles
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [("tile", "stage 1, tile"), ("reduction", "global values of stage 1")],
+)
+def test_what_kills_every_worker_is_named(place, named, client, model, survey, tmp_path):
+    marker, scheduler = tmp_path / "marker", client.cluster.scheduler
+    client.wait_for_workers(1)
+    client.register_plugin(Stuck(place, marker))
+    killer = threading.Thread(target=kill_marked, args=(marker,))
+    killer.start()
+    patience, scheduler.allowed_failures = scheduler.allowed_failures, 0
+    try:
+        with pytest.raises(OutcropError, match=f"^{named}.*: 1 workers were lost.*--memory"):
+            outcrop.predict(model, survey, tmp_path / "o.zarr", client=client, **HOW)
+    finally:
+        scheduler.allowed_failures = patience
+        killer.join()
+        client.unregister_worker_plugin(f"stuck in a {place}")
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_lost_after_the_last_tile_costs_nothing(sign, client, tmp_path, monkeypatch):
+    """When workers are told that it is over."""
+    monkeypatch.setattr(tasks, "_LOOK", 0.2)
+    client.wait_for_workers(2)
+    small, written, pids = make_survey((16, 16, 16)), [], client.run(os.getpid)
+
+    def lose(event):
+        if isinstance(event, Tile):
+            written.append(event.worker)
+            if len(written) == 8:
+                os.kill(pids[event.worker], sign)
+
+    start = time.monotonic()
+    how = {"tile": (8, 8, 8), "storage_mode": "none", "client": client, "listeners": [lose]}
+    outcrop.predict(nn.Conv3d(1, 1, 1).eval(), small, tmp_path / "o.zarr", **how)
+    assert len(written) == 8
+    assert time.monotonic() - start < 60
+    if sign == signal.SIGSTOP:
+        monkeypatch.setattr("outcrop.engine.crew._SILENT", 0.5)
+        threading.Timer(1.5, os.kill, [pids[written[-1]], signal.SIGCONT]).start()
+        with pytest.warns(UserWarning, match=f"worker {written[-1]}: gives no answer: waiting"):
+            check_versions(client)
+
+
+def test_a_worker_lost_when_it_is_told_of_a_job(client, monkeypatch):
+    monkeypatch.setattr(tasks, "_LOOK", 0.2)
+    client.wait_for_workers(2)
+    os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+    name = tasks.name_of_plugin(client)
+    tasks.register(client, name, Full(False))
+    assert all(client.run(lambda dask_worker: name in dask_worker.plugins).values())
+    tasks.unregister(client, name)
+    client.wait_for_workers(2)
+
+
+def test_a_worker_that_does_not_see_what_lies_between_stages(tmp_path):
+    """Which would make folders of its own, and the tiles in them be missed at the end."""
+    places = SimpleNamespace(plan=SimpleNamespace(places={"x": "disk"}), folder=tmp_path / "none")
+    job = Job("j", "n", places)
+    job.stores = {}
+    with pytest.raises(OutcropError, match=r"none: is not to be seen from .*the same on every"):
+        job._store(None, "x")
+    assert not list(tmp_path.iterdir())
 
 
 class Chain(nn.Module):
@@ -380,6 +447,8 @@ def test_scheduler_lost_and_client_killed(model, survey, calm, tmp_path):
             found = outcrop.predict(
                 model, survey, path, client=client, listeners=[heard.append], **HOW
             )
+            left = client.run(lambda dask_worker: [*dask_worker.plugins])
+            assert not [n for names in left.values() for n in names if n.startswith("outcrop")]
     finally:
         stop(processes)
     same(found, calm)
@@ -486,6 +555,39 @@ def test_what_tiles_gave_and_is_gone_is_evaluated_again(stage, harm, on_cluster,
     same(outcrop.predict(chain, small, path, **how), calm)
 
 
+@pytest.mark.parametrize(("mode", "on_cluster"), [("disk", True), ("none", False)])
+def test_parts_of_the_output_that_are_gone_are_evaluated_again(mode, on_cluster, tmp_path, client):
+    """In the middle of the last stage, and after it, when all that it read is removed."""
+    chain, small, path = Chain().eval(), make_survey((16, 16, 16)), tmp_path / "o.zarr"
+    channels = (OutputCard("fault_probability", "p", "1", (0.0, 1.0)),)
+    chain.card = Card("chain", "", "", "", "", (AMPLITUDE,), channels)
+    how = {"tile": (8, 8, 8), "storage_mode": mode, "threshold": 0.5}
+    how["client"] = client if on_cluster else None
+    calm = outcrop.predict(chain, small, tmp_path / "calm.zarr", **how).load()
+
+    def at_the_end(event):
+        if isinstance(event, Stage) and event.stage == 3:
+            raise Stop
+
+    def objects(name):
+        return sorted(p for p in (path / name / "c").rglob("*") if p.is_file())
+
+    # What workers still wrote after the fifth is not noted, and not missed.
+    for stop, count in ((stopping(3, 5), "[1-3]"), (at_the_end, "3")):
+        with pytest.raises(Stop):
+            outcrop.predict(chain, small, path, listeners=[stop], **how)
+        objects("fault_probability")[1].write_bytes(b"")
+        objects("fault_probability")[0].unlink()
+        objects("fault")[2].unlink()
+        with (
+            pytest.warns(UserWarning, match=rf"o\.zarr: what {count} tiles gave is gone"),
+            pytest.raises(Stop),
+        ):
+            outcrop.predict(chain, small, path, listeners=[stopping(3, 2)], **how)
+    same(outcrop.predict(chain, small, path, **how), calm)
+    assert outcrop.verify(path).damage == ()
+
+
 def test_a_cluster_that_stopped_while_it_merged_goes_on_elsewhere(tmp_path):
     """States of all levels are there, of none all."""
     node = SimpleNamespace(op="norm_stats", attrs={})
@@ -525,9 +627,10 @@ def test_two_runs_into_one_output(model, survey, tmp_path, monkeypatch):
     first = threading.Thread(target=outcrop.predict, args=(model, survey, path), kwargs=HOW)
     first.start()
     began.wait(60)
+    unread = survey * np.nan  # which would be refused once it is read
     for overwrite in (False, True):
         with pytest.raises(OutputExistsError, match="another process is writing it"):
-            outcrop.predict(model, survey, path, overwrite=overwrite, **HOW)
+            outcrop.predict(model, unread, path, overwrite=overwrite, **HOW)
     go_on.set()
     first.join()
     assert xr.open_zarr(path).prediction.shape == (32, 40, 48)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import dask.array
@@ -141,6 +144,9 @@ def test_a_run_that_is_over_writes_nothing(tmp_path, template):
         second.commit()
     with pytest.raises(OutputExistsError, match="is over"):
         second.fence.check()
+    shutil.move(path, tmp_path / "elsewhere")
+    with pytest.raises(OutcropError, match=r"a\.zarr: is not to be seen from "):
+        second.fence.check()
 
 
 def test_nothing_after_the_commit_fails_a_run(tmp_path, template, monkeypatch):
@@ -154,6 +160,23 @@ def test_nothing_after_the_commit_fails_a_run(tmp_path, template, monkeypatch):
         monkeypatch.setattr(outputs.zarr, "consolidate_metadata", refuse)
         output.commit()
     assert outcrop.open(path).amplitude.shape == (4, 3, 8)
+
+
+def test_a_folder_that_fills_while_it_is_deleted(tmp_path, monkeypatch):
+    """As by the last task of a worker that was given up."""
+    (tmp_path / "a").mkdir()
+    rmdir, full = os.rmdir, [OSError(errno.ENOTEMPTY, "Directory not empty")]
+
+    def refuse(*arguments, **options):
+        if full:
+            raise full.pop()
+        rmdir(*arguments, **options)
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    monkeypatch.setattr(patience, "WAITS", (0.0,))
+    with pytest.warns(patience.StorageRefused, match="Directory not empty"):
+        outputs.remove(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_no_torn_line(tmp_path, template, monkeypatch):

@@ -107,14 +107,18 @@ def test_error_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("command", "sign", "says"),
     [
-        ("invert run.yaml", "goes on where it stopped"),
-        ("invert run.yaml --overwrite", "without --overwrite goes on where it stopped"),
-        ("demo --size 192 --out made", "begins anew"),
+        ("invert run.yaml", signal.SIGTERM, "goes on where it stopped"),
+        (
+            "invert run.yaml --overwrite",
+            signal.SIGINT,
+            "without --overwrite goes on where it stopped",
+        ),
+        ("demo --size 192 --out made", signal.SIGINT, "begins anew"),
     ],
 )
-def test_interrupted(command: str, says: str, tmp_path: Path) -> None:
+def test_interrupted(command: str, sign: int, says: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.yaml")  # a file whose end never comes
     process = subprocess.Popen(
         [sys.executable, "-m", "outcrop.cli.main", *command.split()],
@@ -127,7 +131,7 @@ def test_interrupted(command: str, says: str, tmp_path: Path) -> None:
         time.sleep(0.05)
         with contextlib.suppress(OSError):  # which it is while nobody reads from it
             pipe = os.open(tmp_path / "run.yaml", os.O_WRONLY | os.O_NONBLOCK)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sign)
     _, told = process.communicate(timeout=60)
     if pipe is not None:
         os.close(pipe)

@@ -226,14 +226,31 @@ def test_command_line_from_end_to_end(s3, local, tmp_path, caplog):
     assert SECRET.encode() not in everything(s3)
 
 
-def test_on_a_cluster(s3, survey, local):
+@pytest.fixture
+def refused(proxy):
+    """Let the next requests of a kind be refused; none after the test."""
+
+    def refuse(how, only, count=1):
+        proxy.how, proxy.only, proxy.refuse = how, only, count
+
+    yield refuse
+    proxy.refuse = 0
+
+
+def test_on_a_cluster(s3, survey, local, refused):
     with connect("local", workers=2) as client:
+        refused("403", "PUT /bucket/b/faults/prediction/c/")
+        with pytest.raises(
+            OutcropError, match=r"^s3://bucket/b/faults: PermissionError: .* goes on"
+        ):
+            outcrop.predict(Normed().eval(), survey, "s3://bucket/b/faults", client=client, **HOW)
         found = outcrop.predict(
             Normed().eval(),
             survey,
             "s3://bucket/b/faults",
             client=client,
             storage_path="s3://bucket/b/scratch",
+            overwrite=True,
             **HOW,
         )
         np.testing.assert_allclose(
@@ -383,17 +400,6 @@ def test_the_lock_of_a_dead_process_is_taken_over(s3, caplog):
         held.check()
     held.release()
     assert keys(s3, "g/") == ["g/.faults.lock"]
-
-
-@pytest.fixture
-def refused(proxy):
-    """Let the next requests of a kind be refused; none after the test."""
-
-    def refuse(how, only, count=1):
-        proxy.how, proxy.only, proxy.refuse = how, only, count
-
-    yield refuse
-    proxy.refuse = 0
 
 
 def test_what_is_refused_is_not_taken_for_absent(s3, refused):

@@ -453,6 +453,21 @@ def test_picks_are_not_lost(survey, tmp_path, monkeypatch):
     assert not Path("o.zarr").exists()
 
 
+def test_picks_of_a_prediction_that_is_whole(survey, tmp_path, monkeypatch):
+    """As where a run was stopped after it."""
+    survey.isel(inline=slice(16), crossline=slice(16)).to_zarr(tmp_path / "s.zarr")
+    monkeypatch.chdir(tmp_path)
+    command = ["predict", "s.zarr", "o.zarr", "--model", "faultseg3d", "--weights", "seeded"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    before = Path("o.zarr/zarr.json").stat().st_mtime_ns
+    for more, said in (([], "already exists"), (["--picks", "p.npz"], "weights_sha256 differ")):
+        other = [*command[:-1], "synthetic-v1", *more]
+        assert said in str(CliRunner().invoke(app, other).exception)
+    assert CliRunner().invoke(app, [*command, "--picks", "p.npz"]).exit_code == 0
+    assert Path("p.npz").exists()
+    assert Path("o.zarr/zarr.json").stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize(
     ("workflow", "options", "written"),
     [

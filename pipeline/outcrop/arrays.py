@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ASIDE = "unfinished"
 # In the folder of each array: size and CRC-32 of each of its objects.
 CHECKSUMS = "checksums.json"
+# In the folder of an output that is being written: the same, a file for each object.
+NOTES = "checksums"
 
 
 def store_of(where: Place) -> Store:
@@ -88,7 +90,7 @@ class Noting(WrapperStore[Any]):
         """Write an object, and its note."""
         await self._store.set(key, value)
         note = checksum(value.to_bytes()).encode()
-        await self._store.set(f"{ASIDE}/checksums/{key}", type(value).from_bytes(note))
+        await self._store.set(f"{ASIDE}/{NOTES}/{key}", type(value).from_bytes(note))
 
     async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
         for key, value in values:

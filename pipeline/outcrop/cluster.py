@@ -70,8 +70,7 @@ def connect(
     OutcropError
         If the cluster cannot be reached, or "cuda" is asked for and dask-cuda is not there.
     """
-    if workers is not None and workers < 1:
-        raise ArgumentError(f"workers {workers}: choose 1 or more (--workers)")
+    check_count(workers)
     if workers is not None and cluster not in ("local", "cuda"):
         raise ArgumentError(
             f"workers {workers}: only local ones are started; pass cluster 'local' or 'cuda' "
@@ -125,6 +124,12 @@ def connect(
         ) from error
     with client:
         yield client
+
+
+def check_count(workers: int | None) -> None:
+    """Raise `ArgumentError` if this is no number of workers."""
+    if workers is not None and workers < 1:
+        raise ArgumentError(f"workers {workers}: choose 1 or more (--workers)")
 
 
 def _check_tls(cluster: str, address: str, tls: Tls | None) -> None:

@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from torch import nn
 
 from . import models
-from .cluster import connect
+from .cluster import check_count, connect
 from .engine import predict, whole_volume
 from .errors import OutcropError, OutputExistsError
 from .planner.plan import format_bytes, parse_bytes
@@ -123,6 +123,7 @@ def run(
     if size < 32:
         raise OutcropError(f"size {size}: too small to show anything; take 32 or more")
     parse_bytes(memory)
+    check_count(workers)
     model = models.load("faultseg3d", weights=weights)
     folder = _folder(on_disk(out))
     console = console or Console()

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import platform
 import socket
 import threading
 import time
@@ -45,11 +46,22 @@ class Fence:
     run: str
 
     def check(self) -> None:
-        """Raise `OutputExistsError` if another run has begun, or the output is whole."""
+        """Raise `OutputExistsError` if another run has begun, or the output is whole.
+
+        Raises
+        ------
+        OutcropError
+            If there is no output, as on a machine that does not see it.
+        """
         try:
             found = (self.output / ASIDE / RUN).read_text()
         except (FileNotFoundError, NotADirectoryError):
             found = ""
+        if not found and not (self.output / "zarr.json").is_file():
+            raise OutcropError(
+                f"{self.output}: is not to be seen from {platform.node()}; take a path that is the "
+                "same on every machine, or put it back"
+            )
         if found != self.run:
             raise OutputExistsError(
                 f"{self.output}: the run that this tile belongs to is over; it is not written"
@@ -81,6 +93,16 @@ def take(target: Place) -> Lock:
     return _SystemLock(target)
 
 
+def check_untaken(target: Place) -> None:
+    """Raise `OutputExistsError` if another process writes `target` now; nothing is made."""
+    if (target.parent / _name_of(target)).exists():
+        take(target).release()
+
+
+def _name_of(target: Place) -> str:
+    return f".{target.name}.lock"
+
+
 def _taken(target: Place) -> OutputExistsError:
     return OutputExistsError(
         f"{target}: another process is writing it; wait until it is done, or choose another path"
@@ -91,7 +113,7 @@ class _SystemLock:
     """A lock of the file system: it ends with this process at the latest."""
 
     def __init__(self, target: Path) -> None:
-        self.file = FileLock(target.parent / f".{target.name}.lock")
+        self.file = FileLock(target.parent / _name_of(target))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             self.file.acquire(timeout=0)
@@ -123,7 +145,7 @@ class _ObjectLock:
 
     def __init__(self, target: Remote) -> None:
         self.target = target
-        self.object = target.parent / f".{target.name}.lock"
+        self.object = target.parent / _name_of(target)
         self.owner, self.beats = uuid.uuid4().hex, 0
         self.lost, self.over = False, threading.Event()
         while not self.object.create(self._sign()):

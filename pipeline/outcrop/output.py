@@ -23,7 +23,7 @@ import xarray as xr
 import zarr
 from zarr.storage import MemoryStore
 
-from .arrays import ASIDE, CHECKSUMS, Noting, native, open_for_writing, store_of
+from .arrays import ASIDE, CHECKSUMS, NOTES, Noting, native, open_for_writing, store_of
 from .errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
 from .journal import Journal
 from .locks import RUN, Fence, Lock, take
@@ -342,7 +342,7 @@ class Output:
     def _keep_checksums(self) -> None:
         """Gather the notes of all that was written, one file for each array."""
         arrays: dict[str, dict[str, str]] = {}
-        for key, note in sorted(read_all(self.aside / "checksums").items()):
+        for key, note in sorted(read_all(self.aside / NOTES).items()):
             array, slash, name = key.partition("/")
             if slash:  # the root's own metadata is not final yet
                 arrays.setdefault(array, {})[name] = note.decode()

@@ -306,7 +306,8 @@ def remove(where: Place) -> None:
         with contextlib.suppress(FileNotFoundError):
             where.ask("rm", where.key, recursive=True)
     elif where.is_dir() and not where.is_symlink():
-        shutil.rmtree(where)
+        with contextlib.suppress(FileNotFoundError):
+            patiently(partial(shutil.rmtree, where))  # in which a worker may still put something
     else:
         where.unlink(missing_ok=True)
 

@@ -6,16 +6,18 @@ import asyncio
 import concurrent.futures
 import contextlib
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from distributed import as_completed, wait
+from distributed import WorkerPlugin, as_completed, wait
 from distributed.scheduler import KilledWorker
 
 from .errors import OutcropError
-from .patience import refuses
+from .patience import kind, refuses
+from .storage import goes_on
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -34,6 +36,53 @@ AHEAD = 2
 _LOOK = 2.0
 # Seconds that workers get to end what they do when nobody wants it any more.
 _END = 30.0
+# How often workers are told of a plugin when one is lost meanwhile.
+_ATTEMPTS = 5
+
+
+def name_of_plugin(client: Client) -> str:
+    """Return a new name for a plugin of workers, which says whose it is."""
+    return f"outcrop/{client.id}/{uuid.uuid4().hex}"
+
+
+def register(client: Client, name: str, plugin: WorkerPlugin) -> None:
+    """Have a plugin on all workers, those that join later too.
+
+    Raises
+    ------
+    OutcropError
+        If workers are lost again and again meanwhile.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            client.register_plugin(plugin, name=name)
+            return
+        except OSError as error:  # of a worker that is about to be missed, or the scheduler
+            if client.status != "running":
+                raise
+            lost = error
+            time.sleep(_LOOK)
+    raise OutcropError(f"workers are lost again and again ({lost}); look at their logs")
+
+
+def unregister(client: Client, name: str) -> None:
+    """Take a plugin from all workers; wait for none that gives no answer."""
+    with quietly():
+        client.sync(client._unregister_worker_plugin, name, callback_timeout=_LOOK)
+
+
+def forget_the_dead(client: Client) -> None:
+    """Take from the workers what clients that were killed have left there: weights, chunks."""
+    with quietly():
+        left = client.run_on_scheduler(  # as a lambda, since the scheduler may have no outcrop
+            lambda dask_scheduler: [
+                name
+                for name in dask_scheduler.worker_plugins
+                if name.startswith("outcrop/") and name.split("/")[1] not in dask_scheduler.clients
+            ]
+        )
+        for name in left:
+            unregister(client, name)
 
 
 class Workers:
@@ -108,6 +157,7 @@ class Window:
         self.client, self.on_count = client, on_count
         self.given: dict[Any, Any] = {}
         self._number, self._told = 0, 0
+        self._failed: BaseException | None = None  # what a task ended with
         self._workers = Workers(client)
         self._running = as_completed()
 
@@ -117,14 +167,15 @@ class Window:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        # An OSError with a number is that of a disk.
         lost = isinstance(error, _GONE) and getattr(error, "errno", None) is None
+        lost &= error is not self._failed
         if isinstance(error, Exception) and not isinstance(error, OutcropError):
             lost |= self.client.status != "running"  # which many kinds of errors come of
         with quietly():
             self.client.cancel(list(self._running.futures))
             if self.given and not lost and self.client.status == "running":
                 self._wait_for_the_last()
-        # An OSError with a number is that of a disk.
         if lost:
             raise OutcropError(f"{type(error).__name__}: {_LOST}") from error
 
@@ -198,13 +249,15 @@ class Window:
             return None
         condition = self._running.thread_condition
         with condition:
-            if not condition.wait_for(self._running.has_ready, timeout=_LOOK):
-                self.workers()
-                return None
+            ready = condition.wait_for(self._running.has_ready, timeout=_LOOK)
+        if not ready:  # and not within: Dask waits for that lock to tell of a task that is done
+            self.workers()
+            return None
         future = next(self._running)
         what = self.given.pop(future.key)
         if future.status != "finished":
-            _raise(future, where(what))
+            self._failed = _failure(future, where(what))
+            raise self._failed
         result = future.result()
         future.release()
         return what, result
@@ -226,7 +279,7 @@ def naming_loss(where: str) -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        raise OutcropError(f"{where}: {error}; {_MEMORY}") from error
+        raise OutcropError(f"{where}: {_killed(error)}") from error
     except _GONE as error:
         if getattr(error, "errno", None) is not None:
             raise
@@ -244,13 +297,27 @@ def quietly() -> contextlib.suppress:
     return contextlib.suppress(Exception, asyncio.CancelledError)
 
 
-def _raise(future: Any, where: str) -> None:
-    """Say what went wrong with a task."""
+def _killed(error: KilledWorker) -> str:
+    """Say what became of the workers that a task was given to."""
+    return (
+        f"{error.allowed_failures + 1} workers were lost while they had it, the last of them "
+        f"{error.last_worker.address}; look at their logs; {_MEMORY}"
+    )
+
+
+def _failure(future: Any, where: str) -> BaseException:
+    """Return an error that says what went wrong with a task; a store's own as it is."""
     if future.status != "error":
-        raise OutcropError(f"{where}: {future.status}; {_LOST}")
-    error = future.exception()
-    of_store = refuses(error) and not isinstance(error, OSError)
-    if isinstance(error, OutcropError) or getattr(error, "errno", None) is not None or of_store:
-        raise error
-    what = str(error).strip().partition("\n")[0]
-    raise OutcropError(f"{where}: {type(error).__name__}: {what}; {_MEMORY}") from error
+        return OutcropError(f"{where}: {future.status}; {_LOST}")
+    error: BaseException = future.exception()
+    absent = isinstance(error, FileNotFoundError)
+    if isinstance(error, OutcropError) or (refuses(error) and not absent):
+        return error
+    if isinstance(error, KilledWorker):
+        said = _killed(error)
+    else:
+        what = str(error).strip().partition("\n")[0]
+        said = f"{kind(error)}: {what}; {goes_on() if absent else _MEMORY}"
+    made = OutcropError(f"{where}: {said}")
+    made.__cause__ = error
+    return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import pkgutil
+import signal
 import sys
 import warnings
 
@@ -48,6 +49,8 @@ def options(
 
 def main() -> None:
     """Run the command line; an `OutcropError` becomes one line and exit status 2."""
+    # Batch systems stop jobs so: as by Ctrl-C, locks and scratch files go, the page is written.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug = "--debug" in sys.argv
     if debug:  # accepted before and after the command's name
         sys.argv.remove("--debug")

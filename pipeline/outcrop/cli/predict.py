@@ -160,7 +160,7 @@ def command(
     from ..cluster import connect
     from ..engine import predict, predict_all, predict_views, predict_windows, refine
     from ..events import JsonLog, Listener
-    from ..output import check_apart, check_free
+    from ..output import check_apart, check_free, is_complete
     from ..picks import check_picks, write_picks
     from ..record import Record
     from ..survey.blocks import check_path
@@ -187,7 +187,10 @@ def command(
         what = asked or ["--shape" if shape is not None else "--picks"]
         raise ArgumentError(f"{what[0]}: not with {len(survey)} surveys; name one at a time")
     store = out if shape is None else f"{out}.zarr"
-    if not several:
+    # What is written beside a prediction may be missing where that is whole.
+    beside = (picks is not None or shape is not None) and not asked
+    whole = beside and not overwrite and is_complete(store)
+    if not (several or whole):
         check_free(store, overwrite)
     options = options_of(option, tasks)
     network = models.load(model, weights=weights, **options)
@@ -278,6 +281,10 @@ def command(
             )
         elif several:
             predict_all(network, survey, out, direction=direction, threshold=threshold, **how)
+        elif whole:
+            # Which looks whether it is the same.
+            how.update(direction=direction, threshold=threshold)
+            (result,) = predict_all(network, [data], [store], **how)
         else:
             result = predict(network, data, store, direction=direction, threshold=threshold, **how)
     if several:

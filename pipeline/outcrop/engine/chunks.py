@@ -143,6 +143,13 @@ def held_chunks() -> int:
     return sum(chunks.held for chunks in _EVERY)
 
 
+def keep_only(chunks: DecodedChunks) -> None:
+    """Forget what all others in this process keep."""
+    for each in list(_EVERY):
+        if each is not chunks:
+            each.clear()
+
+
 def _load(volume: xr.DataArray, box: Box) -> np.ndarray:
     return np.asarray(volume.variable[box.slices].values)
 

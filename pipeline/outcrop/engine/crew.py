@@ -12,6 +12,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +35,8 @@ _SAMPLE = 2**24
 _LOOK = 2.0
 # Bytes that a worker held when it was last looked at and in no task; known in its process alone.
 _AT_REST: dict[str, int] = {}
+# Seconds without an answer after which a worker is told of; the first may take some to load torch.
+_SILENT = 30.0
 # How often workers are measured anew when one is lost meanwhile.
 _ATTEMPTS = 3
 # Seconds that a worker takes for a tile beside all else: Dask's task, opening Zarr arrays.
@@ -254,13 +257,27 @@ def _asked(client: Client, function: Callable[..., Any], *args: Any) -> dict[str
     """What a function returns or raises on each worker."""
     for attempt in range(_ATTEMPTS):
         time.sleep(attempt * _LOOK)
-        found: dict[str, Any] = client.run(
-            function, *args, on_error="return", workers=_with_gpu(client)
-        )
+        # As `client.run`.
+        how = {"on_error": "return", "workers": _with_gpu(client)}
+        ask = partial(client.sync, client._run, function, *args, **how)
+        try:
+            found: dict[str, Any] = ask(callback_timeout=_SILENT)
+        except TimeoutError:
+            warnings.warn(
+                f"worker {_longest_silent(client)}: gives no answer: waiting; stop it, and the "
+                "others are taken alone",
+                stacklevel=2,
+            )
+            found = ask()
         # One that is lost meanwhile is such an error, and not among those asked next.
         if not any(isinstance(each, OSError) for each in found.values()):
             break
     return found
+
+
+def _longest_silent(client: Client) -> str:
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return min(workers, key=lambda worker: workers[worker]["last_seen"], default="unknown")
 
 
 def _with_gpu(client: Client) -> list[str] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import uuid
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -15,12 +14,21 @@ import torch
 from torch import Tensor
 
 from ..graph import Box
-from ..tasks import AHEAD, Window, gather, quietly
+from ..tasks import (
+    AHEAD,
+    Window,
+    forget_the_dead,
+    gather,
+    name_of_plugin,
+    naming_loss,
+    register,
+    unregister,
+)
 from .globals import GlobalStore, to_merge
 from .places import Places, Section
 from .schedule import Schedule
 from .tile import StageRunner
-from .worker import Job, Network, all_stores, call
+from .worker import Job, Network, call
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -52,14 +60,14 @@ def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:
         If a worker does not suit, if the same tile has killed several workers, or if the
         scheduler is lost; once those before it are whole, if an evaluation cannot be begun.
     """
+    forget_the_dead(client)
     run = _Run(client, evaluations)
     try:
         with run.window:
             run.all()
     finally:
         for name in run.registered:
-            with quietly():
-                client.unregister_worker_plugin(name)
+            unregister(client, name)
 
 
 class _Work:
@@ -70,7 +78,8 @@ class _Work:
     ) -> None:
         self.task, self.section = task, section
         self.places, self.plan = task.job.places, task.job.places.plan
-        self.stores = all_stores(self.places, section)
+        written = (n for s in self.plan.stages for n in (*s.outputs, *s.reduces))
+        self.stores = {name: self.places.make(name, section) for name in written}
         self.runners: dict[int, StageRunner] = {}
         self.schedule = Schedule(self.plan, self._reads, finished)
 
@@ -156,8 +165,12 @@ class _Run:
             # How outputs are nested concerns the caller alone.
             places = replace(places, graph=replace(places.graph, structure=None))
             weights = evaluation.weights_on("cpu")  # the client of a cluster may have no GPU
-            name = f"outcrop-{places.plan.digest()[:16]}-{uuid.uuid4().hex}"
-            job = Job(name, self._network(weights, places), places, evaluation.compile)
+            job = Job(
+                name_of_plugin(self.client),
+                self._network(weights, places),
+                places,
+                evaluation.compile,
+            )
             self._register(job)
             todo = evaluation.todo()
             task = _Begun(evaluation, job, weights, {}, len(todo))
@@ -175,13 +188,13 @@ class _Run:
             sha.update(value.detach().flatten().view(torch.uint8).numpy().tobytes())
         digest = sha.hexdigest()
         if digest not in self.networks:
-            self.networks[digest] = f"outcrop-{digest[:16]}-{uuid.uuid4().hex}"
+            self.networks[digest] = name_of_plugin(self.client)
             self._register(Network(self.networks[digest], dict(weights), places.device))
         return self.networks[digest]
 
     def _register(self, plugin: Job | Network) -> None:
         self.registered.append(plugin.name)
-        self.client.register_plugin(plugin, name=plugin.name)
+        register(self.client, plugin.name, plugin)
 
     def _submit(self) -> None:
         """Submit tiles while workers have room and a tile can run."""
@@ -285,7 +298,8 @@ class _Run:
                     )
                     for group in groups
                 ]  # fmt: skip
-                gather(self.client, merges)
+                with naming_loss(f"global values of stage {i + 1}"):
+                    gather(self.client, merges)
             store.finish(stage.count)
         work.schedule.merge(i)
         work.complete(i)
@@ -294,10 +308,12 @@ class _Run:
             self.open.remove(work)
             work.task.left -= 1
             if not work.task.left:
-                self.registered.remove(job.name)
-                self.client.unregister_worker_plugin(job.name)
                 work.task.evaluation.finish()
+                self.registered.remove(job.name)
+                unregister(self.client, job.name)
 
 
 def _named(i: int, numbers: list[int]) -> str:
+    if numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 1:
+        return f"stage {i + 1}, tiles {numbers[0]} to {numbers[-1]}"
     return f"stage {i + 1}, tile {', '.join(map(str, numbers))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -74,12 +74,13 @@ class Evaluation:
         for key in self.output.finished:
             first, i, n = map(int, key.split(":"))
             finished[None if places.sections is None else first].add((i, n))
-        lost: dict[str, set[str]] = {}
+        lost: dict[str, set[str]] = defaultdict(set)
+        written = {name: places.written(name) for name in places.cards} if finished else {}
         for section, tiles in finished.items():
             if not places.kept and len(tiles) < total:
                 tiles.clear()  # what lay in memory between stages is gone
-            if len(tiles) < total:
-                lost.update(self._drop_lost(section, tiles))
+            for path, keys in self._drop_lost(section, tiles, written).items():
+                lost[path] |= keys
         if lost:
             self.output.forget(set().union(*lost.values()))
         self._tell_begin(total * len(sections), [i for t in finished.values() for i, _ in t])
@@ -198,8 +199,13 @@ class Evaluation:
             warnings.showwarning = hear
             yield
 
-    def _drop_lost(self, section: Section, finished: set[tuple[int, int]]) -> dict[str, set[str]]:
-        """Drop tiles of which others will read what is gone; return their keys by its path.
+    def _drop_lost(
+        self,
+        section: Section,
+        finished: set[tuple[int, int]],
+        written: Mapping[str, Collection[str]],
+    ) -> dict[str, set[str]]:
+        """Drop tiles of which what others will read, or the output, is gone; keys by its path.
 
         From the last stage on, since a tile that is evaluated again reads what those before gave.
 
@@ -208,12 +214,25 @@ class Evaluation:
         ResumeError
             If something is gone as a whole, as where a disk is missing, unless `anew`.
         """
-        places, plan, lost = self.places, self.places.plan, {}
+        places, plan = self.places, self.places.plan
+        lost: dict[str, set[str]] = defaultdict(set)
         done = [{n for k, n in finished if k == i} for i in range(len(plan.stages))]
         left = [stage.count - len(n) for stage, n in zip(plan.stages, done, strict=True)]
+
+        def drop(i: int, path: str, gone: set[int]) -> None:
+            done[i] -= gone
+            finished.difference_update((i, n) for n in gone)
+            if gone:
+                lost[path] |= {_key(section, i, n) for n in gone}
+
         for i, stage in reversed(list(enumerate(plan.stages))):
             noted = frozenset(done[i])
             for name in (*stage.outputs, *stage.reduces):
+                tiles = ((n, tile) for n, tile in enumerate(stage.tiles()) if n in noted)
+                if name in written:
+                    objects = ((n, places.object_of(stage, tile, section)) for n, tile in tiles)
+                    drop(i, str(places.output), {n for n, o in objects if o not in written[name]})
+                    continue
                 readers = [k for k, later in enumerate(plan.stages) if name in later.inputs]
                 wanted = any(len(done[k]) < plan.stages[k].count for k in readers)
                 if not (noted and wanted and name in plan.places):
@@ -225,11 +244,7 @@ class Evaluation:
                         f"{path}: gone, though the unfinished prediction needs it; put it "
                         "back, or begin anew with overwrite (--overwrite)"
                     )
-                tiles = ((n, tile) for n, tile in enumerate(stage.tiles()) if n in noted)
-                if gone := places.lost(name, section, tiles):
-                    done[i] -= gone
-                    finished -= {(i, n) for n in gone}
-                    lost[str(path)] = {_key(section, i, n) for n in gone}
+                drop(i, str(path), places.lost(name, section, tiles))
         if again := overtaken(plan, finished):
             finished -= again
             lost[str(places.folder)] = {_key(section, i, n) for i, n in again}

@@ -9,12 +9,14 @@ from functools import cached_property
 
 import torch
 
+from ..arrays import NOTES
 from ..graph import RULES, Box, Graph, Reduce
 from ..locks import Fence
 from ..models.card import OutputCard
 from ..models.normalization import Statistics
+from ..output import aside_of
 from ..planner import Plan, Stage
-from ..storage import Place, Remote
+from ..storage import Place, Remote, files
 from .chunks import DecodedChunks
 from .globals import GlobalStore
 from .labelled import Framed
@@ -107,6 +109,24 @@ class Places:
     def _dtype(self, name: str) -> torch.dtype:
         found: torch.dtype = getattr(torch, self.graph.nodes[name].dtype or self.plan.dtype)
         return found
+
+    def written(self, name: str) -> set[str]:
+        """Objects that are there, with their notes, in all arrays of one of the outputs."""
+        store, notes = self.make(name), aside_of(self.output) / NOTES
+        assert isinstance(store, PredictionStore)
+        arrays = [path for path in (*store.paths, *store.masks) if path is not None]
+        whole = [{k for k, n in files(path).items() if n} for path in arrays]
+        noted = [set(files(notes / path.name)) for path in arrays]
+        return set.intersection(*whole, *noted) if arrays else set()
+
+    def object_of(self, stage: Stage, tile: Box, section: Section) -> str:
+        """Name of the object that a tile is in each array of the outputs."""
+        start = tile.within(stage.domain).start
+        numbers = {
+            **self.framed.at(section),
+            **{a: i // n for a, i, n in zip(self.framed.axes, start, stage.tile, strict=True)},
+        }
+        return "/".join(map(str, ("c", *(numbers[str(d)] for d in self.framed.volume.dims))))
 
     def lost(self, name: str, section: Section, tiles: Iterable[tuple[int, Box]]) -> set[int]:
         """Numbers of those tiles, of all that wrote to a tensor in files, whose part is gone."""

@@ -19,6 +19,7 @@ from ..arrays import open_dataset
 from ..errors import ArgumentError, ResumeError
 from ..events import Listener
 from ..graph import Graph
+from ..locks import check_untaken
 from ..models.weights import digest
 from ..output import Output, PathLike, begun_with, check_apart, check_free, is_unfinished
 from ..planner import Plan
@@ -217,6 +218,7 @@ def prepared(
         check_client(client)
     check_apart(data, place(path, storage_options), storage_options)
     target = check_free(path, overwrite, storage_options)
+    check_untaken(target)  # before all samples are read for their statistics
     if client is not None:
         # Workers have current folders of their own.
         target = target.absolute()

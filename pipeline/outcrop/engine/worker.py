@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from ..errors import OutcropError
 from ..graph import Box
-from .chunks import DecodedChunks, held_chunks
+from .chunks import held_chunks, keep_only
 from .crew import versions
 from .globals import GlobalStore
 from .memory import (
@@ -57,7 +59,6 @@ class Network(WorkerPlugin):
         self.address = worker.address
         self.turn = threading.Lock()
         self.latest: tuple[str, int] | None = None
-        self.chunks: DecodedChunks | None = None
         reset_highest_resident()
         held = sum(w.nbytes for w in self.weights.values()) if self.device.type == "cpu" else 0
         self.peak = Peak(self.device, held)
@@ -105,10 +106,7 @@ class Job(WorkerPlugin):
             torch.set_num_threads(network.threads)  # which OpenMP knows of each thread by itself
             if network.latest is None:
                 network.weights = {k: v.to(network.device) for k, v in network.weights.items()}
-            if network.chunks is not self.places.chunks:
-                if network.chunks is not None:  # no plan counts on those of another job
-                    network.chunks.clear()
-                network.chunks = self.places.chunks
+            keep_only(self.places.chunks)  # no plan counts on those of another job
             if network.latest != (self.name, stage):
                 return_freed_memory()
                 network.latest = self.name, stage
@@ -124,7 +122,8 @@ class Job(WorkerPlugin):
                     self.watch,
                 )
             runner = self.runners[stage]
-            runner.stores = self._stores(section)
+            names = (*runner.stage.inputs, *runner.stage.outputs, *runner.stage.reduces)
+            runner.stores = {name: self._store(section, name) for name in names}
             spent = [found for _, found in run_tiles(runner, iter(tiles), network.peak)]
         ours = [w for w in caught if issubclass(w.category, UserWarning)]
         return network.address, spent, [(str(w.message), w.category) for w in ours]
@@ -133,22 +132,31 @@ class Job(WorkerPlugin):
         self, network: Network, section: Section, name: str, level: int, group: range
     ) -> None:
         """Merge a group of the states of a global value."""
-        store = self._stores(section)[name]
+        store = self._store(section, name)
         assert isinstance(store, GlobalStore)
         store.merge(level, group)
 
-    def _stores(self, section: Section) -> dict[str, Store]:
+    def _store(self, section: Section, name: str) -> Store:
+        """Return one that a task needs; others are not made, since they may be spent by now."""
         if section not in self.stores:
+            check_seen(self.places)
             while len(self.stores) >= 4:
                 del self.stores[next(iter(self.stores))]
-            self.stores[section] = all_stores(self.places, section)
-        return self.stores[section]
+            self.stores[section] = dict(self.places.inputs(section))
+        stores = self.stores[section]
+        if name not in stores:
+            stores[name] = self.places.make(name, section)
+        return stores[name]
 
 
-def all_stores(places: Places, section: Section) -> dict[str, Store]:
-    """Stores of all that the tiles of a plan read and write."""
-    written = (name for s in places.plan.stages for name in (*s.outputs, *s.reduces))
-    return {**places.inputs(section), **{name: places.make(name, section) for name in written}}
+def check_seen(places: Places) -> None:
+    """Raise `OutcropError` unless what lies between stages is where this worker sees it."""
+    # The client has made that folder; one that a worker made would be another, as on its own disk.
+    if places.plan.places and isinstance(places.folder, Path) and not places.folder.exists():
+        raise OutcropError(
+            f"{places.folder}: is not to be seen from {platform.node()}; take a path that is the "
+            "same on every machine"
+        )
 
 
 def call(network: str, job: str, method: str, *arguments: Any) -> Any:

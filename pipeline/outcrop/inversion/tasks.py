@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from distributed import WorkerPlugin, get_worker
 from ..engine.crew import check_versions
 from ..engine.memory import USUAL, keep_freed_memory
 from ..errors import OutcropError
-from ..tasks import Window, quietly
+from ..tasks import Window, forget_the_dead, name_of_plugin, register, unregister
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -49,18 +48,18 @@ class Team:
 
     def __init__(self, job: Job, client: Client | None) -> None:
         self.job, self.client = job, client
-        self.name = f"outcrop-inversion-{uuid.uuid4().hex[:16]}"
+        self.name = "" if client is None else name_of_plugin(client)
 
     def __enter__(self) -> Team:
         if self.client is not None:
             check_versions(self.client, "deepwave")
-            self.client.register_plugin(self.job, name=self.name)
+            forget_the_dead(self.client)
+            register(self.client, self.name, self.job)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.client is not None:
-            with quietly():
-                self.client.unregister_worker_plugin(self.name)
+            unregister(self.client, self.name)
 
     def run(self, tasks: Iterable[Task], done: Callable[[Task, Any], None] | None = None) -> None:
         """Do tasks, in any order, a few per worker at a time.
