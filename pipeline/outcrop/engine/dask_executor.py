@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Box
+from ..planner.frames import Frames
 from ..tasks import (
     AHEAD,
     Window,
@@ -27,7 +28,6 @@ from ..tasks import (
 from .globals import GlobalStore, to_merge
 from .places import Places, Section
 from .schedule import Schedule
-from .tile import StageRunner
 from .worker import Job, Network, call
 
 if TYPE_CHECKING:
@@ -80,20 +80,20 @@ class _Work:
         self.places, self.plan = task.job.places, task.job.places.plan
         written = (n for s in self.plan.stages for n in (*s.outputs, *s.reduces))
         self.stores = {name: self.places.make(name, section) for name in written}
-        self.runners: dict[int, StageRunner] = {}
+        self.frames: dict[int, Frames] = {}
         self.schedule = Schedule(self.plan, self._reads, finished)
 
     def _reads(self, i: int, tile: Box) -> Mapping[str, Box]:
         stage = self.plan.stages[i]
         if not any(name in self.plan.places for name in stage.inputs):
             return {}
-        if i not in self.runners:
-            self.runners[i] = StageRunner(self.places.graph, stage, self.task.weights, {})
-        return self.runners[i].reads(tile)
+        if i not in self.frames:
+            self.frames[i] = Frames(self.places.graph, stage)
+        return self.frames[i].reads(tile)
 
     def complete(self, i: int) -> None:
         """Free what stage `i` was the last to need."""
-        self.runners.pop(i, None)
+        self.frames.pop(i, None)
         spent = self.schedule.spent(i) & self.plan.places.keys() & self.stores.keys()
         if spent:
             self.task.evaluation.output.flush()
@@ -112,7 +112,6 @@ class _Begun:
 
     evaluation: Evaluation
     job: Job
-    weights: Mapping[str, Tensor]
     seconds: dict[int, float]
     left: int  # volumes and sections
 
@@ -173,7 +172,7 @@ class _Run:
             )
             self._register(job)
             todo = evaluation.todo()
-            task = _Begun(evaluation, job, weights, {}, len(todo))
+            task = _Begun(evaluation, job, {}, len(todo))
             evaluation.note_workers(self.window.workers())
             for section, finished in todo.items():
                 yield _Work(task, section, finished)

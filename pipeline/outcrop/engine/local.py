@@ -88,6 +88,7 @@ def run_local(
         watch = Watch(plan.peak_memory - held_chunks()) if on_cpu else None
         peak = Peak(device)
         runners: dict[int, StageRunner] = {}
+        ended: set[int] = set()
         for step in plan.order:
             i, stage = step.stage, plan.stages[step.stage]
             if step.first == 0:
@@ -106,8 +107,9 @@ def run_local(
                 continue
             del runners[i]
             written.add(i)
+            ended.add(i)
             finish_globals(stores, to_merge(plan, i, written.__contains__), stage.count)
-            spent = unused(plan, written) & plan.places.keys() & stores.keys() - inputs.keys()
+            spent = unused(plan, ended) & plan.places.keys() & stores.keys() - inputs.keys()
             if spent and before_removal is not None:
                 before_removal()
             for name in spent:
@@ -126,8 +128,8 @@ def finish_globals(stores: Mapping[str, Store], names: Collection[str], count: i
         store.finish(count)
 
 
-def unused(plan: Plan, written: Collection[int]) -> set[str]:
-    """Tensors that stages whose tiles are written read or wrote, and no other stage reads."""
+def unused(plan: Plan, ended: Collection[int]) -> set[str]:
+    """Tensors that stages which have ended read or wrote, and no other stage will."""
     names = [{*stage.inputs, *stage.outputs, *stage.reduces} for stage in plan.stages]
-    left = {name for i, stage in enumerate(plan.stages) if i not in written for name in names[i]}
-    return set().union(*(names[i] for i in written)) - left
+    left = {name for i, stage in enumerate(plan.stages) if i not in ended for name in names[i]}
+    return set().union(*(names[i] for i in ended)) - left
