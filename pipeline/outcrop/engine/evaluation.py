@@ -74,12 +74,13 @@ class Evaluation:
         for key in self.output.finished:
             first, i, n = map(int, key.split(":"))
             finished[None if places.sections is None else first].add((i, n))
-        lost: dict[str, set[str]] = {}
+        lost: dict[str, set[str]] = defaultdict(set)
         for section, tiles in finished.items():
             if not places.kept and len(tiles) < total:
                 tiles.clear()  # what lay in memory between stages is gone
             if len(tiles) < total:
-                lost.update(self._drop_lost(section, tiles))
+                for path, keys in self._drop_lost(section, tiles).items():
+                    lost[path] |= keys
         if lost:
             self.output.forget(set().union(*lost.values()))
         self._tell_begin(total * len(sections), [i for t in finished.values() for i, _ in t])
@@ -230,7 +231,7 @@ class Evaluation:
                     done[i] -= gone
                     finished -= {(i, n) for n in gone}
                     lost[str(path)] = {_key(section, i, n) for n in gone}
-        if again := overtaken(plan, finished):
+        if places.layers and (again := overtaken(plan, finished)):
             finished -= again
             lost[str(places.folder)] = {_key(section, i, n) for i, n in again}
         return lost

@@ -88,7 +88,8 @@ def run_local(
         watch = Watch(plan.peak_memory - held_chunks()) if on_cpu else None
         peak = Peak(device)
         runners: dict[int, StageRunner] = {}
-        for step in plan.order:
+        used = plan.used()
+        for k, step in enumerate(plan.order):
             i, stage = step.stage, plan.stages[step.stage]
             if step.first == 0:
                 if watch is not None:  # of what the stage before has freed
@@ -107,7 +108,7 @@ def run_local(
             del runners[i]
             written.add(i)
             finish_globals(stores, to_merge(plan, i, written.__contains__), stage.count)
-            spent = unused(plan, written) & plan.places.keys() & stores.keys() - inputs.keys()
+            spent = [name for name in plan.places if name in used and used[name][1] == k]
             if spent and before_removal is not None:
                 before_removal()
             for name in spent:
@@ -124,10 +125,3 @@ def finish_globals(stores: Mapping[str, Store], names: Collection[str], count: i
         store = stores[name]
         assert isinstance(store, GlobalStore)
         store.finish(count)
-
-
-def unused(plan: Plan, written: Collection[int]) -> set[str]:
-    """Tensors that stages whose tiles are written read or wrote, and no other stage reads."""
-    names = [{*stage.inputs, *stage.outputs, *stage.reduces} for stage in plan.stages]
-    left = {name for i, stage in enumerate(plan.stages) if i not in written for name in names[i]}
-    return set().union(*(names[i] for i in written)) - left

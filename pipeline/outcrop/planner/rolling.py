@@ -50,15 +50,15 @@ def _along(axis: int, plan: Plan, graph: Graph) -> Plan:
     if max(advance.count / advance.band for advance in advances) <= 1:
         return plan
     writers = {n: a for a in advances for n in a.stage.outputs if plan.places.get(n) == "disk"}
-    merged = {name: a for a in advances for name in a.stage.reduces}
+    whole = {n: a for a in advances for n in (*a.stage.outputs, *a.stage.reduces)}
     steps: list[Step] = []
     layers = dict.fromkeys(writers, 0)
 
     def may_run(advance: _Advance) -> bool:
         return advance.rest > 0 and all(
-            not merged[name].rest
-            if name in merged
-            else name not in writers or advance.reaches(name) <= writers[name].edge
+            advance.reaches(name) <= writers[name].edge
+            if name in writers
+            else name not in whole or not whole[name].rest
             for name in advance.stage.inputs
         )
 
@@ -81,19 +81,20 @@ def _along(axis: int, plan: Plan, graph: Graph) -> Plan:
 def overtaken(plan: Plan, finished: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
     """Finished tiles that are to be run again since one that ran before them is.
 
-    What that one reads, or what is read of it, may have been written over.
+    What that one reads, or what is read of it, may have been written over; of what lay between
+    stages nothing is taken for granted then.
 
     Parameters
     ----------
     plan : Plan
     finished : collection of (stage, tile)
     """
-    over = {i for i, stage in enumerate(plan.stages) if plan.layers.keys() & {*stage.outputs}}
     gap = False
     for step in plan.order:
         done = [(step.stage, n) in finished for n, _ in plan.tiles(step)]
-        if gap and any(done) and step.stage in over:
-            return {(i, n) for i, n in finished if i in over}
+        if gap and any(done) and plan.layers.keys() & {*plan.stages[step.stage].outputs}:
+            stored = [plan.places.keys() & {*s.outputs, *s.reduces} for s in plan.stages]
+            return {(i, n) for i, n in finished if stored[i]}
         gap |= not all(done)
     return set()
 
