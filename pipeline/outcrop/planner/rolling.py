@@ -51,6 +51,7 @@ def _along(axis: int, plan: Plan, graph: Graph) -> Plan:
         return plan
     writers = {n: a for a in advances for n in a.stage.outputs if plan.places.get(n) == "disk"}
     whole = {n: a for a in advances for n in (*a.stage.outputs, *a.stage.reduces)}
+    readers = {n: [k for k, s in enumerate(plan.stages) if n in s.inputs] for n in whole}
     steps: list[Step] = []
     layers = dict.fromkeys(writers, 0)
 
@@ -64,17 +65,20 @@ def _along(axis: int, plan: Plan, graph: Graph) -> Plan:
 
     def spent(name: str) -> int:
         """Layers of a tensor that no tile will read any more."""
-        lowest = min(a.begins(name) for a in advances if name in a.stage.inputs)
+        lowest = min((advances[k].begins(name) for k in readers[name]), default=sys.maxsize)
         writer = writers[name]
         return min(writer.done, max(0, lowest - writer.start) // writer.extent)
 
-    while any(advance.rest for advance in advances):
-        i = max(i for i, advance in enumerate(advances) if may_run(advance))
+    last = len(advances) - 1
+    # Of those behind the last one that could run, just what reads its output may be able to now.
+    while (i := next((i for i in range(last, -1, -1) if may_run(advances[i])), None)) is not None:
         advance = advances[i]
         before, advance.done = advance.done, advance.done + advance.next
         steps.append(Step(i, before, advance.done))
         for name in writers.keys() & set(advance.stage.outputs):
             layers[name] = max(layers[name], advance.done - min(before, spent(name)))
+        made = *advance.stage.outputs, *advance.stage.reduces
+        last = max([i, *(k for name in made for k in readers[name])])
     return replace(plan, steps=tuple(steps), axis=axis, layers=layers)
 
 
