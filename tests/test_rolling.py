@@ -193,6 +193,16 @@ def test_global_values_come_back_with_what_was_written_over(chain, tmp_path):
     xr.testing.assert_identical(found.drop_attrs(), calm.drop_attrs())
 
 
+def test_object_stores_hold_all(monkeypatch):
+    monkeypatch.setattr(rolling, "_TILES", 1)
+    monkeypatch.setattr(rolling, "_WORTH", math.inf)
+    network, survey = FaultSeg3d().eval(), make_survey((96, 24, 16))
+    how = {"storage_mode": "disk", "tile": (8, 8, 8)}
+    found = [outcrop.plan(network, survey, storage_path=p, **how) for p in (None, "s3://bucket/a")]
+    assert [bool(plan.layers) for plan in found] == [True, False]
+    assert found[1].disk_bytes > found[0].disk_bytes
+
+
 def test_another_order_is_another_plan(chain, tmp_path):
     """Layers lie elsewhere in the files, which may be as large."""
     network, survey, plain, plan = chain
