@@ -15,10 +15,15 @@ from hypothesis import strategies as st
 
 import outcrop
 from outcrop import OutcropError, whole_volume
+from outcrop.engine.labelled import frame
+from outcrop.engine.planning import captured
+from outcrop.errors import ResumeError
+from outcrop.events import Tile
 from outcrop.graph import RULES, Box, Reduce, capture
 from outcrop.graph.boxes import Lattice, tiles
 from outcrop.models.faultseg3d import FaultSeg3d
 from outcrop.planner import Plan, format_bytes, make_plan, planner, rolling
+from outcrop.planner.draft import Task
 from outcrop.planner.rates import _CPU
 from random_plans import draw_plan
 from test_exact import RandomNetwork, assert_exact, recipes
@@ -143,6 +148,97 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_read(tmp_path):
     with pytest.raises(OutcropError, match=r"no space left: .* take .* GB at once and .* are free"):
         outcrop.predict(FaultSeg3d().eval(), survey, tmp_path / "o.zarr", storage_mode="disk")
     assert not list(tmp_path.iterdir())
+
+
+class Chain(torch.nn.Module):
+    """Convolutions one after the other, and a global value of what goes in."""
+
+    def __init__(self):
+        super().__init__()
+        ends = (1, 2), (2, 2), (2, 2), (2, 2), (2, 1)
+        self.layers = torch.nn.ModuleList(torch.nn.Conv3d(*e, 3, padding=1) for e in ends)
+
+    def forward(self, x):
+        x = x - x.mean()
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+@pytest.fixture(scope="module")
+def chain():
+    """A network, a survey and a plan that stores every tensor."""
+    torch.manual_seed(0)
+    network, survey = Chain().eval(), make_survey((8, 8, 36))
+    graph, _ = captured(network, frame(network, survey, None, None))
+    task = Task(
+        graph, graph.outputs, 10**9, "float32", None, (8, 8, 8), False, 4, "cpu", None, False
+    )
+    search = planner._Planner(task, "disk")
+    every = {n for n, node in graph.nodes.items() if node.op == "tanh"} | search.fixed
+    plan = planner._finished(search.draft(dict.fromkeys(search._kept(every), "disk")))
+    assert len(plan.stages) == 6
+    return network, survey, plan, rolled(plan, graph)
+
+
+def stopped(network, survey, path, plan, after):
+    """Begin a prediction, and stop it after so many tiles."""
+    heard = []
+
+    def stop(event):
+        heard.append(isinstance(event, Tile))
+        if sum(heard) == after:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        outcrop.predict(network, survey, path, plan=plan, listeners=[stop])
+
+
+@pytest.mark.parametrize("rolls", [False, True])
+def test_resumed_where_some_stages_are_whole(rolls, chain, tmp_path):
+    network, survey, *plans = chain
+    plan = plans[rolls]
+    calm = outcrop.predict(network, survey, tmp_path / "calm.zarr", plan=plan).load()
+    for after in (17, 28):
+        path, begun = tmp_path / f"{after}.zarr", []
+        stopped(network, survey, path, plan, after)
+        found = outcrop.predict(network, survey, path, plan=plan, listeners=[begun.append]).load()
+        assert begun[0].finished == after
+        xr.testing.assert_identical(found.drop_attrs(), calm.drop_attrs())
+
+
+def test_global_values_come_back_with_what_was_written_over(chain, tmp_path):
+    network, survey, _, plan = chain
+    calm = outcrop.predict(network, survey, tmp_path / "calm.zarr", plan=plan).load()
+    path = tmp_path / "o.zarr"
+    stopped(network, survey, path, plan, 2 + plan.used()["mean"][1])
+    folder = path / "unfinished" / "stored"
+    assert not (folder / "mean").exists()  # all that read it are done
+    assert sum(path.stat().st_size for path in folder.iterdir()) == plan.disk_bytes
+    os.truncate(folder / plan.stages[2].outputs[0], 1)
+    with pytest.warns(UserWarning, match="evaluated again"):
+        found = outcrop.predict(network, survey, path, plan=plan).load()
+    xr.testing.assert_identical(found.drop_attrs(), calm.drop_attrs())
+
+
+def test_object_stores_hold_all(monkeypatch):
+    monkeypatch.setattr(rolling, "_TILES", 1)
+    monkeypatch.setattr(rolling, "_WORTH", math.inf)
+    network, survey = FaultSeg3d().eval(), make_survey((96, 24, 16))
+    how = {"storage_mode": "disk", "tile": (8, 8, 8)}
+    found = [outcrop.plan(network, survey, storage_path=p, **how) for p in (None, "s3://bucket/a")]
+    assert [bool(plan.layers) for plan in found] == [True, False]
+    assert found[1].disk_bytes > found[0].disk_bytes
+
+
+def test_another_order_is_another_plan(chain, tmp_path):
+    """Layers lie elsewhere in the files, which may be as large."""
+    network, survey, plain, plan = chain
+    assert plan.digest() == Plan.from_dict(plan.to_dict()).digest() != plain.digest()
+    stopped(network, survey, tmp_path / "o.zarr", plan, 8)
+    other = replace(plan, axis=1 - plan.axis)
+    with pytest.raises(ResumeError, match="plan_sha256"):
+        outcrop.predict(network, survey, tmp_path / "o.zarr", plan=other)
 
 
 def test_layers_of_tiles():

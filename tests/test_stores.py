@@ -156,7 +156,7 @@ import outcrop.engine.local as local
 from outcrop import whole_volume
 from outcrop.models.faultseg3d import FaultSeg3d
 how = sys.argv[2]
-def interrupted(plan, written):
+def interrupted(stores, names, count):
     print(sum(os.stat(f"/proc/self/fd/{fd}").st_size for fd in os.listdir("/proc/self/fd")
               if os.path.realpath(f"/proc/self/fd/{fd}").startswith(os.path.realpath(sys.argv[1]))),
           flush=True)
@@ -164,7 +164,7 @@ def interrupted(plan, written):
         raise RuntimeError("as if something failed")
     os.kill(os.getpid(), getattr(signal, how))
     time.sleep(10)
-local.unused = interrupted
+local.finish_globals = interrupted
 x = torch.zeros(1, 1, 32, 32, 32)
 whole_volume(FaultSeg3d().eval(), x, storage_mode="disk", storage_path=sys.argv[1], tile=(8, 8, 8))
 """

@@ -245,7 +245,7 @@ class Evaluation:
                         "back, or begin anew with overwrite (--overwrite)"
                     )
                 drop(i, str(path), places.lost(name, section, tiles))
-        if again := overtaken(plan, finished):
+        if places.layers and (again := overtaken(plan, finished)):
             finished -= again
             lost[str(places.folder)] = {_key(section, i, n) for i, n in again}
         return lost

@@ -88,8 +88,8 @@ def run_local(
         watch = Watch(plan.peak_memory - held_chunks()) if on_cpu else None
         peak = Peak(device)
         runners: dict[int, StageRunner] = {}
-        ended: set[int] = set()
-        for step in plan.order:
+        used = plan.used()
+        for k, step in enumerate(plan.order):
             i, stage = step.stage, plan.stages[step.stage]
             if step.first == 0:
                 if watch is not None:  # of what the stage before has freed
@@ -107,9 +107,8 @@ def run_local(
                 continue
             del runners[i]
             written.add(i)
-            ended.add(i)
             finish_globals(stores, to_merge(plan, i, written.__contains__), stage.count)
-            spent = unused(plan, ended) & plan.places.keys() & stores.keys() - inputs.keys()
+            spent = [name for name in plan.places if name in used and used[name][1] == k]
             if spent and before_removal is not None:
                 before_removal()
             for name in spent:
@@ -126,10 +125,3 @@ def finish_globals(stores: Mapping[str, Store], names: Collection[str], count: i
         store = stores[name]
         assert isinstance(store, GlobalStore)
         store.finish(count)
-
-
-def unused(plan: Plan, ended: Collection[int]) -> set[str]:
-    """Tensors that stages which have ended read or wrote, and no other stage will."""
-    names = [{*stage.inputs, *stage.outputs, *stage.reduces} for stage in plan.stages]
-    left = {name for i, stage in enumerate(plan.stages) if i not in ended for name in names[i]}
-    return set().union(*(names[i] for i in ended)) - left

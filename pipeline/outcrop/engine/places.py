@@ -78,6 +78,11 @@ class Places:
         return set(self.plan.places.values()) <= {"disk", "global"}
 
     @property
+    def layers(self) -> Mapping[str, int]:
+        """Of tensors in files that are written over: how many layers are kept at once."""
+        return {} if self.shared or isinstance(self.folder, Remote) else self.plan.layers
+
+    @property
     def sections(self) -> int | None:
         """Number of volumes or sections, one by one; None where the network takes all in one."""
         apart = self.framed.apart
@@ -146,7 +151,7 @@ class Places:
             writer.tile,
             domain=writer.domain,
             compression=self.plan.compressed,
-            layers=self.plan.layers.get(name),
+            layers=self.layers.get(name),
             axis=self.plan.axis,
         )
         return set() if path.stat().st_size == size else {n for n, _ in tiles}
@@ -196,6 +201,6 @@ class Places:
             compression=self.plan.compressed,
             path=path,
             keep=self.kept,
-            layers=self.plan.layers.get(name),
+            layers=self.layers.get(name),
             axis=self.plan.axis,
         )

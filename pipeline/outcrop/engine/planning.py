@@ -20,7 +20,7 @@ from ..graph.propagate import needed
 from ..output import PathLike, aside_of
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
-from ..storage import Options, Place, place
+from ..storage import Options, Place, Remote, place
 from .chunks import worth_keeping
 from .labelled import Framed, Volume, frame
 from .whole import example, to_dtype
@@ -61,7 +61,8 @@ direction, storage_options
         Plan for its workers.
     storage_path : path-like, optional
         With a client, where its workers would keep tensors between stages: how fast that is, is
-        measured. The folder for temporary files unless given.
+        measured. The folder for temporary files unless given. In an object store nothing is
+        written over: it holds all at once.
 
     Returns
     -------
@@ -133,6 +134,8 @@ def plan_for(
         crew = crew._replace(workers=max(1, crew.workers // volumes))
     how = {k: v for k, v in wanted.items() if k != "cluster"}
     plan = make_plan(graph, domain=framed.domain, holds_output=False, crew=crew, **how)
+    if isinstance(store, Remote):  # where nothing is written over
+        plan = replace(plan, steps=(), axis=0, layers={})
     return _keeping_chunks(plan, graph, framed)
 
 

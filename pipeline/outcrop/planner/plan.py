@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -178,25 +179,28 @@ class Plan:
         """Yield number and box of every tile of a step."""
         return self.stages[step.stage].lattice.layers(self.axis, step.first, step.stop)
 
+    def used(self) -> dict[str, tuple[int, int]]:
+        """Return the first and the last step, by number, that writes or reads each tensor."""
+        found: dict[str, tuple[int, int]] = {}
+        for k, step in enumerate(self.order):
+            stage = self.stages[step.stage]
+            for name in (*stage.outputs, *stage.inputs):
+                found[name] = found.get(name, (k,))[0], k
+        return found
+
     @property
     def disk_bytes(self) -> int:
         """Room on disk that tensors between stages take at once, at most."""
-        first: dict[str, int] = {}
-        last: dict[str, int] = {}
-        for k, step in enumerate(self.order):
-            stage = self.stages[step.stage]
-            for name in stage.outputs:
-                first.setdefault(name, k)
-            last.update(dict.fromkeys((*stage.outputs, *stage.inputs), k))
-        change = [0] * (len(self.order) + 1)
+        used, change = self.used(), [0] * (len(self.order) + 1)
         for stage in self.stages:
             for name in stage.outputs:
                 if self.places.get(name) == "disk":
-                    count = stage.lattice.counts[self.axis]
-                    kept = min(self.layers.get(name, count), count) / count
-                    size = round(self.stored_bytes[name] * kept)
-                    change[first[name]] += size
-                    change[last[name] + 1] -= size
+                    extent, edge = stage.domain.shape[self.axis], stage.tile[self.axis]
+                    kept = min(self.layers.get(name, extent) * edge, extent) / extent
+                    size = math.ceil(self.stored_bytes[name] * kept)
+                    first, last = used[name]
+                    change[first] += size
+                    change[last + 1] -= size
         return max(accumulate(change))
 
     @property
@@ -228,12 +232,15 @@ class Plan:
         return cls(**{**data, "stages": tuple(stages), "steps": steps})
 
     def digest(self) -> str:
-        """SHA-256 of what the plan does: stages, tiles, places and precision."""
+        """SHA-256 of what the plan does: stages, tiles, places, precision, and their order."""
         does = [
             (s.outputs, s.reduces, s.inputs, s.nodes, s.domain.start, s.domain.stop, s.tile)
             for s in self.stages
         ]
-        text = repr((does, sorted(self.places.items()), self.dtype, self.compressed, self.graph))
+        facts = does, sorted(self.places.items()), self.dtype, self.compressed, self.graph
+        # Nothing is added for stage after stage: so it was before there were other orders.
+        order = (self.steps, self.axis, sorted(self.layers.items())) if self.steps else ()
+        text = repr((*facts, *order))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __str__(self) -> str:

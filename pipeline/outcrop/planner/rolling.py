@@ -50,50 +50,55 @@ def _along(axis: int, plan: Plan, graph: Graph) -> Plan:
     if max(advance.count / advance.band for advance in advances) <= 1:
         return plan
     writers = {n: a for a in advances for n in a.stage.outputs if plan.places.get(n) == "disk"}
-    merged = {name: a for a in advances for name in a.stage.reduces}
+    whole = {n: a for a in advances for n in (*a.stage.outputs, *a.stage.reduces)}
+    readers = {n: [k for k, s in enumerate(plan.stages) if n in s.inputs] for n in whole}
     steps: list[Step] = []
     layers = dict.fromkeys(writers, 0)
 
     def may_run(advance: _Advance) -> bool:
         return advance.rest > 0 and all(
-            not merged[name].rest
-            if name in merged
-            else name not in writers or advance.reaches(name) <= writers[name].edge
+            advance.reaches(name) <= writers[name].edge
+            if name in writers
+            else name not in whole or not whole[name].rest
             for name in advance.stage.inputs
         )
 
     def spent(name: str) -> int:
         """Layers of a tensor that no tile will read any more."""
-        lowest = min(a.begins(name) for a in advances if name in a.stage.inputs)
+        lowest = min((advances[k].begins(name) for k in readers[name]), default=sys.maxsize)
         writer = writers[name]
         return min(writer.done, max(0, lowest - writer.start) // writer.extent)
 
-    while any(advance.rest for advance in advances):
-        i = max(i for i, advance in enumerate(advances) if may_run(advance))
+    last = len(advances) - 1
+    # Of those behind the last one that could run, just what reads its output may be able to now.
+    while (i := next((i for i in range(last, -1, -1) if may_run(advances[i])), None)) is not None:
         advance = advances[i]
         before, advance.done = advance.done, advance.done + advance.next
         steps.append(Step(i, before, advance.done))
         for name in writers.keys() & set(advance.stage.outputs):
             layers[name] = max(layers[name], advance.done - min(before, spent(name)))
+        made = *advance.stage.outputs, *advance.stage.reduces
+        last = max([i, *(k for name in made for k in readers[name])])
     return replace(plan, steps=tuple(steps), axis=axis, layers=layers)
 
 
 def overtaken(plan: Plan, finished: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
     """Finished tiles that are to be run again since one that ran before them is.
 
-    What that one reads, or what is read of it, may have been written over.
+    What that one reads, or what is read of it, may have been written over; of what lay between
+    stages nothing is taken for granted then.
 
     Parameters
     ----------
     plan : Plan
     finished : collection of (stage, tile)
     """
-    over = {i for i, stage in enumerate(plan.stages) if plan.layers.keys() & {*stage.outputs}}
     gap = False
     for step in plan.order:
         done = [(step.stage, n) in finished for n, _ in plan.tiles(step)]
-        if gap and any(done) and step.stage in over:
-            return {(i, n) for i, n in finished if i in over}
+        if gap and any(done) and plan.layers.keys() & {*plan.stages[step.stage].outputs}:
+            stored = [plan.places.keys() & {*s.outputs, *s.reduces} for s in plan.stages]
+            return {(i, n) for i, n in finished if stored[i]}
         gap |= not all(done)
     return set()
 
