@@ -132,6 +132,28 @@ def test_a_pass_per_norm_and_no_more():
     assert plans[1].operations < 2.2 * plans[0].operations
 
 
+class Stream(nn.Module):
+    """Residuals at full resolution, one after the other."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv3d(4, 4, 3, padding=1) for _ in range(depth))
+        self.first, self.last = nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 1, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer in self.layers:
+            x = x + torch.relu(layer(x))
+        return self.last(x)
+
+
+def test_a_deep_stream_is_cut_where_it_alone_is_held():
+    graph, _ = capture(Stream(200).eval(), [torch.zeros(1).expand(1, 1, 1504, 3200, 5000)])
+    plan = make_plan(graph, memory=8 * 10**9, storage_mode="disk", holds_output=False)
+    assert len(graph.nodes) > 400
+    assert max(len(stage.nodes) for stage in plan.stages) < 100
+
+
 def test_fifteen_hundred_operators_are_planned(record_property):
     graph, _ = capture(Norms(210).eval(), [torch.zeros(1).expand(1, 1, 256, 256, 256)])
     assert len(graph.nodes) >= 1050

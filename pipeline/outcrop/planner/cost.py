@@ -129,6 +129,7 @@ class Costs:
         self._point: dict[str, tuple[float, float]] = {}
         self._bytes: dict[tuple[str, int | None], int] = {}
         self._works: dict[tuple[object, ...], _Work] = {}
+        self.looked_at = 0  # operators, each as often as it was part of what was measured
         self._wrapping = {n for n, node in graph.nodes.items() if RULES[node.op].wraps(node)}
         self._wanders = _wanders(graph)
 
@@ -202,6 +203,7 @@ class Costs:
 
     def _measure(self, part: Part, domain: Box, tile: Shape) -> _Work:
         graph = self.graph
+        self.looked_at += len(part.nodes)
         kept = part.kept(graph)
         middle = central_tile(domain, tile)
         # Every tile is evaluated on boxes of the same shape, but where an axis wraps around, or

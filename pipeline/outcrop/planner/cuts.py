@@ -194,15 +194,25 @@ class Cuts:
         return {n for n, k in times.items() if k > 2 and len(self.users.get(n, ())) > 1}
 
     def _along(self, stored: set[str]) -> set[str]:
-        """Tensors along stages of very many operators: each of these takes long to look at."""
-        found = set()
+        """Where to cut stages of very many operators, each of which takes long to look at.
+
+        Now and then, where least is held: in a residual network the stream, not what is added.
+        """
+        found: set[str] = set()
         for p in self.parts(stored):
-            since = 0
-            for name in p.nodes if len(p.nodes) > _LONG else ():
-                since += 1
-                if since > _LONG // 4 and self.worth(name, stored):
-                    found.add(name)
-                    since = 0
+            if len(p.nodes) <= _LONG:
+                continue
+            last = {o: i for i, n in enumerate(p.nodes) for o in self.graph.nodes[n].operands}
+            held: list[set[str]] = []
+            for i, name in enumerate(p.nodes):
+                before = held[-1] if held else set()
+                held.append({n for n in (*before, name) if last.get(n, -1) > i})
+            step = _LONG // 4
+            at = 0
+            while at + step < len(p.nodes):
+                near = range(at + step, min(at + 2 * step, len(p.nodes)))
+                at = min(near, key=lambda i: len(held[i]))
+                found |= {n for n in held[at] if not self.graph.layouts[n].is_fixed}
         return found
 
     def worth(self, name: str, stored: set[str]) -> bool:

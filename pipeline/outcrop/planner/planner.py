@@ -27,6 +27,9 @@ _SMALL = (16,)
 # Tensors of a stage that does not fit that are looked at, the largest first: so many, but fewer
 # in networks of many operators, where each look takes longer.
 _TRIED, _LOOKED_AT = 8, 2000
+# Operators that are looked at, each as often as it is, before a plan that fits is taken: more than
+# all but deep chains at full resolution take, whose plans hardly become better.
+_ENOUGH = 60_000
 # Of two plans of which one takes no longer than this times the other, that which takes less disk.
 _AS_FAST = 1.03
 
@@ -231,7 +234,8 @@ class _Planner:
             return self.draft(dict.fromkeys(self._kept(self.fixed), self.first))
         stored = self.cuts.choose(self.task.memory / 2, partial(self.task.shapes, edges=_SEARCHED))
         draft = self.draft(dict.fromkeys(self._kept(stored), self.first))
-        while draft.excess or not any_that_fits:
+        enough = self.costs.looked_at + _ENOUGH
+        while draft.excess or not (any_that_fits or self.costs.looked_at > enough):
             tried = [self.draft(places) for places in self._relieved(draft)]
             if draft.excess:
                 tried = [d for d in tried if d.excess < draft.excess]
