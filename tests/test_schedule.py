@@ -12,7 +12,7 @@ from random_plans import draw_plan
 from test_exact import RandomNetwork, recipes
 
 
-@settings(max_examples=18, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.data(), st.sampled_from([2, 3]), recipes, st.tuples(*[st.integers(4, 13)] * 3), st.randoms()
 )
