@@ -223,6 +223,9 @@ def test_networks_that_compute_nothing():
     assert whole_volume(nn.Identity().eval(), x) is x
     with pytest.raises(ArgumentError, match="without values"):
         whole_volume(Apply(lambda x: x[:, :, 3:3]).eval(), torch.zeros(1, 1, 4, 4))
+    inside = Apply(lambda x: torch.cat((x.mean((2, 3), keepdim=True) + x, x[:, :, :0] * 2), 2))
+    with pytest.raises(ArgumentError, match="gives a tensor without values"):
+        whole_volume(inside.eval(), torch.zeros(1, 1, 4, 4))
 
 
 def test_plans_are_for_one_shape_and_one_kernel():

@@ -99,6 +99,9 @@ def make_plan(
         raise ArgumentError("the network computes nothing: what it returns is its input")
     if any(0 in graph.shape(name) for name in graph.outputs):
         raise ArgumentError("the network returns a tensor without values; is the volume too small?")
+    empty = next((node for name, node in graph.nodes.items() if 0 in graph.grid(name)), None)
+    if empty is not None:
+        raise ArgumentError(f"{empty}: gives a tensor without values; is the volume too small?")
     if tile is not None:
         try:
             extents = tuple(map(operator.index, tile))
