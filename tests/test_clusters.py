@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 import outcrop
 from outcrop import tasks
 from outcrop.cli.main import app
-from outcrop.cluster import connect
+from outcrop.cluster import connect, workers_there
 from outcrop.engine.crew import (
     _store_seconds,
     _suitable,
@@ -177,7 +177,8 @@ def test_a_worker_that_dies_while_it_is_asked(monkeypatch):
     monkeypatch.setattr("outcrop.engine.crew._LOOK", 0.1)
     facts = {**versions(), "memory": 1}
     answers = [{"a": CommClosedError("gone"), "b": facts}, {"b": facts}]
-    asked = SimpleNamespace(scheduler_info=nobody().scheduler_info, _run=None)
+    monkeypatch.setattr("outcrop.engine.crew.workers_there", lambda _: {})
+    asked = SimpleNamespace(_run=None)
     asked.sync = lambda *_, **__: answers[0]
     with pytest.raises(outcrop.OutcropError, match="worker a: cannot load outcrop"):
         check_versions(asked)
@@ -287,13 +288,13 @@ def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):
         window.submit("slow", 0, time.sleep, 1.0)
         assert window.take(str) is None
         assert counted == [2]
-        window._workers.client = nobody()
         time.sleep(0.2)
-        with pytest.warns(UserWarning, match="no worker is there") as caught:
-            counts = [window.workers(), window.workers()]
+        with monkeypatch.context() as nobody:
+            nobody.setattr(tasks, "workers_there", lambda _: {})
+            with pytest.warns(UserWarning, match="no worker is there") as caught:
+                counts = [window.workers(), window.workers()]
         assert counts == [0, 0]
         assert len(caught) == 1
-        window._workers.client = client
         while window.take(str) is None:
             pass
     assert counted[1] == 0
@@ -303,16 +304,16 @@ def test_a_task_may_end_while_workers_are_counted(client, monkeypatch):
     monkeypatch.setattr(tasks, "_LOOK", 0.1)
     answers = []
 
-    def count(n_workers):
+    def count(_):
         time.sleep(0.6)  # in which the task ends
         answered = threading.Event()
         client.loop.add_callback(answered.set)
         answers.append(answered.wait(5))
-        return {"workers": {}}
+        return {}
 
     with tasks.Window(client) as window:
         window.submit("soon over", 0, time.sleep, 0.4)
-        window._workers.client = SimpleNamespace(scheduler_info=count)
+        monkeypatch.setattr(tasks, "workers_there", count)
         with pytest.warns(UserWarning, match="no worker is there"):
             assert window.take(str) is None
         assert window.take(str) == (0, None)
@@ -380,11 +381,11 @@ def hold(size):
 
 
 def address(client):
-    return next(iter(client.scheduler_info()["workers"]))
+    return next(iter(workers_there(client)))
 
 
 def wait_until_paused(client):
-    while client.scheduler_info()["workers"][address(client)]["status"] != "paused":
+    while workers_there(client)[address(client)]["status"] != "paused":
         time.sleep(0.1)
 
 
@@ -402,10 +403,6 @@ def free(dask_worker):
     del dask_worker.held
 
 
-def nobody():
-    return SimpleNamespace(scheduler_info=lambda n_workers: {"workers": {}})
-
-
 def test_a_worker_that_dies_while_it_is_measured(client, monkeypatch):
     monkeypatch.setattr("outcrop.engine.crew._LOOK", 0.1)
     gone = "tcp://127.0.0.1:1"
@@ -414,13 +411,24 @@ def test_a_worker_that_dies_while_it_is_measured(client, monkeypatch):
         _wait_for(client, {gone: task})
 
 
-def test_beside_workers_with_gpus_others_do_not_count():
+def test_beside_workers_with_gpus_others_do_not_count(monkeypatch):
     def of(**workers):
-        info = {"workers": {name: {"resources": r} for name, r in workers.items()}}
-        return SimpleNamespace(scheduler_info=lambda n_workers: info)
+        found = {name: {"resources": resources} for name, resources in workers.items()}
+        monkeypatch.setattr("outcrop.engine.crew.workers_there", lambda _: found)
 
-    assert _with_gpu(of(a={}, b={"GPU": 1})) == ["b"]
-    assert _with_gpu(of(a={}, b={})) is None
+    of(a={}, b={"GPU": 1})
+    assert _with_gpu(None) == ["b"]
+    of(a={}, b={})
+    assert _with_gpu(None) is None
+
+
+def test_workers_are_seen_whatever_else_the_client_asks():
+    with (
+        dask.config.set({"distributed.client.scheduler-info-interval": "2ms"}),
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as local,
+        Client(local) as client,
+    ):
+        assert all(workers_there(client) for _ in range(1000))
 
 
 def test_relative_paths_and_a_survey_that_workers_do_not_see(tmp_path, monkeypatch):

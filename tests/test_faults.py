@@ -26,7 +26,7 @@ from torch import nn
 
 import outcrop
 from outcrop import patience, tasks
-from outcrop.cluster import Tls, connect
+from outcrop.cluster import Tls, connect, workers_there
 from outcrop.engine.crew import check_versions, check_workers
 from outcrop.engine.globals import GlobalStore
 from outcrop.engine.stores import ArrayStore
@@ -131,7 +131,7 @@ def test_a_lost_worker_comes_back_however_long_that_takes():
     with dask.config.set(impatient), connect("local", workers=1) as client:
         (before,) = client.run(os.getpid).values()
         os.kill(before, signal.SIGKILL)
-        while client.scheduler_info()["workers"]:
+        while workers_there(client):
             time.sleep(0.01)
         client.wait_for_workers(1, timeout=60)
         assert before not in client.run(os.getpid).values()
@@ -469,7 +469,7 @@ def test_tls(model, survey, calm, tmp_path):
     with connect("local", 1, Tls(cert, cert, key)) as client:
         address = client.scheduler_info()["address"]
         assert address.startswith("tls://127.0.0.1:")
-        assert all(w.startswith("tls://127.0.0.1:") for w in client.scheduler_info()["workers"])
+        assert all(w.startswith("tls://127.0.0.1:") for w in workers_there(client))
         found = outcrop.predict(model, survey, tmp_path / "o.zarr", client=client, **HOW)
         with pytest.raises(OutcropError, match="--tls-ca"), connect(address):
             pass

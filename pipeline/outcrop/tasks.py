@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from distributed import WorkerPlugin, as_completed, wait
 from distributed.scheduler import KilledWorker
 
+from .cluster import workers_there
 from .errors import OutcropError
 from .patience import kind, refuses
 from .storage import goes_on
@@ -108,7 +109,7 @@ class Workers:
     def look(self) -> int:
         """Count them, if that is some time ago; warn once if none is there or all are paused."""
         if time.monotonic() > self._looked + _LOOK or not self.count:
-            found = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+            found = list(workers_there(self.client).values())
             on_gpu = [facts for facts in found if "GPU" in facts["resources"]]
             found, self._looked = on_gpu or found, time.monotonic()
             self.count, self.resources = len(found), {"GPU": 1} if on_gpu else None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 import torch
 
+from ..cluster import workers_there
 from ..errors import ArgumentError, MemoryBudgetError, OutcropError
 from ..planner import format_bytes
 from ..planner.rates import Crew, Rates, rates, remembered, rounded
@@ -80,7 +81,7 @@ def crew_of(client: Client, device: str, dtype: str, folder: Place) -> Crew:
     """
     check_client(client)
     for _ in range(_ATTEMPTS):
-        if not client.scheduler_info()["workers"]:
+        if not workers_there(client):
             warnings.warn("no worker is there yet: waiting for the first", stacklevel=2)
             client.wait_for_workers(1)
         try:
@@ -100,7 +101,7 @@ class _WorkerLostError(Exception):
 def _measured(client: Client, device: str, dtype: str, folder: Place) -> Crew:
     """The workers there are now."""
     facts = _suitable(client, device)
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = workers_there(client)
     there = [w for w in facts if w in workers]
     if not there:
         raise _WorkerLostError(next(iter(facts), "unknown"))
@@ -143,7 +144,7 @@ def _wait_for(client: Client, tasks: Mapping[str, Future]) -> None:
     while not all(task.done() for task in tasks.values()):
         with contextlib.suppress(TimeoutError):
             wait(list(tasks.values()), timeout=_LOOK)
-        there = client.scheduler_info(n_workers=-1)["workers"]
+        there = workers_there(client)
         for worker, task in tasks.items():
             if task.done():
                 continue
@@ -276,13 +277,13 @@ def _asked(client: Client, function: Callable[..., Any], *args: Any) -> dict[str
 
 
 def _longest_silent(client: Client) -> str:
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = workers_there(client)
     return min(workers, key=lambda worker: workers[worker]["last_seen"], default="unknown")
 
 
 def _with_gpu(client: Client) -> list[str] | None:
     """Workers with the resource GPU, which then get all tasks; None where none has it."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = workers_there(client)
     return [w for w, facts in workers.items() if "GPU" in facts["resources"]] or None
 
 

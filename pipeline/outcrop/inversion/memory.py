@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
+from ..cluster import workers_there
 from ..engine.crew import check_client, check_workers, least_room
 from ..errors import ArgumentError, MemoryBudgetError
 from ..planner import format_bytes, parse_bytes
@@ -175,7 +176,7 @@ def choose(
     threads, workers = torch.get_num_threads(), 1
     if client is not None:
         check_client(client)
-        found = client.scheduler_info(n_workers=-1)["workers"].values()
+        found = workers_there(client).values()
         threads = max((facts["nthreads"] for facts in found), default=1)
         workers = max(1, len(found))
     elif physics.device != "cpu" and not torch.cuda.is_available():
