@@ -308,6 +308,63 @@ def test_windows_as_channels(data):
     assert on_the_grid(graph)
 
 
+class ShiftedWindows(nn.Module):
+    """Attention within windows that are shifted, as transformers write it."""
+
+    def __init__(self, width, shift, spread):
+        super().__init__()
+        self.width, self.shift, self.spread = width, shift, spread
+
+    def windows(self, x):
+        w, (h, v, c) = self.width, x.shape
+        x = x.view(h // w, w, v // w, w, c).permute(0, 2, 1, 3, 4)
+        return x.reshape(-1, w * w, c)
+
+    def mask(self, h, v, dtype):
+        places = self.windows((torch.arange(h * v) % 3).view(h, v, 1)).squeeze(-1)
+        apart = places.unsqueeze(1) - places.unsqueeze(2)
+        return apart.to(dtype).masked_fill(apart != 0, -100.0)
+
+    def forward(self, x):
+        (_, c, h, v), w = x.shape, self.width
+        away = (-self.shift, -self.shift)
+        q = self.windows(x[0].permute(1, 2, 0).roll(away, (0, 1)))
+        scores = q @ q.transpose(1, 2)
+        q = self.spread(scores, self.mask(h, v, x.dtype)).softmax(-1) @ q
+        y = q.view(h // w, v // w, w, w, c).permute(0, 2, 1, 3, 4).reshape(h, v, c)
+        return x + y.roll((self.shift, self.shift), (0, 1)).permute(2, 0, 1)
+
+
+MASKED = [
+    lambda scores, mask: scores + mask,
+    lambda scores, mask: (
+        scores.view(1, len(mask), 1, *mask.shape[1:]) + mask.unsqueeze(1).unsqueeze(0)
+    ).view(scores.shape),
+    lambda scores, mask: scores + mask.reshape(1, *mask.shape).to(scores.dtype).squeeze(0),
+    lambda scores, mask: scores + mask[None].expand(1, *mask.shape).exp().view(mask.shape),
+    lambda scores, mask: scores.masked_fill(mask < 0, -1e9) * mask.unsqueeze(1).squeeze(1).cos(),
+]
+
+
+@settings(few, max_examples=10)
+@given(st.data())
+def test_masks_of_windows_are_made_where_they_are_used(data):
+    width, module = 3, ShiftedWindows(3, 1, data.draw(st.sampled_from(MASKED)))
+    x = inputs_for((1, 2, *(width * n for n in data.draw(grids(2, 2, 4)))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("outcrop.graph.build.FOLDED", 10)
+        graph = check_rule(module, x, data)
+    pairs = [n for n in graph.nodes if graph.shape(n)[-2:] == (width**2,) * 2]
+    assert all(graph.grid(n)[0] > 1 for n in pairs if len(graph.shape(n)) > 2)
+
+
+def test_windows_may_be_evaluated_one_by_one():
+    """A gigabyte of scores, and another of masks, of which a window takes 260 kB."""
+    x = example((1, 2, 1024, 1024), torch.float32)
+    graph, _ = capture(ShiftedWindows(16, 8, MASKED[0]).eval(), [x])
+    assert make_plan(graph, memory=10**8).peak_memory <= 10**8
+
+
 def test_constants_of_the_volume_take_no_memory():
     """Neither a state of zeros nor coordinates are ever there in full."""
 

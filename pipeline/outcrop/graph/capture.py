@@ -21,6 +21,7 @@ from .lower import LOWER
 from .polyphase import polyphase
 from .program import CHECKS, SAME, export
 from .propagate import ancestors
+from .tables import spread_tables
 
 
 def capture(
@@ -114,7 +115,7 @@ def capture(
         weights={name: tuple(value.shape) for name, value in weights.items()},
         structure=(program.call_spec.out_spec, tuple(leaves)),
     )
-    graph, weights = polyphase(graph, weights)
+    graph, weights = polyphase(spread_tables(graph), weights)
     kinds = {**graph.kinds, **_own_kinds(graph, weights, builder)}
     return fuse(replace(graph, kinds=kinds)), weights
 

@@ -321,9 +321,9 @@ def _wanders(graph: Graph) -> bool:
     )
 
 
-def balanced(extent: int, edge: int) -> int:
-    """Tile extent near `edge` that cuts `extent` into nearly equal parts, in multiples of 8."""
+def balanced(extent: int, edge: int, step: int = 8) -> int:
+    """Tile extent near `edge` that cuts `extent` into nearly equal multiples of `step`."""
     if edge >= extent:
         return extent
     parts = math.ceil(extent / edge)
-    return min(extent, 8 * math.ceil(extent / parts / 8))
+    return min(extent, step * math.ceil(extent / parts / step))

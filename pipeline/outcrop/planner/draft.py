@@ -32,7 +32,10 @@ _KEEP_NOTHING = (
 # What other threads' heaps hold beyond the tensors in use.
 _HELD_BACK = 1.5
 
-_EDGES = (1, 4, 8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
+_EDGES = (8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
+# Bytes of a tensor at each point of a stage's grid from which on tiles of fewer points are looked
+# at, such as single windows of a transformer.
+_WIDE = 2**17
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,13 @@ class Task:
         if any(self.graph.nodes[name].op == "on_grid" for name in between):
             return [domain.shape]  # what is evaluated whole
         if self.tile is None:
-            shapes = (tuple(balanced(n, edge) for n in domain.shape) for edge in edges)
+            on_grid = (self.graph.layouts[n] for n in part.nodes)
+            widest = max((math.prod(own.shape) for own in on_grid if own.held), default=0)
+            if widest * self.itemsize > _WIDE * domain.size:
+                edges, step = [edge // 8 for edge in edges], 1
+            else:
+                step = 8
+            shapes = (tuple(balanced(n, edge, step) for n in domain.shape) for edge in edges)
             return list(dict.fromkeys(shapes))
         grid = self.graph.grid(part.kept(self.graph)[0])
         images = [self.graph.grid(n) for n in (*self.outputs, *self.graph.inputs)]
