@@ -320,7 +320,6 @@ def spread():
         (2000, "disk", "float32", 160, "FaultSeg3d()"),
         (600, "device", "float32", 160, "FaultSeg3d()"),
         (600, "none", "float32", 160, "FaultSeg3d()"),
-        (2000, "none", "float32", 160, "FaultSeg3d()"),
         (400, "device", "bfloat16", 160, "FaultSeg3d()"),
         (300, "device", "float64", 64, "FaultSeg3d()"),
         (1000, "disk", "float32", 128, "Norms(6)"),

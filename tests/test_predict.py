@@ -315,9 +315,8 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(
     ("how", "mode", "after"),
     [
-        (signal.SIGKILL, "disk", 3),
-        (signal.SIGKILL, "none", 3),
-        (signal.SIGINT, "disk", 60),
+        (signal.SIGKILL, "disk", 60),
+        (signal.SIGINT, "none", 3),
     ],
 )
 def test_interrupted_and_resumed(how, mode, after, undisturbed, tmp_path):
