@@ -47,6 +47,25 @@ def test_an_output_of_an_operator_without_a_rule(tmp_path):
         assert np.abs(ours - expected.numpy()).max() < 1e-5
 
 
+@pytest.mark.parametrize(("activation", "count"), [("none", 1), ("sigmoid", 1), ("softmax", 2)])
+def test_activations_of_cards(activation, count, tmp_path):
+    torch.manual_seed(0)
+    cards = [OutputCard(n, n, "1", (0, 1), comment="of salt") for n in ("a", "b")[:count]]
+    model = carded(Apply(lambda x: 3 * x), *cards, channels=count)
+    model.card = replace(model.card, activation=activation)
+    survey = make_survey(SHAPE, missing=0)
+    found = outcrop.predict(model, survey, tmp_path / "o.zarr", tile=(5, 4, 3))
+    expected = whole(model, survey)
+    if activation != "none":
+        expected = expected.sigmoid() if activation == "sigmoid" else expected.softmax(0)
+    for card, values in zip(cards, expected, strict=True):
+        ours = found[card.name].transpose("twt", "crossline", "inline").to_numpy()
+        assert np.abs(ours - values.numpy()).max() < 1e-5
+        assert found[card.name].attrs["comment"] == "of salt"
+    with pytest.raises(ArgumentError, match="activation 'relu' of faultseg3d: choose one of none"):
+        replace(model.card, activation="relu")
+
+
 def test_nan_is_not_in_the_range_of_an_output(tmp_path):
     """With traces that are not there, too."""
     time = OutputCard("rgt", "time", "1", (0, 1), own_range=True)

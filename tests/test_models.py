@@ -130,8 +130,8 @@ def test_seeded_is_the_same_every_time_and_leaves_the_random_state_alone():
     assert digest(one) != digest(models.load("faultseg3d", weights="seeded", version="2018"))
 
 
-def keras_faultseg3d():
-    """The original network, as its authors' code lays it out."""
+def keras_unet(widths):
+    """FaultSeg3D and its kin, as their authors' code lays them out."""
     import keras
     from keras import layers
 
@@ -140,30 +140,37 @@ def keras_faultseg3d():
             x = layers.Conv3D(channels, 3, activation="relu", padding="same")(x)
         return x
 
-    given = keras.Input((None, None, None, 1))
-    one = block(given, 16)
-    two = block(layers.MaxPooling3D(2)(one), 32)
-    three = block(layers.MaxPooling3D(2)(two), 64)
-    y = block(layers.MaxPooling3D(2)(three), 128)
-    for skip, channels in ((three, 64), (two, 32), (one, 16)):
+    y = given = keras.Input((None, None, None, 1))
+    skips = []
+    for channels in widths:
+        y = block(layers.MaxPooling3D(2)(y) if skips else y, channels)
+        skips.append(y)
+    for skip, channels in list(zip(skips, widths, strict=True))[-2::-1]:
         y = block(layers.concatenate([layers.UpSampling3D(2)(y), skip], axis=-1), channels)
     return keras.Model(given, layers.Conv3D(1, 1, activation="sigmoid")(y))
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_keras_weights(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("network", "options", "widths", "whole"),
+    [
+        ("faultseg3d", {}, (16, 32, 64, 128), True),
+        ("faultseg3d", {}, (16, 32, 64, 128), False),
+        ("karstseg3d", {"base": 4}, (4, 8, 16, 32, 64), True),
+    ],
+)
+def test_keras_weights(network, options, widths, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     import keras
 
     assert keras.backend.backend() == "torch"
     keras.utils.set_random_seed(4)
-    original, path = keras_faultseg3d(), tmp_path / "fseg.h5"
+    original, path = keras_unet(widths), tmp_path / "fseg.h5"
     if whole:
         original.save(path)
     else:  # weights alone, in the layout of versions 1 and 2
         write_legacy_weights(original, path)
-    model = models.load("faultseg3d", weights=path)
-    x = torch.randn(1, 1, 16, 24, 8, generator=torch.Generator().manual_seed(2))
+    model = models.load(network, weights=path, **options)
+    x = torch.randn(1, 1, 16, 32, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         found = model(x)[0, 0]
         expected = original(x.permute(0, 2, 3, 4, 1)).cpu()[0, ..., 0]
@@ -279,3 +286,27 @@ def test_every_card_can_be_built_and_says_what_comes_out():
         assert len(card.multiple) == len(card.axes)
         assert all(each.normalization in NORMALIZATIONS for each in card.inputs)
         assert card.doi.startswith("10.")
+
+
+def test_inputs_are_those_of_the_published_codes():
+    """Where weights of others read them in another order, or scaled otherwise, than most."""
+    normals = models.load("deepismnet", weights="seeded", use_norm=True).card
+    names = ["horizons", "normal_z", "normal_crossline", "normal_inline", "faults"]
+    assert [each.name for each in normals.inputs] == names
+    fewer = models.load("deepismnet", weights="seeded").card
+    assert [each.name for each in fewer.inputs] == ["horizons", "faults"]
+    channels = models.card("channelseg3d")
+    assert channels.axes == ("inline", "crossline", "z")
+    assert channels.inputs[0].normalization == "minmax"
+    assert models.card("faultssl").inputs[0].normalization == "zscore-clip-01"
+
+
+def test_cards_follow_the_options_of_their_networks():
+    for levels, multiple in ((3, 4), (5, 16)):
+        card = models.load("unet25d", weights="seeded", base=4, levels=levels).card
+        assert card.multiple == (1, multiple, multiple)
+    card = models.load("segformer3d", weights="seeded", num_classes=1).card
+    assert card.activation == "sigmoid"
+    assert [o.name for o in card.outputs] == ["class_probability"]
+    card = models.load("segformer3d", weights="seeded", num_classes=2).card
+    assert card.activation == "softmax"

@@ -145,6 +145,7 @@ def normalised(kind, values, live):
         "zscore": z,
         "zscore-clip": clipped / np.abs(seen_clipped).max(),
         "zscore-clip-01": (clipped - seen_clipped.min()) / np.ptp(seen_clipped),
+        "minmax": (a - seen.min()) / np.ptp(seen),
         "rms": a / np.sqrt((seen**2).mean()),
         "log8": levels / 255,
         "mask": (a != 0) * 1.0,

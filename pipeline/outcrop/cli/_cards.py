@@ -36,9 +36,10 @@ def card_lines(card: Card) -> Iterator[tuple[str, str]]:
         span = f", {low:g} to {high:g}" if math.isfinite(low) else ""
         own = ", brought to this by its own range" if output.own_range else ""
         activation = f", after {output.activation}" if output.activation != "none" else ""
+        comment = f"; {output.comment}" if output.comment else ""
         yield (
             f"output {i}",
-            f"{output.name} ({output.long_name}), {output.units}{span}{activation}{own}",
+            f"{output.name} ({output.long_name}), {output.units}{span}{activation}{own}{comment}",
         )
 
 

@@ -19,7 +19,7 @@ from ..errors import MissingChunkError, NonFiniteError
 from ..graph import Box
 from ..graph.boxes import Lattice, Shape
 from ..locks import Fence
-from ..models.card import InputCard
+from ..models.card import ACTIVATIONS, InputCard
 from ..models.normalization import NORMALIZATIONS, Statistics
 from ..storage import Place, Remote, files, place, remove
 from .chunks import DecodedChunks
@@ -246,7 +246,7 @@ class PredictionStore:
         Arrays of 1 where the channel reaches the threshold, 0 elsewhere.
     threshold : float
     activation : str
-        "softmax" across the channels, or "none".
+        As of `Card`.
     section : int, optional
         Which of the volumes or sections that the network takes one by one.
     nonfinite : {"error", "warn"}
@@ -291,8 +291,7 @@ class PredictionStore:
             index.insert(i, section)
         # A class map, such as `argmax` returns, has no dimension of channels.
         channels = value.detach().float().reshape(-1, *box.shape)
-        if self.activation == "softmax":
-            channels = torch.softmax(channels, dim=0)
+        channels = ACTIVATIONS[self.activation](channels)
         for path, mask, channel in zip(self.paths, self.masks, channels, strict=True):
             turned = to_host(channel).permute(self.turn).contiguous().numpy()
             if path is not None and not np.isfinite(turned).all():
