@@ -38,7 +38,7 @@ def test_formats_and_prefixes(kind, state, tmp_path):
     elif kind == "prefix":
         torch.save({f"module.{k}": v for k, v in state.items()}, path)
     elif kind == "twice":
-        torch.save({f"module.net.{k}": v for k, v in state.items()}, path)
+        torch.save({f"module.faults.{k}": v for k, v in state.items()}, path)
     else:
         torch.save(state, path)
     model = models.load("faultseg3d", weights=path)
@@ -57,6 +57,8 @@ def test_every_mismatch_is_listed(state, tmp_path):
     state["conv9.weight"] = state.pop("conv1.conv1.weight")
     state["conv8.bias"] = torch.zeros(2)
     state["conv1.conv2.bias"] = state["conv1.conv2.bias"].to(torch.int8)
+    state["conv2.conv1.bias"] = state["conv2.conv1.bias"].to_sparse()
+    state["conv2.conv2.bias"] = state["conv2.conv2.bias"].to("meta")
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(WeightsError) as caught:
         models.load("faultseg3d", weights=tmp_path / "w.pth")
@@ -65,6 +67,8 @@ def test_every_mismatch_is_listed(state, tmp_path):
         "unexpected conv9.weight",
         "conv8.bias has shape (2,) instead of (1,)",
         "conv1.conv2.bias has int8 instead of real numbers",
+        "conv2.conv1.bias is torch.sparse_coo",
+        "conv2.conv2.bias is without values",
     ):
         assert what in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -220,7 +224,18 @@ def test_the_network_that_would_fit_is_suggested(tmp_path):
     with pytest.raises(WeightsError, match="they are those of faultseg3dplus or karst") as caught:
         models.load("faultssl", weights=tmp_path / "w.pth")
     assert re.search(r"; and \d+ more$", str(caught.value))  # of hundreds of keys twenty
+    assert {"missing input_layer1.0.weight", "unexpected conv10.weight"} <= set(
+        re.split("; |: ", str(caught.value))
+    )
     assert len(str(caught.value)) < 2000
+
+
+def test_counters_of_batches_may_be_missing(tmp_path):
+    whole = models.load("wang25channel", weights="seeded", base=2)
+    fewer = {k: v for k, v in whole.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(fewer, tmp_path / "w.pth")
+    model = models.load("wang25channel", weights=tmp_path / "w.pth", base=2)
+    assert digest(model) == digest(whole)
 
 
 def test_convert(state, tmp_path):
