@@ -9,7 +9,7 @@ import xarray as xr
 
 import outcrop
 from outcrop.errors import ArgumentError, NonFiniteError, SurveyError
-from outcrop.models.card import AMPLITUDE, Card, OutputCard
+from outcrop.models.card import AMPLITUDE, Card, InputCard, OutputCard
 from test_predict import make_survey
 from test_refusals import SHAPE, Apply, carded
 
@@ -78,6 +78,27 @@ def test_nan_is_not_in_the_range_of_an_output(tmp_path):
             ).rgt.where(survey.live)
         assert np.isnan(found).any()
         assert (float(found.min()), float(found.max())) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_prompts_are_there_and_numbers(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Conv3d(3, 1, 3, padding=1).eval()
+    inputs = (AMPLITUDE, *(InputCard("prompt", "prompt", kind) for kind in ("none", "mask")))
+    model.card = Card("follows", "", "", "", "", inputs, (OutputCard("p", "p", "1", (0, 1)),))
+    survey = make_survey(SHAPE, missing=0)
+    prompt = survey.amplitude.isel(inline=[3, 4])
+    for given, what in (
+        (
+            prompt,
+            r"prompt: has samples that are NaN .*; make them 0, .* survey\['prompt'\]\.fillna",
+        ),
+        (survey.amplitude * 0, "prompt: the live samples are all equal"),
+    ):
+        with pytest.raises(SurveyError, match=what):
+            outcrop.predict(model, survey.assign(prompt=given), tmp_path / "o.zarr")
+    prompt = prompt.reindex_like(survey, fill_value=0)
+    found = outcrop.predict(model, survey.assign(prompt=prompt), tmp_path / "o.zarr")
+    assert found.normalization == "amplitude: zscore; prompt: none; prompt: mask"
 
 
 def test_vintages_may_have_names(tmp_path):

@@ -92,6 +92,7 @@ def test_a_file_is_not_replaced(path, tmp_path):
     [
         (lambda s: s.isel(inline=slice(0, 0)), "amplitude: is empty"),
         (lambda s: s.isel(twt=slice(None, None, -1)), r"twt: falls from .* to 0, .*sortby\('twt'"),
+        (lambda s: s.assign(amplitude=s.amplitude * 1j), "amplitude: is complex64; pass real"),
         (lambda s: s.assign_coords(live=s.live.astype("i4")), "live: is int32"),
         (lambda s: s.assign_coords(live=s.live.astype("f4")), "live: is float32"),
         (

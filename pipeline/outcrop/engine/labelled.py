@@ -185,6 +185,9 @@ def frame(
             f"{vertical[0]}: falls from {spoken(first)} to {spoken(last)}, as if the survey lay "
             f"upside down; pass survey.sortby({vertical[0]!r}), or depths that grow downwards"
         )
+    for each, values in volumes.items():
+        if values.dtype.kind not in "biuf":
+            raise SurveyError(f"{each}: is {values.dtype}; pass real numbers")
     axes = tuple(vertical[0] if a == "z" else a for a in card.axes)
     extents = [volume.sizes[a] for a in axes]
     if 0 in volume.shape:

@@ -21,8 +21,8 @@ from .labelled import Framed
 if TYPE_CHECKING:
     from distributed import Client
 
-# Normalizations that do without the statistics of the volume.
-_LOCAL = ("none", "mask", "half-turn", "position")
+# Normalizations that do without the statistics of the volume; a mask is of something.
+_LOCAL = ("none", "half-turn", "position")
 # What is found of one block: of its live samples number, mean, sum of squared differences from it
 # and extremes; of all of them their sum, and the sum of `_placed`.
 _STATE = np.dtype(
@@ -101,10 +101,10 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
             with naming_loss(f"statistics of {name}"):
                 found = patiently(read)
     if not np.isfinite(found["sum"]).all():
-        raise SurveyError(
-            f"{name}: has samples that are NaN or infinite; ingest it again "
-            "with nonfinite='zero' (--nonfinite zero)"
-        )
+        advice = "ingest it again with nonfinite='zero' (--nonfinite zero)"
+        if name != "amplitude":  # such as of prompts that are aligned with the survey
+            advice = f"make them 0, such as by survey[{name!r}].fillna(0)"
+        raise SurveyError(f"{name}: has samples that are NaN or infinite; {advice}")
     whole = _merged(found[found["count"] > 0])
 
     sha = hashlib.sha256(repr((volume.dims, volume.shape, str(volume.dtype))).encode())
