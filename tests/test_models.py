@@ -200,6 +200,12 @@ def test_keras_files_of_something_else(tmp_path):
         file["x"] = np.zeros(3)
     with pytest.raises(WeightsError, match="0 3-D convolutions"):
         models.load("faultseg3d", weights=tmp_path / "b.h5")
+    with h5py.File(tmp_path / "c.h5", "w") as file:  # a group where Keras has an array
+        file.attrs["layer_names"] = ["a"]
+        file.create_group("a/kernel")
+        file["a"].attrs["weight_names"] = ["kernel", "kernel"]
+    with pytest.raises(WeightsError, match="not a Keras model"):
+        models.load("faultseg3d", weights=tmp_path / "c.h5")
 
 
 def test_partial_loads_only_where_asked(tmp_path):

@@ -159,7 +159,7 @@ CARDS = {
                 *(
                     InputCard(
                         f"normal_{axis}",
-                        f"the layers' unit normal on horizons, {along}, 0 elsewhere",
+                        f"with use_norm: layers' unit normal on horizons, {along}, 0 elsewhere",
                         "none",
                         directed=True,
                     )

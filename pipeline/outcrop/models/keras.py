@@ -54,7 +54,7 @@ def read_keras(file: Path) -> dict[str, Tensor]:
                 arrays = [group[name][_text(key)][...] for key in group[name].attrs["weight_names"]]
                 if len(arrays) == 2 and arrays[0].ndim == 5:
                     convolutions.append((name, arrays[0], arrays[1]))
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{file}: not a Keras model in HDF5 ({error})") from error
     if len(convolutions) not in _CONVOLUTIONS:
         known = ", ".join(f"{name} {count}" for count, name in _CONVOLUTIONS.items())
