@@ -16,13 +16,16 @@ _TORCHSEIS = "https://github.com/JintaoLee-Roger/torchseis"
 _GRID = "on the grid, where samples and traces are one unit apart"
 _DIP = (
     f"{_GRID}: from the horizontal; below 90 towards where a strike 90 degrees larger points "
-    "(increasing crosslines at strike 0), beyond 90 towards the other side"
+    "(the last crossline at strike 0), beyond 90 towards the other side"
 )
 _DIP_IN_SECTION = (
     f"{_GRID}: from the horizontal; below 90 towards the first trace of the section, beyond 90 "
     "towards the last"
 )
-_STRIKE = f"{_GRID}: from increasing inlines (0) towards increasing crosslines (90), not from north"
+_STRIKE = (
+    f"{_GRID}: 0 from the first inline towards the last, 90 from the first crossline towards the "
+    "last; not from north"
+)
 
 
 def _attributes(dims: int) -> tuple[OutputCard, ...]:
