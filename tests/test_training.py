@@ -459,7 +459,7 @@ def test_blocks_are_slices_and_few_are_kept():
         assert blocks.size <= blocks.cache or len(blocks.kept) == 1
 
 
-def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_zero(tmp_path):
+def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_the_mean(tmp_path):
     made = write_zarr(tmp_path / "survey.zarr")
     source = Survey(tmp_path / "survey.zarr", ("fault", "rgt"))
     live = made.amplitude.to_numpy()[made.live.to_numpy()]
@@ -473,6 +473,12 @@ def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_zero(tmp_
         dead = (crops[number]["input"][0].numpy() == 0).all(0)
         seen += dead.any()
         assert any(np.array_equal(missing[i : i + 16].T, dead) for i in range(17))
+        # Brought to 0…1, the mean is between them.
+        crops.card, card = outcrop.models.card("faultssl"), crops.card
+        between = crops[number]["input"][0].numpy()[:, dead]
+        crops.card = card
+        assert len(np.unique(between)) == dead.any()
+        assert ((between > 0.4) & (between < 0.6)).all()
     assert seen
     part = held_out.read(0).values["rgt"][slice(0, 16), slice(2, 18), slice(3, 19)]
     np.testing.assert_array_equal(part, made.rgt[32:48, 2:18, 3:19])

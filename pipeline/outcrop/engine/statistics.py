@@ -12,7 +12,7 @@ import xarray as xr
 
 from ..arrays import spoken
 from ..errors import SurveyError
-from ..models.normalization import Statistics
+from ..models.normalization import PLAIN, Statistics
 from ..patience import patiently
 from ..storage import naming_refusal
 from ..survey.reading import loaded, naming_bad_chunk
@@ -21,8 +21,6 @@ from .labelled import Framed
 if TYPE_CHECKING:
     from distributed import Client
 
-# Normalizations that do without the statistics of the volume; a mask is of something.
-_LOCAL = ("none", "half-turn", "position")
 # What is found of one block: of its live samples number, mean, sum of squared differences from it
 # and extremes; of all of them their sum, and the sum of `_placed`.
 _STATE = np.dtype(
@@ -192,7 +190,11 @@ def all_statistics(
             found[-1][name], fingerprint = statistics(volume, client)
             prints.append(fingerprint)
             kinds = {each.normalization for each in framed.card.inputs if each.name == name}
-            if kinds - set(_LOCAL) and found[-1][name].highest == found[-1][name].lowest:
+            # A mask is of something, too.
+            if (
+                kinds - set(PLAIN) | kinds & {"mask"}
+                and found[-1][name].highest == found[-1][name].lowest
+            ):
                 at = [
                     f"{d} {spoken(volume[d].values)}" for d in framed.stacked if d in volume.coords
                 ]

@@ -123,9 +123,10 @@ class Card:
         depth. A network of sections takes (z, trace), or (inline, z, crossline): all side by side.
         `ArgumentError` if they are others.
     multiple : tuple of int
-        The extents are padded with zeros to multiples of these, one for each axis, split between
-        both sides, and the output is cropped. `ArgumentError` if their number is another; unless
-        all are 1, which does for any number of axes.
+        The extents are padded to multiples of these, one for each axis, split between both sides,
+        and the output is cropped. Padded is with the mean; with 0 where an input is taken as it is.
+        `ArgumentError` if their number is another; unless all are 1, which does for any number of
+        axes.
     smallest : int
         Extents that the network needs at least; padded likewise.
     separate : bool
