@@ -9,7 +9,7 @@ import xarray as xr
 
 import outcrop
 from outcrop.errors import ArgumentError, NonFiniteError, SurveyError
-from outcrop.models.card import AMPLITUDE, Card, OutputCard
+from outcrop.models.card import AMPLITUDE, Card, InputCard, OutputCard
 from test_predict import make_survey
 from test_refusals import SHAPE, Apply, carded
 
@@ -47,6 +47,25 @@ def test_an_output_of_an_operator_without_a_rule(tmp_path):
         assert np.abs(ours - expected.numpy()).max() < 1e-5
 
 
+@pytest.mark.parametrize(("activation", "count"), [("none", 1), ("sigmoid", 1), ("softmax", 2)])
+def test_activations_of_cards(activation, count, tmp_path):
+    torch.manual_seed(0)
+    cards = [OutputCard(n, n, "1", (0, 1), comment="of salt") for n in ("a", "b")[:count]]
+    model = carded(Apply(lambda x: 3 * x), *cards, channels=count)
+    model.card = replace(model.card, activation=activation)
+    survey = make_survey(SHAPE, missing=0)
+    found = outcrop.predict(model, survey, tmp_path / "o.zarr", tile=(5, 4, 3))
+    expected = whole(model, survey)
+    if activation != "none":
+        expected = expected.sigmoid() if activation == "sigmoid" else expected.softmax(0)
+    for card, values in zip(cards, expected, strict=True):
+        ours = found[card.name].transpose("twt", "crossline", "inline").to_numpy()
+        assert np.abs(ours - values.numpy()).max() < 1e-5
+        assert found[card.name].attrs["comment"] == "of salt"
+    with pytest.raises(ArgumentError, match="activation 'relu' of faultseg3d: choose one of none"):
+        replace(model.card, activation="relu")
+
+
 def test_nan_is_not_in_the_range_of_an_output(tmp_path):
     """With traces that are not there, too."""
     time = OutputCard("rgt", "time", "1", (0, 1), own_range=True)
@@ -59,6 +78,27 @@ def test_nan_is_not_in_the_range_of_an_output(tmp_path):
             ).rgt.where(survey.live)
         assert np.isnan(found).any()
         assert (float(found.min()), float(found.max())) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_prompts_are_there_and_numbers(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Conv3d(3, 1, 3, padding=1).eval()
+    inputs = (AMPLITUDE, *(InputCard("prompt", "prompt", kind) for kind in ("none", "mask")))
+    model.card = Card("follows", "", "", "", "", inputs, (OutputCard("p", "p", "1", (0, 1)),))
+    survey = make_survey(SHAPE, missing=0)
+    prompt = survey.amplitude.isel(inline=[3, 4])
+    for given, what in (
+        (
+            prompt,
+            r"prompt: has samples that are NaN .*; make them 0, .* survey\['prompt'\]\.fillna",
+        ),
+        (survey.amplitude * 0, "prompt: the live samples are all equal"),
+    ):
+        with pytest.raises(SurveyError, match=what):
+            outcrop.predict(model, survey.assign(prompt=given), tmp_path / "o.zarr")
+    prompt = prompt.reindex_like(survey, fill_value=0)
+    found = outcrop.predict(model, survey.assign(prompt=prompt), tmp_path / "o.zarr")
+    assert found.normalization == "amplitude: zscore; prompt: none; prompt: mask"
 
 
 def test_vintages_may_have_names(tmp_path):

@@ -38,7 +38,7 @@ def test_formats_and_prefixes(kind, state, tmp_path):
     elif kind == "prefix":
         torch.save({f"module.{k}": v for k, v in state.items()}, path)
     elif kind == "twice":
-        torch.save({f"module.net.{k}": v for k, v in state.items()}, path)
+        torch.save({f"module.faults.{k}": v for k, v in state.items()}, path)
     else:
         torch.save(state, path)
     model = models.load("faultseg3d", weights=path)
@@ -57,6 +57,8 @@ def test_every_mismatch_is_listed(state, tmp_path):
     state["conv9.weight"] = state.pop("conv1.conv1.weight")
     state["conv8.bias"] = torch.zeros(2)
     state["conv1.conv2.bias"] = state["conv1.conv2.bias"].to(torch.int8)
+    state["conv2.conv1.bias"] = state["conv2.conv1.bias"].to_sparse()
+    state["conv2.conv2.bias"] = state["conv2.conv2.bias"].to("meta")
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(WeightsError) as caught:
         models.load("faultseg3d", weights=tmp_path / "w.pth")
@@ -65,6 +67,8 @@ def test_every_mismatch_is_listed(state, tmp_path):
         "unexpected conv9.weight",
         "conv8.bias has shape (2,) instead of (1,)",
         "conv1.conv2.bias has int8 instead of real numbers",
+        "conv2.conv1.bias is torch.sparse_coo",
+        "conv2.conv2.bias is without values",
     ):
         assert what in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -130,8 +134,8 @@ def test_seeded_is_the_same_every_time_and_leaves_the_random_state_alone():
     assert digest(one) != digest(models.load("faultseg3d", weights="seeded", version="2018"))
 
 
-def keras_faultseg3d():
-    """The original network, as its authors' code lays it out."""
+def keras_unet(widths):
+    """FaultSeg3D and its kin, as their authors' code lays them out."""
     import keras
     from keras import layers
 
@@ -140,30 +144,37 @@ def keras_faultseg3d():
             x = layers.Conv3D(channels, 3, activation="relu", padding="same")(x)
         return x
 
-    given = keras.Input((None, None, None, 1))
-    one = block(given, 16)
-    two = block(layers.MaxPooling3D(2)(one), 32)
-    three = block(layers.MaxPooling3D(2)(two), 64)
-    y = block(layers.MaxPooling3D(2)(three), 128)
-    for skip, channels in ((three, 64), (two, 32), (one, 16)):
+    y = given = keras.Input((None, None, None, 1))
+    skips = []
+    for channels in widths:
+        y = block(layers.MaxPooling3D(2)(y) if skips else y, channels)
+        skips.append(y)
+    for skip, channels in list(zip(skips, widths, strict=True))[-2::-1]:
         y = block(layers.concatenate([layers.UpSampling3D(2)(y), skip], axis=-1), channels)
     return keras.Model(given, layers.Conv3D(1, 1, activation="sigmoid")(y))
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_keras_weights(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("network", "options", "widths", "whole"),
+    [
+        ("faultseg3d", {}, (16, 32, 64, 128), True),
+        ("faultseg3d", {}, (16, 32, 64, 128), False),
+        ("karstseg3d", {"base": 4}, (4, 8, 16, 32, 64), True),
+    ],
+)
+def test_keras_weights(network, options, widths, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     import keras
 
     assert keras.backend.backend() == "torch"
     keras.utils.set_random_seed(4)
-    original, path = keras_faultseg3d(), tmp_path / "fseg.h5"
+    original, path = keras_unet(widths), tmp_path / "fseg.h5"
     if whole:
         original.save(path)
     else:  # weights alone, in the layout of versions 1 and 2
         write_legacy_weights(original, path)
-    model = models.load("faultseg3d", weights=path)
-    x = torch.randn(1, 1, 16, 24, 8, generator=torch.Generator().manual_seed(2))
+    model = models.load(network, weights=path, **options)
+    x = torch.randn(1, 1, 16, 32, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         found = model(x)[0, 0]
         expected = original(x.permute(0, 2, 3, 4, 1)).cpu()[0, ..., 0]
@@ -189,6 +200,12 @@ def test_keras_files_of_something_else(tmp_path):
         file["x"] = np.zeros(3)
     with pytest.raises(WeightsError, match="0 3-D convolutions"):
         models.load("faultseg3d", weights=tmp_path / "b.h5")
+    with h5py.File(tmp_path / "c.h5", "w") as file:  # a group where Keras has an array
+        file.attrs["layer_names"] = ["a"]
+        file.create_group("a/kernel")
+        file["a"].attrs["weight_names"] = ["kernel", "kernel"]
+    with pytest.raises(WeightsError, match="not a Keras model"):
+        models.load("faultseg3d", weights=tmp_path / "c.h5")
 
 
 def test_partial_loads_only_where_asked(tmp_path):
@@ -213,7 +230,18 @@ def test_the_network_that_would_fit_is_suggested(tmp_path):
     with pytest.raises(WeightsError, match="they are those of faultseg3dplus or karst") as caught:
         models.load("faultssl", weights=tmp_path / "w.pth")
     assert re.search(r"; and \d+ more$", str(caught.value))  # of hundreds of keys twenty
+    assert {"missing input_layer1.0.weight", "unexpected conv10.weight"} <= set(
+        re.split("; |: ", str(caught.value))
+    )
     assert len(str(caught.value)) < 2000
+
+
+def test_counters_of_batches_may_be_missing(tmp_path):
+    whole = models.load("wang25channel", weights="seeded", base=2)
+    fewer = {k: v for k, v in whole.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(fewer, tmp_path / "w.pth")
+    model = models.load("wang25channel", weights=tmp_path / "w.pth", base=2)
+    assert digest(model) == digest(whole)
 
 
 def test_convert(state, tmp_path):
@@ -279,3 +307,27 @@ def test_every_card_can_be_built_and_says_what_comes_out():
         assert len(card.multiple) == len(card.axes)
         assert all(each.normalization in NORMALIZATIONS for each in card.inputs)
         assert card.doi.startswith("10.")
+
+
+def test_inputs_are_those_of_the_published_codes():
+    """Where weights of others read them in another order, or scaled otherwise, than most."""
+    normals = models.load("deepismnet", weights="seeded", use_norm=True).card
+    names = ["horizons", "normal_z", "normal_crossline", "normal_inline", "faults"]
+    assert [each.name for each in normals.inputs] == names
+    fewer = models.load("deepismnet", weights="seeded").card
+    assert [each.name for each in fewer.inputs] == ["horizons", "faults"]
+    channels = models.card("channelseg3d")
+    assert channels.axes == ("inline", "crossline", "z")
+    assert channels.inputs[0].normalization == "minmax"
+    assert models.card("faultssl").inputs[0].normalization == "zscore-clip-01"
+
+
+def test_cards_follow_the_options_of_their_networks():
+    for levels, multiple in ((3, 4), (5, 16)):
+        card = models.load("unet25d", weights="seeded", base=4, levels=levels).card
+        assert card.multiple == (1, multiple, multiple)
+    card = models.load("segformer3d", weights="seeded", num_classes=1).card
+    assert card.activation == "sigmoid"
+    assert [o.name for o in card.outputs] == ["class_probability"]
+    card = models.load("segformer3d", weights="seeded", num_classes=2).card
+    assert card.activation == "softmax"

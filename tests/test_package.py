@@ -176,6 +176,24 @@ def test_an_option_that_nothing_would_heed() -> None:
     assert "--option: only with the name of a network" in str(done.exception)
 
 
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("use_norm=False", False),
+        ("use_norm=true", True),
+        ("layers=(1,1,1,2)", (1, 1, 1, 2)),
+        ("base=32", 32),
+        ("mode=iou", "iou"),
+        ("mode='iou'", "iou"),
+        ("version=2018", "2018"),
+    ],
+)
+def test_options_are_what_python_and_json_call_them(given: str, value: object) -> None:
+    from outcrop.cli._shared import options_of
+
+    assert options_of([given]) == {given.partition("=")[0]: value}
+
+
 def readme_blocks(*languages: str) -> list[str]:
     text = (ROOT / "README.md").read_text()
     return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)

@@ -91,6 +91,8 @@ def test_a_file_is_not_replaced(path, tmp_path):
     ("change", "fact"),
     [
         (lambda s: s.isel(inline=slice(0, 0)), "amplitude: is empty"),
+        (lambda s: s.isel(twt=slice(None, None, -1)), r"twt: falls from .* to 0, .*sortby\('twt'"),
+        (lambda s: s.assign(amplitude=s.amplitude * 1j), "amplitude: is complex64; pass real"),
         (lambda s: s.assign_coords(live=s.live.astype("i4")), "live: is int32"),
         (lambda s: s.assign_coords(live=s.live.astype("f4")), "live: is float32"),
         (
@@ -163,6 +165,27 @@ def test_outputs_that_cannot_be_labelled(path, tmp_path):
         outcrop.predict(time, vintages, out)
     assert not out.exists()
     outcrop.predict(time, vintages.isel(vintage=[0]), out)
+
+
+def test_cards_that_make_no_sense(path, tmp_path):
+    out = tmp_path / "o.zarr"
+    card = models.card("faultseg3d")
+    for change, what in (
+        ({"axes": ("inline", "crossline", "time")}, r"axes .* of faultseg3d: give z, crossline"),
+        ({"multiple": (1, 0, 1)}, r"multiple \(1, 0, 1\) of faultseg3d: .*, 1 or more"),
+        ({"axes": ("z", "crossline", "inline"), "sections": True}, "axes .* of faultseg3d: give z"),
+        ({"outputs": card.outputs * 2}, "outputs of faultseg3d: .*; give each another name"),
+    ):
+        with pytest.raises(ArgumentError, match=what):
+            replace(card, **change)
+    cards = [OutputCard(n, n, "1", (0, 1)) for n in ("salt_probability", "salt")]
+    with pytest.raises(ArgumentError, match=r"threshold 0\.5: the network predicts salt, so that"):
+        outcrop.predict(carded(nn.ReLU(), *cards, channels=2), path, out, threshold=0.5)
+    model = network()
+    model.card = {"outputs": ["fault"]}
+    with pytest.raises(ArgumentError, match=r"card is a dict; give it an outcrop\.models\.Card"):
+        outcrop.predict(model, path, out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("threshold", [50, -0.1, float("nan")])

@@ -205,19 +205,22 @@ def test_time_stretches_and_faults_get_steeper():
     np.testing.assert_allclose(found["fault_strike"], 30, rtol=1e-5)
     np.testing.assert_allclose(
         augment.apparent_dip(np.array([60.0]), np.array([60.0])),
-        np.degrees(np.arctan(np.tan(np.radians(60)) * 0.5)),
+        180 - np.degrees(np.arctan(np.tan(np.radians(60)) * 0.5)),
     )
 
 
 def write_sections(folder, count=2, n=48):
-    """Raw sections with one fault that dips by 60 degrees towards increasing crosslines."""
+    """Raw sections with one fault that dips by 60 degrees towards increasing crosslines.
+
+    Which is a dip of 120 degrees in the 2-D data sets of Gao (2024).
+    """
     folder.mkdir()
     y, z = np.ogrid[:n, :n]
     away = np.sin(np.radians(60)) * (y - n / 2) - np.cos(np.radians(60)) * (z - n / 2)
     fault = np.abs(away) < 1
     rng = np.random.default_rng(0)
     for number in range(count):
-        values = {"": rng.normal(size=(n, n)), "_fsem": fault, "_fdip": fault / 3}
+        values = {"": rng.normal(size=(n, n)), "_fsem": fault, "_fdip": fault * 2 / 3}
         values |= {"_rgt": np.broadcast_to(z / n, (n, n)), "_dhr": fault}
         for suffix, value in values.items():
             value.astype("<f4").tofile(folder / f"{number}{suffix}.bin")
@@ -251,7 +254,7 @@ def test_dips_of_sections_are_what_the_section_shows(shape, tmp_path):
         on = np.argwhere(sample["fault"] > 0.5)
         if len(on) > 40:
             down, along = np.linalg.svd(on - on.mean(0), full_matrices=False)[2][0]
-            shown = np.degrees(np.arctan2(down, along)) % 180
+            shown = np.degrees(np.arctan2(down, -along)) % 180
             label = 180 * np.median(sample["fault_dip"][sample["fault"] > 0.5])
             assert label == pytest.approx(shown, abs=4)
             directions.add(label > 90)
@@ -274,7 +277,7 @@ class Bytes:
 
 @pytest.mark.parametrize(
     ("network", "reach"),
-    [("faultseg3d", 0.4), ("faultssl", 0.2), ("unet25d", 0.05)],  # 25, of 256, is one deviation
+    [("faultseg3d", 0.4), ("faultssl", 0.08), ("unet25d", 0.05)],  # 25, of 256, is one deviation
 )
 def test_amplitudes_are_scaled_and_flipped_about_their_mean(network, reach):
     card = outcrop.models.card(network)
@@ -289,7 +292,7 @@ def test_amplitudes_are_scaled_and_flipped_about_their_mean(network, reach):
         # Bright or dark is where the faults are, by the sign.
         on = sample["fault"] > 0.9
         flips.add(bool(sample["input"][:1][on].mean() < sample["input"][:1].mean()))
-        if network == "faultseg3d" or card.inputs[0].normalization in ("zscore", "zscore-clip"):
+        if card.inputs[0].normalization in ("zscore", "zscore-clip-01"):
             assert float(sample["input"][0].mean()) == pytest.approx(expected, abs=reach)
         else:
             assert float(sample["input"][0].min()) >= 0
@@ -456,7 +459,7 @@ def test_blocks_are_slices_and_few_are_kept():
         assert blocks.size <= blocks.cache or len(blocks.kept) == 1
 
 
-def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_zero(tmp_path):
+def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_the_mean(tmp_path):
     made = write_zarr(tmp_path / "survey.zarr")
     source = Survey(tmp_path / "survey.zarr", ("fault", "rgt"))
     live = made.amplitude.to_numpy()[made.live.to_numpy()]
@@ -470,6 +473,12 @@ def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_zero(tmp_
         dead = (crops[number]["input"][0].numpy() == 0).all(0)
         seen += dead.any()
         assert any(np.array_equal(missing[i : i + 16].T, dead) for i in range(17))
+        # Brought to 0…1, the mean is between them.
+        crops.card, card = outcrop.models.card("faultssl"), crops.card
+        between = crops[number]["input"][0].numpy()[:, dead]
+        crops.card = card
+        assert len(np.unique(between)) == dead.any()
+        assert ((between > 0.4) & (between < 0.6)).all()
     assert seen
     part = held_out.read(0).values["rgt"][slice(0, 16), slice(2, 18), slice(3, 19)]
     np.testing.assert_array_equal(part, made.rgt[32:48, 2:18, 3:19])

@@ -221,9 +221,14 @@ def test_views_that_make_no_sense(model, survey, tmp_path):
         outcrop.predict_views(model, survey, path)
     with pytest.raises(ArgumentError, match="merge 'median'"):
         outcrop.predict_views(model, survey, path, angles=True, merge="median")
-    attributes = models.load("mtl-infer-3d", weights="seeded")
-    with pytest.raises(ArgumentError, match="seen from any side"):
-        outcrop.predict_views(attributes, survey, path, angles=True)
+    for network, options in (
+        ("mtl-infer-3d", {}),
+        ("mtl-refine-3d", {"tasks": ("rgt",)}),
+        ("deepismnet", {"use_norm": True}),
+    ):
+        angled = models.load(network, weights="seeded", **options)
+        with pytest.raises(ArgumentError, match="seen from any side"):
+            outcrop.predict_views(angled, survey, path, angles=True)
     assert not list(tmp_path.iterdir())
 
 

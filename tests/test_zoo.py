@@ -140,16 +140,33 @@ def normalised(kind, values, live):
 
     log, seen_log = logarithm(a), logarithm(seen)
     levels = np.floor((log - seen_log.min()) / np.ptp(seen_log) * 255).clip(0, 255)
-    return {
+    found = {
         "none": a,
         "zscore": z,
         "zscore-clip": clipped / np.abs(seen_clipped).max(),
         "zscore-clip-01": (clipped - seen_clipped.min()) / np.ptp(seen_clipped),
+        "minmax": (a - seen.min()) / np.ptp(seen),
         "rms": a / np.sqrt((seen**2).mean()),
         "log8": levels / 255,
         "mask": (a != 0) * 1.0,
         "half-turn": a / 180,
-    }[kind] * live[..., None]
+    }[kind]
+    return np.where(live[..., None], found, absent(kind, values[live]))
+
+
+def absent(kind, seen):
+    """What stands where there is no sample: the mean, as the other samples."""
+    mean, log = seen.mean(dtype="f8"), np.log1p
+    reach = [
+        np.clip((a - mean) / seen.std(dtype="f8"), -3.2, 3.2) for a in (seen.min(), seen.max())
+    ]
+    low, high = -log(-float(seen.min())), log(float(seen.max()))
+    return {
+        "zscore-clip-01": -reach[0] / (reach[1] - reach[0]),
+        "minmax": (mean - seen.min()) / (float(seen.max()) - seen.min()),
+        "rms": mean / np.sqrt((seen.astype("f8") ** 2).mean()),
+        "log8": np.floor((np.sign(mean) * log(abs(mean)) - low) / (high - low) * 255) / 255,
+    }.get(kind, 0.0)
 
 
 def in_one_piece(model, survey, card, section=None):
@@ -168,7 +185,11 @@ def in_one_piece(model, survey, card, section=None):
         array = xr.DataArray(values, dims=dims)
         channels.append(array.isel(section or {}).transpose(*axes).values)
     x = torch.from_numpy(np.stack(channels))[None]
-    given, x = x.shape[2:], padded(x, card)
+    live = survey.live.values
+    nothing = torch.tensor([
+        absent(i.normalization, survey[i.name].values[live]) if i.name else 0.0 for i in card.inputs
+    ]).reshape(1, -1, *[1] * (x.ndim - 2))  # fmt: skip
+    given, x = x.shape[2:], padded(x - nothing, card) + nothing
     with torch.no_grad():
         y = model(*x.split(1, dim=1)) if card.separate else model(x)
     y = torch.cat(tuple(y.values()), dim=1) if isinstance(y, dict) else y

@@ -27,7 +27,7 @@ def card_lines(card: Card) -> Iterator[tuple[str, str]]:
         yield f"input {i}", f"{name} ({each.long_name}), normalised by {each.normalization}"
     yield "axes", ", ".join(card.axes) + (" (or along the other direction)" * card.sections)
     multiples = " × ".join(map(str, card.multiple))
-    yield "padding", f"zeros on both sides, to multiples of {multiples}, at least {card.smallest}"
+    yield "padding", f"on both sides, to multiples of {multiples}, at least {card.smallest}"
     for i, output in enumerate(card.outputs, 1):
         if output is None:
             yield f"output {i}", "not kept"
@@ -36,9 +36,10 @@ def card_lines(card: Card) -> Iterator[tuple[str, str]]:
         span = f", {low:g} to {high:g}" if math.isfinite(low) else ""
         own = ", brought to this by its own range" if output.own_range else ""
         activation = f", after {output.activation}" if output.activation != "none" else ""
+        comment = f"; {output.comment}" if output.comment else ""
         yield (
             f"output {i}",
-            f"{output.name} ({output.long_name}), {output.units}{span}{activation}{own}",
+            f"{output.name} ({output.long_name}), {output.units}{span}{activation}{own}{comment}",
         )
 
 

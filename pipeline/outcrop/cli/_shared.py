@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -116,17 +118,18 @@ def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:
 
 
 def options_of(given: list[str] | None, tasks: str | None = None) -> dict[str, Any]:
-    """Read `key=value` pairs, values as JSON where they are; and the tasks, if any."""
+    """Read `key=value` pairs, values as JSON or Python where they are; and the tasks, if any."""
     options: dict[str, Any] = {}
     for pair in given or []:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ArgumentError(f"--option {pair}: give it as name=value, such as mode=precision")
-        try:
-            # Numbers in quotes are words to a constructor: version="2018".
-            options[key] = value if key == "version" else json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
+        options[key] = value
+        if key == "version":  # a word to its constructor, though it looks like a number
+            continue
+        for read in (ast.literal_eval, json.loads):
+            with contextlib.suppress(ValueError, SyntaxError):
+                options[key] = read(value)
     if tasks is not None:
         options["tasks"] = tuple(tasks.split(","))
     return options

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import MemoryBudgetError, OutcropError
 from ..graph import Box, capture
 from ..graph.capture import precision_of
-from ..models.card import OutputCard
+from ..models.card import ACTIVATIONS, OutputCard
 from ..patience import patiently
 from ..planner import like
 from ..storage import naming_refusal
@@ -80,7 +80,7 @@ def _middle(places: Places, extent: int) -> Box:
 
 def _differences(model: nn.Module, places: Places, part: Box) -> dict[str, tuple[float, float]]:
     """The largest and the root mean square, for each variable."""
-    plan, activation = places.plan, places.framed.card.activation
+    plan, activate = places.plan, ACTIVATIONS[places.framed.card.activation]
     section = None if places.sections is None else places.sections // 2
     with naming_lack_of_memory():
         inputs = [patiently(partial(s.read, part)) for s in places.inputs(section).values()]
@@ -103,8 +103,7 @@ def _differences(model: nn.Module, places: Places, part: Box) -> dict[str, tuple
         lossy, exact = (
             layout.to_store(x, layout.whole).float().reshape(-1, *layout.grid) for x in results
         )
-        if activation == "softmax":
-            lossy, exact = torch.softmax(lossy, 0), torch.softmax(exact, 0)
+        lossy, exact = activate(lossy), activate(exact)
         for output, *channels in zip(cards[name] or (), lossy, exact, strict=True):
             if output is not None:
                 found[output.name] = _difference(output, *channels)

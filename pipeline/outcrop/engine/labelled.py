@@ -18,6 +18,7 @@ from torch import nn
 from zarr.codecs import ZstdCodec
 
 from ..arrays import encoding as encoded
+from ..arrays import spoken
 from ..errors import ArgumentError, SurveyError
 from ..graph import Box, Graph
 from ..graph.boxes import Shape
@@ -139,16 +140,20 @@ def frame(
     ------
     SurveyError
         If a variable is missing, the dimensions are not inline, crossline and twt or depth, one of
-        them is empty, or `live` does not say of each trace whether it is there.
+        them is empty, time or depth falls, or `live` does not say of each trace if it is there.
     ArgumentError
-        If `model` is no network; if it is none of sections but `direction` is given, or it is
-        neither; if `data` is something else.
+        If `model` is no network, or its card no card; if it is none of sections but `direction` is
+        given, or that is neither; if `data` is something else.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model: is a {type(model).__name__}; pass a network, such as outcrop.models.load gives"
         )
     card = getattr(model, "card", None) or _PLAIN
+    if not isinstance(card, Card):
+        raise ArgumentError(
+            f"model: its card is a {type(card).__name__}; give it an outcrop.models.Card, or none"
+        )
     if direction not in (None, "inline", "crossline"):
         raise ArgumentError(f"direction {direction!r}: choose 'inline' or 'crossline'")
     if card.sections:
@@ -174,6 +179,15 @@ def frame(
             f"{name}: has dimensions {tuple(map(str, volume.dims))} instead of inline, crossline "
             "and twt or depth; select along others first, such as survey.amplitude.sel(offset=...)"
         )
+    first, last = volume[vertical[0]].to_numpy()[[0, -1]].tolist() if volume.size else (0, 0)
+    if last < first:
+        raise SurveyError(
+            f"{vertical[0]}: falls from {spoken(first)} to {spoken(last)}, as if the survey lay "
+            f"upside down; pass survey.sortby({vertical[0]!r}), or depths that grow downwards"
+        )
+    for each, values in volumes.items():
+        if values.dtype.kind not in "biuf":
+            raise SurveyError(f"{each}: is {values.dtype}; pass real numbers")
     axes = tuple(vertical[0] if a == "z" else a for a in card.axes)
     extents = [volume.sizes[a] for a in axes]
     if 0 in volume.shape:
@@ -228,7 +242,13 @@ def check_outputs(framed: Framed, threshold: float | None) -> None:
         )
     if threshold is not None and not 0 <= threshold <= 1:
         raise ArgumentError(f"threshold {threshold:g}: probabilities run from 0 to 1")
-    written = {*names, *(names if threshold is None else map(_mask, names))}
+    masks = set() if threshold is None else {_mask(n) for n in names if n != _mask(n)}
+    if both := masks & set(names):
+        raise ArgumentError(
+            f"threshold {threshold:g}: the network predicts {min(both)}, so that the mask beside "
+            "its probability needs another name; rename the output in the card"
+        )
+    written = {*names, *masks}
     for name in map(str, framed.volume.coords):
         # Without a card how many there are is known only once the network is captured.
         if name in written or (not framed.card.outputs and re.fullmatch(_UNNAMED, name)):
@@ -347,6 +367,8 @@ def template(
                 attrs["valid_range"] = [bound / card.scale for bound in card.valid_range]
             if card.scale != 1.0:
                 attrs["scale_factor"] = card.scale
+            if card.comment:
+                attrs["comment"] = card.comment
             variables[card.name] = (volume.dims, data, attrs)
             encoding[card.name] = layout | encoded(np.float32, ZstdCodec())
             if threshold is not None and card.name.endswith("_probability"):

@@ -66,9 +66,9 @@ def predict(
     """Evaluate a network over a whole survey, exactly, into a labelled Zarr.
 
     The volume is normalised as the model's `card` says, by statistics of all its live traces;
-    where there is no trace the network sees 0. It is padded with zeros to the network's stride
-    and the prediction is cropped. An interrupted call leaves nothing that opens as a dataset;
-    the same call again goes on where it stopped.
+    where there is no trace the network sees their mean (0 if nothing is normalised). It is padded
+    with the same to the network's stride and the prediction is cropped. An interrupted call leaves
+    nothing that opens as a dataset; the same call again goes on where it stopped.
 
     Parameters
     ----------
@@ -361,7 +361,6 @@ def identity(
 ) -> dict[str, str]:
     """Return what makes a prediction another one: network, input, precision, what is written."""
     card = framed.card
-    normalization = {i.name: i.normalization for i in card.inputs if i.name}
     # Two networks with the same weights may differ in their operators, or in what goes in and out.
     network = repr((graph.digest(), card.axes, card.inputs, card.outputs, card.activation))
     facts = {
@@ -370,7 +369,7 @@ def identity(
         "weights_sha256": digest(model),
         "precision": precision,
         "input_sha256": fingerprint,
-        "normalization": "; ".join(f"{name}: {kind}" for name, kind in normalization.items()),
+        "normalization": "; ".join(f"{i.name}: {i.normalization}" for i in card.inputs if i.name),
         "outcrop_version": __version__,
         "torch_version": torch.__version__,
     }

@@ -12,7 +12,7 @@ import xarray as xr
 
 from ..arrays import spoken
 from ..errors import SurveyError
-from ..models.normalization import Statistics
+from ..models.normalization import PLAIN, Statistics
 from ..patience import patiently
 from ..storage import naming_refusal
 from ..survey.reading import loaded, naming_bad_chunk
@@ -21,8 +21,6 @@ from .labelled import Framed
 if TYPE_CHECKING:
     from distributed import Client
 
-# Normalizations that do without the statistics of the volume.
-_LOCAL = ("none", "mask", "half-turn", "position")
 # What is found of one block: of its live samples number, mean, sum of squared differences from it
 # and extremes; of all of them their sum, and the sum of `_placed`.
 _STATE = np.dtype(
@@ -101,10 +99,10 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
             with naming_loss(f"statistics of {name}"):
                 found = patiently(read)
     if not np.isfinite(found["sum"]).all():
-        raise SurveyError(
-            f"{name}: has samples that are NaN or infinite; ingest it again "
-            "with nonfinite='zero' (--nonfinite zero)"
-        )
+        advice = "ingest it again with nonfinite='zero' (--nonfinite zero)"
+        if name != "amplitude":  # such as of prompts that are aligned with the survey
+            advice = f"make them 0, such as by survey[{name!r}].fillna(0)"
+        raise SurveyError(f"{name}: has samples that are NaN or infinite; {advice}")
     whole = _merged(found[found["count"] > 0])
 
     sha = hashlib.sha256(repr((volume.dims, volume.shape, str(volume.dtype))).encode())
@@ -192,7 +190,11 @@ def all_statistics(
             found[-1][name], fingerprint = statistics(volume, client)
             prints.append(fingerprint)
             kinds = {each.normalization for each in framed.card.inputs if each.name == name}
-            if kinds - set(_LOCAL) and found[-1][name].highest == found[-1][name].lowest:
+            # A mask is of something, too.
+            if (
+                kinds - set(PLAIN) | kinds & {"mask"}
+                and found[-1][name].highest == found[-1][name].lowest
+            ):
                 at = [
                     f"{d} {spoken(volume[d].values)}" for d in framed.stacked if d in volume.coords
                 ]

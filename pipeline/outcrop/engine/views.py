@@ -109,16 +109,21 @@ def predict_views(
     ------
     ArgumentError
         If no view beside the survey as it is was asked for, `merge` is unknown, or the network
-        predicts angles, which another view sees differently.
+        takes or predicts angles or normals, which another view sees differently.
     OutcropError
         As `predict` does.
     """
     card = getattr(model, "card", None)
     if merge not in ("max", "mean"):
         raise ArgumentError(f"merge {merge!r}: choose 'max' or 'mean'")
-    if card is None or any(o is not None and o.units == "degree" for o in card.outputs):
+    if (
+        card is None
+        or any(i.directed for i in card.inputs)
+        or any(o is not None and o.units == "degree" for o in card.outputs)
+    ):
         raise ArgumentError(
-            "views: only of networks with a card whose outputs are the same seen from any side"
+            "views: only of networks with a card whose inputs and outputs are the same seen from "
+            "any side"
         )
     views = _views(angles, resolutions, directions and card.sections)
     if len(views) == 1:

@@ -19,8 +19,8 @@ from ..errors import MissingChunkError, NonFiniteError
 from ..graph import Box
 from ..graph.boxes import Lattice, Shape
 from ..locks import Fence
-from ..models.card import InputCard
-from ..models.normalization import NORMALIZATIONS, Statistics
+from ..models.card import ACTIVATIONS, InputCard
+from ..models.normalization import NORMALIZATIONS, Statistics, absent
 from ..storage import Place, Remote, files, place, remove
 from .chunks import DecodedChunks
 from .labelled import Framed
@@ -192,10 +192,16 @@ class SurveyStore:
             )
         self.before, self.inputs, self.statistics = framed.before, tuple(inputs), dict(statistics)
         self.dtype = dtype
+        self.absent = [
+            absent(i.normalization, self.statistics[i.name]) if i.name else 0.0 for i in self.inputs
+        ]
 
     def read(self, box: Box) -> Tensor:
         inside = box.shifted(tuple(-b for b in self.before)) & Box.whole(self.shape)
         x = torch.zeros((1, len(self.inputs), *box.shape), dtype=self.dtype)
+        for channel, value in zip(x[0], self.absent, strict=True):
+            if value:
+                channel.fill_(value)
         if min(inside.shape) <= 0:
             return x
         samples, placed = {}, dict(zip(self.framed.axes, inside.slices, strict=True))
@@ -209,7 +215,7 @@ class SurveyStore:
             samples[name] = self.chunks.read(name, own).squeeze(fixed).transpose(turn)
         exact = np.dtype("float64" if self.dtype == torch.float64 else "float32")
         target = inside.shifted(self.before).within(box)
-        for channel, each in zip(x[0], self.inputs, strict=True):
+        for channel, each, missing in zip(x[0], self.inputs, self.absent, strict=True):
             if each.normalization == "position":
                 position = np.arange(self.shape[each.axis]) / max(self.shape[each.axis] - 1, 1)
                 part = position[inside.slices[each.axis]].astype(exact)
@@ -223,7 +229,7 @@ class SurveyStore:
                         s if n > 1 else slice(None)
                         for s, n in zip(inside.slices, self.live.shape, strict=True)
                     )
-                    part = part * self.live[alive]
+                    part = np.where(self.live[alive], part, exact.type(missing))
             channel[target.index] = torch.from_numpy(np.array(part, exact))
         return x
 
@@ -246,7 +252,7 @@ class PredictionStore:
         Arrays of 1 where the channel reaches the threshold, 0 elsewhere.
     threshold : float
     activation : str
-        "softmax" across the channels, or "none".
+        As of `Card`.
     section : int, optional
         Which of the volumes or sections that the network takes one by one.
     nonfinite : {"error", "warn"}
@@ -291,8 +297,7 @@ class PredictionStore:
             index.insert(i, section)
         # A class map, such as `argmax` returns, has no dimension of channels.
         channels = value.detach().float().reshape(-1, *box.shape)
-        if self.activation == "softmax":
-            channels = torch.softmax(channels, dim=0)
+        channels = ACTIVATIONS[self.activation](channels)
         for path, mask, channel in zip(self.paths, self.masks, channels, strict=True):
             turned = to_host(channel).permute(self.turn).contiguous().numpy()
             if path is not None and not np.isfinite(turned).all():

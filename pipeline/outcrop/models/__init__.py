@@ -89,9 +89,9 @@ def load(
         One of `names()`.
     weights : path-like, name or "seeded"
         A ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file, or a Keras ``.hdf5`` or ``.h5`` of
-        the original FaultSeg3D; or weights that come with outcrop, by the name that the card
-        says, such as "synthetic-v1"; or "seeded": random weights from a fixed seed, the same on
-        every machine, which predict nothing but let the whole path run.
+        the original FaultSeg3D, FaultSeg3D plus or KarstSeg3D; or weights that come with outcrop,
+        by the name that the card says, such as "synthetic-v1"; or "seeded": random weights from a
+        fixed seed, the same on every machine, which predict nothing but let the whole path run.
     tasks : sequence of str, optional
         Of the multi-task networks, the decoders to build and to fill, of "rgt", "dhr" and "fault";
         what the file has for others is left out. All unless given.

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import permutations
+
+import torch
+from torch import Tensor
 
 from ..errors import ArgumentError
 from .normalization import NORMALIZATIONS
+
+# Of what a network returns, its channels first.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "sigmoid": torch.sigmoid,
+    "softmax": partial(torch.softmax, dim=0),
+}
+
+# Axes of networks of volumes, and of networks of sections: each section, or all side by side.
+_VOLUMES = set(permutations(("z", "crossline", "inline")))
+_SECTIONS = {
+    *(("z", trace) for trace in ("trace", "inline", "crossline")),
+    ("inline", "z", "crossline"),
+    ("crossline", "z", "inline"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,12 +44,15 @@ class InputCard:
         `ArgumentError` if it is none of them.
     axis : int
         For "position": the network's axis along which it runs from 0 to 1.
+    directed : bool
+        An angle, or a component of a vector: another one where the survey is turned.
     """
 
     name: str
     long_name: str
     normalization: str
     axis: int = 0
+    directed: bool = False
 
     def __post_init__(self) -> None:
         if self.normalization not in NORMALIZATIONS:
@@ -61,6 +85,8 @@ class OutputCard:
     activation : str
         What gives it, such as "sigmoid"; "none" if nothing does. Part of the network, unless the
         card itself names it.
+    comment : str
+        What else there is to know of its values.
     """
 
     name: str
@@ -71,6 +97,7 @@ class OutputCard:
     own_range: bool = False
     suffix: str = ""
     activation: str = "none"
+    comment: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,25 +113,28 @@ class Card:
     paper, doi : str
         Where it was published.
     published : str
-        Where its authors publish weights.
+        Where there are weights.
     inputs : tuple of InputCard
         One for each input channel, in order.
     outputs : tuple of OutputCard or None
         One for each output channel, in order; None for one that is not kept.
     axes : tuple of str
         Survey dimensions in the order of the network's last axes; "z" stands for two-way time or
-        depth. A network of two axes takes sections: (z, trace).
+        depth. A network of sections takes (z, trace), or (inline, z, crossline): all side by side.
+        `ArgumentError` if they are others.
     multiple : tuple of int
-        The extents are padded with zeros to multiples of these, one for each axis, split between
-        both sides, and the output is cropped. `ArgumentError` if their number is another; unless
-        all are 1, which does for any number of axes.
+        The extents are padded to multiples of these, one for each axis, split between both sides,
+        and the output is cropped. Padded is with the mean; with 0 where an input is taken as it is.
+        `ArgumentError` if their number is another; unless all are 1, which does for any number of
+        axes.
     smallest : int
         Extents that the network needs at least; padded likewise.
     separate : bool
         The inputs go to `forward` one by one, by their names' last parts, not as channels of one
         tensor.
     activation : str
-        Applied across the output channels after the network: "none" or "softmax".
+        Applied to what the network returns: "none", "sigmoid", or "softmax" across its channels.
+        `ArgumentError` if it is another.
     sections : bool
         Works on sections, along inlines or crosslines.
     shipped : tuple of str
@@ -127,12 +157,27 @@ class Card:
     shipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if tuple(self.axes) not in (_SECTIONS if self.sections else _VOLUMES):
+            raise ArgumentError(
+                f"axes {self.axes} of {self.name or 'the card'}: give z, crossline and inline in "
+                "any order; of a card of sections (sections=True) z, trace or inline, z, crossline"
+            )
+        names = [output.name for output in self.outputs if output is not None]
+        if len(set(names)) < len(names):
+            raise ArgumentError(
+                f"outputs of {self.name or 'the card'}: {', '.join(names)}; give each another name"
+            )
         if set(self.multiple) == {1}:
             object.__setattr__(self, "multiple", (1,) * len(self.axes))
-        if len(self.multiple) != len(self.axes):
+        if len(self.multiple) != len(self.axes) or min(self.multiple) < 1:
             raise ArgumentError(
                 f"multiple {self.multiple} of {self.name or 'the card'}: give one for each of the "
-                f"axes {', '.join(self.axes)}"
+                f"axes {', '.join(self.axes)}, 1 or more"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ArgumentError(
+                f"activation {self.activation!r} of {self.name or 'the card'}: choose one of "
+                f"{', '.join(ACTIVATIONS)}"
             )
 
     def along(self, direction: str) -> Card:

@@ -10,7 +10,22 @@ from .card import AMPLITUDE, Card, InputCard, OutputCard, probability
 
 _RGT = OutputCard("rgt", "relative geological time", "1", (0.0, 1.0), own_range=True, suffix="rgt")
 _ANGLE = ("degree", (0.0, 180.0), 180.0)
-_FAULTSEG_ZOO = "https://github.com/JintaoLee-Roger/torchseis"
+# Those that others publish under other names of keys are there under ours.
+_TORCHSEIS = "https://github.com/JintaoLee-Roger/torchseis"
+# As in the data sets of Gao (2024), the angles of 2-D among them.
+_GRID = "on the grid, where samples and traces are one unit apart"
+_DIP = (
+    f"{_GRID}: from the horizontal; below 90 towards where a strike 90 degrees larger points "
+    "(the last crossline at strike 0), beyond 90 towards the other side"
+)
+_DIP_IN_SECTION = (
+    f"{_GRID}: from the horizontal; below 90 towards the first trace of the section, beyond 90 "
+    "towards the last"
+)
+_STRIKE = (
+    f"{_GRID}: 0 from the first inline towards the last, 90 from the first crossline towards the "
+    "last; not from north"
+)
 
 
 def _attributes(dims: int) -> tuple[OutputCard, ...]:
@@ -21,13 +36,16 @@ def _attributes(dims: int) -> tuple[OutputCard, ...]:
                    suffix="dhr"),
         replace(probability("fault"), suffix="fsem"),
         OutputCard("fault_dip", "fault dip times fault probability", *_ANGLE,
-                   suffix="fdip", activation="sigmoid"),
+                   suffix="fdip", activation="sigmoid",
+                   comment=_DIP if dims == 3 else _DIP_IN_SECTION),
         OutputCard("fault_strike", "fault strike times fault probability", *_ANGLE,
-                   suffix="fstrike", activation="sigmoid"),
+                   suffix="fstrike", activation="sigmoid", comment=_STRIKE),
     )[: dims + 2]  # fmt: skip
 
 
 def _classes(count: int) -> tuple[OutputCard, ...]:
+    if count == 1:  # of which a softmax is 1 everywhere
+        return (probability("class"),)
     return tuple(probability(f"class {i}", "softmax") for i in range(count))
 
 
@@ -43,7 +61,9 @@ def _mtl(name: str, dims: int, refine: bool) -> Card:
         doi="10.1093/gji/ggad424",
         published="https://github.com/lanl/mtl",
         inputs=tuple(
-            InputCard(o.name, o.long_name, "half-turn" if o.units == "degree" else "none")
+            InputCard(o.name, o.long_name, "half-turn", directed=True)
+            if o.units == "degree"
+            else InputCard(o.name, o.long_name, "none")
             for o in attributes
         )
         if refine
@@ -112,8 +132,8 @@ CARDS = {
             task="fault probability",
             paper="Dou, Li, Dong & Xiao (2024), Geophysics 89(3), M79-M91",
             doi="10.1190/geo2023-0550.1",
-            published="https://github.com/douyimin/FaultSSL",
-            inputs=(InputCard("amplitude", "seismic amplitude", "zscore-clip"),),
+            published=_TORCHSEIS,
+            inputs=(InputCard("amplitude", "seismic amplitude", "zscore-clip-01"),),
             outputs=(probability("fault"),),
             multiple=(16, 16, 16),
         ),
@@ -122,7 +142,7 @@ CARDS = {
             task="relative geological time",
             paper="Bi, Wu, Geng & Li (2021), JGR Solid Earth 126(9), e2021JB021882",
             doi="10.1029/2021JB021882",
-            published=_FAULTSEG_ZOO,
+            published=_TORCHSEIS,
             inputs=(AMPLITUDE,),
             outputs=(_RGT,),
             multiple=(8, 8, 8),
@@ -134,13 +154,25 @@ CARDS = {
             paper="Bi, Wu, Li, Chang & Yong (2022), Geoscientific Model Development 15(17), "
             "6841-6861",
             doi="10.5194/gmd-15-6841-2022",
-            published="https://github.com/zfbi/DeepISMNet",
+            published=_TORCHSEIS,
             inputs=(
-                InputCard("horizons", "values on interpreted horizons, 0 elsewhere", "none"),
+                InputCard(
+                    "horizons", "relative geological time, 0 to 1, of horizons, 0 elsewhere", "none"
+                ),
+                *(
+                    InputCard(
+                        f"normal_{axis}",
+                        f"with use_norm: layers' unit normal on horizons, {along}, 0 elsewhere",
+                        "none",
+                        directed=True,
+                    )
+                    for axis, along in (
+                        ("z", "downwards"),
+                        ("crossline", "along increasing crosslines"),
+                        ("inline", "along increasing inlines"),
+                    )
+                ),
                 InputCard("faults", "1 on interpreted faults, 0 elsewhere", "none"),
-                InputCard("normal_z", "component of the layers' normal along time", "none"),
-                InputCard("normal_crossline", "component along crosslines", "none"),
-                InputCard("normal_inline", "component along inlines", "none"),
             ),
             outputs=(
                 OutputCard(
@@ -157,9 +189,10 @@ CARDS = {
             task="channel probability",
             paper="Gao, Wu & Liu (2021), Geophysics 86(4), IM73-IM83",
             doi="10.1190/geo2020-0572.1",
-            published=_FAULTSEG_ZOO,
-            inputs=(AMPLITUDE,),
+            published=_TORCHSEIS,
+            inputs=(InputCard("amplitude", "seismic amplitude", "minmax"),),
             outputs=(None, probability("channel", "softmax")),
+            axes=("inline", "crossline", "z"),
             multiple=(16, 16, 16),
             activation="softmax",
         ),
@@ -168,7 +201,7 @@ CARDS = {
             task="channel and fault probability",
             paper="Wang, Wu & Zhang (2025), Earth System Science Data 17(7), 3447-3471",
             doi="10.5194/essd-17-3447-2025",
-            published="https://github.com/wanggy-1/cigChannel",
+            published=_TORCHSEIS,
             inputs=(AMPLITUDE,),
             outputs=(None, probability("fault", "softmax"), probability("channel", "softmax")),
             multiple=(8, 8, 8),
@@ -237,6 +270,7 @@ def card_of(
     use_norm: bool = False,
     in_channels: int = 1,
     num_classes: int | None = None,
+    levels: int | None = None,
     **_: object,
 ) -> Card:
     """Return the card of a network built with these of its constructor's options.
@@ -248,11 +282,13 @@ def card_of(
     tasks : sequence of str, optional
         Of the multi-task networks: outputs of others are left out.
     use_norm : bool
-        Of DeepISMNet: three more inputs.
+        Of DeepISMNet: the inputs that are normals, too.
     in_channels : int
         Of SegFormer3D: the second volume and those after it are called input_2, input_3, ...
     num_classes : int, optional
         Channels that come out, where that can be chosen.
+    levels : int, optional
+        Of the network of sections: resolutions, each half of the one before.
     """
     card = CARDS[name]
     if tasks is not None:
@@ -260,10 +296,13 @@ def card_of(
         suffixes = [s for task in tasks for s in (faults if task == "fault" else (task,))]
         card = replace(card, outputs=tuple(o for o in card.outputs if o and o.suffix in suffixes))
     if name == "deepismnet" and not use_norm:
-        card = replace(card, inputs=card.inputs[:2])
+        card = replace(card, inputs=tuple(i for i in card.inputs if not i.directed))
     if in_channels > 1:
         more = (InputCard(f"input_{i}", f"volume {i}", "zscore") for i in range(2, in_channels + 1))
         card = replace(card, inputs=(*card.inputs, *more))
     if num_classes is not None and num_classes != len(card.outputs):
-        card = replace(card, outputs=_classes(num_classes))
+        activation = "softmax" if num_classes > 1 else "sigmoid"
+        card = replace(card, outputs=_classes(num_classes), activation=activation)
+    if levels is not None:
+        card = replace(card, multiple=(1, 2 ** (levels - 1), 2 ** (levels - 1)))
     return card

@@ -141,12 +141,12 @@ class ChannelSeg3d(nn.Module):
         Parameters
         ----------
         x : torch.Tensor
-            (batch, 1, time, crossline, inline).
+            (batch, 1, inline, crossline, time).
 
         Returns
         -------
         torch.Tensor
-            (batch, num_classes, time, crossline, inline).
+            (batch, num_classes, inline, crossline, time).
         """
         y, quarter = self.resnet(x)
         y = self.decoder(self.aspp(y), quarter)

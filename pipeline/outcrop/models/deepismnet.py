@@ -138,7 +138,7 @@ class DeepISMNet(nn.Module):
         ----------
         x : torch.Tensor
             (batch, 2 or 5, time, crossline, inline), every extent 16 or more: scattered values of
-            horizons (0 where there are none), a mask of faults, and the normals' three components.
+            horizons (0 where there are none), the normals' three components, a mask of faults.
 
         Returns
         -------

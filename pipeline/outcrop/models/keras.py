@@ -1,4 +1,4 @@
-"""Weights of the original FaultSeg3D, which Keras wrote, for our network.
+"""Weights of FaultSeg3D and its kin, which Keras wrote, for our networks.
 
 The layout of both kinds of file is Keras's own: "legacy" HDF5 of whole models, of which version 2
 and 3 write the same `model_weights` group, or of weights alone, which lack that group.
@@ -14,14 +14,15 @@ from torch import Tensor
 
 from ..errors import WeightsError
 
-# In the order of the graph: two convolutions a block.
-_BLOCKS = [f"conv{block}.conv{i}" for block in range(1, 8) for i in (1, 2)] + ["conv8"]
+# Their number, by the network: all blocks but the last are of two.
+_CONVOLUTIONS = {15: "FaultSeg3D", 19: "FaultSeg3D plus and KarstSeg3D"}
 
 
 def read_keras(file: Path) -> dict[str, Tensor]:
-    """Read FaultSeg3D's weights from a Keras file.
+    """Read weights of FaultSeg3D, FaultSeg3D plus or KarstSeg3D from a Keras file.
 
-    Kernels are turned from (D, H, W, inputs, outputs) to (outputs, inputs, D, H, W).
+    The convolutions lie in the order of the graph. Kernels are turned from (D, H, W, inputs,
+    outputs) to (outputs, inputs, D, H, W).
 
     Parameters
     ----------
@@ -53,15 +54,18 @@ def read_keras(file: Path) -> dict[str, Tensor]:
                 arrays = [group[name][_text(key)][...] for key in group[name].attrs["weight_names"]]
                 if len(arrays) == 2 and arrays[0].ndim == 5:
                     convolutions.append((name, arrays[0], arrays[1]))
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{file}: not a Keras model in HDF5 ({error})") from error
-    if len(convolutions) != len(_BLOCKS):
+    if len(convolutions) not in _CONVOLUTIONS:
+        known = ", ".join(f"{name} {count}" for count, name in _CONVOLUTIONS.items())
         raise WeightsError(
-            f"{file}: has {len(convolutions)} 3-D convolutions; FaultSeg3D has {len(_BLOCKS)}, "
-            "and no other network's Keras weights are read"
+            f"{file}: has {len(convolutions)} 3-D convolutions ({known}); no other network's Keras "
+            "weights are read"
         )
+    last = len(convolutions) // 2 + 1
+    blocks = [f"conv{block}.conv{i}" for block in range(1, last) for i in (1, 2)] + [f"conv{last}"]
     state = {}
-    for block, (_, kernel, bias) in zip(_BLOCKS, convolutions, strict=True):
+    for block, (_, kernel, bias) in zip(blocks, convolutions, strict=True):
         turned = np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2), dtype=np.float32)
         state[f"{block}.weight"] = torch.from_numpy(turned)
         state[f"{block}.bias"] = torch.from_numpy(bias.astype(np.float32))

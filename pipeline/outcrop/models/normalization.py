@@ -87,3 +87,13 @@ NORMALIZATIONS: dict[str, Callable[[Samples, Statistics], Samples]] = {
     "half-turn": _half_turn,  # degrees, in half turns
     "position": _none,
 }
+
+# Those that take samples as they are, without statistics.
+PLAIN = ("none", "mask", "half-turn", "position")
+
+
+def absent(kind: str, statistics: Statistics) -> float:
+    """What a network sees where there is no sample: the mean, or 0 of what is taken as it is."""
+    if kind in PLAIN:
+        return 0.0
+    return float(NORMALIZATIONS[kind](np.array(statistics.mean), statistics))

@@ -77,7 +77,7 @@ class UNet25D(nn.Module):
         ----------
         x : torch.Tensor
             (batch, 4, sections, time, traces): amplitude from 0 to 1, and the position along
-            each axis from 0 to 1. The last two extents are multiples of 8.
+            each axis from 0 to 1. The last two extents are multiples of 8, with four levels.
 
         Returns
         -------

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 from ..storage import on_disk
 
-_PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.")
 _NAMED = 20  # keys that do not fit, in a message
+_COUNTER = "num_batches_tracked"  # of batch norms, which use it in training alone
 # Under which checkpoints keep their state dict, beside epochs and optimisers.
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "network")
 # Plain values that they keep there too, such as the options of a training run.
@@ -127,10 +127,10 @@ def _reason(error: Exception) -> str:
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            return _unwrapped({key.removeprefix(prefix): value for key, value in state.items()})
-    return state
+    parts = {key.partition(".")[0] for key in state}
+    if len(parts) > 1 or not all("." in key for key in state):
+        return state
+    return _unwrapped({key.partition(".")[2]: value for key, value in state.items()})
 
 
 def write(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> int:
@@ -163,11 +163,12 @@ def only(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """List every key of `state` that the model lacks, misses, or has otherwise.
 
-    In another shape, or as whole numbers, as of a quantised network.
+    In another shape, as whole numbers, as of a quantised network, or without values for each place.
+    Counters of batches may be missing.
     """
     own = model.state_dict()
     return (
-        [f"missing {key}" for key in own if key not in state]
+        [f"missing {key}" for key in own if key not in state and not key.endswith(_COUNTER)]
         + [f"unexpected {key}" for key in state if key not in own]
         + [
             f"{key} has shape {tuple(value.shape)} instead of {tuple(own[key].shape)}"
@@ -178,6 +179,11 @@ def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
             f"{key} has {str(value.dtype).removeprefix('torch.')} instead of real numbers"
             for key, value in state.items()
             if key in own and own[key].is_floating_point() and not value.is_floating_point()
+        ]
+        + [
+            f"{key} is {'without values' if value.is_meta else str(value.layout)}"
+            for key, value in state.items()
+            if key in own and (value.is_meta or value.layout != torch.strided)
         ]
     )
 
@@ -208,7 +214,8 @@ def fill(
     """
     wrong = mismatches(model, state)
     if not wrong:
-        model.load_state_dict(dict(state))
+        counters = {k: torch.zeros_like(v) for k, v in model.state_dict().items() if k not in state}
+        model.load_state_dict({**counters, **state})
         return
     with torch.device("meta"):
         count = {name: len(mismatches(make(), state)) for name, make in others.items()}
@@ -220,7 +227,10 @@ def fill(
         advice = f"the closest network is {best}, with {count[best]} differences"
     else:
         advice = "no network of the zoo is closer"
-    named = [*wrong[:_NAMED], *([f"and {len(wrong) - _NAMED} more"] if wrong[_NAMED:] else [])]
+    named = wrong
+    if len(wrong) > _NAMED:  # of what is missing, and of what is there instead
+        half = _NAMED // 2
+        named = [*wrong[:half], *wrong[-half:], f"and {len(wrong) - _NAMED} more"]
     raise WeightsError(f"{source}: {advice}; {len(wrong)} keys do not fit: {'; '.join(named)}")
 
 

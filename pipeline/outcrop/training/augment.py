@@ -101,12 +101,12 @@ def rescaled(
 def apparent_dip(dip: Array, strike: Array) -> Array:
     """Dip as an inline section shows it, from dip and strike, all in degrees.
 
-    From 0 to 180; more than 90 where the fault dips towards decreasing crosslines. 0 where `dip`
-    is, NaN where one of them is.
+    From 0 to 180, as in the 2-D data sets of Gao (2024): more than 90 where the fault dips towards
+    increasing crosslines. 0 where `dip` is, NaN where one of them is.
     """
     _, y, z = _normal(dip, strike)
     off = (dip + strike) * 0  # not a number where one of them is none
-    return np.where(dip > 0, np.degrees(np.arctan2(y, z)) % 180, off).astype(np.float32)
+    return np.where(dip > 0, np.degrees(np.arctan2(-y, z)) % 180, off).astype(np.float32)
 
 
 def _normal(dip: Array, strike: Array) -> tuple[Array, Array, Array]:
@@ -118,7 +118,8 @@ def _normal(dip: Array, strike: Array) -> tuple[Array, Array, Array]:
 def _turned(crop: dict[str, Array], turn: Callable[..., tuple[Array, ...]]) -> dict[str, Array]:
     """Apply a function to the normals of the faults, whose dip and strike are in degrees.
 
-    An apparent dip is that of a fault at right angles to the section, whose strike is 0.
+    An apparent dip is that of a fault at right angles to the section, whose strike is 0 (or 180,
+    which is mirrored all along).
     """
     if "fault_dip" not in crop:
         return crop

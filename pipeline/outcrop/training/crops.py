@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..models.card import Card
-from ..models.normalization import NORMALIZATIONS, Statistics
+from ..models.normalization import NORMALIZATIONS, Statistics, absent
 from .augment import apparent_dip, augmented, draw_stretch, rescaled, stretched
 from .volumes import Array, Source, Volume
 
@@ -64,7 +64,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         -------
         dict of str to torch.Tensor
             float32, over the network's axes: `input`, (channels, ...), and the labels, (1, ...).
-            Where there is no trace `input` is 0 and labels are NaN.
+            Where there is no trace `input` is the mean and labels are NaN.
         """
         rng = np.random.default_rng((self.seed, number))
         volume, corners = self._volume(number // self.per_volume)
@@ -102,7 +102,8 @@ class Crops(Dataset[dict[str, Tensor]]):
                 value = np.broadcast_to(places[axis].reshape(extents), self.size)
             else:
                 how = NORMALIZATIONS[card.normalization]
-                value = np.nan_to_num(how(crop["amplitude"], statistics), nan=0.0)
+                nothing = absent(card.normalization, statistics)
+                value = np.nan_to_num(how(crop["amplitude"], statistics), nan=nothing)
             channels.append(self._turned(value))
         if "rgt" in crop:  # its range is the crop's own, as it is the whole volume's in prediction
             low, high = np.nanmin(crop["rgt"]), np.nanmax(crop["rgt"])
