@@ -74,15 +74,15 @@ class Shots(Job):
         self.physics, self.misfit = physics, misfit
         self.gathers = Gathers(path, physics.grid.dims)
 
-    def check(self, shots: tuple[int, ...]) -> str:
-        """Return the SHA-256 of the traces of shots.
+    def check(self, shots: tuple[int, ...]) -> tuple[str, int]:
+        """Return the SHA-256 of the traces of shots, and how many of them are zero throughout.
 
         Raises
         ------
         SurveyError
             If they are not finite, or all of a shot's are silent.
         """
-        digest = hashlib.sha256()
+        digest, silent = hashlib.sha256(), 0
         for shot in shots:
             traces = self.gathers.traces(np.array([shot]))[0]
             digest.update(f"{traces.dtype}{traces.shape}".encode())
@@ -95,11 +95,14 @@ class Shots(Job):
                     f"{1000 * sample * self.physics.time_step:g} ms and in {bad.sum() - 1} more "
                     "samples; mute it, or leave the shot out"
                 )
-            if not traces.any():
+            _, (live,) = self.gathers.receivers(np.array([shot]))
+            sounding = traces[live].any(axis=1)
+            silent += int(np.count_nonzero(~sounding))
+            if not sounding.any():
                 raise SurveyError(
                     f"{self.gathers.source}: shot {shot}: all traces are zero; leave the shot out"
                 )
-        return digest.hexdigest()
+        return digest.hexdigest(), silent
 
     def model(self, evaluation: Evaluation, batch: Batch) -> None:
         """Model the traces of shots, and write them."""
@@ -113,7 +116,7 @@ class Shots(Job):
     def gradient(self, evaluation: Evaluation, number: int, batch: Batch) -> None:
         """Write misfit and gradient of a batch, unless they are there."""
         target = evaluation.leaf(0, number)
-        if target.exists():
+        if _is_whole(target):
             return
         model, wavelet, corner = self._input(evaluation)
         for name in evaluation.gradients:
@@ -139,7 +142,7 @@ class Shots(Job):
     def merge(self, evaluation: Evaluation, level: int, group: int, count: int) -> None:
         """Sum a group of the `count` partial sums of a level into one of the next."""
         target = evaluation.leaf(level + 1, group)
-        if target.exists():
+        if _is_whole(target):
             return
         members = range(group * GROUP, min((group + 1) * GROUP, count))
         save(target, _sum([evaluation.leaf(level, n) for n in members]))
@@ -197,11 +200,14 @@ class Shots(Job):
             keep_freed_memory(USUAL)
 
     def _observed(self, batch: Batch, corner: float | None) -> tuple[Tensor, Tensor]:
-        """Traces of each group, (group, receiver, time), filtered; and which there are."""
+        """Traces of each group, (group, receiver, time), filtered; and which are recordings.
+
+        One that is zero throughout is of a dead channel, whatever its header says.
+        """
         _, live = self.gathers.receivers(np.array([group[0][0] for group in batch]))
         sums = np.stack([self._sum(group) for group in batch])
         observed = low_pass(sums, corner, self.physics.time_step)
-        return torch.as_tensor(observed), torch.as_tensor(live)
+        return torch.as_tensor(observed), torch.as_tensor(live & sums.any(axis=-1))
 
     def _sum(self, group: Group) -> np.ndarray:
         """Traces of shots that fire together, read one after another."""
@@ -231,9 +237,13 @@ def levels(count: int) -> list[tuple[int, int]]:
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays to one file, whole or not at all."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with open(aside, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    aside.replace(path)
+    try:
+        with open(aside, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        aside.replace(path)
+    except OSError:  # such as no space left
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _sum(leaves: Sequence[Path]) -> dict[str, np.ndarray]:
@@ -245,6 +255,14 @@ def _sum(leaves: Sequence[Path]) -> dict[str, np.ndarray]:
     for name, rest in _sum(leaves[half:]).items():
         total[name] += rest
     return total
+
+
+def _is_whole(leaf: Path) -> bool:
+    """Whether a partial sum is there; a machine that lost its power may leave a piece of it."""
+    with contextlib.suppress(Exception):
+        _load(leaf)
+        return True
+    return False
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
