@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import resource
 import runpy
 import shutil
 import subprocess
@@ -1014,6 +1015,7 @@ def test_damaged_unfinished_inversions(small, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     how = {**QUICK, "iterations": 2, "batch_size": 1, "wavelet": louder(path)}
+    how["storage_mode"], gone = "disk", []
     whole = inversion.invert(on, path, tmp_path / "whole", **how)
     with pytest.raises(KeyboardInterrupt):
         inversion.invert(on, path, tmp_path / "o", **how, on_iteration=stop)
@@ -1036,8 +1038,27 @@ def test_damaged_unfinished_inversions(small, tmp_path, monkeypatch):
     whole_one, empty, cut_off = sorted((aside / "evaluations").glob("*/0-*.npz"))
     empty.write_bytes(b"")
     cut_off.write_bytes(whole_one.read_bytes()[:300])
-    found = inversion.invert(on, path, tmp_path / "o", **how)
+    left = aside / "wavefields" / "deepwave_tmp_1_0"
+    left.mkdir()
+    found = inversion.invert(
+        on, path, tmp_path / "o", **how, on_iteration=lambda *told: gone.append(not left.exists())
+    )
+    assert all(gone)
     np.testing.assert_array_equal(found.vp, whole.vp)
+
+
+def test_no_room_for_wavefields(small, tmp_path):
+    on, path = small
+    how = {**QUICK, "wavelet": louder(path), "storage_mode": "disk", "storage_path": tmp_path}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        fails(OutcropError, f"{tmp_path}: wavefields cannot be written, with .* left; make room",
+              inversion.invert, on, path, tmp_path / "o", **how)  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    inversion.invert(on, path, tmp_path / "o", **how)
+    assert not list(tmp_path.glob("deepwave_tmp*"))
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">i2"])
