@@ -28,7 +28,7 @@ Group = tuple[tuple[int, float], ...]
 Batch = tuple[Group, ...]
 # Gradients that are summed at once. The sum of all is the same, whoever was first.
 GROUP = 8
-# Bytes of a block that is returned at once while Deepwave interpolates.
+# Bytes of a block that is returned at once while Deepwave propagates.
 _SMALL = 2**16
 
 
@@ -124,7 +124,7 @@ class Shots(Job):
         with self._large_returned():
             traces = self._record(model, wavelet, batch)
             observed, live = self._observed(batch, corner)
-            value = MISFITS[self.misfit](traces[live], observed.to(traces)[live])
+            value = MISFITS[self.misfit](traces[live], observed.to(traces))
             value.backward()
         found = {"misfit": np.array(value.item(), dtype=np.float64)}
         for name in evaluation.gradients:
@@ -185,14 +185,11 @@ class Shots(Job):
 
     @contextlib.contextmanager
     def _large_returned(self) -> Iterator[None]:
-        """Return large blocks at once, forward and back, where positions are interpolated.
+        """Return large blocks at once, forward and back.
 
-        Deepwave takes one for each receiver and keeps small ones meanwhile: they would cut up every
-        large one that is kept to be used again.
+        Small ones that are kept meanwhile, such as Deepwave's for each receiver that it
+        interpolates, would cut up every large one that is kept to be used again.
         """
-        if not self.physics.interpolated:
-            yield
-            return
         keep_freed_memory(_SMALL)
         try:
             yield
@@ -200,14 +197,15 @@ class Shots(Job):
             keep_freed_memory(USUAL)
 
     def _observed(self, batch: Batch, corner: float | None) -> tuple[Tensor, Tensor]:
-        """Traces of each group, (group, receiver, time), filtered; and which are recordings.
+        """Recorded traces, (trace, time), filtered; and which of (group, receiver) these are.
 
         One that is zero throughout is of a dead channel, whatever its header says.
         """
         _, live = self.gathers.receivers(np.array([group[0][0] for group in batch]))
         sums = np.stack([self._sum(group) for group in batch])
-        observed = low_pass(sums, corner, self.physics.time_step)
-        return torch.as_tensor(observed), torch.as_tensor(live & sums.any(axis=-1))
+        live &= sums.any(axis=-1)
+        observed = low_pass(sums[live], corner, self.physics.time_step)
+        return torch.as_tensor(observed), torch.as_tensor(live)
 
     def _sum(self, group: Group) -> np.ndarray:
         """Traces of shots that fire together, read one after another."""
