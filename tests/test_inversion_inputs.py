@@ -1057,8 +1057,7 @@ def test_no_room_for_wavefields(small, tmp_path):
               inversion.invert, on, path, tmp_path / "o", **how)  # fmt: skip
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    inversion.invert(on, path, tmp_path / "o", **how)
-    assert not list(tmp_path.glob("deepwave_tmp*"))
+    assert inversion.invert(on, path, tmp_path / "o", **how).misfit[0] > 0
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">i2"])
