@@ -476,6 +476,26 @@ def test_lbfgs_converges_under_active_bounds(line, tmp_path):
     assert (np.diff(misfit) < 0).all()
 
 
+def test_traces_of_zeros_are_dead_channels(line, tmp_path):
+    """They give the same model as if there were no receiver."""
+    start, _, path = line
+    shots = inversion.open_shots(path).load()
+    dead = shots.copy(deep=True)
+    dead.amplitude[2:, 5] = 0
+    here = shots.amplitude.any("time") & dead.amplitude.any("time")
+    without = shots.assign_coords(
+        {name: shots[name].where(here) for name in ("receiver_depth", "receiver_inline")}
+    ).transpose("shot", "receiver", ...)
+    how = {"iterations": 1, "pml_width": PML}
+    with pytest.warns(UserWarning, match="shots: 6 traces are zero throughout; they are left out"):
+        found = inversion.invert(start, dead, tmp_path / "a.zarr", **how)
+    same(found, inversion.invert(start, without, tmp_path / "b.zarr", **how).load())
+    with pytest.raises(outcrop.errors.SurveyError, match=r"6 traces are zero .* encoding"):
+        inversion.invert(
+            start, dead, tmp_path / "c.zarr", encoding=2, optimiser="adam", pml_width=PML
+        )
+
+
 def interrupted(start, shots, out, **how):
     """Stop an inversion after its first iteration."""
 

@@ -5,10 +5,12 @@ import dataclasses
 import io
 import json
 import re
+import resource
 import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +40,7 @@ from outcrop.inversion.model import grid_of
 from outcrop.inversion.physics import highest_speed
 from outcrop.inversion.selection import Selection
 from outcrop.inversion.shaping import Shape
-from outcrop.inversion.shots import cut, levels
+from outcrop.inversion.shots import Shots, cut, levels
 from outcrop.output import Output
 from outcrop.view import draw_inversion
 
@@ -137,7 +139,9 @@ def test_models_are_checked():
     hole.vp[3, 4] = np.nan
     uneven = on.assign_coords(inline=np.r_[on.inline[:-1], 500.0])
     in_feet = on.assign_coords(depth=on.depth.assign_attrs(units="ft"))
+    numbers = ("inline", np.arange(1001, 1021), {"long_name": "inline number"})
     cases = [
+        (on.assign_coords(inline=numbers), "inline holds the numbers of lines; give it"),
         (hole, "vp is NaN or infinite at depth 30 m, inline 40 m"),
         (on.assign(vp=on.vp / 1000), "looks like km/s"),
         (on.assign(vp=on.vp * -1), "it must be positive"),
@@ -286,6 +290,21 @@ def test_positions_are_checked():
           good.drop_vars("source_inline"))  # fmt: skip
     feet = good.assign_coords(source_inline=good.source_inline.assign_attrs(units="ft"))
     fails(SurveyError, "source_inline is in ft", inversion.model_shots, on, feet)
+
+
+def test_offsets_across_a_line_are_told_of():
+    on = model((16, 40))
+    wavelet = inversion.ricker(14.0, 0.0015, 220)
+    line = inversion.positions([[10.0, 20.0]], [[10.0, 120.0]], wavelet, ("depth", "inline"))
+    aslant = line.assign_coords(
+        source_crossline=("shot", [0.0]), receiver_crossline=("receiver", [75.0])
+    )
+    with pytest.warns(UserWarning, match="offsets are up to 25 m longer than along inline"):
+        inversion.model_shots(on, aslant, pml_width=PML)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        inversion.model_shots(
+            on, aslant.assign_coords(source_crossline=("shot", [75.0])), pml_width=PML
+        )
 
 
 def test_positions_in_another_order_are_an_error():
@@ -629,6 +648,16 @@ def test_shots_that_segy_cannot_tell(gathers, tmp_path):
     assert found.sizes["shot"] == 3
 
 
+def test_sources_in_a_well_are_shots_of_their_own(gathers, tmp_path):
+    path = tmp_path / "s.sgy"
+    traces, _, receivers = gathers
+    write_shots(path, traces, [(1000.0, 2000.0, 10.0 + 5 * n) for n in range(3)], receivers)
+    set_field(path, "FieldRecord", lambda n: 1)
+    found = inversion.ingest_shots(path, tmp_path / "s.zarr")
+    assert found.source_depth.values.tolist() == [10.0, 15.0, 20.0]
+    np.testing.assert_array_equal(found.amplitude, traces)
+
+
 def set_field(path, name, of_trace):
     with segyio.open(path, "r+", ignore_geometry=True) as file:
         for number in range(file.tracecount):
@@ -853,8 +882,28 @@ def test_a_free_surface_reflects_with_the_other_sign():
     assert float(np.abs(image).max()) > 0.3 * largest
     np.testing.assert_allclose(found, direct - image, atol=0.03 * largest)
     near = inversion.positions([[0.0, 200.0]], [[90.0, 250.0]], wavelet, dims)
-    fails(GeometryError, "depth 0 m is too near to the free surface; put all at 10 m",
+    fails(GeometryError, "depth 0 m is too near to the free surface; put all below it",
           inversion.model_shots, on, near, free_surface=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("places", [(6.0, 8.0, 203.0), (17.0, 22.0, 203.0), (60.0, 8.0, 200.0)])
+def test_positions_between_samples_near_a_free_surface(places):
+    """The scalar equation has their images too; others refuse them."""
+    wavelet, dims = inversion.ricker(14.0, 0.0015, 200), ("depth", "inline")
+    on = model((30, 40), density=np.full((30, 40), 1000.0))
+    deep = inversion.velocity(np.full((60, 40), 2000.0), 10.0, origin=(-300.0, 0.0))
+    source, receiver, at = places
+
+    def traces(over, depth, **how):
+        survey = inversion.positions([[depth, at]], [[receiver, 251.0]], wavelet, dims)
+        return inversion.model_shots(over, survey, pml_width=PML, precision="float64", **how)
+
+    found = traces(on, source, free_surface=True).amplitude
+    expected = traces(deep, source).amplitude - traces(deep, -source).amplitude
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.01 * float(abs(expected).max()))
+    fails(GeometryError, "too near to the free surface; put all below it at samples of the model, "
+          "or at 40 m or deeper", traces, on, source, free_surface=True,
+          equation="acoustic")  # fmt: skip
 
 
 # What lies on disk, and what is given in another form
@@ -958,14 +1007,15 @@ def test_chunks_of_results_have_checksums(small, tmp_path):
         assert codecs[-1]["name"] == "crc32c", name
 
 
-def test_damaged_unfinished_inversions(small, tmp_path):
+def test_damaged_unfinished_inversions(small, tmp_path, monkeypatch):
     on, path = small
 
     def stop(iteration, misfit):
         if iteration == 1:
             raise KeyboardInterrupt
 
-    how = {**QUICK, "iterations": 2, "wavelet": louder(path)}
+    how = {**QUICK, "iterations": 2, "batch_size": 1, "wavelet": louder(path)}
+    how["storage_mode"], gone = "disk", []
     whole = inversion.invert(on, path, tmp_path / "whole", **how)
     with pytest.raises(KeyboardInterrupt):
         inversion.invert(on, path, tmp_path / "o", **how, on_iteration=stop)
@@ -981,8 +1031,33 @@ def test_damaged_unfinished_inversions(small, tmp_path):
     assert kept
     for each in kept:
         each.write_bytes(b"garbage")
-    found = inversion.invert(on, path, tmp_path / "o", **how)
+    with monkeypatch.context() as patch:
+        patch.setattr(Shots, "merge", lambda *arguments: stop(1, 0.0))
+        with pytest.raises(KeyboardInterrupt):
+            inversion.invert(on, path, tmp_path / "o", **how)
+    whole_one, empty, cut_off = sorted((aside / "evaluations").glob("*/0-*.npz"))
+    empty.write_bytes(b"")
+    cut_off.write_bytes(whole_one.read_bytes()[:300])
+    left = aside / "wavefields" / "deepwave_tmp_1_0"
+    left.mkdir()
+    found = inversion.invert(
+        on, path, tmp_path / "o", **how, on_iteration=lambda *told: gone.append(not left.exists())
+    )
+    assert all(gone)
     np.testing.assert_array_equal(found.vp, whole.vp)
+
+
+def test_no_room_for_wavefields(small, tmp_path):
+    on, path = small
+    how = {**QUICK, "wavelet": louder(path), "storage_mode": "disk", "storage_path": tmp_path}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        fails(OutcropError, f"{tmp_path}: wavefields cannot be written, with .* left; make room",
+              inversion.invert, on, path, tmp_path / "o", **how)  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert inversion.invert(on, path, tmp_path / "o", **how).misfit[0] > 0
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">i2"])
@@ -1084,6 +1159,9 @@ def test_traces_that_are_left_out_decide_nothing(gathers, tmp_path):
     assert set(found.trace_index.values.flat) == set(range(14)) - {3, 8}
     assert found.source_inline[0] == 100
     assert found.attrs["ingested_with"]["nonfinite"] == "zero"
+    set_field(path, "TraceIdentificationCode", lambda n: {8: 2, 4: 11}.get(n, 12))
+    fails(GeometryError, "several kinds of sensors .* are 11, 12", inversion.ingest_shots, path,
+          tmp_path / "t.zarr")  # fmt: skip
 
 
 def test_pictures_are_possible_before_anything_is_inverted(folder):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, GeometryError, OutcropError, SurveyError
-from .acquisition import check_acquisition, order, time_step
+from .acquisition import DIMS, check_acquisition, order, time_step
 from .bands import highest_frequency, low_pass
 from .gathers import Gathers
 from .model import Grid
@@ -192,24 +193,54 @@ def check_gathers(gathers: Gathers, grid: Grid, name: str) -> tuple[bool, int]:
     return between, spread
 
 
-def check_surface(gathers: Gathers, grid: Grid, interpolated: bool) -> None:
+def check_line(shots: xr.Dataset, grid: Grid, name: str) -> None:
+    """Warn if sources and receivers lie off a 2-D model, which knows no distance across it."""
+    if len(grid.dims) == 3:
+        return
+    along = grid.dims[1]
+    (across,) = set(DIMS[1:]) - {along}
+    if f"source_{across}" not in shots or f"receiver_{across}" not in shots:
+        return
+    gathers, lost = Gathers(shots, (along, across)), 0.0
+    for start in range(0, gathers.count, _PIECE):
+        numbers = np.arange(start, min(start + _PIECE, gathers.count))
+        apart = gathers.receivers(numbers)[0] - gathers.sources(numbers)[:, None]
+        shorter = np.hypot(*np.moveaxis(apart, -1, 0)) - np.abs(apart[..., 0])
+        lost = max(lost, float(np.nan_to_num(shorter).max()))
+    if lost > grid.spacing[1]:
+        warnings.warn(
+            f"{name}: offsets are up to {lost:.4g} m longer than along {along}, all that a 2-D "
+            "model knows of: modelled waves come too early; was the azimuth at ingest that of the "
+            "line?",
+            stacklevel=4,
+        )
+
+
+def check_surface(gathers: Gathers, grid: Grid, equation: str, vertical: bool) -> None:
     """Raise `GeometryError` if a position is too near to a free surface.
 
-    On the surface itself there is no pressure. One between samples is spread over `REACH` of them.
+    On the surface itself there is no pressure. Where one lies between samples in depth it is spread
+    over `REACH` of them, beyond the surface too; with the scalar equation Deepwave takes the
+    image there.
     """
-    nearest = REACH if interpolated else 1
     for start in range(0, gathers.count, _PIECE):
         shots = np.arange(start, min(start + _PIECE, gathers.count))
         receivers, live = gathers.receivers(shots)
         sources = gathers.sources(shots)
         depths = np.concatenate([grid.cells(p)[:, 0] for p in (sources, receivers[live])])
-        if depths.min() < nearest:
-            depth = grid.origin[0] + depths.min() * grid.spacing[0]
-            least = grid.origin[0] + nearest * grid.spacing[0]
+        between = (depths % 1 > 0) | vertical
+        near = (depths <= 0) | (between & (depths < REACH) & (equation != "scalar"))
+        if near.any():
+            depth = grid.origin[0] + depths[near].min() * grid.spacing[0]
+            least = grid.origin[0] + REACH * grid.spacing[0]
+            where = f"at {least:g} m or deeper"
+            if equation == "scalar":
+                where = "below it"
+            elif not vertical:
+                where = f"below it at samples of the model, or {where}"
             raise GeometryError(
                 f"shots {shots[0]} to {shots[-1]}: a position at depth {depth:g} m is too near to "
-                f"the free surface; put all at {least:g} m or deeper"
-                + (", or at samples of the model" if interpolated else "")
+                f"the free surface; put all {where}"
             )
 
 

@@ -19,6 +19,7 @@ from ..survey.geometry import check_choice
 from .checks import (
     check_bands,
     check_gathers,
+    check_line,
     check_model,
     check_sampling,
     check_shots,
@@ -257,9 +258,10 @@ def set_up(
     )
     gathers = Gathers(shots, grid.dims)
     between, spread = check_gathers(gathers, grid, name)
+    check_line(shots, grid, name)
     if options.free_surface:
         vertical = "vertical" in (options.source, options.receiver)
-        check_surface(gathers, grid, between or vertical)
+        check_surface(gathers, grid, options.equation, vertical)
     physics = Physics(
         equation=options.equation,
         grid=grid,

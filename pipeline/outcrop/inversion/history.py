@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,7 @@ class History:
         if physics.storage_mode != "disk" or physics.storage_path is not None:
             return physics
         folder = self.aside / "wavefields"
+        shutil.rmtree(folder, ignore_errors=True)  # of processes that were killed
         folder.mkdir(exist_ok=True)
         return dataclasses.replace(physics, storage_path=os.fspath(folder))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..arrays import native
-from ..errors import ResumeError
+from ..errors import ResumeError, SurveyError
 from ..output import Output, check_apart, check_free
 from ..storage import goes_on, naming_refusal, on_disk
 from ..survey.geometry import check_choice
@@ -227,7 +228,7 @@ def invert(
         kept = History(output, need.shots)
         job = Job(kept.physics(experiment), kept.shots(experiment), misfit)
         with Team(job, client) as team:
-            traces = check_traces(team, output, experiment)
+            traces = check_traces(team, output, experiment, encoded=encoding is not None)
             evaluator = Evaluator(team, kept.aside / "evaluations", parameters)
             inversion = _Inversion(
                 experiment,
@@ -342,23 +343,36 @@ class _Inversion:
         return {n: v.numpy().astype(self.experiment.physics.precision) for n, v in model.items()}
 
 
-def check_traces(team: Team, output: Output, experiment: Experiment) -> str:
+def check_traces(
+    team: Team, output: Output, experiment: Experiment, *, encoded: bool = False
+) -> str:
     """Look at every observed trace, and return the SHA-256 of all.
 
     Raises
     ------
     SurveyError
-        If one is not finite, or a shot silent.
+        If one is not finite, a shot silent, or, where shots are encoded, a trace.
     ResumeError
         If an earlier call began with others.
     """
     count = experiment.gathers.count
     pieces = (tuple(range(k, min(k + _CHECKED, count))) for k in range(0, count, _CHECKED))
-    found: dict[tuple[int, ...], str] = {}
+    found: dict[tuple[int, ...], tuple[str, int]] = {}
     team.run(
-        (("check", piece) for piece in pieces), lambda task, digest: found.update({task[1]: digest})
+        (("check", piece) for piece in pieces), lambda task, told: found.update({task[1]: told})
     )
-    traces = hashlib.sha256("".join(found[p] for p in sorted(found)).encode()).hexdigest()
+    name = experiment.path or "shots"
+    if silent := sum(count for _, count in found.values()):
+        if encoded:
+            raise SurveyError(
+                f"{name}: {silent:,} traces are zero throughout, and with encoding shots that fire "
+                "together need all; leave out their receivers, or choose subset"
+            )
+        warnings.warn(
+            f"{name}: {silent:,} traces are zero throughout; they are left out as dead",
+            stacklevel=3,
+        )
+    traces = hashlib.sha256("".join(found[p][0] for p in sorted(found)).encode()).hexdigest()
     begun = {key for key in output.finished if key.startswith(_SEEN)}
     if begun - {_SEEN + traces}:
         raise ResumeError(

@@ -195,6 +195,11 @@ def grid_of(model: xr.Dataset, name: str = "velocity") -> Grid:
     for dim in dims:
         if dim not in model.coords:
             raise SurveyError(f"{name}: {dim} has no coordinates; give it some, in m")
+        if model[dim].attrs.get("long_name") == f"{dim} number":  # of a survey
+            raise SurveyError(
+                f"{name}: {dim} holds the numbers of lines; give it positions in m, as "
+                "outcrop.inversion.velocity does"
+            )
         units = model[dim].attrs.get("units", "m")
         if units not in _METRES:
             raise SurveyError(f"{name}: {dim} is in {units}; convert it to m")

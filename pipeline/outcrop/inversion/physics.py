@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..errors import OutcropError
+from ..planner import format_bytes
 from .model import Grid
 
 if TYPE_CHECKING:
@@ -84,14 +86,20 @@ def layer_frequency(wavelet: np.ndarray, time_step: float) -> float:
 
 
 @contextlib.contextmanager
-def _naming(equation: str) -> Iterator[None]:
-    """Turn what Deepwave refuses into one line; that a disk is full stays as it is."""
+def _naming(equation: str, folder: str | None = None) -> Iterator[None]:
+    """Turn what Deepwave refuses into one line; `folder` is where it writes wavefields."""
     try:
         yield
     except load_deepwave().DeepwaveError as error:
         if isinstance(error, OSError):
             raise
         told = str(error).partition("\n")[0]
+        if folder is not None and "disk write failure" in told:
+            raise OutcropError(
+                f"{folder}: wavefields cannot be written, with "
+                f"{format_bytes(shutil.disk_usage(folder).free)} left; make room, or pass another "
+                "storage_path (storage_path:)"
+            ) from error
         raise OutcropError(
             f"{equation} equation: Deepwave refuses it ({told}); change the model or the options"
         ) from error
@@ -346,6 +354,7 @@ class Physics:
         into = _channel(self.source, self.grid, equation.pressure_source)
         outof = _channel(self.receiver, self.grid, equation.pressure_receiver)
         how: dict[str, Any] = {}
+        folder = None
         if any(v.requires_grad for v in values):
             how = {
                 "storage_mode": self.storage_mode,
@@ -353,10 +362,10 @@ class Physics:
                 "checkpoint_segments": self.checkpoint_segments,
             }
             if self.storage_mode == "disk":
-                how["storage_path"] = self.storage_path
+                folder = how["storage_path"] = self.storage_path
         if self.free_surface:
             how["boundary"] = ["free"] + ["pml"] * (2 * len(self.grid.dims) - 1)
-        with warnings.catch_warnings(), _naming(self.equation):
+        with warnings.catch_warnings(), _naming(self.equation, folder):
             # What it warns of, the checks before the start have looked at.
             warnings.simplefilter("ignore")
             return getattr(deepwave, self.equation)(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # Trace identification codes of traces that hold no seismic signal: dead, dummy, time break, gun
 # signatures, and those of vibrators.
 _SILENT = (*range(2, 11), *range(18, 23))
+_SENSORS = range(11, 18)  # of hydrophones, and of each component of geophones
 _FOOT = 0.3048  # m
 _CHUNK = 32 << 20  # bytes of a chunk of traces
 
@@ -54,8 +55,8 @@ def ingest_shots(
 ) -> xr.Dataset:
     """Turn SEG-Y shot gathers into a Zarr of shots, receivers and time.
 
-    Traces with the same field record and source position are a shot, in the order of the file;
-    shots are in the order of their first traces. Positions are those of the headers, with their
+    Traces with the same field record and source position are a shot, in the order of the file,
+    and shots in the order of their first traces. Positions are those of the headers, with their
     scalars, turned into the model's axes. Depths count down from the elevation 0: minus the group
     elevation for receivers, source depth minus source elevation for sources. Traces that say that
     they hold no signal (dead, dummy, auxiliary) are left out.
@@ -95,7 +96,8 @@ def ingest_shots(
         If the file is not SEG-Y, ends in the middle of a trace, or has traces of several lengths.
     GeometryError
         If headers hold no positions, or angles instead of lengths, the delay or the sample
-        interval varies, or all traces say that they hold no signal.
+        interval varies, traces are of several kinds of sensors, or all say that they hold no
+        signal.
     SurveyError
         If samples are not finite, or were so in an interrupted call that made them 0.
     OutputExistsError, ResumeError
@@ -210,6 +212,12 @@ def _read_headers(file: SegyFile, advance: Callable[[float], None]) -> dict[str,
             f"{file.path}: all traces say that they hold no signal (header bytes 29-30 from 2 to "
             "10 or 18 to 22); correct these"
         )
+    kinds = np.intersect1d(found["TraceIdentificationCode"][kept], _SENSORS)
+    if kinds.size > 1:
+        raise GeometryError(
+            f"{file.path}: traces of several kinds of sensors (header bytes 29-30 are "
+            f"{', '.join(map(str, kinds))}); write those of one to a SEG-Y of their own"
+        )
     delays = scaled(found["DelayRecordingTime"][kept], found["ScalarTraceHeader"][kept])
     if np.unique(delays).size > 1:
         raise GeometryError(
@@ -245,7 +253,8 @@ def _positions(
         name: unit * scaled(headers[name], headers["ElevationScalar"])
         for name in ("SourceDepth", "SourceSurfaceElevation", "ReceiverGroupElevation")
     }
-    places["source_depth"] = heights["SourceDepth"] - heights["SourceSurfaceElevation"]
+    depths = heights["SourceDepth"] - heights["SourceSurfaceElevation"]
+    places["source_depth"] = np.round(depths, 6)
     places["receiver_depth"] = -heights["ReceiverGroupElevation"]
     if not any(headers[name].any() for name in ("SourceX", "SourceY", "GroupX", "GroupY")):
         raise GeometryError(
@@ -258,7 +267,7 @@ def _positions(
 def _gathers(headers: dict[str, np.ndarray], places: dict[str, np.ndarray]) -> np.ndarray:
     """Numbers of the traces of each shot, (shot, receiver); -1 where it has fewer."""
     kept = np.flatnonzero(~np.isin(headers["TraceIdentificationCode"], _SILENT))
-    told = headers["FieldRecord"], places["source_inline"], places["source_crossline"]
+    told = headers["FieldRecord"], *(places[f"source_{dim}"] for dim in DIMS)
     keys = np.stack([each[kept] for each in told], axis=1)
     _, first, shot = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))  # shots in the order of the file

@@ -28,7 +28,7 @@ Group = tuple[tuple[int, float], ...]
 Batch = tuple[Group, ...]
 # Gradients that are summed at once. The sum of all is the same, whoever was first.
 GROUP = 8
-# Bytes of a block that is returned at once while Deepwave interpolates.
+# Bytes of a block that is returned at once while Deepwave propagates.
 _SMALL = 2**16
 
 
@@ -74,15 +74,15 @@ class Shots(Job):
         self.physics, self.misfit = physics, misfit
         self.gathers = Gathers(path, physics.grid.dims)
 
-    def check(self, shots: tuple[int, ...]) -> str:
-        """Return the SHA-256 of the traces of shots.
+    def check(self, shots: tuple[int, ...]) -> tuple[str, int]:
+        """Return the SHA-256 of the traces of shots, and how many of them are zero throughout.
 
         Raises
         ------
         SurveyError
             If they are not finite, or all of a shot's are silent.
         """
-        digest = hashlib.sha256()
+        digest, silent = hashlib.sha256(), 0
         for shot in shots:
             traces = self.gathers.traces(np.array([shot]))[0]
             digest.update(f"{traces.dtype}{traces.shape}".encode())
@@ -95,11 +95,14 @@ class Shots(Job):
                     f"{1000 * sample * self.physics.time_step:g} ms and in {bad.sum() - 1} more "
                     "samples; mute it, or leave the shot out"
                 )
-            if not traces.any():
+            _, (live,) = self.gathers.receivers(np.array([shot]))
+            sounding = traces[live].any(axis=1)
+            silent += int(np.count_nonzero(~sounding))
+            if not sounding.any():
                 raise SurveyError(
                     f"{self.gathers.source}: shot {shot}: all traces are zero; leave the shot out"
                 )
-        return digest.hexdigest()
+        return digest.hexdigest(), silent
 
     def model(self, evaluation: Evaluation, batch: Batch) -> None:
         """Model the traces of shots, and write them."""
@@ -113,7 +116,7 @@ class Shots(Job):
     def gradient(self, evaluation: Evaluation, number: int, batch: Batch) -> None:
         """Write misfit and gradient of a batch, unless they are there."""
         target = evaluation.leaf(0, number)
-        if target.exists():
+        if _is_whole(target):
             return
         model, wavelet, corner = self._input(evaluation)
         for name in evaluation.gradients:
@@ -121,7 +124,7 @@ class Shots(Job):
         with self._large_returned():
             traces = self._record(model, wavelet, batch)
             observed, live = self._observed(batch, corner)
-            value = MISFITS[self.misfit](traces[live], observed.to(traces)[live])
+            value = MISFITS[self.misfit](traces[live], observed.to(traces))
             value.backward()
         found = {"misfit": np.array(value.item(), dtype=np.float64)}
         for name in evaluation.gradients:
@@ -139,7 +142,7 @@ class Shots(Job):
     def merge(self, evaluation: Evaluation, level: int, group: int, count: int) -> None:
         """Sum a group of the `count` partial sums of a level into one of the next."""
         target = evaluation.leaf(level + 1, group)
-        if target.exists():
+        if _is_whole(target):
             return
         members = range(group * GROUP, min((group + 1) * GROUP, count))
         save(target, _sum([evaluation.leaf(level, n) for n in members]))
@@ -182,14 +185,11 @@ class Shots(Job):
 
     @contextlib.contextmanager
     def _large_returned(self) -> Iterator[None]:
-        """Return large blocks at once, forward and back, where positions are interpolated.
+        """Return large blocks at once, forward and back.
 
-        Deepwave takes one for each receiver and keeps small ones meanwhile: they would cut up every
-        large one that is kept to be used again.
+        Small ones that are kept meanwhile, such as Deepwave's for each receiver that it
+        interpolates, would cut up every large one that is kept to be used again.
         """
-        if not self.physics.interpolated:
-            yield
-            return
         keep_freed_memory(_SMALL)
         try:
             yield
@@ -197,10 +197,14 @@ class Shots(Job):
             keep_freed_memory(USUAL)
 
     def _observed(self, batch: Batch, corner: float | None) -> tuple[Tensor, Tensor]:
-        """Traces of each group, (group, receiver, time), filtered; and which there are."""
+        """Recorded traces, (trace, time), filtered; and which of (group, receiver) these are.
+
+        One that is zero throughout is of a dead channel, whatever its header says.
+        """
         _, live = self.gathers.receivers(np.array([group[0][0] for group in batch]))
         sums = np.stack([self._sum(group) for group in batch])
-        observed = low_pass(sums, corner, self.physics.time_step)
+        live &= sums.any(axis=-1)
+        observed = low_pass(sums[live], corner, self.physics.time_step)
         return torch.as_tensor(observed), torch.as_tensor(live)
 
     def _sum(self, group: Group) -> np.ndarray:
@@ -231,9 +235,13 @@ def levels(count: int) -> list[tuple[int, int]]:
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays to one file, whole or not at all."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with open(aside, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    aside.replace(path)
+    try:
+        with open(aside, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        aside.replace(path)
+    except OSError:  # such as no space left
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _sum(leaves: Sequence[Path]) -> dict[str, np.ndarray]:
@@ -245,6 +253,14 @@ def _sum(leaves: Sequence[Path]) -> dict[str, np.ndarray]:
     for name, rest in _sum(leaves[half:]).items():
         total[name] += rest
     return total
+
+
+def _is_whole(leaf: Path) -> bool:
+    """Whether a partial sum is there; a machine that lost its power may leave a piece of it."""
+    with contextlib.suppress(Exception):
+        _load(leaf)
+        return True
+    return False
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
