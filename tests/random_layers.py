@@ -220,7 +220,15 @@ LAYERS = {
     "points by points": lambda x, p: image(
         torch.bmm((torch.bmm(tokens(x), x.flatten(2)) / 4).softmax(-1), tokens(x)), x
     ),
-    "no rule": lambda x, p: p.plain(torch.fft.fft(x).real),
+    "no rule": lambda x, p: p.plain(torch.fft.fftn(x, dim=space(x)).real),
+    # Lines
+    "Fourier": lambda x, p: p.plain(
+        torch.fft.irfft(torch.fft.rfft(x, dim=2) * 0.5, n=x.shape[2], dim=2)
+    ),
+    "attention along an axis": lambda x, p: F.scaled_dot_product_attention(
+        x.movedim(1, -1).sin(), p.linear(x.movedim(1, -1)), x.movedim(1, -1)
+    ).movedim(-1, 1),
+    "norm of lines": lambda x, p: F.layer_norm(x, x.shape[-1:]),
     # Views
     "there and back": lambda x, p: x.permute(0, *space(x), 1).relu().movedim(-1, 1).contiguous(),
     "one more": lambda x, p: x.unsqueeze(2).sin().squeeze(2),
