@@ -76,9 +76,8 @@ _FOURIER = (
     "fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn"
 )
 _MATRICES = (
-    "_linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd linalg_cholesky "
-    "linalg_cholesky_ex linalg_det linalg_eigh linalg_eigvalsh linalg_inv linalg_inv_ex "
-    "linalg_matrix_exp linalg_pinv linalg_qr linalg_slogdet linalg_solve linalg_svd linalg_svdvals"
+    "linalg_cholesky linalg_det linalg_eigh linalg_eigvalsh linalg_inv linalg_matrix_exp "
+    "linalg_pinv linalg_qr linalg_slogdet linalg_solve linalg_svd linalg_svdvals"
 )
 _REDUCTIONS = (
     "all amax amin any argmax argmin linalg_vector_norm max mean median min mode "
