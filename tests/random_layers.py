@@ -103,6 +103,26 @@ def smooth(x, p):
     return made if p.rank == 2 else made.unflatten(0, (1, -1)).movedim(1, 2)
 
 
+def matrices(x):
+    """One at each point, of which that and more is computed."""
+    y = torch.tanh(x)
+    m = torch.einsum("bi...,bj...->b...ij", y, y) + torch.arange(1, 5, dtype=x.dtype).diag()
+    of = torch.linalg
+    made = of.inv(m) + of.cholesky(m) + of.pinv(m) + of.matrix_exp(-m) + of.qr(m)[1]
+    made = made + of.solve(m, m @ m)
+    values = of.eigh(m)[0] + of.eigvalsh(m) + of.svdvals(m) + of.svd(m)[1] + made.sum(-1)
+    made = (values + (of.det(m) + of.slogdet(m)[1])[..., None]).movedim(-1, 1)
+    return made + of.cross(x[:, :3], y[:, 1:], dim=1).sum(1, keepdim=True)
+
+
+def spectra(x):
+    """There and back, along one axis or two."""
+    of, n, two = torch.fft, x.shape[-1], x.shape[-2:]
+    y = of.ifft(of.fft(x)) + of.ifft2(of.fft2(x)) + of.ifftn(of.fftn(x, dim=(2, 3)), dim=(2, 3))
+    z = of.irfft2(of.rfft2(x), s=two) + of.irfftn(of.rfftn(x, dim=(-2, -1)), s=two, dim=(-2, -1))
+    return y.real + y.conj().imag + z + of.irfft(of.rfft(x), n=n) + of.hfft(of.ihfft(x), n=n)
+
+
 def point(function, domain=inside):
     return lambda x, p: function(domain(x))
 
@@ -220,7 +240,17 @@ LAYERS = {
     "points by points": lambda x, p: image(
         torch.bmm((torch.bmm(tokens(x), x.flatten(2)) / 4).softmax(-1), tokens(x)), x
     ),
-    "no rule": lambda x, p: p.plain(torch.fft.fft(x).real),
+    "no rule": lambda x, p: p.plain(torch.fft.fftn(x, dim=space(x)).real),
+    # Lines, and small matrices
+    "spectra": lambda x, p: spectra(x),
+    "matrices": lambda x, p: matrices(x),
+    "Fourier": lambda x, p: p.plain(
+        torch.fft.irfft(torch.fft.rfft(x, dim=2) * 0.5, n=x.shape[2], dim=2)
+    ),
+    "attention along an axis": lambda x, p: F.scaled_dot_product_attention(
+        x.movedim(1, -1).sin(), p.linear(x.movedim(1, -1)), x.movedim(1, -1)
+    ).movedim(-1, 1),
+    "norm of lines": lambda x, p: F.layer_norm(x, x.shape[-1:]),
     # Views
     "there and back": lambda x, p: x.permute(0, *space(x), 1).relu().movedim(-1, 1).contiguous(),
     "one more": lambda x, p: x.unsqueeze(2).sin().squeeze(2),

@@ -64,7 +64,8 @@ class Builder:
     ) -> Ref:
         """Add a node and tell how its result lies on the grid.
 
-        Where its rule cannot tell, or it has none, its operands are taken whole.
+        Where its rule cannot tell, or it has none, its operands are taken whole: all of them, or
+        those alone that are smaller than the result.
         """
         used = tuple(dict.fromkeys(refs(tuple(args.values()))))
         other = None if dtype is None else self.kind_of(dtype)
@@ -90,9 +91,12 @@ class Builder:
         if rule.of_images and node.operands:
             node = self._swap(node, {node.operands[0]: self.image(node.operands[0])})
         layout = rule.layout(node, self.graph)
-        if layout is None:
-            node = self._taken_whole(node, node.operands)
-            layout = rule.layout(node, self.graph)
+        size = math.prod(node.shape)
+        smaller = tuple(n for n in node.operands if math.prod(self.shape(n)) < size)
+        for names in (smaller, node.operands):
+            if layout is None:
+                node = self._taken_whole(node, names)
+                layout = rule.layout(node, self.graph)
         if layout is None:
             node = replace(node, op="aten:" + op.removeprefix("aten:"))
             layout = Layout.fixed(node.shape, self.rank)
@@ -111,14 +115,19 @@ class Builder:
         )
 
     def image(self, name: str) -> str:
-        """Put a tensor that was taken whole on the grid again, if it has the shape of an image."""
+        """Put a tensor in the shape of an image on those axes of the grid again that it lost."""
         layout = self.layouts[name]
-        shape = layout.shape
-        is_image = len(shape) == self.rank + 2 and math.prod(shape[2:]) > 1
-        return self._step("on_grid", name).name if layout.is_fixed and is_image else name
+        axes = Layout.image(layout.shape, self.rank).dims[-self.rank - 2 :]
+        fits = len(layout.shape) == len(axes) and all(
+            own in ((), at) for own, at in zip(layout.dims, axes, strict=True)
+        )
+        spread = zip(layout.shape[2:], layout.dims[2:], strict=True)
+        lost = fits and any(n > 1 and not own for n, own in spread)
+        op = "on_grid" if layout.is_fixed else "regained"
+        return self._step(op, name).name if lost else name
 
     def _step(self, op: str, name: str) -> Ref:
-        """Take a tensor off the grid ("whole") or put it there ("on_grid")."""
+        """Take a tensor off the grid ("whole") or put it there ("on_grid", "regained")."""
         made = f"{name}.{op}"
         if made not in self.nodes:
             source, path = self.layouts[name], ""

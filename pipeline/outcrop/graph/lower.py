@@ -14,9 +14,9 @@ from .products import PRODUCTS
 from .rules.base import normalized
 
 
-def _globally(call: Call, dims: tuple[int, ...], name: str = "self") -> bool:
-    """Whether reducing `dims` of an argument leaves no axis of the grid."""
-    own = call.builder.layouts.get(call.args[name].name)
+def _globally(call: Call, dims: tuple[int, ...], x: Ref | None = None) -> bool:
+    """Whether reducing `dims` of a tensor, or of "self", leaves no axis of the grid."""
+    own = call.builder.layouts.get((x or call.args["self"]).name)
     if own is None or own.is_fixed:
         return False
     left = [a for i, axes in enumerate(own.dims) if i not in dims for a in axes]
@@ -133,8 +133,15 @@ def _channel_norm(call: Call, groups: int, x: Ref) -> Ref:
     if x.name not in call.builder.layouts:  # a weight
         return call.plain()
     x, shape = Ref(call.builder.image(x.name)), call.builder.shape(x.name)
-    if call.builder.layouts[x.name].is_fixed or any(call.dims(x.name)[:2]):
+    batch, channels = call.dims(x.name)[:2]
+    if call.builder.layouts[x.name].is_fixed or channels:
         return call.plain()
+    if batch:  # such as sections: each has statistics of its own
+        weight, bias = (_per_channel(call, call.args[k]) for k in ("weight", "bias"))
+        apart = (shape[0], groups, shape[1] // groups, *shape[2:])
+        split = call.add("view", {"self": x, "size": apart}, apart)
+        split = _standardized(call, split, tuple(range(2, len(apart))), None, None)
+        return _scaled(call, call.add("view", {"self": split, "size": shape}, shape), weight, bias)
     stats = call.add("moments", {"self": x, "groups": groups}, (2, shape[0], groups))
     args = {"input": x, "moments": stats, "weight": call.args["weight"], "bias": call.args["bias"]}
     return call.add("normalize", {**args, "eps": call.args["eps"]}, shape)
@@ -170,22 +177,22 @@ def _batch_norm(call: Call) -> Ref:
     if shape[0] == 1:
         return _channel_norm(call, shape[1], x)
     dims = (0, *range(2, len(shape)))
-    if not _globally(call, dims, "input"):
+    if not _globally(call, dims, x):
         return call.plain()
-    ones = (1,) * (len(shape) - 2)
-    weights = {key: call.args[key] for key in ("weight", "bias")}
-    for key, weight in weights.items():
-        if weight is not None:
-            size = (shape[1], *ones)
-            weights[key] = call.add("view", {"self": weight, "size": size}, size)
-    return _standardized(call, x, dims, **weights)
+    weight, bias = (_per_channel(call, call.args[key]) for key in ("weight", "bias"))
+    return _standardized(call, x, dims, weight, bias)
+
+
+def _per_channel(call: Call, weight: Ref | None) -> Ref | None:
+    size = (call.shape[1], *(1,) * (len(call.shape) - 2))
+    return None if weight is None else call.add("view", {"self": weight, "size": size}, size)
 
 
 def _layer_norm(call: Call) -> Ref:
     x, over = call.args["input"], len(call.args["normalized_shape"])
     shape = call.builder.shape(x.name)
     dims = tuple(range(len(shape) - over, len(shape)))
-    if not any(call.dims(x.name)[-over:]) or not _globally(call, dims, "input"):
+    if not any(call.dims(x.name)[-over:]):
         return call.plain()
     return _standardized(call, x, dims, call.args["weight"], call.args["bias"])
 
@@ -196,13 +203,23 @@ def _standardized(
     """Mean 0 and variance 1 over `dims`, then weight and bias."""
     shape = call.builder.shape(x.name)
     small = tuple(1 if d in dims else n for d, n in enumerate(shape))
-    args = {"self": x, "dims": dims, "keepdim": True}
-    mean = call.add("global_mean", {**args, "count": math.prod(shape[d] for d in dims)}, small)
-    var = call.add("global_var", {**args, "correction": 0, "root": False}, small)
+    if _globally(call, dims, x):
+        args = {"self": x, "dims": dims, "keepdim": True}
+        mean = call.add("global_mean", {**args, "count": math.prod(shape[d] for d in dims)}, small)
+        var = call.add("global_var", {**args, "correction": 0, "root": False}, small)
+    else:
+        args = {"self": x, "dim": dims, "keepdim": True}
+        mean = call.add("mean", {**args, "dtype": None}, small, "dim")
+        var = call.add("var", {**args, "correction": 0}, small, "correction")
     eps = {"self": var, "other": call.args["eps"], "alpha": 1}
     scale = call.add("rsqrt", {"self": call.add("add", eps, small, "Scalar")}, small)
     made = call.add("sub", {"self": x, "other": mean, "alpha": 1}, shape, "Tensor")
     made = call.add("mul", {"self": made, "other": scale}, shape, "Tensor")
+    return _scaled(call, made, weight, bias)
+
+
+def _scaled(call: Call, made: Ref, weight: Ref | None, bias: Ref | None) -> Ref:
+    shape = call.builder.shape(made.name)
     if weight is not None:
         made = call.add("mul", {"self": made, "other": weight}, shape, "Tensor")
     if bias is not None:
@@ -216,12 +233,9 @@ def _rms_norm(call: Call) -> Ref:
     shape = call.builder.shape(x.name)
     dims = tuple(range(len(shape) - over, len(shape)))
     small = (*shape[:-over], *(1,) * over)
-    on_grid = any(call.dims(x.name)[-over:])
-    if on_grid and not _globally(call, dims, "input"):
-        return call.plain()
     squares = call.add("mul", {"self": x, "other": x}, shape, "Tensor")
     args = {"self": squares, "keepdim": True}
-    if on_grid:
+    if _globally(call, dims, x):
         args |= {"dims": dims, "count": math.prod(shape[-over:])}
         mean = call.add("global_mean", args, small)
     else:

@@ -229,6 +229,24 @@ def _argsort(call: Call) -> Ref:
     return call.plain()
 
 
+def _diagonal(call: Call) -> Ref:
+    """Of a matrix at each point: its elements, side by side."""
+    x, n = call.args["self"], len(call.shape) + 1
+    first, second = sorted(call.args[key] % n for key in ("dim1", "dim2"))
+    held = call.dims(x.name)
+    if call.args["offset"] or held[first] or held[second]:
+        return call.plain()
+    slices = []
+    for index in range(call.shape[-1]):
+        part, shape = x, call.builder.shape(x.name)
+        for dim in (second, first):
+            shape = (*shape[:dim], *shape[dim + 1 :])
+            args = {"self": part, "dim": dim, "index": index}
+            part = call.add("select", args, shape, "int")
+        slices.append(part)
+    return call.add("stack", {"tensors": tuple(slices), "dim": -1}, call.shape)
+
+
 def _unbind(call: Call) -> Ref:
     args = {"self": call.args["self"], "dim": call.args["dim"], "index": call.result or 0}
     return call.add("select", args, call.shape, "int")
@@ -267,6 +285,27 @@ def _copy(call: Call) -> Ref:
     return x if own == call.dtype else _convert(call)
 
 
+def _view_as_real(call: Call) -> Ref:
+    x = call.args["self"]
+    parts = tuple(call.add(op, {"self": x}, call.shape[:-1]) for op in ("real", "imag"))
+    return call.add("stack", {"tensors": parts, "dim": len(call.shape) - 1}, call.shape)
+
+
+def _view_as_complex(call: Call) -> Ref:
+    x = call.args["self"]
+    own = call.dtype_of(x.name)
+    real, imag = (
+        call.add("select", {"self": x, "dim": -1, "index": i}, call.shape, "int", dtype=own)
+        for i in range(2)
+    )
+    return call.add("complex", {"real": real, "imag": imag}, call.shape)
+
+
+def _conj(call: Call) -> Ref:
+    call.op = "conj_physical"
+    return call.plain()
+
+
 def _fill(value: float | None) -> Callable[[Call], Ref]:
     def lower(call: Call) -> Ref:
         filled = call.args["fill_value"] if value is None else value
@@ -296,6 +335,7 @@ PARTS: dict[str, Callable[[Call], Ref]] = {
     "embedding": _embedding,
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "unbind": _unbind,
+    "diagonal": _diagonal,
     "argsort": _argsort,
     **dict.fromkeys([f"max_pool{n}d_with_indices" for n in (2, 3)], _pool_with_places),
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), _unpool),
@@ -304,6 +344,9 @@ PARTS: dict[str, Callable[[Call], Ref]] = {
     "repeat": _repeat,
     "meshgrid": _meshgrid,
     **dict.fromkeys(("copy", "fill"), _copy),
+    "view_as_real": _view_as_real,
+    "view_as_complex": _view_as_complex,
+    "_conj": _conj,
     **dict.fromkeys(("zero", "zeros", "zeros_like", "new_zeros"), _fill(0.0)),
     **dict.fromkeys(("ones", "ones_like", "new_ones"), _fill(1.0)),
     **dict.fromkeys(("full", "full_like", "new_full"), _fill(None)),

@@ -33,7 +33,7 @@ def _matmul(call: Call) -> Ref:
     if not call.dims(a.name)[-1] or min(len(shape), len(call.dims(a.name))) < 2:
         return call.plain()
     turned = (*shape[:-2], shape[-1], shape[-2])
-    other = call.add("transpose", {"self": b, "dim0": -2, "dim1": -1}, turned)
+    other = call.add("transpose", {"self": b, "dim0": -2, "dim1": -1}, turned, "int")
     return _gram(call, a, other) or call.plain()
 
 

@@ -23,16 +23,16 @@ from .lower import LOWER
 from .rules import RULES
 
 # Operators that return their first argument unchanged, and those that only check.
-SAME = {"clone", "alias", "detach", "contiguous", "lift_fresh_copy", "lift_fresh"}
+SAME = {"clone", "alias", "detach", "contiguous", "lift_fresh_copy", "lift_fresh", "resolve_conj"}
 CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}
 
 # Operators without a rule that torch itself writes as some that have one.
 _WRITTEN_OUT = (
     "addmm atleast_1d atleast_2d atleast_3d baddbmm broadcast_tensors channel_shuffle "
-    "column_stack concat concatenate cosine_similarity diff dstack fliplr flipud float_power "
-    "frobenius_norm gradient hstack inner isclose kron linalg_matmul linalg_norm nanmean "
-    "one_hot outer pairwise_distance pixel_shuffle pixel_unshuffle repeat_interleave rot90 "
-    "row_stack tensordot tile trapezoid trapz tril triu vstack"
+    "column_stack concat concatenate cosine_similarity diff dstack fft_fftshift fft_ifftshift "
+    "fliplr flipud float_power frobenius_norm gradient hstack inner isclose kron linalg_matmul "
+    "linalg_norm nanmean one_hot outer pairwise_distance pixel_shuffle pixel_unshuffle "
+    "repeat_interleave rot90 row_stack tensordot tile trapezoid trapz tril triu vstack"
 )
 # Operators whose results torch takes for new tensors, though some are views, or writes back
 # wrongly.
@@ -190,7 +190,8 @@ def _decompositions() -> dict[Any, Any]:
 def _is_known(fx: torch.fx.Node) -> bool:
     """Whether there is a rule for a call as it was written."""
     if not isinstance(fx.target, torch._ops.OpOverload):
-        return True  # an element of several results
+        # An element of several results, or a step of torch.vmap, of which torch makes operators.
+        return not str(getattr(fx.target, "__module__", "")).startswith("torch._functorch")
     op = fx.target._schema.name.removeprefix("aten::")
     op = op.removesuffix("_") if fx.target._schema.is_mutable else op
     return op in RULES or op in LOWER or op in SAME or op in CHECKS or "dropout" in op
@@ -220,8 +221,8 @@ def _check_constants(program: torch.export.ExportedProgram) -> None:
     for value in (*program.constants.values(), *program.state_dict.values()):
         if isinstance(value, FakeTensor):
             raise UnsupportedOperatorError(
-                "the forward takes .data of a tensor, which hides from torch.export where it comes "
-                "from; write .detach()"
+                "the forward hides from torch.export where a tensor comes from: by .data, in place "
+                "of which write .detach(), or by out_dims of torch.vmap; move them after it"
             )
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 
-from .along import Along, Beside, Concatenate, Lookup, Scatter
+from .along import Along, Beside, Concatenate, Fourier, Lookup, Matrices, Scatter
 from .base import Opaque, Rule, Values
 from .convolution import Convolution, TransposedConvolution
 from .pointwise import (
     BatchNorm,
+    Component,
     Convert,
     Expand,
     LayerNorm,
@@ -64,10 +65,20 @@ _POINTWISE = (
     "heaviside isneginf isposinf less less_equal lgamma logaddexp logaddexp2 logical_xor multiply "
     "negative not_equal rad2deg sgn signbit sinc special_erf special_expit special_xlogy subtract "
     "true_divide special_entr special_erfcx special_i0 special_i0e special_i1 special_i1e "
-    "special_log_ndtr special_log1p special_ndtr special_xlog1py angle complex polar"
+    "special_log_ndtr special_log1p special_ndtr special_xlog1py angle complex polar conj_physical"
 )
 _COPYING = {"isfinite": 2, "isinf": 1, "log_sigmoid": 2}
-_ALONG = "cummax cummin cumprod cumsum gather glu logcumsumexp sort take_along_dim topk"
+_ALONG = (
+    "cummax cummin cumprod cumsum gather glu linalg_cross logcumsumexp sort take_along_dim topk"
+)
+_FOURIER = (
+    "fft_fft fft_fft2 fft_fftn fft_hfft fft_ifft fft_ifft2 fft_ifftn fft_ihfft fft_irfft "
+    "fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn"
+)
+_MATRICES = (
+    "linalg_cholesky linalg_det linalg_eigh linalg_eigvalsh linalg_inv linalg_matrix_exp "
+    "linalg_pinv linalg_qr linalg_slogdet linalg_solve linalg_svd linalg_svdvals"
+)
 _REDUCTIONS = (
     "all amax amin any argmax argmin linalg_vector_norm max mean median min mode "
     "nanmedian norm prod std sum var"
@@ -88,6 +99,9 @@ RULES: dict[str, Rule] = _Table(
         **dict.fromkeys(_ALONG.split(), Along()),
         **dict.fromkeys(("log_softmax", "softmax"), Along(copies=1)),
         **dict.fromkeys(("scatter", "scatter_add"), Scatter()),
+        **dict.fromkeys(_FOURIER.split(), Fourier()),
+        **dict.fromkeys(_MATRICES.split(), Matrices()),
+        **dict.fromkeys(("real", "imag"), Component()),
         "prelu": PerChannel(),
         "cat": Concatenate(),
         "stack": Stack(),
@@ -141,6 +155,7 @@ RULES: dict[str, Rule] = _Table(
         **dict.fromkeys(("squeeze", "select"), Drop()),
         "whole": Whole(),
         "on_grid": OnGrid(),
+        "regained": OnGrid(),
         **dict.fromkeys(("matmul", "bmm", "mm"), MatMul()),
         "einsum": Einsum(),
         "scaled_dot_product_attention": Attention(),

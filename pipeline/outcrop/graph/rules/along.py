@@ -115,6 +115,64 @@ class Scatter(Along):
         return taken
 
 
+class Fourier(Along):
+    """Fourier transforms along some dimensions, where others hold axes too.
+
+    A dimension that gets another extent holds none any more.
+    """
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        own, mixed = graph.layouts[node.operands[0]], self.mixed(node)
+        if not {a for a in own.held if own.grid[a] > 1} - {a for d in mixed for a in own.dims[d]}:
+            return None
+        dims = [axes if node.shape[d] == own.shape[d] else () for d, axes in enumerate(own.dims)]
+        held = {a for axes in dims for a in axes}
+        grid = tuple(n if a in held else 1 for a, n in enumerate(own.grid))
+        return Layout(node.shape, tuple(dims), grid)
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        own = graph.layouts[node.operands[0]]
+        full = {a for d in self.mixed(node) for a in own.dims[d]}
+        start = (0 if a in full else i for a, i in enumerate(box.start))
+        stop = (own.grid[a] if a in full else i for a, i in enumerate(box.stop))
+        return {node.operands[0]: Box(tuple(start), tuple(stop))}
+
+    def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
+        return None
+
+    def spared(self, node: Node, graph: Graph) -> str | None:
+        return None
+
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        full = self._full(node, box, graph)
+        return 3 * 16 * graph.width(node.name) * full.size  # complex copies
+
+
+class Matrices(Pointwise):
+    """Linear algebra of small matrices, one at each point: they are the last two dimensions."""
+
+    cuts = False
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        own, *others = (graph.layouts[name] for name in node.operands)
+        alike = all((x.dims, x.grid) == (own.dims, own.grid) for x in others)
+        if not alike or node.weights or any(own.dims[-2:]):
+            return None
+        more = ((),) * (len(node.shape) - len(own.dims) + 2)
+        return Layout(node.shape, (*own.dims[:-2], *more), own.grid)
+
+    def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
+        return None  # beyond the edges matrices may have no inverse
+
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        width = max(graph.width(name) for name in (*node.operands, node.name))
+        return 4 * itemsize * width * box.size  # results beside it as well
+
+
 class Lookup(Rule):
     """Rows of a table of weights, by their numbers."""
 

@@ -103,6 +103,12 @@ class Pointwise(Rule):
         return local
 
 
+class Component(Pointwise):
+    """The real or the imaginary part, which lies in the operand's memory."""
+
+    may_share = True
+
+
 class PerChannel(Pointwise):
     """An operator with a weight for each channel: along dimension 1, which may hold no axis."""
 
@@ -185,15 +191,26 @@ class LayerNorm(Pointwise):
 
 
 class Linear(Pointwise):
-    """A matrix of weights applied to the last dimension."""
+    """A matrix of weights applied to the last dimension; an axis that it holds is taken in full."""
 
     cuts = False
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         own = graph.layout(node.args["input"].name)
-        if own.dims[-1] or node.operands != (node.args["input"].name,):
+        *lines, last = own.dims
+        if node.operands != (node.args["input"].name,) or (last and not any(lines)):
             return None
-        return Layout(node.shape, own.dims, own.grid)
+        grid = tuple(1 if a in last else n for a, n in enumerate(own.grid))
+        return Layout(node.shape, (*lines, ()), grid)
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        own = graph.layouts[node.operands[0]]
+        stop = (own.grid[a] if a in own.dims[-1] else i for a, i in enumerate(box.stop))
+        return {node.operands[0]: Box(box.start, tuple(stop))}
+
+    def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
+        along = graph.layouts[node.operands[0]].dims[-1]
+        return None if along else (Fraction(1),) * graph.rank
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         return call(node, values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from string import ascii_letters
 
 import torch.nn.functional as F
@@ -16,7 +17,11 @@ from .base import Rule, Values, aligned, broadcast_cut, call, merge, resolve
 
 
 class MatMul(Rule):
-    """Batches of matrix products; where both sides hold axes, the right one is taken whole."""
+    """Batches of matrix products.
+
+    Where both sides hold axes, the right one is taken whole, and where axes are summed over, the
+    one that holds them; of batches that hold axes too, those of the box.
+    """
 
     def _sides(self, node: Node) -> tuple[str, str]:
         names = [v.name for v in node.args.values() if isinstance(v, Ref)]
@@ -27,25 +32,31 @@ class MatMul(Rule):
         if len(left.dims) < 2 or len(right.dims) < 2:
             return node.operands
         # Neither may hold an axis that is summed over, nor both one in the result.
-        found = [a] if left.dims[-1] else []
+        found = [a] if left.dims[-1] and (a == b or not any(left.dims[:-2])) else []
         if right.dims[-2] or (right.dims[-1] and left.dims[-2] and not found):
-            found.append(b)
-        return tuple(found)
+            found += [b] if a == b or not any(right.dims[:-2]) else []
+        return tuple(dict.fromkeys(found))
+
+    def _in_full(self, node: Node, graph: Graph) -> dict[str, Axes]:
+        """Axes of which each operand is taken in full."""
+        (a, left), (b, right) = ((name, graph.layout(name)) for name in self._sides(node))
+        beside = right.dims[-1] if left.dims[-2] else ()
+        return {a: left.dims[-1], b: (*right.dims[-2], *beside)}
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         left, right = (graph.layout(name) for name in self._sides(node))
         if len(left.dims) < 2 or len(right.dims) < 2:
             return None
         n = len(node.shape)
+        columns = () if left.dims[-2] else right.dims[-1]
         parts = [
             (Layout(o.shape, (*o.dims[:-2], *inner), o.grid), n - len(o.shape))
-            for o, inner in ((left, (left.dims[-2], ())), (right, ((), right.dims[-1])))
+            for o, inner in ((left, (left.dims[-2], ())), (right, ((), columns)))
         ]
         return merge(node.shape, graph.rank, parts)
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
-        grid = graph.grid(node.name)
-        return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
+        return _boxes(node, box, graph, self._in_full(node, graph))
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         layout, local = graph.layouts[node.name], dict(values)
@@ -65,8 +76,20 @@ def _cut(
     return broadcast_cut(value, graph.layout(name), Layout(layout.shape, dims, layout.grid), box)
 
 
+def _boxes(node: Node, box: Box, graph: Graph, in_full: Mapping[str, Axes]) -> dict[str, Box]:
+    """Boxes of operands at `box` of the result, which take some axes in full."""
+    made = {}
+    for name in node.operands:
+        own, full = graph.grid(name), in_full.get(name, ())
+        here = aligned(box, own, graph.grid(node.name))
+        start = (0 if a in full else i for a, i in enumerate(here.start))
+        stop = (own[a] if a in full else i for a, i in enumerate(here.stop))
+        made[name] = Box(tuple(start), tuple(stop))
+    return made
+
+
 class Einsum(Rule):
-    """A sum of products over named dimensions; where it sums over an axis, taken whole."""
+    """A sum of products over named dimensions; an axis that it sums over is taken in full."""
 
     may_share = True  # where it does nothing but rearrange
 
@@ -97,32 +120,41 @@ class Einsum(Rule):
     def off_grid(self, node: Node, graph: Graph) -> tuple[str, ...]:
         if not self._is_plain(node, graph):
             return node.operands
+        every = [name for name, _ in self._labels(node, graph)[0]]
+        return tuple(
+            name
+            for name, full in self._in_full(node, graph).items()
+            if full and (every.count(name) > 1 or set(full) == set(graph.layout(name).held))
+        )
+
+    def _in_full(self, node: Node, graph: Graph) -> dict[str, Axes]:
+        """Axes of which each operand is taken in full: those summed over, or seen before."""
         parts, output = self._labels(node, graph)
         seen: dict[int, str] = {}  # which label has an axis
-        found = []
+        made: dict[str, Axes] = {}
         for name, labels in parts:
             for label, axes in zip(labels, graph.layout(name).dims, strict=True):
-                if axes and label not in output:
-                    return node.operands
-                if any(seen.setdefault(a, label) != label for a in axes):
-                    found.append(name)
-        return tuple(dict.fromkeys(found))
+                if label not in output or any(seen.setdefault(a, label) != label for a in axes):
+                    made[name] = (*made.get(name, ()), *axes)
+        return made
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         parts, output = self._labels(node, graph)
         if not self._is_plain(node, graph):
             return None if any(graph.layout(n).held for n, _ in parts) else _fixed(node, graph)
-        rows = []
+        rows, in_full = [], self._in_full(node, graph)
         for name, labels in parts:
-            own = graph.layout(name)
-            dims = [own.dims[labels.index(c)] if c in labels else () for c in output]
+            own, full = graph.layout(name), in_full.get(name, ())
+            held = {c: axes for c, axes in zip(labels, own.dims, strict=True) if axes}
+            dims = [held.get(c, ()) for c in output]
+            dims = [() if set(axes) & set(full) else axes for axes in dims]
             shape = tuple(n if axes else 1 for n, axes in zip(node.shape, dims, strict=True))
             rows.append((Layout(shape, tuple(dims), own.grid), 0))
         return merge(node.shape, graph.rank, rows)
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
-        grid = graph.grid(node.name)
-        return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
+        plain = self._is_plain(node, graph)
+        return _boxes(node, box, graph, self._in_full(node, graph) if plain else {})
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         layout, local = graph.layouts[node.name], dict(values)
@@ -149,15 +181,17 @@ def _fixed(node: Node, graph: Graph) -> Layout:
 
 
 class Attention(Rule):
-    """Scaled dot-product attention: queries by tile against all keys and values."""
+    """Scaled dot-product attention: queries by tile against all keys and values of a batch."""
 
     def off_grid(self, node: Node, graph: Graph) -> tuple[str, ...]:
         found = []
-        if graph.layout(node.args["query"].name).dims[-1]:
+        query = node.args["query"].name
+        if graph.layout(query).dims[-1]:
             return node.operands
         for key in ("key", "value"):
             name = node.args[key].name
-            if any(graph.layout(name).dims[-2:]):
+            own = graph.layout(name).dims
+            if own[-1] or (own[-2] and (name == query or not any(own[:-2]))):
                 found.append(name)
         mask = node.args["attn_mask"]
         if mask is not None and graph.layout(mask.name).held:
@@ -171,12 +205,16 @@ class Attention(Rule):
         parts = [(query, len(node.shape) - len(query.shape))]
         for key in ("key", "value"):
             own = graph.layout(node.args[key].name)
-            parts.append((own, len(node.shape) - len(own.shape)))
+            batch = Layout(own.shape, (*own.dims[:-2], (), ()), own.grid)
+            parts.append((batch, len(node.shape) - len(own.shape)))
         return merge(node.shape, graph.rank, parts)
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
-        grid = graph.grid(node.name)
-        return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
+        tokens = {
+            node.args[key].name: graph.layout(node.args[key].name).dims[-2]
+            for key in ("key", "value")
+        }
+        return _boxes(node, box, graph, tokens)
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         layout, local = graph.layouts[node.name], dict(values)
@@ -201,5 +239,10 @@ class Attention(Rule):
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
-        keys = sum(math.prod(graph.layout(node.args[k].name).shape) for k in ("key", "value"))
+        boxes = self.needs(node, box, graph)
+        names = [node.args[key].name for key in ("key", "value")]
+        keys = sum(
+            math.prod(graph.layout(n).local(boxes[n]) if n in boxes else graph.weights[n])
+            for n in names
+        )
         return itemsize * (2 * self._pairs(node, graph) * box.size + keys)

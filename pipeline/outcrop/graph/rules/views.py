@@ -10,7 +10,7 @@ from torch import Tensor
 from ..boxes import Box
 from ..graph import Graph, Node
 from ..layout import Axes, Layout
-from .base import Rule, Values, aligned
+from .base import Rule, Values, aligned, broadcast_cut
 
 
 class Rearrange(Rule):
@@ -192,19 +192,17 @@ class Whole(Rearrange):
 
 
 class OnGrid(Rearrange):
-    """A tensor that was taken whole, put on the grid of its last dimensions again."""
+    """A tensor that was taken whole, or along some axes, on the grid of its last dimensions."""
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         return Layout.image(node.shape, graph.rank)
-
-    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
-        return {node.operands[0]: graph.whole(node.operands[0])}
 
     def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
         return box.start
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
-        return values[node.operands[0]][box.index]
+        own = graph.layouts[node.operands[0]]
+        return broadcast_cut(values[node.operands[0]], own, graph.layouts[node.name], box)
 
 
 class Stack(Rule):

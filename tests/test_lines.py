@@ -1,0 +1,138 @@
+"""What mixes values along some axes goes line by line along these, and is exact."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from outcrop import whole_volume
+from outcrop.graph import capture
+from rule_checks import Apply, check_rule, few, inputs_for
+from test_parts import on_the_grid
+
+SHAPE = (1, 4, 5, 6, 4)
+
+
+def tokens(x):
+    """Channels last, points along the last axis before them."""
+    return x.movedim(1, -1)
+
+
+def image(t):
+    return t.movedim(-1, 1)
+
+
+def attention(x):
+    q, k, v = (tokens(f(x)) for f in (torch.sin, torch.cos, torch.tanh))
+    return image(F.scaled_dot_product_attention(q, k, v))
+
+
+def products(x):
+    q, k, v = (tokens(f(x)) for f in (torch.sin, torch.cos, torch.tanh))
+    return image((q @ k.mT / 2).softmax(-1) @ v + q @ (k.mT @ v))
+
+
+def named_products(x):
+    scores = torch.einsum("bcdhw,bcehw->bhwde", x, x.tanh())
+    return torch.einsum("bhwde,bcehw->bcdhw", scores.softmax(-1), x)
+
+
+def crossed(x, layer):
+    """Coordinate attention: means along each axis, joined, and taken apart again."""
+    means = [x.mean([d for d in (2, 3, 4) if d != along]) for along in (2, 3, 4)]
+    parts = layer(torch.cat(means, 2)).split(x.shape[2:], 2)
+    a, b, c = (part.sigmoid() for part in parts)
+    return x * a[:, :, :, None, None] * b[:, :, None, :, None] * c[:, :, None, None]
+
+
+def analytic(x):
+    n = x.shape[-1]
+    step = torch.zeros(2 * n, dtype=x.dtype)
+    step[:n] = 2
+    z = torch.fft.ifft(torch.fft.fft(x, n=2 * n) * step)[..., :n]
+    return z.abs() + z.angle().cos() * z.imag
+
+
+def filtered(x):
+    y = torch.fft.irfft(torch.fft.rfft(x, dim=3, norm="ortho") * 2, n=x.shape[3], dim=3)
+    z = torch.fft.fft2(x, dim=(2, 4))
+    y = F.conv3d(y, torch.ones(4, 1, 1, 3, 3, dtype=x.dtype), padding=(0, 1, 1), groups=4)
+    y = y + torch.fft.ifft2(z * z.conj(), dim=(2, 4)).real + torch.fft.fftshift(x, dim=2)
+    return (
+        y + torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[-2:]) + torch.fft.rfft(x)[..., :1].imag
+    )
+
+
+def sections(x, *layers):
+    """As a batch, each with statistics of its own."""
+    y = x.transpose(1, 2).flatten(0, 1)
+    for layer in layers:
+        y = layer(y)
+    return y.unflatten(0, (1, -1)).transpose(1, 2)
+
+
+def tensors_of_structure(x):
+    m = torch.einsum("bidhw,bjdhw->bdhwij", x, x) + torch.eye(4, dtype=x.dtype)
+    values, vectors = torch.linalg.eigh(m)
+    made = torch.linalg.inv(m) @ vectors.square()
+    trace = torch.diagonal(m, dim1=-2, dim2=-1).sum(-1)
+    return image(values + made[..., 0]) + (torch.linalg.det(m) + trace)[:, None]
+
+
+def parts_of_complex(x):
+    z = torch.view_as_complex(torch.stack((x, x.flip(1)), -1)) * 1j
+    z.real.mul_(2)
+    return torch.view_as_real(z.conj().resolve_conj()).sum(-1) + z.real.relu_() + z.real
+
+
+def mapped(x):
+    return torch.vmap(lambda t: t * t.sum(0, keepdim=True), 2)(x).movedim(0, 2)
+
+
+@settings(few, max_examples=2)
+@given(st.data())
+@pytest.mark.parametrize(
+    ("function", "layers"),
+    [
+        (attention, ()),
+        (products, ()),
+        (named_products, ()),
+        (lambda x, a, b, c: a(x) + c(b(x)), (nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(3, 4))),
+        (
+            lambda x, a: x @ a.weight + torch.einsum("bcdhw,vw->bcdhv", x, a.weight),
+            (nn.Linear(4, 4),),
+        ),
+        (lambda x, a, b: a(x) + b(x), (nn.LayerNorm(4), nn.RMSNorm((6, 4)))),
+        (sections, (nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(2, 4))),
+        (analytic, ()),
+        (filtered, ()),
+        (tensors_of_structure, ()),
+        (parts_of_complex, ()),
+        (mapped, ()),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_by_lines(function, layers, data):
+    graph = check_rule(Apply(function, *layers), inputs_for(SHAPE), data)
+    assert on_the_grid(graph)
+
+
+@pytest.mark.parametrize("mode", ["device", "disk", "none"])
+@pytest.mark.parametrize(
+    ("function", "layers"),
+    [(crossed, (nn.Conv1d(4, 4, 1),)), (attention, ()), (products, ()), (filtered, ())],
+)
+def test_by_tiles(function, layers, mode):
+    module = Apply(function, *layers).double().eval()
+    (x,) = inputs_for(SHAPE)
+    with torch.no_grad():
+        expected = module(x)
+    found = whole_volume(module, x, tile=(3, 4, 3), storage_mode=mode)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_large_tensors_stay_on_the_grid_beside_small_ones():
+    graph, _ = capture(Apply(crossed, nn.Conv1d(4, 4, 1)).eval(), [torch.zeros(SHAPE)])
+    assert all(node.shape != SHAPE for node in graph.nodes.values() if node.op == "whole")
