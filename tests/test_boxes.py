@@ -39,6 +39,15 @@ def test_intersection_is_what_both_have(a, b):
     assert at(a & b) == at(a) & at(b)
 
 
+@given(boxes(), st.sets(st.integers(0, 2)), st.tuples(*[st.integers(1, 20)] * 3))
+def test_spanning_is_all_of_some_axes_and_the_same_of_others(a, axes, grid):
+    found, whole = a.spanning(axes, grid), Box.whole(grid)
+    for axis in range(3):
+        like = whole if axis in axes else a
+        assert found.start[axis] == like.start[axis]
+        assert found.stop[axis] == like.stop[axis]
+
+
 @given(boxes(), st.tuples(*[st.integers(-9, 9)] * 3))
 def test_shift_and_within_undo_each_other(a, by):
     assert a.shifted(by).shape == a.shape

@@ -122,6 +122,8 @@ def test_unknown_names_and_options():
         models.load("faultseg3d", weights="seeded", version="1999")
     with pytest.raises(WeightsError, match=r"segformer3d: .*negative dimension -1"):
         models.load("segformer3d", weights="seeded", in_channels=-1)
+    with pytest.raises(WeightsError, match=r"channelseg3d: with these options .* is empty"):
+        models.load("channelseg3d", weights="seeded", num_classes=0)
     with pytest.raises(WeightsError, match="nonsense"):
         models.load("faultseg3d", weights="seeded", nonsense=1)
 

@@ -358,6 +358,18 @@ def test_masks_of_windows_are_made_where_they_are_used(data):
     assert all(graph.grid(n)[0] > 1 for n in pairs if len(graph.shape(n)) > 2)
 
 
+def test_tables_seen_as_other_values():
+    def function(x):
+        table = torch.arange(6.0)[:, None] * torch.arange(7.0)
+        return x + table.view(torch.int32).sin()
+
+    (x,) = inputs_for((1, 1, 6, 7))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("outcrop.graph.build.FOLDED", 10)
+        found = outcrop.whole_volume(Apply(function).eval(), x, tile=(4, 3))
+    torch.testing.assert_close(found, function(x), rtol=1e-9, atol=1e-9)
+
+
 def test_windows_may_be_evaluated_one_by_one():
     """A gigabyte of scores, and another of masks, of which a window takes 260 kB."""
     x = example((1, 2, 1024, 1024), torch.float32)

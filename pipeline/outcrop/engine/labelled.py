@@ -149,7 +149,8 @@ def frame(
         raise ArgumentError(
             f"model: is a {type(model).__name__}; pass a network, such as outcrop.models.load gives"
         )
-    card = getattr(model, "card", None) or _PLAIN
+    card = getattr(model, "card", None)
+    card = _PLAIN if card is None else card
     if not isinstance(card, Card):
         raise ArgumentError(
             f"model: its card is a {type(card).__name__}; give it an outcrop.models.Card, or none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,6 +74,12 @@ class Box:
             start.append(first)
             stop.append(min(high, max(b, first + n)))
         return Box(tuple(start), tuple(stop))
+
+    def spanning(self, axes: Container[int], grid: Shape) -> Box:
+        """Return this box with all of `grid` along some axes."""
+        ends = enumerate(zip(self.start, self.stop, grid, strict=True))
+        ranges = [(0, n) if axis in axes else (a, b) for axis, (a, b, n) in ends]
+        return Box(tuple(a for a, _ in ranges), tuple(b for _, b in ranges))
 
     def within(self, other: Box) -> Box:
         """Return this box as counted from the start of `other`."""

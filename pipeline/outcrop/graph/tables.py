@@ -45,7 +45,8 @@ def spread_tables(graph: Graph) -> Graph:
 def _rule(node: Node) -> type | None:
     """Kind of the rule of an operator that can be computed box by box; None of another."""
     kind = type(RULES[node.op.removeprefix("aten:")])
-    return kind if kind in (*_ALIGNED, *_REORDERED) else None
+    as_bits = node.overload == "dtype"  # a view of the same bits as other values
+    return kind if kind in (*_ALIGNED, *_REORDERED) and not as_bits else None
 
 
 def _as_taken(node: Node, user: Node, layouts: Mapping[str, Layout]) -> Layout | None:

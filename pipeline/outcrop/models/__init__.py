@@ -117,6 +117,9 @@ def load(
             model = entry.make(**options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{name}: {error}") from error
+    empty = next((key for key, value in model.state_dict().items() if not value.numel()), None)
+    if empty is not None:
+        raise WeightsError(f"{name}: with these options {empty} is empty; choose 1 or more of each")
     model.to_empty(device="cpu")
     if weights == "seeded":
         _seed(model)

@@ -68,12 +68,10 @@ class Task:
         if any(self.graph.nodes[name].op == "on_grid" for name in between):
             return [domain.shape]  # what is evaluated whole
         if self.tile is None:
-            on_grid = (self.graph.layouts[n] for n in part.nodes)
-            widest = max((math.prod(own.shape) for own in on_grid if own.held), default=0)
+            layouts, step = (self.graph.layouts[n] for n in part.nodes), 8
+            widest = max((math.prod(own.shape) for own in layouts if own.held), default=0)
             if widest * self.itemsize > _WIDE * domain.size:
                 edges, step = [edge // 8 for edge in edges], 1
-            else:
-                step = 8
             shapes = (tuple(balanced(n, edge, step) for n in domain.shape) for edge in edges)
             return list(dict.fromkeys(shapes))
         grid = self.graph.grid(part.kept(self.graph)[0])

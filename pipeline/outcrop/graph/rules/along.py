@@ -48,9 +48,7 @@ class Along(Pointwise):
         """Return `box` with all of the axes along which values are mixed."""
         layout = graph.layouts[node.name]
         axes = {a for d in self.mixed(node) for a in layout.dims[d]}
-        start = tuple(0 if a in axes else i for a, i in enumerate(box.start))
-        ends = zip(box.stop, layout.grid, strict=True)
-        return Box(start, tuple(n if a in axes else i for a, (i, n) in enumerate(ends)))
+        return box.spanning(axes, layout.grid)
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         return super().needs(node, self._full(node, box, graph), graph)
@@ -132,10 +130,8 @@ class Fourier(Along):
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         own = graph.layouts[node.operands[0]]
-        full = {a for d in self.mixed(node) for a in own.dims[d]}
-        start = (0 if a in full else i for a, i in enumerate(box.start))
-        stop = (own.grid[a] if a in full else i for a, i in enumerate(box.stop))
-        return {node.operands[0]: Box(tuple(start), tuple(stop))}
+        axes = {a for d in self.mixed(node) for a in own.dims[d]}
+        return {node.operands[0]: box.spanning(axes, own.grid)}
 
     def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
         return None

@@ -205,8 +205,7 @@ class Linear(Pointwise):
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         own = graph.layouts[node.operands[0]]
-        stop = (own.grid[a] if a in own.dims[-1] else i for a, i in enumerate(box.stop))
-        return {node.operands[0]: Box(box.start, tuple(stop))}
+        return {node.operands[0]: box.spanning(own.dims[-1], own.grid)}
 
     def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
         along = graph.layouts[node.operands[0]].dims[-1]

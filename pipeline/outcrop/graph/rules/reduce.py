@@ -47,11 +47,7 @@ class Reduction(Rule):
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         own = graph.layouts[node.operands[0]]
         gone = {a for d in self.dims(node, graph) for a in own.dims[d]}
-        ranges = [
-            (0, n) if i in gone else (a, b)
-            for i, (a, b, n) in enumerate(zip(box.start, box.stop, own.grid, strict=True))
-        ]
-        return {node.operands[0]: Box(tuple(a for a, _ in ranges), tuple(b for _, b in ranges))}
+        return {node.operands[0]: box.spanning(gone, own.grid)}
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         return call(node, values)

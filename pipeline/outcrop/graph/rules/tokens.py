@@ -80,11 +80,9 @@ def _boxes(node: Node, box: Box, graph: Graph, in_full: Mapping[str, Axes]) -> d
     """Boxes of operands at `box` of the result, which take some axes in full."""
     made = {}
     for name in node.operands:
-        own, full = graph.grid(name), in_full.get(name, ())
+        own = graph.grid(name)
         here = aligned(box, own, graph.grid(node.name))
-        start = (0 if a in full else i for a, i in enumerate(here.start))
-        stop = (own[a] if a in full else i for a, i in enumerate(here.stop))
-        made[name] = Box(tuple(start), tuple(stop))
+        made[name] = here.spanning(in_full.get(name, ()), own)
     return made
 
 
