@@ -709,6 +709,24 @@ def test_interrupted_export_leaves_nothing_under_its_name(
         assert list(tmp_path.iterdir()) == [out]
 
 
+def test_interrupted_just_as_the_file_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = Path.open, []
+
+    def interrupted(path: Path, mode: str) -> None:
+        real(path, mode).close()
+        made.append(path.exists())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "open", interrupted)
+    volume = xr.DataArray(np.zeros((2, 3, 4), "f4"), dims=("inline", "crossline", "twt"))
+    with pytest.raises(KeyboardInterrupt):
+        outcrop.export(volume, tmp_path / "out.npy")
+    assert made == [True]
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_space_is_known_before(tmp_path: Path) -> None:
     huge = dask.array.zeros((10**6, 10**6, 10**4), chunks=10**4, dtype="f4")
     volume = xr.DataArray(huge, dims=("inline", "crossline", "twt"))

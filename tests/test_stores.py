@@ -1,6 +1,7 @@
 """Stores give back what they were given, and leave nothing behind."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import outcrop
 from outcrop.engine.compress import EDGE, decode, encode
+from outcrop.engine.disk import ScratchFile
 from outcrop.engine.stores import MemoryStore
 from outcrop.engine.tiled_stores import CompressedStore, FileStore, make_store
 from outcrop.engine.zarr_stores import ZarrStore
@@ -185,3 +187,16 @@ def test_a_storage_path_that_is_not_there_is_refused():
     network = torch.nn.Conv3d(1, 1, 1).eval()
     with pytest.raises(ArgumentError, match="not a folder"):
         outcrop.whole_volume(network, torch.zeros(1, 1, 4, 4, 4), storage_path="/no/such/folder")
+
+
+def test_interrupted_just_as_the_scratch_file_is_made(tmp_path, monkeypatch):
+    real = os.open
+
+    def interrupted(*args):
+        os.close(real(*args))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ScratchFile(tmp_path / "scratch")
+    assert not list(tmp_path.iterdir())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from .errors import ArgumentError, SurveyError
-from .storage import naming_refusal, on_disk
+from .storage import naming_refusal, on_disk, put_whole
 
 
 def horizons(rgt: xr.DataArray, levels: float | Sequence[float]) -> xr.Dataset:
@@ -114,11 +113,6 @@ def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
     table = table.reset_index()[["horizon", "inline", "crossline", *positions, str(name)]]
     path = on_disk(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(f"{path}.unfinished")
-    try:
-        with naming_refusal(path, "write the table elsewhere"):
-            table.to_csv(aside, index=False, float_format="%.10g")  # northings to the cm
-            os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with naming_refusal(path, "write the table elsewhere"), put_whole(path) as part:
+        table.to_csv(part, index=False, float_format="%.10g")  # northings to the cm
     return len(table)

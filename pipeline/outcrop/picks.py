@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from .errors import ArgumentError
-from .storage import naming_refusal, on_disk
+from .storage import naming_refusal, on_disk, put_whole
 
 
 def check_picks(path: str | os.PathLike[str], shape: Sequence[int]) -> None:
@@ -72,12 +72,11 @@ def write_picks(
     if len(positions) < minimum:
         positions = positions[:0]
     path = on_disk(path)
-    aside = path.with_name(f".{path.name}.unfinished.npz")
     dims = np.array([str(d) for d in probability.dims])
-    try:
-        with naming_refusal(path, "write them elsewhere, by outcrop.picks.write_picks"):
-            np.savez_compressed(aside, positions=positions, dims=dims)
-            os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with (
+        naming_refusal(path, "write them elsewhere, by outcrop.picks.write_picks"),
+        put_whole(path) as aside,
+        open(aside, "wb") as file,
+    ):
+        np.savez_compressed(file, positions=positions, dims=dims)
     return len(positions)

@@ -312,18 +312,29 @@ def remove(where: Place) -> None:
         where.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def put_whole(path: Path) -> Iterator[Path]:
+    """Give a path to write a file to, and move it to `path` once the block ends without an error.
+
+    So `path` is there whole or as it was, whenever this process dies; what an error or an
+    interruption leaves is deleted.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
 def write_whole(where: Place, data: bytes) -> None:
     """Write a file that is there whole or not at all, whenever this process dies."""
     if isinstance(where, Remote):
         where.write_bytes(data)
         return
-    aside = where.with_name(f"{where.name}.{uuid.uuid4().hex}.new")
-    try:
-        aside.write_bytes(data)
-        os.replace(aside, where)
-    except OSError:  # such as no space left
-        aside.unlink(missing_ok=True)
-        raise
+    with put_whole(where) as part:
+        part.write_bytes(data)
 
 
 def size(where: Place) -> int:

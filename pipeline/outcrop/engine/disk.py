@@ -81,9 +81,11 @@ class ScratchFile:
     def __init__(self, path: str | os.PathLike[str], keep: bool = False) -> None:
         self.path, self.keep = Path(path), keep
         only = 0 if keep else os.O_EXCL
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | only | os.O_CLOEXEC, 0o600)
-        if not keep:
-            os.unlink(self.path)
+        try:
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | only | os.O_CLOEXEC, 0o600)
+        finally:  # an interruption may come between
+            if not keep:
+                self.path.unlink(missing_ok=True)
         self.close = weakref.finalize(self, os.close, self.fd)
 
     def remove(self) -> None:

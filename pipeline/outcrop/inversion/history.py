@@ -19,7 +19,7 @@ from .. import __version__
 from ..arrays import encodings
 from ..errors import ResumeError
 from ..output import Output, aside_of, is_unfinished
-from ..storage import on_disk, write_whole
+from ..storage import on_disk, put_whole, write_whole
 from .experiment import Experiment
 from .gathers import open_written
 from .physics import Physics
@@ -174,12 +174,10 @@ class History:
         """Commit an iteration: from here on the same call goes on after it."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        aside = self._state.with_suffix(".new")
-        with open(aside, "wb") as file:
+        with put_whole(self._state) as part, open(part, "wb") as file:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(self._state)
         self.output.finish(f"iteration {state['iteration']}")
 
     def load(self) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..engine.memory import USUAL, keep_freed_memory, return_freed_memory
 from ..errors import OutcropError, SurveyError
+from ..storage import put_whole
 from .bands import low_pass
 from .gathers import Gathers
 from .misfits import MISFITS
@@ -234,14 +234,8 @@ def levels(count: int) -> list[tuple[int, int]]:
 
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays to one file, whole or not at all."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(aside, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        aside.replace(path)
-    except OSError:  # such as no space left
-        aside.unlink(missing_ok=True)
-        raise
+    with put_whole(path) as part, open(part, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _sum(leaves: Sequence[Path]) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import os
 import re
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from ..storage import on_disk
+from ..storage import on_disk, write_whole
 
 _NAMED = 20  # keys that do not fit, in a message
 _COUNTER = "num_batches_tracked"  # of batch norms, which use it in training alone
@@ -141,14 +140,11 @@ def write(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> int:
     file = on_disk(path)
     if file.suffix != ".safetensors":
         raise WeightsError(f"{file}: weights are written as .safetensors; choose such a name")
-    aside = file.with_name(f".{file.name}.unfinished")
     try:
         # Copies: tensors that share memory are refused. Its `save_file` would make a private file.
-        aside.write_bytes(save({key: value.clone().contiguous() for key, value in state.items()}))
-        os.replace(aside, file)
+        data = save({key: value.clone().contiguous() for key, value in state.items()})
+        write_whole(file, data)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
         reason = getattr(error, "strerror", None) or str(error)
         raise WeightsError(f"{file}: cannot be written ({reason})") from error
     return len(state)

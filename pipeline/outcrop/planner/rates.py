@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from ..graph.rules.kernels import AMX, convolve
 from ..pages import pages, pin, unpin
+from ..storage import write_whole
 
 T = TypeVar("T")
 
@@ -168,9 +169,7 @@ def remembered(file: str, key: str, measure: Callable[[], T], suits: Callable[[o
         known[key] = measure()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(f".{os.getpid()}")
-            aside.write_text(json.dumps(known, indent=1))
-            aside.replace(path)
+            write_whole(path, json.dumps(known, indent=1).encode())
         except OSError:
             pass  # measured again next time
     return known[key]

@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 import xarray as xr
 
 from ..errors import OutcropError, OutputExistsError
+from ..storage import put_whole
 from .reading import naming_bad_chunk
 
 if TYPE_CHECKING:
@@ -175,16 +176,10 @@ def whole_file(path: Path, size: int) -> Iterator[WholeFile]:
             f"{path}: no space left: it takes {size / 1e9:.3g} GB and {free / 1e9:.3g} GB are "
             "free; free some, or write elsewhere"
         )
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        file = part.open("wb")
-    except OSError as error:
-        raise OutcropError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
-        with file:
+        with put_whole(path) as part, _opened(part, path) as file:
             file.truncate(size)
             yield WholeFile(file)
-        os.replace(part, path)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -192,5 +187,10 @@ def whole_file(path: Path, size: int) -> Iterator[WholeFile]:
             f"{path}: no space left after part of {size / 1e9:.3g} GB ({error.strerror}); "
             "nothing was kept; free some, or write elsewhere"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def _opened(part: Path, path: Path) -> BinaryIO:
+    try:
+        return part.open("wb")
+    except OSError as error:
+        raise OutcropError(f"{path}: cannot be written: {error.strerror}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import xarray as xr
 
 from ..models.card import Card
-from ..storage import naming_refusal, on_disk
+from ..storage import naming_refusal, on_disk, put_whole
 from .reading import loaded
 
 _BLOCK = 64 << 20  # bytes that are held at a time
@@ -43,16 +43,13 @@ def write_raw(prediction: xr.Dataset, card: Card, stem: str | os.PathLike[str]) 
     for output, path in zip(filter(None, card.outputs), paths, strict=True):
         vertical = "twt" if "twt" in prediction.dims else "depth"
         values = prediction[output.name].transpose("inline", "crossline", vertical)
-        aside = path.with_name(f".{path.name}.unfinished")
         step = max(1, _BLOCK // max(4 * values[0].size, 1))
-        try:
-            with naming_refusal(path, "see to it, and run the same command with --overwrite"):
-                with open(aside, "wb") as file:
-                    for first in range(0, values.sizes["inline"], step):
-                        lines = slice(first, first + step)
-                        part = loaded(values, [lines])
-                        (part / output.scale).astype("<f4", order="C").tofile(file)
-                os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with (
+            naming_refusal(path, "see to it, and run the same command with --overwrite"),
+            put_whole(path) as part,
+            open(part, "wb") as file,
+        ):
+            for first in range(0, values.sizes["inline"], step):
+                block = loaded(values, [slice(first, first + step)])
+                (block / output.scale).astype("<f4", order="C").tofile(file)
     return paths
