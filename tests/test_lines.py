@@ -1,5 +1,7 @@
 """What mixes values along some axes goes line by line along these, and is exact."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import nn
 
 from outcrop import whole_volume
 from outcrop.graph import capture
+from outcrop.planner import make_plan
 from rule_checks import Apply, check_rule, few, inputs_for
 from test_parts import on_the_grid
 
@@ -65,6 +68,48 @@ def filtered(x):
     )
 
 
+def spectra(x):
+    """Of all axes: from real values and back, padded, in another order, with channels as well."""
+    axes = (2, 3, 4)
+    z = torch.fft.rfftn(x, dim=axes)
+    y = torch.fft.irfftn(z / (1 + z.abs()), s=x.shape[2:], dim=axes)
+    z = torch.fft.rfftn(x, s=(6, -1, 9), dim=axes) * torch.fft.rfftn(y, s=(6, 6, 9), dim=axes)
+    y = y + torch.fft.irfftn(z, s=(6, 6, 9), dim=axes)[:, :, 1:, :, :4]
+    z = torch.fft.fftn(x, dim=(4, 2, 3), norm="ortho") + torch.fft.ifftn(y, norm="forward")
+    y = y + torch.fft.rfftn(x, dim=(4, 3, 2))[:, :, :1].imag + z.real
+    return y + torch.fft.irfftn(x, s=(-1, 5, 4), dim=(3, 2, 4))
+
+
+def of_points(x, *layers):
+    """Convolutions of one point, over points in a row or in several."""
+    first, second = layers
+    y = torch.relu(first(x.flatten(2))).unflatten(2, (-1, x.shape[-1]))
+    return second(y).view(x.shape)
+
+
+class Spectral(nn.Module):
+    """A Fourier neural operator: few waves are mixed, the others are lost."""
+
+    def __init__(self, width=4, waves=2):
+        super().__init__()
+        self.waves, self.width = waves, width
+        self.first, self.last = nn.Conv3d(1, width, 1), nn.Conv3d(width, 1, 1)
+        self.beside = nn.Conv3d(width, width, 1)
+        weight = torch.randn(4, 2, width, width, waves, waves, waves) / width
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        x, n = self.first(x), self.waves
+        waves = torch.fft.rfftn(x, dim=(-3, -2, -1))
+        mixed = torch.zeros_like(waves)
+        corners = itertools.product((slice(n), slice(-n, None)), repeat=2)
+        for (i, j), (real, imag) in zip(corners, self.weight, strict=True):
+            part = torch.einsum("bixyz,ioxyz->boxyz", waves[:, :, i, j, :n], real + 1j * imag)
+            mixed[:, :, i, j, :n] = part
+        y = torch.fft.irfftn(mixed, s=x.shape[-3:])
+        return self.last(F.gelu(y + self.beside(x)))
+
+
 def sections(x, *layers):
     """As a batch, each with statistics of its own."""
     y = x.transpose(1, 2).flatten(0, 1)
@@ -108,6 +153,8 @@ def mapped(x):
         (sections, (nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(2, 4))),
         (analytic, ()),
         (filtered, ()),
+        (spectra, ()),
+        (of_points, (nn.Conv1d(4, 6, 1), nn.Conv2d(6, 4, 1))),
         (tensors_of_structure, ()),
         (parts_of_complex, ()),
         (mapped, ()),
@@ -131,6 +178,21 @@ def test_by_tiles(function, layers, mode):
         expected = module(x)
     found = whole_volume(module, x, tile=(3, 4, 3), storage_mode=mode)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["device", "disk", "none"])
+def test_a_fourier_neural_operator_goes_by_slabs_and_columns(mode):
+    torch.manual_seed(0)
+    network, x = Spectral().double().eval(), torch.randn(1, 1, 12, 10, 9, dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(x)
+    found = whole_volume(network, x, tile=(4, 3, 5), storage_mode=mode)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    graph, _ = capture(network.float(), [torch.zeros(1).expand(1, 1, 128, 128, 128)])
+    assert on_the_grid(graph)
+    if mode == "disk":
+        plan = make_plan(graph, memory=10**8, storage_mode=mode, holds_output=False)
+        assert max(stage.overhead for stage in plan.stages) < 1.2
 
 
 def test_large_tensors_stay_on_the_grid_beside_small_ones():

@@ -266,6 +266,7 @@ def test_bad_words_are_refused(graph):
 PEAK = """
 import sys, torch, psutil
 sys.path.insert(0, {tests!r})
+from test_lines import Spectral
 from test_planner import FaultSeg3d, Meet, Norms, spread, wrapped
 from outcrop.graph import capture
 import outcrop.engine.whole as whole
@@ -327,6 +328,7 @@ def spread():
         (400, "none", "float32", 48, "wrapped()"),
         (300, "device", "float32", 96, "spread()"),
         (400, "none", "float32", 160, "Meet()"),
+        (200, "disk", "float32", 128, "Spectral(8)"),
     ],
 )
 def test_measured_peak_and_promise_and_budget(megabytes, mode, precision, extent, network):

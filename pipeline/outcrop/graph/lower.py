@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from .call import Call
+from .fourier import FOURIER
 from .graph import Ref
 from .parts import PARTS
 from .products import PRODUCTS
@@ -271,6 +272,7 @@ def _softmax(call: Call) -> Ref:
 LOWER: dict[str, Callable[[Call], Ref]] = {
     **PARTS,
     **PRODUCTS,
+    **FOURIER,
     "instance_norm": _instance_norm,
     "group_norm": _group_norm,
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit"), _batch_norm),

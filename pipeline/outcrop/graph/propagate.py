@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .boxes import Box, Shape
+from .boxes import Box, Shape, central_tile
 from .graph import Graph
 from .rules import RULES
 
@@ -67,6 +67,21 @@ def needed(
     for name in boxes.keys() - set(nodes):
         grow(name)
     return boxes
+
+
+def lines(graph: Graph, name: str) -> frozenset[int]:
+    """Axes of which every box of a node takes all points, as a Fourier transform along them does.
+
+    Tiles that are cut across these compute the same anew.
+    """
+    grid, node = graph.grid(name), graph.nodes[name]
+    point = central_tile(graph.whole(name), (1,) * graph.rank)
+    return frozenset(
+        a
+        for operand, box in RULES[node.op].needs(node, point, graph).items()
+        for a, (taken, all_of_it) in enumerate(zip(box.shape, graph.grid(operand), strict=True))
+        if min(grid[a], all_of_it) > 1 and taken == all_of_it
+    )
 
 
 def last_uses(graph: Graph, nodes: Iterable[str], outputs: Iterable[str]) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ..graph import RULES, Box, Graph
 from ..graph.boxes import Shape, central_tile, count_tiles
-from ..graph.propagate import ancestors, needed, overwritten
+from ..graph.propagate import ancestors, lines, needed, overwritten
 from .rates import Rates
 
 # What the C allocator holds beyond the tensors in use, as blocks that fit no request: less where
@@ -127,6 +127,7 @@ class Costs:
         self.usual = "device" if workers is None else "disk"
         self.weight_bytes = itemsize * sum(map(math.prod, graph.weights.values()))
         self._point: dict[str, tuple[float, float]] = {}
+        self._lines: dict[str, frozenset[int]] = {}
         self._bytes: dict[tuple[str, int | None], int] = {}
         self._works: dict[tuple[object, ...], _Work] = {}
         self.looked_at = 0  # operators, each as often as it was part of what was measured
@@ -163,6 +164,13 @@ class Costs:
     def seconds(self, name: str) -> float:
         """Seconds for all of a node's grid, alone."""
         return self.point(name)[1] * math.prod(self.graph.grid(name))
+
+    def lines(self, *names: str) -> set[int]:
+        """Axes of which some of these nodes take all points for every tile."""
+        for name in names:
+            if name not in self._lines:
+                self._lines[name] = lines(self.graph, name)
+        return set().union(*(self._lines[name] for name in names))
 
     def cost(
         self, part: Part, domain: Box, tile: Shape, places: Mapping[str, str] | None = None

@@ -222,7 +222,11 @@ class Cuts:
             return True
         heavy = RULES[node.op].operations(node, graph) > 8 * graph.width(name)
         branches = len(self.users.get(name, ())) > 1
-        return (heavy or branches) and node.dtype is None and not graph.layouts[name].is_fixed
+        return (
+            (heavy or branches or bool(self.costs.lines(name)))
+            and node.dtype is None
+            and not graph.layouts[name].is_fixed
+        )
 
     def _saved(self, stored: set[str], other: set[str], name: str) -> float:
         """Seconds that `other` saves; they differ in `name`."""

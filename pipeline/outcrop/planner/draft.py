@@ -59,10 +59,13 @@ class Task:
         """Bytes of a value."""
         return {"float64": 8, "float32": 4}.get(self.dtype, 2)
 
-    def shapes(self, part: Part, domain: Box, edges: Sequence[int] = _EDGES) -> list[Shape]:
+    def shapes(
+        self, costs: Costs, part: Part, domain: Box, edges: Sequence[int] = _EDGES
+    ) -> list[Shape]:
         """Shapes of tiles to consider for a stage: with these edges, or the one that is asked for.
 
-        On a coarser grid the latter shrinks with it.
+        Those with edges are cubes, and slabs or columns of all points along the lines that are
+        computed whole. On a coarser grid the one that is asked for shrinks with it.
         """
         between = set(part.outputs) - set(self.outputs)
         if any(self.graph.nodes[name].op == "on_grid" for name in between):
@@ -72,7 +75,16 @@ class Task:
             widest = max((math.prod(own.shape) for own in layouts if own.held), default=0)
             if widest * self.itemsize > _WIDE * domain.size:
                 edges, step = [edge // 8 for edge in edges], 1
-            shapes = (tuple(balanced(n, edge, step) for n in domain.shape) for edge in edges)
+            shapes = [tuple(balanced(n, edge, step) for n in domain.shape) for edge in edges]
+            lines = costs.lines(*part.nodes)
+            if lines and any(n > 1 for a, n in enumerate(domain.shape) if a not in lines):
+                shapes += [
+                    tuple(
+                        n if a in lines else balanced(n, edge, 1)
+                        for a, n in enumerate(domain.shape)
+                    )
+                    for edge in sorted({e for edge in edges for e in (edge // 8, edge)} - {0})
+                ]
             return list(dict.fromkeys(shapes))
         grid = self.graph.grid(part.kept(self.graph)[0])
         images = [self.graph.grid(n) for n in (*self.outputs, *self.graph.inputs)]
@@ -264,7 +276,7 @@ class Draft:
             domain = self.domain(part)
             costs = (
                 self.costs.cost(part, domain, tile, self.places)
-                for tile in self.task.shapes(part, domain)
+                for tile in self.task.shapes(self.costs, part, domain)
             )
             options = [(c, self.with_buffers(part, c)) for c in costs]
             known[key] = Offer(

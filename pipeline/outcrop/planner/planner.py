@@ -235,7 +235,9 @@ class _Planner:
         """The fastest plan found, or the first that fits; one with an excess if none does."""
         if self.mode == "none":
             return self.draft(dict.fromkeys(self._kept(self.fixed), self.first))
-        stored = self.cuts.choose(self.task.memory / 2, partial(self.task.shapes, edges=_SEARCHED))
+        stored = self.cuts.choose(
+            self.task.memory / 2, partial(self.task.shapes, self.costs, edges=_SEARCHED)
+        )
         draft = self.draft(dict.fromkeys(self._kept(stored), self.first))
         enough = self.costs.looked_at + _ENOUGH
         while draft.excess or not (any_that_fits or self.costs.looked_at > enough):
@@ -260,7 +262,7 @@ class _Planner:
     def lean(self) -> list[Draft]:
         """Drafts that need little memory, the same for every budget."""
         place = self.order[-1]
-        small = self.cuts.choose(math.inf, partial(self.task.shapes, edges=_SMALL))
+        small = self.cuts.choose(math.inf, partial(self.task.shapes, self.costs, edges=_SMALL))
         every = small, self.fixed, self.fixed | changes(self.graph)
         return [self.draft(dict.fromkeys(self._kept(s), place)) for s in every]
 

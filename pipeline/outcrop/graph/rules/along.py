@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from fractions import Fraction
 
@@ -114,19 +115,23 @@ class Scatter(Along):
 
 
 class Fourier(Along):
-    """Fourier transforms along some dimensions, where others hold axes too.
+    """Fourier transforms along some dimensions, where others hold axes too."""
 
-    A dimension that gets another extent holds none any more.
-    """
+    def operations(self, node: Node, graph: Graph) -> float:
+        points = math.prod(node.shape[d] for d in self.mixed(node))
+        return 5 * graph.width(node.name) * math.log2(max(2, points))
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         own, mixed = graph.layouts[node.operands[0]], self.mixed(node)
         if not {a for a in own.held if own.grid[a] > 1} - {a for d in mixed for a in own.dims[d]}:
             return None
-        dims = [axes if node.shape[d] == own.shape[d] else () for d, axes in enumerate(own.dims)]
-        held = {a for axes in dims for a in axes}
-        grid = tuple(n if a in held else 1 for a, n in enumerate(own.grid))
-        return Layout(node.shape, tuple(dims), grid)
+        dims, grid = list(own.dims), list(own.grid)
+        for d, axes in enumerate(own.dims):
+            if node.shape[d] != own.shape[d]:
+                dims[d] = axes if len(axes) == 1 else ()
+                for a in axes:
+                    grid[a] = node.shape[d] if dims[d] else 1
+        return Layout(node.shape, tuple(dims), tuple(grid))
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         own = graph.layouts[node.operands[0]]
