@@ -87,6 +87,29 @@ def of_points(x, *layers):
     return second(y).view(x.shape)
 
 
+def traces(x, layer, last, state):
+    """A recurrent network along time, that begins with a state of its own, and its last state."""
+    lines = x.permute(0, 2, 3, 4, 1).flatten(0, 2)
+    begin = state.weight[:, None].expand(-1, len(lines), -1)
+    if isinstance(layer, nn.LSTM):
+        y, (end, _) = layer(lines, (begin, begin.sin()))
+    else:
+        y, end = layer(lines, begin)
+    y = last(y[..., -5:]) + last(end[-1])[:, None]
+    return y.view(1, *x.shape[2:], -1).movedim(-1, 1)
+
+
+def along_inlines(x, layer, cell):
+    """From zeros, over inlines; then step by step over crosslines, from what is made of means."""
+    y, _ = layer(x.permute(0, 2, 3, 4, 1).flatten(2, 3)[0])
+    y = y.view(*x.shape[2:], 4)
+    state, made = y.mean(1).flatten(0, 1), []
+    for part in y.unbind(1):
+        state = cell(part.flatten(0, 1), state)
+        made.append(state.view(x.shape[2], x.shape[4], -1))
+    return torch.stack(made, 1).movedim(-1, 0)[None]
+
+
 class Spectral(nn.Module):
     """A Fourier neural operator: few waves are mixed, the others are lost."""
 
@@ -155,6 +178,16 @@ def mapped(x):
         (filtered, ()),
         (spectra, ()),
         (of_points, (nn.Conv1d(4, 6, 1), nn.Conv2d(6, 4, 1))),
+        (
+            traces,
+            (
+                nn.LSTM(4, 5, 2, batch_first=True, bidirectional=True),
+                nn.Linear(5, 3),
+                nn.Embedding(4, 5),
+            ),
+        ),
+        (traces, (nn.GRU(4, 5, batch_first=True), nn.Linear(5, 3), nn.Embedding(1, 5))),
+        (along_inlines, (nn.RNN(4, 4), nn.GRUCell(4, 4))),
         (tensors_of_structure, ()),
         (parts_of_complex, ()),
         (mapped, ()),

@@ -114,6 +114,28 @@ def _at(call: Call, x: Ref, dim: int, index: Ref) -> Ref:
     return call.add("at", {"self": x, "dim": dim, "index": at}, call.shape)
 
 
+def _recurrent(call: Call) -> Ref:
+    """States that are the same for all lines, such as zeros, as that of one line."""
+    weights, nodes = call.builder.weights, call.builder.nodes
+
+    def of_one(x: Ref) -> Ref:
+        node = nodes.get(x.name)
+        if x.name in weights:
+            value = weights[x.name]
+        elif node is not None and node.op == "aten:expand" and not node.operands:
+            value = weights[node.weights[0]].expand(node.shape)
+        else:
+            return x
+        one = value[..., :1, :]
+        alike = value.stride(-2) == 0 or bool((value == one).all())
+        return call.constant(one.contiguous()) if alike else x
+
+    given = call.args["hx"]
+    states = tuple(map(of_one, given)) if isinstance(given, tuple) else of_one(given)
+    call.args = {**call.args, "hx": states}
+    return call.plain()
+
+
 def _embedding(call: Call) -> Ref:
     table, index = call.args["weight"], call.args["indices"]
     if table.name not in call.builder.weights or index.name in call.builder.weights:
@@ -333,6 +355,10 @@ PARTS: dict[str, Callable[[Call], Ref]] = {
     "index": _index,
     "index_select": _index_select,
     "embedding": _embedding,
+    **dict.fromkeys(("gru", "lstm", "rnn_relu", "rnn_tanh"), _recurrent),
+    **dict.fromkeys(
+        [f"{kind}_cell" for kind in ("gru", "lstm", "rnn_relu", "rnn_tanh")], _recurrent
+    ),
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "unbind": _unbind,
     "diagonal": _diagonal,

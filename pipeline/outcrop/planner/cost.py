@@ -238,7 +238,10 @@ class Costs:
         for name in part.reduces:
             size = self.bytes(graph.nodes[name].operands[0], middle.size)
             seconds += 2 * size * tiles / self.rates.bandwidth
-        seconds += tiles * (self.rates.tile + self.rates.call * len(part.nodes))
+        calls = sum(
+            RULES[graph.nodes[name].op].calls(graph.nodes[name], graph) for name in part.nodes
+        )
+        seconds += tiles * (self.rates.tile + self.rates.call * calls)
         # oneDNN and cuDNN bring the kernels into layouts of their own, for every tile again.
         weights = (graph.weights[w] for name in part.nodes for w in graph.nodes[name].weights)
         seconds += tiles * self.itemsize * sum(map(math.prod, weights)) / self.rates.fresh

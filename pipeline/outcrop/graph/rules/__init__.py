@@ -23,6 +23,7 @@ from .pointwise import (
     PerChannel,
     Pointwise,
 )
+from .recurrent import Recurrent
 from .reduce import Extreme, Gram, Moments, Reduce, Reduction, Sum
 from .resample import (
     Gather,
@@ -79,6 +80,7 @@ _MATRICES = (
     "linalg_cholesky linalg_det linalg_eigh linalg_eigvalsh linalg_inv linalg_matrix_exp "
     "linalg_pinv linalg_qr linalg_slogdet linalg_solve linalg_svd linalg_svdvals"
 )
+_RECURRENT = "gru gru_cell lstm lstm_cell rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell"
 _REDUCTIONS = (
     "all amax amin any argmax argmin linalg_vector_norm max mean median min mode "
     "nanmedian norm prod std sum var"
@@ -102,6 +104,7 @@ RULES: dict[str, Rule] = _Table(
         **dict.fromkeys(_FOURIER.split(), Fourier()),
         **dict.fromkeys(_MATRICES.split(), Matrices()),
         **dict.fromkeys(("real", "imag"), Component()),
+        **dict.fromkeys(_RECURRENT.split(), Recurrent()),
         "prelu": PerChannel(),
         "cat": Concatenate(),
         "stack": Stack(),

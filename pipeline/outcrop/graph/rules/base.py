@@ -88,6 +88,10 @@ class Rule:
         """Arithmetic operations per point of the result's grid."""
         return float(graph.width(node.name))
 
+    def calls(self, node: Node, graph: Graph) -> int:
+        """Kernels that are called for a tile, one after the other."""
+        return 1
+
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
