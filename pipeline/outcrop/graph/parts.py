@@ -117,6 +117,9 @@ def _at(call: Call, x: Ref, dim: int, index: Ref) -> Ref:
 def _recurrent(call: Call) -> Ref:
     """States that are the same for all lines, such as zeros, as that of one line."""
     weights, nodes = call.builder.weights, call.builder.nodes
+    if call.overload == "data":  # lines of different lengths
+        call.op = f"aten:{call.op}"
+        return call.plain()
 
     def of_one(x: Ref) -> Ref:
         node = nodes.get(x.name)
