@@ -254,6 +254,16 @@ def test_samples_that_do_not_fit(
     assert not list(tmp_path.iterdir())
 
 
+def test_samples_that_are_no_number_are_told_of(
+    f3: xr.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = probability(f3)
+    volume[3, 2, 5:8] = [np.nan, np.inf, 1.0]
+    out = outcrop.export(volume, tmp_path / "out.sgy", like=f3, format="ieee")
+    assert "2 samples are NaN or infinite" in caplog.text
+    np.testing.assert_array_equal(read(out)[0], volume.to_numpy().reshape(-1, 75))
+
+
 def test_beyond_float32_becomes_float64(
     f3: xr.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -244,28 +244,39 @@ class _Work:
             power = math.log2(scale or 1.0)
             weight = int(power) if power.is_integer() else 0
 
-        def copy(item: tuple[Block, np.ndarray], file: WholeFile) -> int:
-            block, places = item
+        def copy(item: tuple[Block, np.ndarray], file: WholeFile) -> tuple[int, int]:
+            (block, places), bad = item, 0
             values = read(self.part.volume, block, self.client).reshape(-1, self.samples)
             rows = self._within(block, places)
             headers = self._headers(places, weight)
             for piece in _pieces(places.size, size):
                 data = np.empty((piece.stop - piece.start, size), dtype=np.uint8)
                 data[:, :TRACE_HEADER] = headers[piece]
-                stored = self._stored(values[rows[piece]], places[piece], code, scale)
+                samples = values[rows[piece]]
+                bad += samples.size - int(np.count_nonzero(np.isfinite(samples)))
+                stored = self._stored(samples, places[piece], code, scale)
                 data[:, TRACE_HEADER:] = stored.view(np.uint8)
                 for run in runs(places[piece], len(data)):
                     first = int(places[piece.start + run.start])
                     file.write(len(header) + first * size, data[run])
-            return places.size * size
+            return places.size * size, bad
 
+        strange = 0
         with (
             whole_file(self.path, len(header) + total) as file,
             track(f"export {self.path.name}", total, "B", self.progress) as advance,
         ):
             file.write(0, header)
-            for done in in_threads(lambda item: copy(item, file), self.blocks):
+            for done, bad in in_threads(lambda item: copy(item, file), self.blocks):
                 advance(done)
+                strange += bad
+        if strange:
+            log.warning(
+                "%s: %s samples are NaN or infinite, which not every program reads; where that "
+                "matters, replace them first, such as with .fillna(0)",
+                self.path,
+                f"{strange:,}",
+            )
 
     def fitting_scale(self, code: int) -> float:
         """Find the largest power of two that fits all samples into an integer format."""
