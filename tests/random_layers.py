@@ -24,6 +24,11 @@ class Layer(nn.Module):
         self.along = nn.Conv1d(4, 4, 3, padding=1)
         self.along_turned = nn.ConvTranspose1d(4, 4, 3, padding=1)
         self.linear, self.prelu, self.layer_norm = nn.Linear(4, 4), nn.PReLU(4), nn.LayerNorm(4)
+        self.recurrent = nn.ModuleList((nn.LSTM(4, 4), nn.GRU(4, 4)))
+        self.cells = nn.ModuleList((nn.LSTMCell(4, 4), nn.GRUCell(4, 4)))
+        for kind in ("tanh", "relu"):
+            self.recurrent.append(nn.RNN(4, 4, nonlinearity=kind))
+            self.cells.append(nn.RNNCell(4, 4, nonlinearity=kind))
         self.batch_norm = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[rank](4)
         self.batch_norm.running_mean.uniform_()
         self.batch_norm.running_var.uniform_(1, 2)
@@ -74,6 +79,14 @@ def lines(function):
         return y.reshape(apart.shape).movedim(-2, 1)
 
     return on
+
+
+def recurrent(x, p):
+    """Along lines, and a step at their first points."""
+    steps = x.movedim(-1, 0)
+    made = sum(layer(steps)[0] for layer in p.recurrent)
+    firsts = (cell(steps[0]) for cell in p.cells)
+    return (made + sum(y[0] if isinstance(y, tuple) else y for y in firsts)).movedim(0, -1)
 
 
 def set_parts(x, p):
@@ -240,12 +253,15 @@ LAYERS = {
     "points by points": lambda x, p: image(
         torch.bmm((torch.bmm(tokens(x), x.flatten(2)) / 4).softmax(-1), tokens(x)), x
     ),
-    "no rule": lambda x, p: p.plain(torch.fft.fftn(x, dim=space(x)).real),
+    "no rule": lambda x, p: p.plain(x.roll(1)),
     # Lines, and small matrices
     "spectra": lambda x, p: spectra(x),
     "matrices": lambda x, p: matrices(x),
     "Fourier": lambda x, p: p.plain(
         torch.fft.irfft(torch.fft.rfft(x, dim=2) * 0.5, n=x.shape[2], dim=2)
+    ),
+    "matrix along an axis": lambda x, p: p.plain(
+        torch.tanh(x @ torch.ones(x.shape[-1], x.shape[-1], dtype=x.dtype).tril())
     ),
     "attention along an axis": lambda x, p: F.scaled_dot_product_attention(
         x.movedim(1, -1).sin(), p.linear(x.movedim(1, -1)), x.movedim(1, -1)
@@ -269,6 +285,12 @@ LAYERS = {
     "joined along an axis": lambda x, p: torch.cat((x[:, :, p.a :], x[:, :, : p.a] * 2), 2),
     "fixed positions": lambda x, p: x[:, [2, 0, 1, 3]].index_select(-1, torch.tensor([1, 0, 1])),
     "table": lambda x, p: F.embedding(x.argmax(1), p.linear.weight).movedim(-1, 1),
+    "warped": lambda x, p: F.grid_sample(
+        x,
+        torch.tanh(other(x)[:, : p.rank] - 1.25).movedim(1, -1),
+        padding_mode=("zeros", "border", "reflection")[p.a - 1],
+        align_corners=p.b > 1,
+    ),
     "compared with a table": lambda x, p: (
         torch.bucketize(x, p.linear.weight[0].sort()[0])
         + torch.searchsorted(p.linear.weight[0].sort()[0], x)
@@ -350,6 +372,7 @@ LAYERS = {
             )
         )
     ),
+    "lines, recurrent": lines(recurrent),
     "lines adapted": lines(lambda x, p: F.adaptive_avg_pool1d(x, 1).expand(x.shape)),
     "lines resampled": lines(
         lambda x, p: F.interpolate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from .along import Along, Beside, Concatenate, Fourier, Lookup, Matrices, Scatter
+from .along import Along, Beside, Concatenate, Fourier, Lookup, Matrices, Sampled, Scatter
 from .base import Opaque, Rule, Values
 from .convolution import Convolution, TransposedConvolution
 from .pointwise import (
@@ -114,6 +114,7 @@ RULES: dict[str, Rule] = _Table(
         "linear": Linear(),
         "convert": Convert(),
         "lookup": Lookup(),
+        "grid_sampler": Sampled(),
         **dict.fromkeys(("bucketize", "isin", "searchsorted"), Beside()),
         "expand": Expand(),
         **dict.fromkeys(("conv1d", "conv2d", "conv3d"), Convolution()),

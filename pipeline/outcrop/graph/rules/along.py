@@ -192,6 +192,33 @@ class Lookup(Rule):
         return values[node.args["self"].name][values[node.args["index"].name]]
 
 
+class Sampled(Rule):
+    """A tensor that is looked up at positions, any of its points at any: it is taken whole."""
+
+    def off_grid(self, node: Node, graph: Graph) -> tuple[str, ...]:
+        return tuple(n for n in node.operands if n == node.args["input"].name)
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        own = graph.layout(node.args["grid"].name)
+        if own.dims[0] or own.dims[-1]:
+            return None
+        return Layout(node.shape, ((), (), *own.dims[1:-1]), own.grid)
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        at = node.args["grid"].name
+        return {name: box if name == at else graph.whole(name) for name in node.operands}
+
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        return None
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        return call(node, values)
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        axes = len(node.shape) - 2
+        return 2.0**axes * (axes + 2 * graph.width(node.name))
+
+
 class Beside(Pointwise):
     """Each point is compared with all of a table of weights."""
 
