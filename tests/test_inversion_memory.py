@@ -123,7 +123,7 @@ def grown(tmp_path_factory):
     for case, how in CASES.items():
         folder = tmp_path_factory.mktemp("case")
         receivers, samples, step = SURVEYS.get(case, (8, 120, 0.0013))
-        shape, sources = ((60, 400), 6) if case == "long traces" else (CUBE, 2)
+        shape, sources = ((60, 400), 3) if case == "long traces" else (CUBE, 2)
         between = case == "between"
         model, shots = experiment(shape, samples, receivers, step, between, sources)
         model.to_zarr(folder / "m.zarr", consolidated=False)
