@@ -11,6 +11,7 @@ import torch
 
 from ..arrays import NOTES
 from ..graph import RULES, Box, Graph, Reduce
+from ..graph.graph import dtype_of
 from ..locks import Fence
 from ..models.card import OutputCard
 from ..models.normalization import Statistics
@@ -112,8 +113,7 @@ class Places:
         }
 
     def _dtype(self, name: str) -> torch.dtype:
-        found: torch.dtype = getattr(torch, self.graph.nodes[name].dtype or self.plan.dtype)
-        return found
+        return dtype_of(self.graph.kind(name), to_dtype(self.plan.dtype))
 
     def written(self, name: str) -> set[str]:
         """Objects that are there, with their notes, in all arrays of one of the outputs."""

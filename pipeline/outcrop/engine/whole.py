@@ -16,6 +16,7 @@ from ..errors import ArgumentError
 from ..graph import RULES, Graph, Reduce, capture
 from ..graph.boxes import Shape
 from ..graph.capture import precision_of
+from ..graph.graph import COMPLEX, dtype_of
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from ..storage import naming_refusal
@@ -69,8 +70,9 @@ def to_compute(
             raise ArgumentError(
                 f"module: {name} has no values (it is on 'meta'); load weights first"
             )
-        cast = value.is_floating_point() and graph.kind(name) is None
-        value = value.to(device, dtype if cast else value.dtype)
+        kind = graph.kind(name)
+        cast = kind == COMPLEX or (kind is None and value.is_floating_point())
+        value = value.to(device, dtype_of(kind, dtype) if cast else value.dtype)
         layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.ndim)
         if layout is not None:
             # Not `contiguous`, which leaves strides that say nothing where there is one channel.
@@ -196,13 +198,13 @@ def whole_volume(
 
     def make(name: str) -> Store:
         layout, node = graph.layouts[name], graph.nodes[name]
-        kind = getattr(torch, node.dtype) if node.dtype else dtype
+        kind = dtype_of(node.dtype, dtype)
         if isinstance(RULES[node.op], Reduce):
             reduced[name] = GlobalStore(node, kind, where)
             return reduced[name]
         if name in graph.outputs:
             with torch.inference_mode(False):  # the caller's tensor, as any other
-                results[name] = empty(layout.shape, own if node.dtype is None else kind, home)
+                results[name] = empty(layout.shape, dtype_of(node.dtype, own), home)
             return MemoryStore(layout.to_store(results[name], layout.whole), kind, apart)
         stage = writers[name]
         return make_store(
@@ -222,13 +224,12 @@ def whole_volume(
     inputs: dict[str, Store] = {}
     for name, value in results.items():
         layout = graph.layouts[name]
-        kind = getattr(torch, graph.kinds[name]) if name in graph.kinds else dtype
+        kind = dtype_of(graph.kind(name), dtype)
         inputs[name] = MemoryStore(layout.to_store(value, layout.whole), kind, apart)
     with naming_refusal(folder, "choose another storage_path, or storage_mode='none'"):
         run_local(graph, plan, weights, inputs, make, device=where, compile=compile)
     for name in reduced.keys() & set(graph.outputs):
-        node = graph.nodes[name]
-        kind = getattr(torch, node.dtype) if node.dtype else own
+        kind = dtype_of(graph.kind(name), own)
         results[name] = reduced[name].get().to(home, kind, copy=True)
     return graph.nest(results)
 

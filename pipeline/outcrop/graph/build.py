@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .boxes import Shape
-from .graph import Graph, Node, Ref
+from .graph import COMPLEX, Graph, Node, Ref
 from .layout import Layout
 from .rules import RULES
 from .rules.base import refs, resolve
@@ -44,7 +44,10 @@ class Builder:
 
     def kind_of(self, dtype: torch.dtype) -> str | None:
         """Name of a dtype; None if it is that of the module's own arithmetic."""
-        return None if dtype == self.dtype else str(dtype).removeprefix("torch.")
+        if dtype == self.dtype:
+            return None
+        own = self.dtype.to_complex()
+        return COMPLEX if dtype == own else str(dtype).removeprefix("torch.")
 
     def constant(self, name: str, value: Tensor) -> Ref:
         """Add a tensor that the module did not bring as a parameter or buffer."""

@@ -8,7 +8,7 @@ import torch
 
 from .boxes import Shape
 from .build import Builder
-from .graph import Ref
+from .graph import Ref, dtype_of
 from .rules.base import refs
 
 Args = dict[str, Any]
@@ -45,8 +45,7 @@ class Call:
         """Return the dtype of an argument."""
         if name in self.builder.weights:
             return self.builder.weights[name].dtype
-        kind = self.builder.graph.kind(name)
-        return self.builder.dtype if kind is None else getattr(torch, kind)
+        return dtype_of(self.builder.graph.kind(name), self.builder.dtype)
 
     def add(
         self,

@@ -126,7 +126,7 @@ def _own_kinds(graph: Graph, weights: Mapping[str, Tensor], builder: Builder) ->
     kinds = {
         key: builder.kind_of(value.dtype)
         for key, value in weights.items()
-        if key not in cast and value.is_floating_point()
+        if value.is_complex() or (key not in cast and value.is_floating_point())
     }
     return {key: kind for key, kind in kinds.items() if kind is not None}
 

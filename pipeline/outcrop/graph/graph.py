@@ -14,6 +14,16 @@ from torch.utils import _pytree as pytree
 from .boxes import Box, Shape
 from .layout import Layout
 
+COMPLEX = "complex"
+
+
+def dtype_of(kind: str | None, precise: torch.dtype) -> torch.dtype:
+    """Dtype of tensors of a kind, where those of none are in the precision `precise`."""
+    if kind is None:
+        return precise
+    found: torch.dtype = precise.to_complex() if kind == COMPLEX else getattr(torch, kind)
+    return found
+
 
 @dataclass(frozen=True, slots=True)
 class Ref:
@@ -47,8 +57,8 @@ class Node:
     result : int, optional
         Which of the operator's results it is, if it has several.
     dtype : str, optional
-        Of the result, where that is not the precision of the computation: "bool", "int64", or
-        "float64" in a network in single precision.
+        Of the result, where that is not the precision of the computation: "bool", "int64",
+        "float64" in a network in single precision, or "complex", of parts in that precision.
     """
 
     name: str
@@ -109,13 +119,15 @@ class Graph:
         return Layout.fixed(self.weights[name], self.rank) if found is None else found
 
     def kind(self, name: str) -> str | None:
-        """Dtype of a tensor or weight, where that is not the precision of the computation."""
+        """Dtype of a tensor or weight, as of a node's result; None in the usual precision."""
         return self.nodes[name].dtype if name in self.nodes else self.kinds.get(name)
 
     def itemsize(self, name: str, precise: int) -> int:
         """Bytes of a value of a tensor, `precise` in the precision of the computation."""
         kind = self.kind(name)
-        return precise if kind is None else getattr(torch, kind).itemsize
+        if kind in (None, COMPLEX):
+            return precise if kind is None else 2 * precise
+        return dtype_of(kind, torch.float32).itemsize
 
     def shape(self, name: str) -> Shape:
         """Full shape of a tensor."""

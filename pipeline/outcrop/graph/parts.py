@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .call import Call
-from .graph import Ref
+from .graph import COMPLEX, Ref
 from .rules.unpool import windows
 
 
@@ -291,10 +291,11 @@ def _convert(call: Call) -> Ref:
     target: Any = call.dtype
     if x.name in builder.weights:
         return call.constant(builder.weights[x.name].to(target))
-    if target == builder.dtype:
-        if x.name in builder.layouts and builder.graph.kind(x.name) is None:
+    kind = builder.kind_of(target)
+    if kind in (None, COMPLEX):
+        if x.name in builder.layouts and builder.graph.kind(x.name) == kind:
             return x
-        target = call.constant(torch.zeros((), dtype=builder.dtype))
+        target = call.constant(torch.zeros((), dtype=target))
     return call.add("convert", {"self": x, "dtype": target}, call.shape)
 
 

@@ -9,8 +9,11 @@ from functools import cached_property
 
 from ..graph import RULES, Box, Graph, Reduce
 from ..graph.boxes import Shape
+from ..graph.graph import COMPLEX
 from .cost import Costs, Part, part
 
+# Kinds of tensors that are worth storing: not masks and places, which are cheap to make again.
+_KEPT = (None, COMPLEX)
 # How often every tensor is looked at.
 _ROUNDS = 2
 # Operators of a stage that the search begins with, at most.
@@ -173,7 +176,7 @@ class Cuts:
         stored = fixed | changes(graph) | start
         stored |= self._shared(stored)
         stored |= self._along(stored)
-        stored -= {n for n in stored if graph.nodes[n].dtype is not None and n not in fixed}
+        stored -= {n for n in stored if graph.nodes[n].dtype not in _KEPT and n not in fixed}
         candidates = [n for n in graph.nodes if n not in fixed and self.worth(n, stored)]
         for _ in range(_ROUNDS):
             changed = False
@@ -224,7 +227,7 @@ class Cuts:
         branches = len(self.users.get(name, ())) > 1
         return (
             (heavy or branches or bool(self.costs.lines(name)))
-            and node.dtype is None
+            and node.dtype in _KEPT
             and not graph.layouts[name].is_fixed
         )
 

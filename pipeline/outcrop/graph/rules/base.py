@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import Box, Shape
-from ..graph import Graph, Node, Ref
+from ..graph import Graph, Node, Ref, dtype_of
 from ..layout import Axes, Layout
 
 Values = Mapping[str, Tensor]
@@ -197,7 +197,7 @@ def broadcast_cut(value: Tensor, own: Layout, layout: Layout, box: Box) -> Tenso
 
 def rounds(node: Node) -> bool:
     """Whether a result is of whole numbers, each rounded once, as no sum of shares is."""
-    return node.dtype is not None and not getattr(torch, node.dtype).is_floating_point
+    return not dtype_of(node.dtype, torch.float32).is_floating_point
 
 
 def normalized(dims: Any, rank: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import Box
-from ..graph import Graph, Node
+from ..graph import Graph, Node, dtype_of
 from ..layout import Layout
 from .base import INDEX, Rule, Values, beside, call, normalized
 
@@ -82,8 +82,7 @@ class Reduce(Rule):
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         x = values[node.operands[0]]
-        dtype = x.dtype if node.dtype is None else getattr(torch, node.dtype)
-        return self.result(node, self.state(node, x), dtype)
+        return self.result(node, self.state(node, x), dtype_of(node.dtype, x.dtype))
 
     def operations(self, node: Node, graph: Graph) -> float:
         return float(math.prod(graph.shape(node.operands[0])))
