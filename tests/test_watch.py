@@ -174,26 +174,40 @@ def test_a_long_run_makes_a_small_page(tmp_path):
     begin = {"finished": 0, "share": 0.0, "voxels": 10**9, "volumes": 1, "peak_memory": 100}
     record(
         events.Begin(
-            output="<y>.zarr", time=0.0, tiles=50_000, stages=[stage], provenance={}, **begin
+            output="<y>\udcfc.zarr", time=0.0, tiles=50_000, stages=[stage], provenance={}, **begin
         )
     )
     for n in range(50_000):
         start = 1e-3 * n
         record(
             events.Tile(
-                output="<y>.zarr", volume=0, stage=1, tile=n, worker=f"w{n % 2}", start=start,
+                output="<y>\udcfc.zarr", volume=0, stage=1, tile=n, worker=f"w{n % 2}", start=start,
                 stop=start + 1e-3, reading=0, computing=1e-3, writing=0, read=1, written=1,
                 memory=50, share=1 / 50_000,
             )
         )  # fmt: skip
-    record(events.End(output="<y>.zarr", time=51.0, error="a <disk> was full"))
+    record(events.End(output="<y>\udcfc.zarr", time=51.0, error="a <disk> was full"))
     outcrop.view.report(record, tmp_path / "r.html")
     assert (tmp_path / "r.html").stat().st_size < 100_000
     page = Page(tmp_path / "r.html")
     assert page.facts["tiles"] == 50_000
     assert page.facts["voxels"] == 10**9
     assert "a <disk> was full" in page.text
-    assert page.titles[0] == "<y>.zarr"
+    assert page.titles[0] == "<y>?.zarr"  # of a name that is no UTF-8
+
+
+def test_a_run_that_goes_on_takes_as_long_as_its_last_tile():
+    record, stage = outcrop.Record(), {"writes": ["y"], "tile": [8]}
+    facts = {"tiles": 1, "finished": 0, "share": 0.0, "voxels": 9, "volumes": 1, "peak_memory": 9}
+    for name in "ab":
+        record(events.Begin(output=name, time=0.0, stages=[stage], provenance={}, **facts))
+    record(events.End(output="a", time=1.0))
+    spent = dict.fromkeys(("reading", "computing", "writing", "read", "written", "memory"), 0)
+    where = {"output": "b", "volume": 0, "stage": 1, "tile": 0, "worker": "w", "share": 1.0}
+    record(events.Tile(start=2.0, stop=5.0, **where, **spent))
+    assert record.facts()["seconds"] == 5.0
+    record(events.End(output="b", time=6.0))
+    assert record.facts()["seconds"] == 6.0
 
 
 def test_retries_and_what_stopped_a_run_are_told(model, survey, tmp_path, monkeypatch, capsys):
@@ -222,7 +236,11 @@ def test_retries_and_what_stopped_a_run_are_told(model, survey, tmp_path, monkey
     monkeypatch.setattr(PredictionStore, "write", write)
     done = len(of(events.Tile, heard))
     heard.clear()
-    outcrop.predict(model, survey, tmp_path / "o.zarr", listeners=[heard.append], **how)
+    again = outcrop.Record()
+    outcrop.predict(
+        model, survey, tmp_path / "o.zarr", listeners=[heard.append, record, again], **how
+    )
+    assert record.facts() == again.facts()  # of the run before nothing
     begin = of(events.Begin, heard)[0]
     assert begin.finished == done
     assert len(of(events.Tile, heard)) == begin.tiles - done
@@ -274,6 +292,8 @@ def test_a_page_that_cannot_be_written(survey, tmp_path, monkeypatch):
 def test_a_page_about_lines_that_cannot_be_drawn(survey, tmp_path):
     found = survey.rename(amplitude="fault_probability").isel(inline=[0, 1, 5])
     outcrop.view.report(outcrop.Record(), tmp_path / "r.html", None, found)
+    with pytest.raises(OutcropError, match="prediction: is a DataArray; pass a Dataset"):
+        outcrop.view.report(outcrop.Record(), tmp_path / "n.html", None, found.fault_probability)
     assert "not drawn: inline: does not go in equal steps" in Page(tmp_path / "r.html").text
 
 
