@@ -269,6 +269,14 @@ def test_the_command_logs_and_reports(survey, tmp_path):
     assert page.facts["tiles"] == told.count("tile")
     with pytest.raises(OutcropError, match=r"no/log: cannot be written"):
         events.JsonLog(tmp_path / "no" / "log")
+    (tmp_path / "lines.sgy").write_text("C 1")
+    with pytest.raises(OutcropError, match=r"lines\.sgy: is there and no log of JSON"):
+        events.JsonLog(tmp_path / "lines.sgy")
+    (tmp_path / "cut").write_text('{"event": "beg')  # by a full disk
+    for n in range(2):
+        events.JsonLog(tmp_path / "cut")(events.Workers(output="o.zarr", workers=n))
+    found = (tmp_path / "cut").read_text().splitlines()[1:]
+    assert [json.loads(line)["workers"] for line in found] == [0, 1]
     full = events.JsonLog("/dev/full")
     with pytest.raises(OutcropError, match=r"/dev/full: cannot be written \(No space left"):
         full(events.Workers(output="o.zarr", workers=1))
@@ -283,6 +291,15 @@ def test_a_page_that_cannot_be_written(survey, tmp_path, monkeypatch):
     command = ["predict", "s.zarr", "o.zarr", "--model", "faultseg3d", "--weights", "seeded"]
     done = CliRunner().invoke(app, [*command, "--report", "file/r.html"])
     assert "--report file/r.html: " in str(done.exception)
+    for page, says in (
+        ("o.zarr", "--report o.zarr: lies within the output"),
+        (str(tmp_path / "o.zarr" / "r.html"), "lies within the output"),
+        ("s.zarr/zarr.json", "lies within the survey that is read"),
+        ("lines.sgy", "--report lines.sgy: is there and no page; name another file"),
+    ):
+        (tmp_path / "lines.sgy").write_text("C 1")
+        done = CliRunner().invoke(app, [*command, "--report", page])
+        assert says in str(done.exception)
     (tmp_path / "pages").mkdir()
     done = CliRunner().invoke(app, [*command, "--report", "pages"])
     assert "--report pages: is a folder" in str(done.exception)
