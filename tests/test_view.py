@@ -17,7 +17,7 @@ from outcrop.graph import capture
 from outcrop.horizons import horizons
 from outcrop.planner import make_plan
 from outcrop.training.synthetic import synthetic_survey
-from outcrop.view import draw_plan, sections, surfaces
+from outcrop.view import draw_gathers, draw_plan, sections, surfaces
 
 SHAPE = (24, 30, 40)
 
@@ -314,6 +314,29 @@ def test_a_volume_of_one_value_has_one_colour(survey):
 def test_what_is_no_volume_is_named(survey, call, says):
     with pytest.raises(ArgumentError, match=says):
         call(survey)
+
+
+def test_dead_traces_and_missing_receivers_are_blank():
+    rng = np.random.default_rng(0)
+    observed = xr.DataArray(
+        rng.normal(size=(6, 9)).astype("f4"),
+        dims=("receiver", "time"),
+        coords={"time": 0.01 * np.arange(9)},
+    )
+    modelled = 0.5 * observed
+    observed[2] = 0  # a dead channel
+    observed[5] = modelled[5] = 0  # no receiver
+    figure = draw_gathers({"observed": observed, "modelled": modelled})
+    images = {ax.get_title(): ax.images[0] for ax in figure.axes[:3]}
+    for title, blank in (("observed", [2, 5]), ("modelled", [5]), ("observed − modelled", [2, 5])):
+        mask = np.isin(np.arange(6), blank)
+        np.testing.assert_array_equal(images[title].get_array().mask, np.tile(mask, (9, 1)))
+    apart = np.delete((observed - modelled).to_numpy(), [2, 5], axis=0)
+    assert images["observed − modelled"].norm.vmax == pytest.approx(
+        np.percentile(np.abs(apart), 99)
+    )
+    silent = draw_gathers({"observed": 0 * observed, "modelled": 0 * observed})
+    assert silent.axes[0].images[0].get_clim() == (-1, 1)
 
 
 class Deep(nn.Module):

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from ..arrays import spoken
 from ..errors import OutcropError, SurveyError
 from .save import save
-from .sections import edges, number_axes, plain
+from .sections import BLANK, edges, number_axes, plain
 
 _WIDTH, _HEIGHT = 3.0, 2.3  # inches, of a panel
 
@@ -217,7 +217,8 @@ def draw_gathers(
 ) -> Figure:
     """Draw gathers of one shot, and how far the others are from the first.
 
-    The differences have colours of their own, the same for all of them.
+    The differences have colours of their own, the same for all of them. A trace that is zero
+    throughout, of a dead channel or where a shot has no receiver, is left blank.
 
     Parameters
     ----------
@@ -231,6 +232,7 @@ def draw_gathers(
     -------
     matplotlib.figure.Figure
     """
+    gathers = {title: gather.where((gather != 0).any("time")) for title, gather in gathers.items()}
     observed, *others = gathers.items()
     apart = {f"{observed[0]} − {t}": observed[1] - g.to_numpy() for t, g in others}
     clips = {name: _clip(*gathers.values()) for name in gathers}
@@ -247,6 +249,7 @@ def draw_gathers(
             extent=(-0.5, gather.sizes["receiver"] - 0.5, float(time[-1]), float(time[0])),
             aspect="auto",
         )
+        ax.set_facecolor(BLANK)
         ax.set_title(plain(name), fontsize="small")
         ax.set_xlabel("receiver", fontsize="small")
         ax.tick_params(labelsize="x-small")
@@ -266,7 +269,8 @@ def _colour_bar(figure: Figure, drawn: AxesImage, ax: Axes, units: str = "") -> 
 
 def _clip(*gathers: xr.DataArray) -> float:
     """Amplitude that the colours end at."""
-    return max(float(np.percentile(np.abs(g.to_numpy()), 99)) for g in gathers) or 1.0
+    there = [values[np.isfinite(values)] for values in (np.abs(g.to_numpy()) for g in gathers)]
+    return max((float(np.percentile(v, 99)) for v in there if v.size), default=0.0) or 1.0
 
 
 def _model(found: xr.Dataset, iteration: int) -> xr.Dataset:

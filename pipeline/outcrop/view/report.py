@@ -113,7 +113,7 @@ def report(
     models = ", ".join(dict.fromkeys(str(p.get("model", "")) for p in provenances))
     parts = [
         f"<header><h1>{escape(title)}</h1><p>{escape(models)} &middot; "
-        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(first))}</p></header>",
+        f"{time.strftime('%Y-%m-%d %H:%M:%S %Z', time.localtime(first))}</p></header>",
         _figures(facts),
         *(
             f'<section class="stopped"><h2>{escape(output)} was not finished</h2>'
