@@ -210,6 +210,15 @@ def test_a_run_that_goes_on_takes_as_long_as_its_last_tile():
     assert record.facts()["seconds"] == 6.0
 
 
+def test_the_page_about_views_is_named_for_what_they_are_merged_to(tmp_path):
+    record = outcrop.Record()
+    facts = {"tiles": 1, "finished": 0, "share": 0.0, "voxels": 9, "volumes": 1, "peak_memory": 9}
+    for name in ("out/o.zarr.steps/plain.zarr", "out/o.zarr.steps/turned-90.zarr"):
+        record(events.Begin(output=name, stages=[], provenance={}, **facts))
+    outcrop.view.report(record, tmp_path / "r.html")
+    assert Page(tmp_path / "r.html").titles[0] == "o.zarr"
+
+
 def test_retries_and_what_stopped_a_run_are_told(model, survey, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(patience, "WAITS", (0.01, 0.01, 0.01))
     write, count, heard, record = PredictionStore.write, [], [], outcrop.Record()

@@ -105,7 +105,7 @@ def report(
         if not (given is None or isinstance(given, xr.Dataset)):
             raise ArgumentError(f"{name}: is a {type(given).__name__}; pass a Dataset")
     facts = record.facts()
-    names = [os.path.basename(output.rstrip("/")) for output in record.begun]
+    names = list(dict.fromkeys(map(_whole, record.begun)))
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     errors = {o: of["error"] for o, of in facts["outputs"].items() if of["error"]}
     provenances = [of["provenance"] for of in facts["outputs"].values()]
@@ -166,6 +166,12 @@ _MEMORY_NOTE = (
     '<p class="note">What each worker had grown by at its highest, and the plan\'s '
     "<code>peak_memory</code>.</p>"
 )
+
+
+def _whole(output: str) -> str:
+    """Name of an output, or of the one that views and refinements beside it are for."""
+    folder, name = os.path.split(output.rstrip("/"))
+    return os.path.basename(folder).removesuffix(".steps") if folder.endswith(".steps") else name
 
 
 def _section(heading: str, *parts: str) -> str:
