@@ -240,6 +240,9 @@ def test_retries_and_what_stopped_a_run_are_told(model, survey, tmp_path, monkey
     page = Page(tmp_path / "r.html")
     assert page.facts["retries"] == 5
     assert "was not finished" in page.text
+    done = page.facts["tiles"]
+    assert 0 < done < of(events.Begin, heard)[0].tiles == page.facts["all_tiles"]
+    assert f"tiles of {page.facts['all_tiles']}" in page.text
 
     # The same again counts, and shows, what is done.
     monkeypatch.setattr(PredictionStore, "write", write)

@@ -96,7 +96,7 @@ class Record:
         -------
         dict
             `seconds` from the first begin to the last end; `voxels`, `voxels_per_second`; `tiles`
-            evaluated, `finished` by an earlier run; bytes `read` and `written`; `retries`;
+            evaluated, `finished` by an earlier run, and `all_tiles` there are; bytes `read` and `written`; `retries`;
             `peak_memory` promised and `memory` measured; for each of `workers` its `name`, `tiles`,
             seconds `reading`, `computing`, `writing` and `busy`, bytes, `memory`; the same for each
             of `stages`, with its `output` and `number`; `outputs` with their `provenance` and what
@@ -136,6 +136,7 @@ class Record:
             "voxels": round(self.voxels),
             "voxels_per_second": self.voxels / seconds if seconds > 0 else 0.0,
             "finished": sum(e.finished for e in self.begun.values()),
+            "all_tiles": sum(e.tiles for e in self.begun.values()),
             **group(np.ones(len(columns["tile"]), bool)),
             "retries": len(self.retries),
             "peak_memory": max((e.peak_memory for e in self.begun.values()), default=0),

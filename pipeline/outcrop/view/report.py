@@ -179,14 +179,14 @@ def _section(heading: str, *parts: str) -> str:
 
 
 def _figures(facts: Mapping[str, Any]) -> str:
-    done = f"{facts['tiles']:,}"
+    done, of = f"{facts['tiles']:,}", f" of {facts['all_tiles']:,}"
     before = f" ({facts['finished']:,} before)" if facts["finished"] else ""
     figures = [
         (format_seconds(facts["seconds"]), "from begin to end"),
         (f"{facts['voxels_per_second'] / 1e6:,.2f} M", "voxels a second"),
         (f"{facts['voxels'] / 1e6:,.1f} M", "voxels"),
         (str(len(facts["workers"])), "workers"),
-        (done, f"tiles{before}"),
+        (done, f"tiles{of}{before}"),
         (format_bytes(facts["read"]), "read"),
         (format_bytes(facts["written"]), "written"),
         (str(facts["retries"]), "retry" if facts["retries"] == 1 else "retries"),
