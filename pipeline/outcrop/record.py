@@ -96,11 +96,11 @@ class Record:
         -------
         dict
             `seconds` from the first begin to the last end; `voxels`, `voxels_per_second`; `tiles`
-            evaluated, `finished` by an earlier run, and `all_tiles` there are; bytes `read` and `written`; `retries`;
-            `peak_memory` promised and `memory` measured; for each of `workers` its `name`, `tiles`,
-            seconds `reading`, `computing`, `writing` and `busy`, bytes, `memory`; the same for each
-            of `stages`, with its `output` and `number`; `outputs` with their `provenance` and what
-            `error` stopped them.
+            evaluated, `finished` by an earlier run, and `all_tiles` that there are; bytes `read`
+            and `written`; `retries`; `peak_memory` promised and `memory` measured; for each of
+            `workers` its `name`, `tiles`, seconds `reading`, `computing`, `writing` and `busy`,
+            bytes, `memory`; the same for each of `stages`, with its `output` and `number`;
+            `outputs` with their `provenance` and what `error` stopped them.
         """
         import numpy as np
 
