@@ -62,6 +62,7 @@ def test_parse_bytes_refuses(text):
 
 def test_format_bytes():
     assert format_bytes(999) == "999 B"
+    assert format_bytes(999_600_000) == "1 GB"
     assert format_bytes(2_500_000_000) == "2.5 GB"
 
 

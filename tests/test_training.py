@@ -885,6 +885,24 @@ def test_pictures_of_probabilities_go_from_0_to_1_where_traces_are(tmp_path, mon
         assert blank.mean() == 0.25
 
 
+def test_pictures_of_images_are_as_those_of_amplitudes(tmp_path, monkeypatch):
+    model = outcrop.models.load("mtl-infer-2d", weights="seeded", tasks=("dhr",))
+    source, figures = Bytes(), []
+    values = {**source.read(0).values}
+    values["dhr"] = (values["amplitude"] - 140.0) / 25
+    volume = source.read(0)._replace(values=values)
+    monkeypatch.setattr(source, "read", lambda number: volume)
+    objective = objective_of(model.card)
+    crops = Crops(source, model.card, objective.labels, (1, 32, 32), augment=False)
+    monkeypatch.setattr("outcrop.training.run.save", lambda figure, path: figures.append(figure))
+    draw(TrainingModule(model, objective), DataLoader(crops, sampler=range(1)), tmp_path)
+    panels = {panel.get_ylabel(): panel.images[0] for panel in figures[0].axes}
+    for name in ("dhr, label", "dhr, predicted"):
+        low, high = panels[name].get_clim()
+        assert -low == high > 0
+        assert panels[name].get_cmap().name == "gray"
+
+
 COMMAND = (
     "train", "faultseg3d", "--size", "32", "--crop", "16", "--samples", "4",
     "--val-samples", "2", "--per-volume", "2", "--workers", "1", "--accelerator", "cpu",

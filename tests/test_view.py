@@ -11,12 +11,13 @@ import xarray as xr
 from torch import nn
 
 from outcrop import OutcropError
+from outcrop.arrays import spoken
 from outcrop.errors import ArgumentError, SurveyError
 from outcrop.graph import capture
 from outcrop.horizons import horizons
 from outcrop.planner import make_plan
 from outcrop.training.synthetic import synthetic_survey
-from outcrop.view import draw_plan, sections, surfaces
+from outcrop.view import draw_gathers, draw_plan, sections, surfaces
 
 SHAPE = (24, 30, 40)
 
@@ -91,6 +92,32 @@ def test_colours_of_what_is_never_negative_begin_at_its_least(survey):
     dip.attrs["valid_range"], dip.encoding["scale_factor"] = [0.0, 1.0], 180.0
     image = panels(sections(dip))[0].get_images()[0]
     assert (image.norm.vmin, image.norm.vmax) == (0, 180)
+    steep = dip.where(dip > 45)  # as xarray computes it: the range stays, what it is of does not
+    assert steep.attrs["valid_range"] == [0.0, 1.0]
+    drawn_ = np.concatenate([drawn(ax).compressed() for ax in panels(sections(steep))])
+    image = panels(sections(steep))[0].get_images()[0]
+    assert (image.norm.vmin, image.norm.vmax) == (drawn_.min(), drawn_.max())
+
+
+@pytest.mark.parametrize("first", [1001, 10_001_001])
+def test_numbers_of_lines_are_whole(survey, first):
+    many = survey.assign_coords(inline=survey.inline + first - 1001)
+    found = horizons(many.rgt, [0.125, 0.6])
+    for figure in (sections(many.amplitude), surfaces(many.amplitude, found)):
+        figure.draw_without_rendering()
+        assert figure.axes[0].get_title() == f"inline {first + 12}"
+        for ax in figure.axes[:3]:
+            assert ax.xaxis.get_offset_text().get_text() == ""
+            assert ax.yaxis.get_offset_text().get_text() == ""
+    legend = figure.axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["0.125", "0.6"]
+    with pytest.raises(SurveyError, match=f"inline 5: .* has {first} to {first + 23}$"):
+        sections(many.amplitude, inline=5)
+
+
+def test_coordinates_are_told_without_noise():
+    told = [spoken(v) for v in (np.int32(12345678), 1234567.0, np.float32(1004.1), 12350.25, "a")]
+    assert told == ["12345678", "1234567", "1004.1", "12350.25", "a"]
 
 
 def test_horizons_are_drawn_on_the_lines_that_are_there(survey):
@@ -110,8 +137,8 @@ def test_each_horizon_is_a_map_once_and_missing_traces_are_blank(survey):
     figure = surfaces(turned.amplitude, horizons(turned.rgt, [0.3, 0.6]))
     section, *maps = figure.axes[:3]
     assert [ax.get_title() for ax in figure.axes[1:3]] == [
-        "relative time 0.30",
-        "relative time 0.60",
+        "relative time 0.3",
+        "relative time 0.6",
     ]
     assert len(figure.axes) == 5  # with a colour bar each
     np.testing.assert_array_equal(drawn(section).mask[0], ~turned.live.values[0])
@@ -124,11 +151,13 @@ def test_each_horizon_is_a_map_once_and_missing_traces_are_blank(survey):
 def test_overlay_above_its_threshold_alone(survey):
     probability = survey.fault * 0.6 + survey.rgt * 0.3
     probability.attrs["long_name"] = "fault probability"
-    figure = sections(survey.amplitude, probability, threshold=0.7)
+    amplitude = survey.amplitude.assign_attrs(units="Pa")
+    figure = sections(amplitude, probability, threshold=0.7)
     expected = probability.sel(twt=probability.twt[20]).where(survey.live).values
     shown = drawn(panels(figure)[2], 1)
     np.testing.assert_array_equal(~shown.mask, expected >= 0.7)
-    assert "fault probability" in [ax.get_ylabel() for ax in figure.axes]
+    names = [ax.get_ylabel() for ax in figure.axes[3:]]
+    assert names == ["fault probability", "seismic amplitude (Pa)"]
 
 
 def test_order_of_dimensions_does_not_matter(survey):
@@ -163,6 +192,16 @@ def test_maps_are_to_scale_whatever_lines_are_there(survey, kept):
         assert list(time_slice.get_xticks()) == [volume.crossline.item()]
 
 
+def test_maps_of_few_lines_are_wide_enough_to_be_seen(survey):
+    one = survey.amplitude.isel(inline=[12]).drop_vars(["cdp_x", "cdp_y"])
+    line = xr.concat([one.assign_coords(crossline=one.crossline + 60 * i) for i in range(9)],
+                     "crossline")  # fmt: skip
+    for volume, ratio in ((line, 0.02), (line.rename(inline="crossline", crossline="inline"), 50)):
+        time_slice = panels(sections(volume))[2]
+        (left, right), (low, high) = time_slice.get_xlim(), time_slice.get_ylim()
+        assert time_slice.get_aspect() * (high - low) / (right - left) == pytest.approx(ratio)
+
+
 def test_only_three_sections_are_read(survey):
     class Recorded:
         """An array on disk, as it were, that remembers what was read of it."""
@@ -182,9 +221,10 @@ def test_only_three_sections_are_read(survey):
     assert source.voxels <= sum(cut) * np.prod(SHAPE)
 
 
-def test_picture_is_written_without_pyplot(survey, tmp_path):
+def test_picture_is_written_without_pyplot(survey, tmp_path, monkeypatch):
     path = tmp_path / "new" / "s.png"
-    sections(survey.amplitude, survey.fault, path=path, title="Faults")
+    amplitude = survey.amplitude.assign_attrs(long_name=r"$\amplitude$")  # no mathematics
+    sections(amplitude, survey.fault, path=path, title="line_$1_$x.sgy")
     image = matplotlib.image.imread(path)
     assert image.shape[1] > image.shape[0] > 400
     assert image[..., :3].std() > 0.05
@@ -197,6 +237,19 @@ def test_picture_is_written_without_pyplot(survey, tmp_path):
     (tmp_path / "d.png").mkdir()
     with pytest.raises(OutcropError, match=r"d\.png: cannot be written \(Is a directory\)"):
         sections(survey.amplitude, path=tmp_path / "d.png")
+    with pytest.raises(OutcropError, match=r"s\.pgf: no such format"):  # but with LaTeX
+        sections(survey.amplitude, path=tmp_path / "s.pgf")
+
+    def full(figure, where, **how):
+        where.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    before = path.read_bytes()
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OutcropError, match=r"s\.png: cannot be written \(No space left"):
+        sections(survey.amplitude, path=path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["s.png"]
 
 
 def test_depth_surveys(survey):
@@ -220,6 +273,7 @@ def test_depth_surveys(survey):
         (lambda s: sections(s.amplitude.isel(twt=[0, 1, 5])), "twt: .*equal steps"),
         (lambda s: sections(s.amplitude.isel(twt=0)), "dimensions"),
         (lambda s: sections(xr.concat([s.amplitude] * 2, "offset")), "offset"),
+        (lambda s: surfaces(s.amplitude[0], horizons(s.rgt, [0.5])), "seismic: has dimensions"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(survey, call, says):
@@ -248,6 +302,11 @@ def test_a_volume_of_one_value_has_one_colour(survey):
         (lambda s: sections(s), "seismic: is a Dataset; pass a DataArray, such as survey.ampl"),
         (lambda s: sections(s.amplitude, s.fault.to_numpy()), "overlay: is a ndarray"),
         (lambda s: surfaces(s, horizons(s.rgt, [0.5])), "seismic: is a Dataset"),
+        (lambda s: surfaces(s.amplitude, s.rgt), "horizons: have no horizon_twt; pass what"),
+        (
+            lambda s: surfaces(s.amplitude.rename(twt="depth"), horizons(s.rgt, [0.5])),
+            "horizons: have no horizon_depth",
+        ),
         (lambda s: sections(s.amplitude[:0]), "seismic: holds nothing"),
         (lambda s: sections(s.amplitude, s.fault, threshold=50), "threshold 50: .*0 to 1"),
     ],
@@ -255,6 +314,29 @@ def test_a_volume_of_one_value_has_one_colour(survey):
 def test_what_is_no_volume_is_named(survey, call, says):
     with pytest.raises(ArgumentError, match=says):
         call(survey)
+
+
+def test_dead_traces_and_missing_receivers_are_blank():
+    rng = np.random.default_rng(0)
+    observed = xr.DataArray(
+        rng.normal(size=(6, 9)).astype("f4"),
+        dims=("receiver", "time"),
+        coords={"time": 0.01 * np.arange(9)},
+    )
+    modelled = 0.5 * observed
+    observed[2] = 0  # a dead channel
+    observed[5] = modelled[5] = 0  # no receiver
+    figure = draw_gathers({"observed": observed, "modelled": modelled})
+    images = {ax.get_title(): ax.images[0] for ax in figure.axes[:3]}
+    for title, blank in (("observed", [2, 5]), ("modelled", [5]), ("observed − modelled", [2, 5])):
+        mask = np.isin(np.arange(6), blank)
+        np.testing.assert_array_equal(images[title].get_array().mask, np.tile(mask, (9, 1)))
+    apart = np.delete((observed - modelled).to_numpy(), [2, 5], axis=0)
+    assert images["observed − modelled"].norm.vmax == pytest.approx(
+        np.percentile(np.abs(apart), 99)
+    )
+    silent = draw_gathers({"observed": 0 * observed, "modelled": 0 * observed})
+    assert silent.axes[0].images[0].get_clim() == (-1, 1)
 
 
 class Deep(nn.Module):

@@ -174,26 +174,49 @@ def test_a_long_run_makes_a_small_page(tmp_path):
     begin = {"finished": 0, "share": 0.0, "voxels": 10**9, "volumes": 1, "peak_memory": 100}
     record(
         events.Begin(
-            output="<y>.zarr", time=0.0, tiles=50_000, stages=[stage], provenance={}, **begin
+            output="<y>\udcfc.zarr", time=0.0, tiles=50_000, stages=[stage], provenance={}, **begin
         )
     )
     for n in range(50_000):
         start = 1e-3 * n
         record(
             events.Tile(
-                output="<y>.zarr", volume=0, stage=1, tile=n, worker=f"w{n % 2}", start=start,
+                output="<y>\udcfc.zarr", volume=0, stage=1, tile=n, worker=f"w{n % 2}", start=start,
                 stop=start + 1e-3, reading=0, computing=1e-3, writing=0, read=1, written=1,
                 memory=50, share=1 / 50_000,
             )
         )  # fmt: skip
-    record(events.End(output="<y>.zarr", time=51.0, error="a <disk> was full"))
+    record(events.End(output="<y>\udcfc.zarr", time=51.0, error="a <disk> was full"))
     outcrop.view.report(record, tmp_path / "r.html")
     assert (tmp_path / "r.html").stat().st_size < 100_000
     page = Page(tmp_path / "r.html")
     assert page.facts["tiles"] == 50_000
     assert page.facts["voxels"] == 10**9
     assert "a <disk> was full" in page.text
-    assert page.titles[0] == "<y>.zarr"
+    assert page.titles[0] == "<y>?.zarr"  # of a name that is no UTF-8
+
+
+def test_a_run_that_goes_on_takes_as_long_as_its_last_tile():
+    record, stage = outcrop.Record(), {"writes": ["y"], "tile": [8]}
+    facts = {"tiles": 1, "finished": 0, "share": 0.0, "voxels": 9, "volumes": 1, "peak_memory": 9}
+    for name in "ab":
+        record(events.Begin(output=name, time=0.0, stages=[stage], provenance={}, **facts))
+    record(events.End(output="a", time=1.0))
+    spent = dict.fromkeys(("reading", "computing", "writing", "read", "written", "memory"), 0)
+    where = {"output": "b", "volume": 0, "stage": 1, "tile": 0, "worker": "w", "share": 1.0}
+    record(events.Tile(start=2.0, stop=5.0, **where, **spent))
+    assert record.facts()["seconds"] == 5.0
+    record(events.End(output="b", time=6.0))
+    assert record.facts()["seconds"] == 6.0
+
+
+def test_the_page_about_views_is_named_for_what_they_are_merged_to(tmp_path):
+    record = outcrop.Record()
+    facts = {"tiles": 1, "finished": 0, "share": 0.0, "voxels": 9, "volumes": 1, "peak_memory": 9}
+    for name in ("out/o.zarr.steps/plain.zarr", "out/o.zarr.steps/turned-90.zarr"):
+        record(events.Begin(output=name, stages=[], provenance={}, **facts))
+    outcrop.view.report(record, tmp_path / "r.html")
+    assert Page(tmp_path / "r.html").titles[0] == "o.zarr"
 
 
 def test_retries_and_what_stopped_a_run_are_told(model, survey, tmp_path, monkeypatch, capsys):
@@ -217,12 +240,19 @@ def test_retries_and_what_stopped_a_run_are_told(model, survey, tmp_path, monkey
     page = Page(tmp_path / "r.html")
     assert page.facts["retries"] == 5
     assert "was not finished" in page.text
+    done = page.facts["tiles"]
+    assert 0 < done < of(events.Begin, heard)[0].tiles == page.facts["all_tiles"]
+    assert f"tiles of {page.facts['all_tiles']}" in page.text
 
     # The same again counts, and shows, what is done.
     monkeypatch.setattr(PredictionStore, "write", write)
     done = len(of(events.Tile, heard))
     heard.clear()
-    outcrop.predict(model, survey, tmp_path / "o.zarr", listeners=[heard.append], **how)
+    again = outcrop.Record()
+    outcrop.predict(
+        model, survey, tmp_path / "o.zarr", listeners=[heard.append, record, again], **how
+    )
+    assert record.facts() == again.facts()  # of the run before nothing
     begin = of(events.Begin, heard)[0]
     assert begin.finished == done
     assert len(of(events.Tile, heard)) == begin.tiles - done
@@ -251,6 +281,14 @@ def test_the_command_logs_and_reports(survey, tmp_path):
     assert page.facts["tiles"] == told.count("tile")
     with pytest.raises(OutcropError, match=r"no/log: cannot be written"):
         events.JsonLog(tmp_path / "no" / "log")
+    (tmp_path / "lines.sgy").write_text("C 1")
+    with pytest.raises(OutcropError, match=r"lines\.sgy: is there and no log of JSON"):
+        events.JsonLog(tmp_path / "lines.sgy")
+    (tmp_path / "cut").write_text('{"event": "beg')  # by a full disk
+    for n in range(2):
+        events.JsonLog(tmp_path / "cut")(events.Workers(output="o.zarr", workers=n))
+    found = (tmp_path / "cut").read_text().splitlines()[1:]
+    assert [json.loads(line)["workers"] for line in found] == [0, 1]
     full = events.JsonLog("/dev/full")
     with pytest.raises(OutcropError, match=r"/dev/full: cannot be written \(No space left"):
         full(events.Workers(output="o.zarr", workers=1))
@@ -265,6 +303,15 @@ def test_a_page_that_cannot_be_written(survey, tmp_path, monkeypatch):
     command = ["predict", "s.zarr", "o.zarr", "--model", "faultseg3d", "--weights", "seeded"]
     done = CliRunner().invoke(app, [*command, "--report", "file/r.html"])
     assert "--report file/r.html: " in str(done.exception)
+    for page, says in (
+        ("o.zarr", "--report o.zarr: lies within the output"),
+        (str(tmp_path / "o.zarr" / "r.html"), "lies within the output"),
+        ("s.zarr/zarr.json", "lies within the survey that is read"),
+        ("lines.sgy", "--report lines.sgy: is there and no page; name another file"),
+    ):
+        (tmp_path / "lines.sgy").write_text("C 1")
+        done = CliRunner().invoke(app, [*command, "--report", page])
+        assert says in str(done.exception)
     (tmp_path / "pages").mkdir()
     done = CliRunner().invoke(app, [*command, "--report", "pages"])
     assert "--report pages: is a folder" in str(done.exception)
@@ -274,6 +321,8 @@ def test_a_page_that_cannot_be_written(survey, tmp_path, monkeypatch):
 def test_a_page_about_lines_that_cannot_be_drawn(survey, tmp_path):
     found = survey.rename(amplitude="fault_probability").isel(inline=[0, 1, 5])
     outcrop.view.report(outcrop.Record(), tmp_path / "r.html", None, found)
+    with pytest.raises(OutcropError, match="prediction: is a DataArray; pass a Dataset"):
+        outcrop.view.report(outcrop.Record(), tmp_path / "n.html", None, found.fault_probability)
     assert "not drawn: inline: does not go in equal steps" in Page(tmp_path / "r.html").text
 
 

@@ -64,8 +64,11 @@ def native(value: Any) -> Any:
 
 
 def spoken(value: Any) -> str:
-    """Return a coordinate as messages name it: a number in short, a text or a date as it is."""
-    return f"{value:g}" if np.issubdtype(np.asarray(value).dtype, np.number) else str(value)
+    """Return a coordinate as messages name it: all digits of a line, a text or a date as it is.
+
+    Eight digits of other numbers, so that those in float32 show no noise.
+    """
+    return f"{value:.8g}" if np.issubdtype(np.asarray(value).dtype, np.floating) else str(value)
 
 
 def located(axes: Sequence[xr.DataArray], start: Sequence[int], stop: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .errors import OutcropError
@@ -192,16 +193,28 @@ class JsonLog:
     Raises
     ------
     OutcropError
-        If it cannot be written, now or later.
+        If it cannot be written, now or later, or holds something else.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = None if str(path) == "-" else on_disk(path)
-        self._write("")
+        self._write("" if self.path is None else self._seam(self.path))
 
     def __call__(self, event: Event) -> None:
         """Write one event."""
         self._write(json.dumps({"event": type(event).__name__.lower(), **asdict(event)}) + "\n")
+
+    def _seam(self, path: Path) -> str:
+        """Return what goes before the next line, where a full disk has cut the last one off."""
+        if not (path.is_file() and os.access(path, os.R_OK) and path.stat().st_size):
+            return ""
+        with open(path, "rb") as log:
+            first = log.read(1)
+            log.seek(-1, os.SEEK_END)
+            last = log.read(1)
+        if first != b"{":
+            raise OutcropError(f"{path}: is there and no log of JSON; choose another file")
+        return "" if last == b"\n" else "\n"
 
     def _write(self, text: str) -> None:
         try:

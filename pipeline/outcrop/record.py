@@ -24,7 +24,9 @@ _FIELDS = {
 
 
 class Record:
-    """A listener that keeps what happened.
+    """A listener that keeps what happened in a run.
+
+    An output that begins again begins the record anew: it is of the last run.
 
     Attributes
     ----------
@@ -42,6 +44,9 @@ class Record:
     """
 
     def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         self.begun: dict[str, Begin] = {}
         self.ended: dict[str, End] = {}
         self.tiles = {name: array(kind) for name, kind in _FIELDS.items()}
@@ -67,6 +72,8 @@ class Record:
         if isinstance(event, Tile):
             self._tile(event)
         elif isinstance(event, Begin):
+            if event.output in self.begun:
+                self._clear()
             self.begun[event.output] = event
         elif isinstance(event, End):
             self.ended[event.output] = event
@@ -89,11 +96,11 @@ class Record:
         -------
         dict
             `seconds` from the first begin to the last end; `voxels`, `voxels_per_second`; `tiles`
-            evaluated, `finished` by an earlier run; bytes `read` and `written`; `retries`;
-            `peak_memory` promised and `memory` measured; for each of `workers` its `name`, `tiles`,
-            seconds `reading`, `computing`, `writing` and `busy`, bytes, `memory`; the same for each
-            of `stages`, with its `output` and `number`; `outputs` with their `provenance` and what
-            `error` stopped them.
+            evaluated, `finished` by an earlier run, and `all_tiles` that there are; bytes `read`
+            and `written`; `retries`; `peak_memory` promised and `memory` measured; for each of
+            `workers` its `name`, `tiles`, seconds `reading`, `computing`, `writing` and `busy`,
+            bytes, `memory`; the same for each of `stages`, with its `output` and `number`;
+            `outputs` with their `provenance` and what `error` stopped them.
         """
         import numpy as np
 
@@ -110,7 +117,9 @@ class Record:
             }
 
         begins = [e.time for e in self.begun.values()]
-        ends = [e.time for e in self.ended.values()] or columns["stop"].tolist()
+        ends = [e.time for e in self.ended.values()]
+        if len(ends) < len(begins):  # of some it goes on
+            ends += columns["stop"].tolist()
         seconds = max(ends, default=0.0) - min(begins, default=0.0)
         stages = [
             {
@@ -127,6 +136,7 @@ class Record:
             "voxels": round(self.voxels),
             "voxels_per_second": self.voxels / seconds if seconds > 0 else 0.0,
             "finished": sum(e.finished for e in self.begun.values()),
+            "all_tiles": sum(e.tiles for e in self.begun.values()),
             **group(np.ones(len(columns["tile"]), bool)),
             "retries": len(self.retries),
             "peak_memory": max((e.peak_memory for e in self.begun.values()), default=0),

@@ -83,14 +83,16 @@ def _print(found: SurveyInfo) -> None:
 
 
 def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
+    from ..arrays import spoken
+
     kind = f"{found.kind}, {found.size / 1e6:,.1f} MB"
     rows = [("kind", kind)]
     if found.format:
         rows.append(("samples in SEG-Y", f"format {found.format}, {found.byte_order}-endian"))
     for name, axis in found.axes.items():
         units = f" {found.units}" if name in ("twt", "depth") and found.units else ""
-        step = "in unequal steps" if axis.step is None else f"by {axis.step:g}{units}"
-        span = f"{axis.first:g} … {axis.last:g} {step}"
+        step = "in unequal steps" if axis.step is None else f"by {spoken(axis.step)}{units}"
+        span = f"{spoken(axis.first)} … {spoken(axis.last)} {step}"
         rows.append((name, f"{axis.count:,}: {span}"))
     live = "" if found.live_fraction is None else f", {found.live_fraction:.2%} of the positions"
     rows.append(("traces", f"{found.traces:,}{live}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from ..models.card import Card
 
+_PAGE = b"<!DOCTYPE html>"  # how a page begins
 _VIEWS = "--angles, --resolutions or --direction both"
 # What windows do without: they are evaluated here, in float32, in whatever memory that takes.
 _NOT_OF_WINDOWS = (
@@ -209,7 +210,7 @@ def command(
         check_path(on_disk(picks), overwrite)
         picked = _picked(network)
     if report not in (None, "none"):
-        _check_page(report)
+        _check_page(report, survey, store)
     record = Record()
     listeners: list[Listener] = [record] if log_json is None else [record, JsonLog(log_json)]
     aside = log_json == "-"  # the standard output has JSON alone
@@ -288,8 +289,8 @@ def command(
         else:
             result = predict(network, data, store, direction=direction, threshold=threshold, **how)
     if several:
-        tell()
         typer.echo(f"{out}: {len(survey)} predictions", err=aside)
+        tell()
         return
     if picks is not None:
         least = 0.5 if threshold is None else threshold
@@ -298,20 +299,32 @@ def command(
     if shape is not None:
         for path in write_raw(result, network.card, out):  # type: ignore[arg-type]
             typer.echo(str(path), err=aside)
-    tell(result)
     sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
     typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}", err=aside)
     if effect := result.attrs.get("storage_compression_effect"):
         typer.echo(f"what storage compression does: {effect}", err=aside)
+    tell(result)
 
 
-def _check_page(page: str) -> None:
-    """Raise before hours of work if the page about them could not be written."""
+def _check_page(page: str, surveys: Sequence[str], store: str) -> None:
+    """Raise before hours of work if the page could not be written, or would replace data."""
+    from ..output import check_apart
+
     where = place(page)
+    for read in surveys:
+        check_apart(read, where)
+    output, at = f"{place(store).absolute()}/", f"{where.absolute()}/"
+    # That of several surveys is a folder, in which a page may lie.
+    if at == output or (len(surveys) == 1 and at.startswith(output)):
+        raise ArgumentError(f"--report {page}: lies within the output; choose another path")
     if not isinstance(where, Path):
         return
     if where.is_dir():
         raise OutcropError(f"--report {page}: is a folder; name a file")
+    if where.is_file() and where.stat().st_size:
+        with open(where, "rb") as held:
+            if held.read(len(_PAGE)) != _PAGE:
+                raise OutcropError(f"--report {page}: is there and no page; name another file")
     folder = where.absolute().parent
     while not folder.exists():  # which are made
         folder = folder.parent

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..arrays import naming_damage, open_dataset
+from ..arrays import naming_damage, open_dataset, spoken
 from ..errors import ArgumentError, SurveyError
 from ..output import is_complete
 from .acquisition import DIMS
@@ -214,7 +214,7 @@ def grid_of(model: xr.Dataset, name: str = "velocity") -> Grid:
 
 def _place(model: xr.Dataset, dims: tuple[str, ...], index: Any) -> str:
     at = [
-        f"{d} {float(model[d][i]):g} m" if d in model.coords else f"{d} {i}"
+        f"{d} {spoken(model[d].values[i])} m" if d in model.coords else f"{d} {i}"
         for d, i in zip(dims, index, strict=True)
     ]
     return ", ".join(at)

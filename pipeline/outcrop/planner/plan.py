@@ -41,10 +41,18 @@ def parse_bytes(text: str | int | float) -> int:
 def format_bytes(amount: float) -> str:
     """Readable amount of memory, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
+        if amount < 999.5:  # which is 1000 in three digits
             return f"{amount:.3g} {unit}"
         amount /= 1000
-    return f"{amount:.3g} TB"
+    return f"{amount:.4g} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Readable time, in seconds, minutes or hours."""
+    if seconds < 59.5:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @dataclass(frozen=True)
@@ -268,7 +276,7 @@ class Plan:
             f"{table}\n{self.dtype} on {self.device}: {self.operations:.3g} operations, "
             f"{format_bytes(sum(s.read for s in self.stages))} read, "
             f"{format_bytes(sum(s.written for s in self.stages))} written, about "
-            f"{self.seconds:.3g} s\nstored in all: {stored or 'nothing'}; weights "
+            f"{format_seconds(self.seconds)}\nstored in all: {stored or 'nothing'}; weights "
             f"{format_bytes(self.weight_bytes)}; {chunks}predicted peak "
             f"{format_bytes(self.peak_memory)} of {format_bytes(self.memory)}"
         )
@@ -290,5 +298,5 @@ class Plan:
             f"{stage.operations:.3g}",
             f"×{stage.overhead:.2f}",
             format_bytes(stage.tile_bytes),
-            f"{stage.seconds:.2g} s",
+            format_seconds(stage.seconds),
         )

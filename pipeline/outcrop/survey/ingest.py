@@ -20,6 +20,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.storage import MemoryStore
 
 from .. import __version__
+from ..arrays import spoken
 from ..errors import OutcropError, OutputExistsError, SegyError, SurveyError
 from ..output import Output, PathLike, check_apart, check_free, is_complete
 from ..progress import track
@@ -346,7 +347,7 @@ def _nonfinite_error(
     run(functools.partial(count_nonfinite, file), counted(file), done, CPU_COUNT, client)
     places = [
         " ".join(f"{name} {numbers[trace]}" for name, numbers in headers.numbers.items())
-        + f" at {vertical[sample]:g}"
+        + f" at {spoken(vertical[sample])}"
         for trace, sample in sorted(found)[:3]
     ]
     return SurveyError(

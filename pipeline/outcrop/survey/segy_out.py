@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from ..arrays import spoken
 from ..errors import SurveyError
 from ..progress import track
 from .blocks import Block, WholeFile, blocks, in_threads, read, whole_file
@@ -213,9 +214,10 @@ def _first_sample(volume: xr.DataArray, dim: str, template: Template) -> int:
 def span(values: np.ndarray) -> str:
     """Name the ends and the step of an axis, as 111…133 or 4…300 by 4."""
     if values.size == 1:
-        return f"{values[0]:g}"
+        return spoken(values[0])
     step = values[1] - values[0]
-    return f"{values[0]:g}…{values[-1]:g}" + (f" by {step:g}" if step != 1 else "")
+    by = f" by {spoken(step)}" if step != 1 else ""
+    return f"{spoken(values[0])}…{spoken(values[-1])}{by}"
 
 
 class _Work:

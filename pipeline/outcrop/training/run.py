@@ -267,18 +267,16 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
         with torch.inference_mode():
             found = module.evaluate({key: value[None] for key, value in sample.items()})
         image = _middle(sample["input"][0], module)
-        reach = float(np.quantile(np.abs(image), 0.98))
-        low = 0.0 if image.min() >= 0 else -reach
         missing = np.isnan(_middle(sample[labels[0]][0], module))
         shown = np.ma.masked_array(image, missing)
-        column[0].imshow(shown, cmap="gray", vmin=low, vmax=reach, aspect="auto")
+        column[0].imshow(shown, aspect="auto", **_grays(image))
         for i, name in enumerate(labels):
             target = _middle(sample[name][0], module)
-            limits = _limits(name, target, module)
+            colours = _colours(name, target, module)
             for j, values in enumerate((target, _middle(found[name][0, 0], module))):
                 panel = column[1 + 2 * i + j]
                 shown = np.ma.masked_array(values, missing)
-                panel.imshow(shown, cmap="viridis", aspect="auto", **limits)
+                panel.imshow(shown, aspect="auto", **colours)
                 panel.set_ylabel(f"{name}, {('label', 'predicted')[j]}")
         column[0].set_ylabel("amplitude")
         for panel in column:
@@ -288,14 +286,22 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
     save(figure, path)
 
 
-def _limits(label: str, target: np.ndarray, module: TrainingModule) -> dict[str, float]:
-    """Ends of the colours: of what the label can be, else of what is drawn of it."""
+def _colours(label: str, target: np.ndarray, module: TrainingModule) -> dict[str, Any]:
+    """Colours over what the label can be, else over what is drawn of it; grays of an image."""
     card: Card = module.model.card  # type: ignore[assignment]
     output = next(o for o in card.outputs if o and o.name.removesuffix("_probability") == label)
     low, high = (bound / output.scale for bound in output.valid_range)
     if not np.isfinite([low, high]).all():
         low, high = np.nanmin(target), np.nanmax(target)
-    return {"vmin": float(low), "vmax": float(high)}
+        if low < 0 < high:
+            return _grays(target)
+    return {"cmap": "viridis", "vmin": float(low), "vmax": float(high)}
+
+
+def _grays(image: np.ndarray) -> dict[str, Any]:
+    """Colours of amplitudes: on both sides of 0, unless nothing is negative."""
+    reach = float(np.nanquantile(np.abs(image), 0.98))
+    return {"cmap": "gray", "vmin": 0.0 if np.nanmin(image) >= 0 else -reach, "vmax": reach}
 
 
 def _middle(values: Tensor, module: TrainingModule) -> np.ndarray:

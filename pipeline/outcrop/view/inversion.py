@@ -16,8 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
+from ..arrays import spoken
 from ..errors import OutcropError, SurveyError
 from .save import save
+from .sections import BLANK, edges, number_axes, plain
 
 _WIDTH, _HEIGHT = 3.0, 2.3  # inches, of a panel
 
@@ -135,7 +137,7 @@ def draw_models(
     for title, model in models.items():
         if model.sizes != first.sizes:
             raise SurveyError(f"{title}: has {dict(model.sizes)}, others {dict(first.sizes)}")
-    change = last.astype(float) - first.to_numpy()
+    change = last.transpose(*first.dims).astype(float) - first.to_numpy()
     dims = [str(d) for d in first.dims]
     most = np.unravel_index(int(np.abs(change.to_numpy()).argmax()), change.shape)
     index = {dim: int(i) for dim, i in zip(dims, most, strict=True)}
@@ -143,8 +145,8 @@ def draw_models(
         index[dim] = int(np.abs(first[dim].to_numpy() - value).argmin())
     cuts = [d for d in ("inline", "crossline", "depth") if d in dims] if len(dims) == 3 else [None]
     columns = [*models.items(), (f"{titles[-1]} − {titles[0]}", change)]
-    values = np.concatenate([m.to_numpy().ravel() for m in models.values()])
-    low, high = float(values.min()), float(values.max())
+    low = min(float(m.min()) for m in models.values())
+    high = max(float(m.max()) for m in models.values())
     widest = float(np.abs(change).max()) or 1.0
     figure = Figure(
         figsize=(_WIDTH * len(columns) + 1.0, _HEIGHT * len(cuts) + 0.4), layout="constrained"
@@ -161,12 +163,13 @@ def draw_models(
                 cmap="RdBu_r" if changed else "viridis",
                 vmin=-widest if changed else low,
                 vmax=widest if changed else high,
-                extent=(*_edges(first, across), *sorted(_edges(first, down), reverse=not is_map)),
+                extent=(*edges(first, across), *sorted(edges(first, down), reverse=not is_map)),
                 origin="lower" if is_map else "upper",
                 aspect="equal",
             )
-            where = "" if cut is None else f", {cut} {float(first[cut][index[cut]]):g} m"
-            ax.set_title(f"{title}{where}", fontsize="small")
+            where = "" if cut is None else f", {cut} {spoken(first[cut].values[index[cut]])} m"
+            ax.set_title(plain(f"{title}{where}"), fontsize="small")
+            number_axes(ax, _WIDTH, 7)
             ax.tick_params(labelsize="x-small")
             ax.set_xlabel(f"{across} (m)", fontsize="small")
             if ax is row[0]:
@@ -214,7 +217,8 @@ def draw_gathers(
 ) -> Figure:
     """Draw gathers of one shot, and how far the others are from the first.
 
-    The differences have colours of their own, the same for all of them.
+    The differences have colours of their own, the same for all of them. A trace that is zero
+    throughout, of a dead channel or where a shot has no receiver, is left blank.
 
     Parameters
     ----------
@@ -228,6 +232,7 @@ def draw_gathers(
     -------
     matplotlib.figure.Figure
     """
+    gathers = {title: gather.where((gather != 0).any("time")) for title, gather in gathers.items()}
     observed, *others = gathers.items()
     apart = {f"{observed[0]} − {t}": observed[1] - g.to_numpy() for t, g in others}
     clips = {name: _clip(*gathers.values()) for name in gathers}
@@ -244,14 +249,15 @@ def draw_gathers(
             extent=(-0.5, gather.sizes["receiver"] - 0.5, float(time[-1]), float(time[0])),
             aspect="auto",
         )
-        ax.set_title(name, fontsize="small")
+        ax.set_facecolor(BLANK)
+        ax.set_title(plain(name), fontsize="small")
         ax.set_xlabel("receiver", fontsize="small")
         ax.tick_params(labelsize="x-small")
         if name in (list(gathers)[-1], list(columns)[-1]):
             _colour_bar(figure, drawn, ax)
     figure.axes[0].set_ylabel("time (s)", fontsize="small")
     if title:
-        figure.suptitle(title)
+        figure.suptitle(plain(title))
     return _saved(figure, path)
 
 
@@ -263,7 +269,8 @@ def _colour_bar(figure: Figure, drawn: AxesImage, ax: Axes, units: str = "") -> 
 
 def _clip(*gathers: xr.DataArray) -> float:
     """Amplitude that the colours end at."""
-    return max(float(np.percentile(np.abs(g.to_numpy()), 99)) for g in gathers) or 1.0
+    there = [values[np.isfinite(values)] for values in (np.abs(g.to_numpy()) for g in gathers)]
+    return max((float(np.percentile(v, 99)) for v in there if v.size), default=0.0) or 1.0
 
 
 def _model(found: xr.Dataset, iteration: int) -> xr.Dataset:
@@ -285,9 +292,3 @@ def _saved(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
 
 def _same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a == b) | (np.isnan(a) & np.isnan(b))
-
-
-def _edges(model: xr.DataArray, dim: str) -> tuple[float, float]:
-    at = model[dim].to_numpy().astype(float)
-    half = (at[-1] - at[0]) / (2 * (len(at) - 1))
-    return at[0] - half, at[-1] + half

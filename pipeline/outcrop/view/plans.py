@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..planner import Plan, format_bytes
+from ..planner import Plan, format_bytes, format_seconds
 from .save import save
 
 _COLORS = {
@@ -68,7 +68,7 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
     tensors.set_ylim(depth - 0.4, -0.6)
     tensors.set_title(
         f"{plan.dtype} on {plan.device}: {count} stage{'s' * (count > 1)}, "
-        f"{plan.operations:.3g} operations, about {plan.seconds:.2g} s",
+        f"{plan.operations:.3g} operations, about {format_seconds(plan.seconds)}",
         fontsize="medium",
         loc="left",
     )

@@ -14,9 +14,9 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..errors import OutcropError
+from ..errors import ArgumentError, OutcropError
 from ..events import Retry, Warn
-from ..planner import format_bytes
+from ..planner import format_bytes, format_seconds
 from ..record import Record
 from ..storage import place, write_whole
 from .sections import sections
@@ -36,7 +36,7 @@ h1 { font-size: 26px; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere
 header p { margin: 2px 0 0; color: var(--soft); }
 h2 { font-size: 16px; margin: 0 0 12px; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 8px;
-          padding: 18px 22px; margin-top: 16px; }
+          padding: 18px 22px; margin-top: 16px; overflow-x: auto; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 12px; }
 .figures div { background: #fff; border: 1px solid var(--line); border-radius: 8px;
                padding: 12px 14px; }
@@ -59,7 +59,7 @@ i.dot { display: inline-block; width: 11px; height: 11px; border-radius: 3px; ma
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px;
             margin: 0 6px 0 14px; vertical-align: -1px; }
 .legend i:first-child { margin-left: 0; }
-svg { width: 100%; height: auto; display: block; font-size: 12px; }
+svg { width: 100%; min-width: 640px; height: auto; display: block; font-size: 12px; }
 svg .lane { fill: #edf1f4; } svg .name { text-anchor: end; fill: var(--ink); }
 svg .axis { text-anchor: middle; fill: var(--soft); } svg .tick { stroke: #b8c3cc; }
 svg .tile { stroke: #fff; stroke-width: .35; } svg .tile:hover { opacity: .7; }
@@ -67,8 +67,10 @@ svg .retry { stroke: #b3261e; stroke-width: 1.5; stroke-dasharray: 3 3; }
 svg .held { fill: #225588; } svg .broken { fill: #b3261e; }
 svg .promise { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 4 3; }
 svg .inside { text-anchor: end; fill: #fff; } svg .beside { fill: var(--ink); }
-img { width: 100%; display: block; }
+img { width: 100%; min-width: 640px; display: block; }
 .note { color: var(--soft); font-size: 13px; margin: 10px 0 0; }
+@media (max-width: 700px) { main { padding: 16px 10px 32px; } section { padding: 14px; }
+                            td.key { white-space: normal; overflow-wrap: anywhere; width: 40%; } }
 """
 
 
@@ -96,9 +98,14 @@ def report(
     ------
     OutcropError
         If the page cannot be written.
+    ArgumentError
+        If `survey` or `prediction` is no Dataset.
     """
+    for name, given in (("survey", survey), ("prediction", prediction)):
+        if not (given is None or isinstance(given, xr.Dataset)):
+            raise ArgumentError(f"{name}: is a {type(given).__name__}; pass a Dataset")
     facts = record.facts()
-    names = [os.path.basename(output.rstrip("/")) for output in record.begun]
+    names = list(dict.fromkeys(map(_whole, record.begun)))
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     errors = {o: of["error"] for o, of in facts["outputs"].items() if of["error"]}
     provenances = [of["provenance"] for of in facts["outputs"].values()]
@@ -106,7 +113,7 @@ def report(
     models = ", ".join(dict.fromkeys(str(p.get("model", "")) for p in provenances))
     parts = [
         f"<header><h1>{escape(title)}</h1><p>{escape(models)} &middot; "
-        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(first))}</p></header>",
+        f"{time.strftime('%Y-%m-%d %H:%M:%S %Z', time.localtime(first))}</p></header>",
         _figures(facts),
         *(
             f'<section class="stopped"><h2>{escape(output)} was not finished</h2>'
@@ -142,7 +149,7 @@ def report(
     where = place(path)
     try:
         where.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(where, text.encode())
+        write_whole(where, text.encode(errors="replace"))  # of a path that is no UTF-8
     except OSError as error:
         raise OutcropError(
             f"{path}: the page about the run cannot be written ({error.strerror or error}); choose "
@@ -161,32 +168,31 @@ _MEMORY_NOTE = (
 )
 
 
+def _whole(output: str) -> str:
+    """Name of an output, or of the one that views and refinements beside it are for."""
+    folder, name = os.path.split(output.rstrip("/"))
+    return os.path.basename(folder).removesuffix(".steps") if folder.endswith(".steps") else name
+
+
 def _section(heading: str, *parts: str) -> str:
     return f"<section><h2>{heading}</h2>{''.join(parts)}</section>"
 
 
 def _figures(facts: Mapping[str, Any]) -> str:
-    done = f"{facts['tiles']:,}"
+    done, of = f"{facts['tiles']:,}", f" of {facts['all_tiles']:,}"
     before = f" ({facts['finished']:,} before)" if facts["finished"] else ""
     figures = [
-        (_duration(facts["seconds"]), "from begin to end"),
+        (format_seconds(facts["seconds"]), "from begin to end"),
         (f"{facts['voxels_per_second'] / 1e6:,.2f} M", "voxels a second"),
         (f"{facts['voxels'] / 1e6:,.1f} M", "voxels"),
         (str(len(facts["workers"])), "workers"),
-        (done, f"tiles{before}"),
+        (done, f"tiles{of}{before}"),
         (format_bytes(facts["read"]), "read"),
         (format_bytes(facts["written"]), "written"),
         (str(facts["retries"]), "retry" if facts["retries"] == 1 else "retries"),
     ]
     cells = (f"<div><b>{escape(value)}</b><span>{name}</span></div>" for value, name in figures)
     return f'<div class="figures">{"".join(cells)}</div>'
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> str:

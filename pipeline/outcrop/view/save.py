@@ -8,23 +8,29 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from ..errors import OutcropError
-from ..storage import on_disk
+from ..storage import on_disk, put_whole
 
 
-def check_format(path: str | os.PathLike[str]) -> None:
-    """Raise `OutcropError` if no picture is written there, in the format of the path's suffix."""
-    path, formats = on_disk(path), FigureCanvasBase.get_supported_filetypes()
-    if path.suffix.removeprefix(".").lower() not in formats:
+def check_format(path: str | os.PathLike[str]) -> str:
+    """Return the format that the path's suffix names; OutcropError if no picture has it."""
+    path = on_disk(path)
+    formats = set(FigureCanvasBase.get_supported_filetypes()) - {"pgf"}  # which needs LaTeX
+    suffix = path.suffix.removeprefix(".").lower()
+    if suffix not in formats:
         raise OutcropError(f"{path}: no such format; choose one of {', '.join(sorted(formats))}")
+    return suffix
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure in the format of the path's suffix; OutcropError if that cannot be."""
-    check_format(path)
-    path = on_disk(path)
+    """Write a figure in the format of the path's suffix; OutcropError if that cannot be.
+
+    It is there whole, or what was there before.
+    """
+    suffix, path = check_format(path), on_disk(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        with put_whole(path) as part:
+            figure.savefig(part, dpi=110, format=suffix)
     except OSError as error:
         raise OutcropError(
             f"{path}: cannot be written ({error.strerror}); choose another path"

@@ -13,11 +13,13 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..arrays import spoken
 from ..errors import ArgumentError, SurveyError
 from ..survey.formats import step_of
 from .save import save
 
 _HEIGHT = 4.6  # inches, of a panel
+_NARROW = 0.02  # of a map: of its width to its length, at least
 BLANK = "#cfe3cf"  # pale green: no amplitude is drawn in it
 _WARM = LinearSegmentedColormap.from_list(
     "warm", [(1.0, 0.85, 0.1, 0.45), (1.0, 0.45, 0.0, 0.8), (0.85, 0.0, 0.0, 0.95)]
@@ -41,14 +43,15 @@ def sections(
 
     Just these three sections are read. Where a trace is missing (`live` is false), nothing is
     drawn and the pale green ground shows. One horizontal scale holds in all panels, from the
-    CDP coordinates if there are any.
+    CDP coordinates if there are any; but no map is narrower than a fiftieth of its length.
 
     Parameters
     ----------
     seismic : xarray.DataArray
         (inline, crossline, twt) in ms or (inline, crossline, depth) in m, in any order. The
-        colours go over its `valid_range`, if it has one; over what is drawn, if nothing of that is
-        negative; otherwise to the 99th percentile of the magnitudes drawn, on both sides of 0.
+        colours go over its `valid_range`, if what is drawn keeps to one; over what is drawn, if
+        nothing of that is negative; otherwise to the 99th percentile of the magnitudes drawn, on
+        both sides of 0.
     overlay : xarray.DataArray, optional
         From 0 to 1 or bool, over the same coordinates: drawn where it is `threshold` or more.
     inline, crossline, twt, depth : float, optional
@@ -85,12 +88,7 @@ def sections(
             raise ArgumentError(f"threshold {threshold:g}: an overlay is from 0 to 1")
     if isinstance(cmap, str) and cmap not in colormaps:
         raise ArgumentError(f"cmap {cmap!r}: Matplotlib has no such colours; take gray, RdBu, ...")
-    vertical = "depth" if "depth" in seismic.dims else "twt"
-    if set(seismic.dims) != {"inline", "crossline", vertical}:
-        raise SurveyError(
-            f"seismic: has dimensions {tuple(map(str, seismic.dims))} instead of inline, "
-            "crossline and twt or depth; select along others first"
-        )
+    vertical = vertical_of(seismic)
     check_regular(seismic, ("inline", "crossline", vertical))
     if overlay is not None:
         _check_same_place(seismic, overlay)
@@ -144,24 +142,24 @@ def sections(
                 interpolation="nearest",
             )
         ax.set_facecolor(BLANK)
-        ax.xaxis.set_major_locator(MaxNLocator(3 + round(3 * width), integer=True))
+        number_axes(ax, _HEIGHT * width, 3 + round(3 * width))
         if seismic.sizes[columns] == 1:
             ax.set_xticks([at[columns]])
         if seismic.sizes[rows] == 1:
             ax.set_yticks([at[rows]])
         ax.set_xlabel(label_of(seismic, columns))
         ax.set_ylabel(label_of(seismic, rows))
-        ax.set_title(f"{label_of(seismic, cut, at[cut])}", fontsize="medium")
+        ax.set_title(label_of(seismic, cut, at[cut]), fontsize="medium")
         ax.axhline(at[rows], color="tab:cyan", lw=0.7, alpha=0.7)
         ax.axvline(at[columns], color="tab:cyan", lw=0.7, alpha=0.7)
-    _to_scale(all_axes[2], seismic, bins)
+    _to_scale(all_axes[2], extents, at)
     if overlay is not None and overlay.dtype != bool:
-        name = str(overlay.attrs.get("long_name") or overlay.name or "overlay")
+        name = _named(overlay, "overlay")
         figure.colorbar(shown, ax=all_axes, label=name, shrink=0.7, aspect=30, pad=0.01)
-    name = str(seismic.attrs.get("long_name") or seismic.name or "amplitude")
+    name = _named(seismic, "amplitude")
     figure.colorbar(amplitudes, ax=all_axes, label=name, shrink=0.7, aspect=30, pad=0.01)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(plain(title))
     if path is not None:
         save(figure, path)
     return figure
@@ -173,7 +171,9 @@ def _nearest(volume: xr.DataArray, dim: str, wanted: float | None) -> float:
         return values[len(values) // 2].item()
     low, high = values.min().item(), values.max().item()
     if not low <= wanted <= high:
-        raise SurveyError(f"{dim} {wanted:g}: outside the volume, which has {low:g} to {high:g}")
+        raise SurveyError(
+            f"{dim} {spoken(wanted)}: outside the volume, which has {spoken(low)} to {spoken(high)}"
+        )
     return values[np.abs(values - wanted).argmin()].item()
 
 
@@ -188,18 +188,27 @@ def slice_at(volume: xr.DataArray, cut: str, at: float, axes: tuple[str, str]) -
     return np.ma.masked_array(values, hidden)
 
 
+def _named(volume: xr.DataArray, otherwise: str) -> str:
+    """Name of the values of a volume, with their unit."""
+    unit = volume.attrs.get("units", "1")
+    name = volume.attrs.get("long_name") or volume.name or otherwise
+    return plain(f"{name}" if unit in ("1", "") else f"{name} ({unit})")
+
+
 def _limits(volume: xr.DataArray, drawn: np.ndarray) -> tuple[float, float] | None:
     """Values at both ends of the colours; none where nothing is drawn."""
     if "valid_range" in volume.attrs:  # of what is stored, as the CF conventions have it
         factor = volume.encoding.get("scale_factor", 1.0)
         low, high = np.multiply(volume.attrs["valid_range"], factor).tolist()
-    elif not drawn.size:
+        if not drawn.size or max(low - drawn.min(), drawn.max() - high) <= 1e-3 * (high - low):
+            return low, high
+        # It holds no more: attributes outlive computing with a volume, and the factor does not.
+    if not drawn.size:
         return None
-    else:
-        low, high = float(drawn.min()), float(drawn.max())
-        if low < -1e-6 * high:  # by more than rounding
-            high = float(np.percentile(np.abs(drawn), 99)) or max(-low, high)
-            low = -high
+    low, high = float(drawn.min()), float(drawn.max())
+    if low < -1e-6 * high:  # by more than rounding
+        high = float(np.percentile(np.abs(drawn), 99)) or max(-low, high)
+        low = -high
     return (low, high) if low < high else (low - 1.0, low + 1.0)  # all equal
 
 
@@ -222,6 +231,17 @@ def check_volume(volume: object, name: str) -> None:
         )
     if not volume.size:
         raise ArgumentError(f"{name}: holds nothing, {dict(volume.sizes)}; select something")
+
+
+def vertical_of(seismic: xr.DataArray) -> str:
+    """Return "depth" or "twt"; SurveyError if a volume has dimensions beside it and the lines."""
+    vertical = "depth" if "depth" in seismic.dims else "twt"
+    if set(seismic.dims) != {"inline", "crossline", vertical}:
+        raise SurveyError(
+            f"seismic: has dimensions {tuple(map(str, seismic.dims))} instead of inline, "
+            "crossline and twt or depth; select along others first"
+        )
+    return vertical
 
 
 def check_regular(volume: xr.DataArray, dims: Iterable[str]) -> None:
@@ -256,13 +276,16 @@ def edges(volume: xr.DataArray, dim: str) -> tuple[float, float]:
     return values[0] - half, values[-1] + half
 
 
-def _to_scale(ax: Axes, volume: xr.DataArray, bins: dict[str, float]) -> None:
-    """Make a metre as long along the inlines of a map as along its crosslines."""
-    per_number = {}
-    for dim, size in bins.items():
-        low, high = edges(volume, dim)
-        per_number[dim] = size * volume.sizes[dim] / abs(high - low)
-    ax.set_aspect(per_number["inline"] / per_number["crossline"], anchor="N")
+def _to_scale(ax: Axes, extents: dict[str, float], at: dict[str, float]) -> None:
+    """Make a metre as long along the inlines of a map as along its crosslines, if that is seen."""
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    true = extents["inline"] / extents["crossline"]
+    shown = float(np.clip(true, _NARROW, 1 / _NARROW))
+    ax.set_aspect(shown * abs(right - left) / abs(top - bottom), anchor="N")
+    if shown > true:
+        ax.set_yticks([at["inline"]])
+    elif shown < true:
+        ax.set_xticks([at["crossline"]])
 
 
 def label_of(volume: xr.DataArray, dim: str, value: float | None = None) -> str:
@@ -272,4 +295,17 @@ def label_of(volume: xr.DataArray, dim: str, value: float | None = None) -> str:
     unit = str(volume[dim].attrs.get("units", unit)) if unit else None
     if value is None:
         return f"{name} ({unit})" if unit else name
-    return f"{name} {value:g}" + (f" {unit}" if unit else "")
+    return f"{name} {spoken(value)}" + (f" {unit}" if unit else "")
+
+
+def plain(text: str) -> str:
+    """Return a text from outside so that Matplotlib takes no $ in it for mathematics."""
+    return text.replace("$", r"\$")
+
+
+def number_axes(ax: Axes, room: float, most: int) -> None:
+    """Write numbers in full, at most so many across, and as many as fit into `room` inches."""
+    longest = max(len(f"{edge:.0f}") for edge in ax.get_xlim())
+    across = int(np.clip(room / (0.085 * longest + 0.3), 1, most))
+    ax.xaxis.set_major_locator(MaxNLocator(across, integer=True))
+    ax.ticklabel_format(useOffset=False, style="plain")

@@ -9,9 +9,20 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..errors import SurveyError
+from ..arrays import spoken
+from ..errors import ArgumentError, SurveyError
 from .save import save
-from .sections import BLANK, check_regular, check_volume, edges, label_of, slice_at
+from .sections import (
+    BLANK,
+    check_regular,
+    check_volume,
+    edges,
+    label_of,
+    number_axes,
+    plain,
+    slice_at,
+    vertical_of,
+)
 
 _MAPS = 3
 
@@ -45,22 +56,27 @@ def surfaces(
     Raises
     ------
     SurveyError
-        If an axis of the volume does not go in equal steps, or the horizons are not those of a
-        volume with these lines.
+        If the volume has other dimensions, an axis of it does not go in equal steps, or the
+        horizons are not those of a volume with these axes.
     ArgumentError
-        If the volume is no DataArray or empty.
+        If the volume is no DataArray or empty, or `horizons` are none.
     """
     check_volume(seismic, "seismic")
-    (name,) = horizons.data_vars
+    vertical = vertical_of(seismic)
+    name = f"horizon_{vertical}"
+    if not isinstance(horizons, xr.Dataset) or name not in horizons:
+        raise ArgumentError(
+            f"horizons: have no {name}; pass what outcrop.horizons.horizons finds in a volume with "
+            f"the seismic's {vertical}"
+        )
     times = horizons[name]
-    vertical = "depth" if "depth" in seismic.dims else "twt"
     check_regular(seismic, ("inline", "crossline", vertical))
     for dim in ("inline", "crossline"):
         missing = np.setdiff1d(seismic[dim], times[dim])
         if missing.size:
             raise SurveyError(
-                f"horizons: have no {dim} {missing[0]:g}, which the seismic has; draw them on the "
-                "volume that they were found in"
+                f"horizons: have no {dim} {spoken(missing[0])}, which the seismic has; draw them "
+                "on the volume that they were found in"
             )
     times = times.sel(inline=seismic["inline"], crossline=seismic["crossline"])
     mapped = np.unique(np.linspace(0, times.sizes["horizon"] - 1, _MAPS).round().astype(int))
@@ -81,15 +97,15 @@ def surfaces(
         interpolation="bilinear",
     )
     for line in times.sel(inline=at):
-        axes[0].plot(seismic["crossline"], line, lw=1.2, label=f"{float(line['horizon']):.2f}")
+        axes[0].plot(seismic["crossline"], line, lw=1.2, label=spoken(float(line["horizon"])))
     axes[0].set_xlabel("crossline")
     axes[0].set_ylabel(label_of(seismic, vertical))
     axes[0].set_title(label_of(seismic, "inline", at), fontsize="medium")
     axes[0].set_facecolor(BLANK)
-    axes[0].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    number_axes(axes[0], 2.8, 6)
     axes[0].legend(title="relative time", fontsize="x-small", title_fontsize="x-small")
     for ax, surface in zip(axes[1:], times.isel(horizon=mapped), strict=True):
-        what = f"relative time {float(surface['horizon']):.2f}"
+        what = f"relative time {spoken(float(surface['horizon']))}"
         shown = ax.imshow(
             surface.transpose("inline", "crossline"),
             cmap="viridis_r",
@@ -105,12 +121,12 @@ def surfaces(
         ax.set_xlabel("crossline")
         ax.set_ylabel("inline")
         ax.set_title(what, fontsize="medium")
-        ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        number_axes(ax, 1.8, 3)
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         if seismic.sizes["inline"] == 1:
             ax.set_yticks([at])
     if title:
-        figure.suptitle(title)
+        figure.suptitle(plain(title))
     if path is not None:
         save(figure, path)
     return figure

@@ -14,6 +14,7 @@ from ..record import Record
 # Of stages, in turns: told apart by those who see no red or green.
 COLOURS = ("#4477aa", "#ee8866", "#44bb99", "#aa4499", "#bbcc33", "#77aadd", "#eedd88", "#ffaabb")
 _WIDTH, _LEFT, _RIGHT, _ROW, _BAR = 1060, 190, 20, 22, 15
+_NAME = 24  # characters of a worker's name that there is room for, the last
 # More tiles than that are drawn joined to their neighbours of the same stage.
 _SINGLY = 4000
 
@@ -120,7 +121,11 @@ def _axis(low: float, high: float, y: float, words: Any) -> list[str]:
 
 
 def _label(name: str, y: float) -> str:
-    return f'<text class="name" x="{_LEFT - 10}" y="{y + 11.5}">{escape(name)}</text>'
+    shown = name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
+    return (
+        f'<text class="name" x="{_LEFT - 10}" y="{y + 11.5}">{escape(shown)}'
+        f"<title>{escape(name)}</title></text>"
+    )
 
 
 def _svg(height: float, shapes: Sequence[str], title: str) -> str:
