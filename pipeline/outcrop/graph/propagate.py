@@ -8,6 +8,8 @@ from .boxes import Box, Shape, central_tile
 from .graph import Graph
 from .rules import RULES
 
+_FEW = 8
+
 
 def ancestors(graph: Graph, outputs: Iterable[str], stored: Iterable[str]) -> tuple[str, ...]:
     """Nodes to evaluate for `outputs` when the tensors `stored` are given, in order."""
@@ -72,7 +74,8 @@ def needed(
 def lines(graph: Graph, name: str) -> frozenset[int]:
     """Axes of which every box of a node takes all points, as a Fourier transform along them does.
 
-    Tiles that are cut across these compute the same anew.
+    Tiles that are cut across these compute the same anew. Axes of few points, all of which a kernel
+    may reach, do not count.
     """
     grid, node = graph.grid(name), graph.nodes[name]
     point = central_tile(graph.whole(name), (1,) * graph.rank)
@@ -80,7 +83,7 @@ def lines(graph: Graph, name: str) -> frozenset[int]:
         a
         for operand, box in RULES[node.op].needs(node, point, graph).items()
         for a, (taken, all_of_it) in enumerate(zip(box.shape, graph.grid(operand), strict=True))
-        if min(grid[a], all_of_it) > 1 and taken == all_of_it
+        if min(grid[a], all_of_it) > _FEW and taken == all_of_it
     )
 
 
