@@ -43,7 +43,7 @@ def offload(
     Gradients are what they would be without, unless compressed. Backward may run inside the
     block or after it, and more than once with ``retain_graph``. A tensor that several operators
     save is kept once; parameters, buffers and tensors below 1 MiB stay where they are. Each is
-    freed with the graph that saved it.
+    freed with the graph that saved it. What `torch.compile` has compiled runs uncompiled in "disk".
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class _OnDisk:
         self.file.expect(self.start, self.size)
 
     def read(self) -> Tensor:
-        return self.file.map(self.start, self.size).to(self.device)
+        return self.file.map(self.start, self.size, room=self).to(self.device)
 
 
 class _Pinned:
