@@ -34,7 +34,7 @@ from outcrop.errors import (
     TrainingDivergedError,
     WeightsError,
 )
-from outcrop.training import augment, losses
+from outcrop.training import augment, fitting, losses
 from outcrop.training.blocks import Blocks
 from outcrop.training.crops import Crops, Numbers, _Corners
 from outcrop.training.fitting import _sources, fit
@@ -197,8 +197,10 @@ def test_time_stretches_and_faults_get_steeper():
         "amplitude": np.sin(np.arange(20) / 4)[None, None].astype(np.float32),
         "fault_dip": np.full((1, 1, 20), 45, np.float32),
         "fault_strike": np.full((1, 1, 20), 30, np.float32),
+        "karst": (np.arange(20) % 3 == 0)[None, None].astype(np.float32),
     }
     found = augment.stretched(crop, 40)
+    assert set(found["karst"].flat) == {0, 1}
     at = np.linspace(0, 19, 40)
     np.testing.assert_allclose(found["amplitude"][0, 0], np.sin(at / 4), atol=0.01)
     np.testing.assert_allclose(found["fault_dip"], np.degrees(np.arctan(2)), rtol=1e-5)
@@ -573,6 +575,36 @@ def test_a_bad_label_is_named_by_its_place_in_the_volume(tmp_path):
         Survey(tmp_path / "s.zarr", ("fault",))
 
 
+def test_labels_that_change_or_are_damaged_are_told(tmp_path):
+    made = write_zarr(tmp_path / "0.zarr")
+    made.chunk(inline=48).drop_encoding().to_zarr(tmp_path / "1.zarr", zarr_format=3)
+    made["rgt"][40, 3, 5] += 0.01
+    made.drop_encoding().to_zarr(tmp_path / "2.zarr", zarr_format=3)
+    sources = [Survey(tmp_path / f"{n}.zarr", ("fault", "rgt")) for n in range(3)]
+    one, other, changed = (source.description["fingerprint"] for source in sources)
+    assert one == other != changed
+    chunk = tmp_path / "0.zarr" / "rgt" / "c" / "1" / "0" / "1"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    with pytest.raises(TrainingDataError, match=r"0\.zarr: rgt: chunk c/1/0/1 cannot be decoded"):
+        Survey(tmp_path / "0.zarr", ("rgt",))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_are_gone_after_the_first_step_are_one_line(workers, tmp_path, monkeypatch):
+    write_folder(tmp_path / "raw", shape=(16, 16, 16), labels=("fault",))
+    gone = tmp_path / "raw" / "0_fsem.bin"
+    monkeypatch.setattr(fitting, "begin", lambda *_, **__: gone.unlink())
+    with pytest.raises(TrainingDataError, match=r"raw: cannot be .*0_fsem.*--resume\)$") as caught:
+        fit("faultseg3d", tmp_path / "raw", out=tmp_path / "run", **QUICK | {"workers": workers})
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(Synthetic, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(OutcropError, match=r"^workers 1: one was killed.*--resume\)$"):
+        fit("faultseg3d", out=tmp_path, **QUICK | {"workers": 1})
+
+
 def test_refinement_learns_from_what_prediction_would_give_it():
     infer = outcrop.models.load("mtl-infer-2d", weights="seeded")
     model = outcrop.models.load("mtl-refine-2d", weights="seeded", tasks=("fault",))
@@ -717,6 +749,8 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"max_time": 3600}, "max_time 3600: give it as hours:minutes:seconds"),
         ({"weights": "gone.pth"}, "gone.pth"),
         ({"precision": "nonsense"}, "one of 32-true, .*bf16-mixed"),
+        ({"precision": "16-true"}, "one of 32-true"),  # Adam divides by what is 0 in float16
+        ({"shape": 5}, "shape 5: give inlines"),
         ({"precision": "bf16-mixed"}, "crop 16, precision bf16-mixed: .* at least 24, or 32-true"),
     ],
 )

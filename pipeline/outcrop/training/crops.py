@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from ..errors import TrainingDataError
 from ..models.card import Card
 from ..models.normalization import NORMALIZATIONS, Statistics, absent
 from .augment import apparent_dip, augmented, draw_stretch, rescaled, stretched
@@ -75,7 +77,8 @@ class Crops(Dataset[dict[str, Tensor]]):
         if corners is not None:
             starts[:2] = corners.draw(rng)
         box = tuple(slice(a, a + s) for a, s in zip(starts, sizes, strict=True))
-        crop = {name: np.asarray(v[box], np.float32) for name, v in volume.values.items()}
+        with self._naming_loss():
+            crop = {name: np.asarray(v[box], np.float32) for name, v in volume.values.items()}
         if volume.live is not None:
             live = volume.live[box[:2]][:, :, None]
             crop = {name: np.where(live, v, np.float32(np.nan)) for name, v in crop.items()}
@@ -140,13 +143,28 @@ class Crops(Dataset[dict[str, Tensor]]):
                 place = int(np.random.default_rng((self.seed, turn)).permutation(count)[place])
             number = place
         if number not in self.volumes:
-            volume = self.source.read(number)
+            with self._naming_loss():
+                volume = self.source.read(number)
             live = volume.live
             corners = None if live is None or live.all() else _Corners(live, self.size)
             self.volumes[number] = volume, corners
             while len(self.volumes) > self.keep:
                 self.volumes.popitem(last=False)
         return self.volumes[number]
+
+    @contextmanager
+    def _naming_loss(self) -> Iterator[None]:
+        """Say in one line that data which were there before the first step cannot be read."""
+        try:
+            yield
+        except Exception as error:  # storage and codecs raise anything
+            place = self.source.description
+            where = place.get("folder") or place.get("survey") or "synthetic"
+            reason = " ".join(str(error).split())
+            raise TrainingDataError(
+                f"{where}: cannot be read any more ({reason}); restore it, and go on by resume "
+                "(--resume)"
+            ) from error
 
 
 class _Corners:

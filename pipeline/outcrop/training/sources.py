@@ -14,9 +14,11 @@ import dask.array
 import numpy as np
 import xarray as xr
 
+from ..engine.statistics import place_sum, statistics
 from ..errors import ArgumentError, SurveyError, TrainingDataError
 from ..output import is_complete, is_unfinished
-from ..storage import on_disk
+from ..storage import naming_refusal, on_disk
+from ..survey.reading import naming_bad_chunk
 from .blocks import Blocks
 from .recipes import RANGES, Ranges, random_survey
 from .synthetic import LABELS
@@ -192,7 +194,6 @@ class Survey:
     volumes: int | None = 1
 
     def __init__(self, path: str | os.PathLike[str], labels: Sequence[str]) -> None:
-        from ..engine.statistics import statistics
         from ..survey import open as open_survey
 
         try:
@@ -212,16 +213,15 @@ class Survey:
                     f"instead of {', '.join(dims)}"
                 )
         self.dataset = survey[list(names)].transpose(*dims, ...)
-        for name in labels:
-            _check_lazily(self.dataset[name], f"{path}: {name}")
         try:
+            sums = [_check_lazily(self.dataset[name], f"{path}: {name}") for name in labels]
             self.statistics, fingerprint = statistics(survey["amplitude"])
         except SurveyError as error:
             raise TrainingDataError(f"{path}: {error}") from error
         check_differ(self.statistics, f"{path}: amplitude")
         self.description: dict[str, Any] = {
             "survey": str(Path(path).absolute()),
-            "fingerprint": fingerprint,
+            "fingerprint": hashlib.sha256(repr((fingerprint, sums)).encode()).hexdigest(),
         }
         self._open()
 
@@ -278,18 +278,23 @@ class Survey:
         return self.volume
 
 
-def _check_lazily(label: xr.DataArray, where: str) -> None:
-    """The same, block by block: labels of a survey may not fit into memory."""
-    live, lowest, highest = label.coords.get("live"), np.inf, -np.inf
+def _check_lazily(label: xr.DataArray, where: str) -> int:
+    """Check labels block by block, as they may not fit into memory; return a sum of all of them."""
+    live, lowest, highest, total = label.coords.get("live"), np.inf, -np.inf, 0
+    blocks = Blocks(label.data, 0)
     for box in dask.array.core.slices_from_chunks(label.data.chunks):
-        values = label.data[box].compute(scheduler="synchronous")
+        with naming_bad_chunk(label, box), naming_refusal(where, "then run the same command again"):
+            values = blocks[box]
         if live is not None:  # labels where there is no trace are not learnt from
             values = np.where(live.to_numpy()[box[:2]][:, :, None], values, 0)
         check_finite(values, where, [s.start for s in box])
         lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
+        total += int(place_sum(values, [(s.start, s.stop) for s in box]))
+        total %= 2**64
     check_range(str(label.name), lowest, highest, where)
     if lowest == highest:
         raise TrainingDataError(f"{where}: is {lowest:g} everywhere; is this the right label?")
+    return total
 
 
 class Part:
