@@ -293,7 +293,8 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
         image = _middle(sample["input"][0], module)
         reach = float(np.quantile(np.abs(image), 0.98))
         low = 0.0 if image.min() >= 0 else -reach
-        missing = np.isnan(_middle(sample[labels[0]][0], module))
+        live = sample.get("live", torch.ones_like(sample[labels[0]], dtype=torch.bool))
+        missing = ~_middle(live[0], module)
         shown = np.ma.masked_array(image, missing)
         column[0].imshow(shown, cmap="gray", vmin=low, vmax=reach, aspect="auto")
         for i, name in enumerate(labels):
