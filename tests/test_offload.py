@@ -21,7 +21,7 @@ def network():
         nn.Conv3d(1, 8, 3, padding=1),
         nn.BatchNorm3d(8),
         nn.ReLU(inplace=True),
-        nn.Conv3d(8, 8, 3, padding=1, stride=2),
+        nn.LazyConv3d(8, 3, padding=1, stride=2),
         nn.InstanceNorm3d(8),
         nn.GELU(),
         nn.Upsample(scale_factor=2, mode="trilinear"),

@@ -127,7 +127,8 @@ class ScratchFile:
             pages = mmap.mmap(
                 self.fd, before + size, access=mmap.ACCESS_COPY, offset=start - before
             )
-        weakref.finalize(pages, id, room).atexit = False
+        if room is not None:
+            weakref.finalize(pages, id, room).atexit = False
         data = torch.frombuffer(pages, dtype=torch.uint8, offset=before)
         _mapped[data.data_ptr()] = pages
         return data

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 
 from ..errors import ArgumentError
 from ..graph.boxes import Box
@@ -273,7 +274,8 @@ class _Saver:
         if module not in self.modules:
             self.modules.update(module.modules())
             for own in chain(module.parameters(), module.buffers()):
-                self.weights.add(StorageWeakRef(own.untyped_storage()))
+                if not is_lazy(own):
+                    self.weights.add(StorageWeakRef(own.untyped_storage()))
 
     def pack(self, tensor: Tensor) -> _Watched | _View | _Compressed:
         with self.lock, self._naming_refusal():
