@@ -44,9 +44,9 @@ def offload(
     Gradients are what they would be without, unless compressed: to the last bit, but in "disk" for
     convolutions on a CPU whose float32 input has channels first and takes 32 MiB or more, which go
     by slabs and are rounded in another order. Backward may run inside the block or after it, and
-    more than once with ``retain_graph``. A tensor that several operators
-    save is kept once; parameters, buffers and tensors below 1 MiB stay where they are. Each is
-    freed with the graph that saved it. What `torch.compile` has compiled runs uncompiled in "disk".
+    more than once with ``retain_graph``. A tensor that several operators save is kept once;
+    parameters, buffers and tensors below 1 MiB stay where they are. Each is freed with the graph
+    that saved it. What `torch.compile` has compiled runs uncompiled in "disk".
 
     Parameters
     ----------
@@ -379,5 +379,6 @@ class _Saver:
             from ..storage import naming_refusal
 
             assert self.arena is not None
-            with naming_refusal(self.arena.file.path.parent, "choose another path for offload"):
+            then = "choose another path (--activations-path)"
+            with naming_refusal(self.arena.file.path.parent, then):
                 raise error
