@@ -21,7 +21,7 @@ def network():
         nn.Conv3d(1, 8, 3, padding=1),
         nn.BatchNorm3d(8),
         nn.ReLU(inplace=True),
-        nn.Conv3d(8, 8, 3, padding=1, stride=2),
+        nn.LazyConv3d(8, 3, padding=1, stride=2),
         nn.InstanceNorm3d(8),
         nn.GELU(),
         nn.Upsample(scale_factor=2, mode="trilinear"),
@@ -227,3 +227,29 @@ def test_lean_convolutions_are_convolutions(how, layout, monkeypatch):
         found = gradients()
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+class Ready(torch.autograd.Function):
+    """Its gradient is computed in the forward pass, and saved."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(2 * x)
+        return x.square().sum()
+
+    @staticmethod
+    def backward(ctx, _):
+        return ctx.saved_tensors[0]
+
+
+def test_a_gradient_that_was_saved_stays_when_its_room_on_disk_is_taken_again(tmp_path):
+    x = torch.randn(2**19).requires_grad_()
+    with outcrop.offload("disk", tmp_path):
+        loss, y = Ready.apply(x), x.detach().clone().requires_grad_().exp()
+        (y * y).sum().backward()  # by when the first is written
+        loss.backward()
+        del loss, y
+        for _ in range(2):
+            y = x.detach().clone().requires_grad_().exp()
+            (y * y).sum().backward()
+    assert torch.equal(x.grad, 2 * x)

@@ -34,7 +34,7 @@ from outcrop.errors import (
     TrainingDivergedError,
     WeightsError,
 )
-from outcrop.training import augment, losses
+from outcrop.training import augment, fitting, losses, objectives
 from outcrop.training.blocks import Blocks
 from outcrop.training.crops import Crops, Numbers, _Corners
 from outcrop.training.fitting import _sources, fit
@@ -43,7 +43,8 @@ from outcrop.training.module import Activations, TrainingModule, averaged
 from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey
 from outcrop.training.run import draw
-from outcrop.training.sources import RawFolder, Survey, Synthetic, source_of, split
+from outcrop.training.sources import RawFolder, Synthetic, source_of, split
+from outcrop.training.surveys import Survey
 from outcrop.training.synthetic import synthetic_survey
 from outcrop.training.volumes import Volume, statistics_of
 
@@ -197,8 +198,10 @@ def test_time_stretches_and_faults_get_steeper():
         "amplitude": np.sin(np.arange(20) / 4)[None, None].astype(np.float32),
         "fault_dip": np.full((1, 1, 20), 45, np.float32),
         "fault_strike": np.full((1, 1, 20), 30, np.float32),
+        "karst": (np.arange(20) % 3 == 0)[None, None].astype(np.float32),
     }
     found = augment.stretched(crop, 40)
+    assert set(found["karst"].flat) == {0, 1}
     at = np.linspace(0, 19, 40)
     np.testing.assert_allclose(found["amplitude"][0, 0], np.sin(at / 4), atol=0.01)
     np.testing.assert_allclose(found["fault_dip"], np.degrees(np.arctan(2)), rtol=1e-5)
@@ -503,7 +506,7 @@ def test_crops_begin_wherever_there_are_enough_traces(share):
     live = rng.random((9, 12)) < share
     traces = {(i, j): live[i : i + 4, j : j + 3].sum() for i in range(6) for j in range(10)}
     least = min(3, max(traces.values()))  # a quarter of twelve
-    corners = _Corners(live, (4, 3, 8))
+    corners = _Corners(live, live, (4, 3, 8))
     drawn = {tuple(corners.draw(rng)) for _ in range(2000)}
     assert drawn == {corner for corner, count in traces.items() if count >= least}
 
@@ -559,18 +562,81 @@ def test_a_survey_part_of_which_has_no_traces_is_named(tmp_path):
     live[32:] = False
     made = made.assign_coords(live=(("inline", "crossline"), live))
     made.to_zarr(tmp_path / "survey.zarr", zarr_format=3)
-    with pytest.raises(TrainingDataError, match=r"no traces from inline .*pass validation data"):
+    with pytest.raises(TrainingDataError, match=r"no labelled traces from inline .*validation"):
         split(Survey(tmp_path / "survey.zarr", ("fault",)), (16, 16, 16))
 
 
 def test_a_bad_label_is_named_by_its_place_in_the_volume(tmp_path):
     made = random_survey((32, 16, 16), 5, labels=("fault",))
     fault = made.fault.to_numpy().astype("f4")
-    fault[20, 3, 14] = np.nan
+    fault[20, 3, 14] = np.inf
     made["fault"] = made.fault.dims, fault
     made.chunk(inline=8, crossline=8, twt=8).to_zarr(tmp_path / "s.zarr", zarr_format=3)
     with pytest.raises(TrainingDataError, match=r"fault: 1 values .* \(20, 3, 14\), from 0"):
         Survey(tmp_path / "s.zarr", ("fault",))
+
+
+@pytest.mark.parametrize("kind", ["raw", "zarr"])
+def test_labels_that_are_not_known_are_not_learnt(kind, tmp_path):
+    """Faults are picked down to sample 15 on every eighth inline, and nowhere else."""
+    shape, data, labels = (48, 32, 48), tmp_path / "data", ("fault", "rgt")
+    made = random_survey(shape, 5, labels=labels)
+    picked = np.zeros(shape, bool)
+    picked[3::8, :, :16] = True
+    made["fault"] = made.fault.astype("f4").where(picked)
+    made["rgt"][20, 3, 14] = np.nan
+
+    def read(*labels):
+        return source_of(data, labels, shape=shape if kind == "raw" else None)
+
+    if kind == "raw":
+        write_raw(data, made.amplitude, made.fault)
+        for number in range(2):
+            made.rgt.to_numpy().tofile(data / f"{number}_rgt.bin")
+    else:
+        made.chunk(inline=16).to_zarr(data, zarr_format=3)
+    with pytest.warns(UserWarning, match=r": 1?\d\d,\d{3} values are NaN: not known"):
+        source = read("fault")
+    crops = Crops(source, CARD, {"fault": 1.0}, (16, 16, 16), per_volume=99)
+    for number in range(8):
+        known = ~crops[number]["fault"].isnan()
+        assert 0.02 < known.float().mean() <= 0.13
+        assert (crops[number]["input"][~known] != 0).all()
+    found, nothing = known.float(), known / torch.nan
+    assert all(loss(found, nothing) == 0 for loss in objectives.LOSSES.values())
+    update(objective_of(CARD).metrics(), {"fault": found}, {"fault": nothing})
+    with pytest.raises(TrainingDataError, match=r"rgt.*: 1 values are NaN.*\(20, 3, 14\)"):
+        read("rgt")
+
+
+def test_labels_that_change_or_are_damaged_are_told(tmp_path):
+    made = write_zarr(tmp_path / "0.zarr")
+    made.chunk(inline=48).drop_encoding().to_zarr(tmp_path / "1.zarr", zarr_format=3)
+    made["rgt"][40, 3, 5] += 0.01
+    made.drop_encoding().to_zarr(tmp_path / "2.zarr", zarr_format=3)
+    sources = [Survey(tmp_path / f"{n}.zarr", ("fault", "rgt")) for n in range(3)]
+    one, other, changed = (source.description["fingerprint"] for source in sources)
+    assert one == other != changed
+    chunk = tmp_path / "0.zarr" / "rgt" / "c" / "1" / "0" / "1"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    with pytest.raises(TrainingDataError, match=r"0\.zarr: rgt: chunk c/1/0/1 cannot be decoded"):
+        Survey(tmp_path / "0.zarr", ("rgt",))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_are_gone_after_the_first_step_are_one_line(workers, tmp_path, monkeypatch):
+    write_folder(tmp_path / "raw", shape=(16, 16, 16), labels=("fault",))
+    gone = tmp_path / "raw" / "0_fsem.bin"
+    monkeypatch.setattr(fitting, "begin", lambda *_, **__: gone.unlink())
+    with pytest.raises(TrainingDataError, match=r"raw: cannot be .*0_fsem.*--resume\)$") as caught:
+        fit("faultseg3d", tmp_path / "raw", out=tmp_path / "run", **QUICK | {"workers": workers})
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(Synthetic, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(OutcropError, match=r"^workers 1: one was killed.*--resume\)$"):
+        fit("faultseg3d", out=tmp_path, **QUICK | {"workers": 1})
 
 
 def test_refinement_learns_from_what_prediction_would_give_it():
@@ -582,7 +648,7 @@ def test_refinement_learns_from_what_prediction_would_give_it():
     x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     fault = torch.zeros(2, 1, 32, 32)
     fault[..., 20:] = torch.nan
-    module.evaluate({"input": x, "fault": fault})
+    module.evaluate({"input": x, "fault": fault, "live": ~fault.isnan()})
     for rgt, raw in zip(seen[0], infer(x)["rgt"], strict=True):
         raw = raw[..., :20]
         expected = (raw - raw.min()) / (raw.max() - raw.min())
@@ -717,6 +783,8 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"max_time": 3600}, "max_time 3600: give it as hours:minutes:seconds"),
         ({"weights": "gone.pth"}, "gone.pth"),
         ({"precision": "nonsense"}, "one of 32-true, .*bf16-mixed"),
+        ({"precision": "16-true"}, "one of 32-true"),  # Adam divides by what is 0 in float16
+        ({"shape": 5}, "shape 5: give inlines"),
         ({"precision": "bf16-mixed"}, "crop 16, precision bf16-mixed: .* at least 24, or 32-true"),
     ],
 )

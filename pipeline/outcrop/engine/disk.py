@@ -115,10 +115,10 @@ class ScratchFile:
                 done = os.pwrite(self.fd, left, start)
                 left, start = left[done:], start + done
 
-    def map(self, start: int, size: int) -> Tensor:
+    def map(self, start: int, size: int, room: object = None) -> Tensor:
         """Map bytes as a tensor (1-D uint8); pages that are touched stay while it is alive.
 
-        To write to the tensor leaves the file as it is.
+        So does `room`, which owns these bytes. To write to the tensor leaves the file as it is.
         """
         if size == 0:
             return torch.empty(0, dtype=torch.uint8)
@@ -127,6 +127,8 @@ class ScratchFile:
             pages = mmap.mmap(
                 self.fd, before + size, access=mmap.ACCESS_COPY, offset=start - before
             )
+        if room is not None:
+            weakref.finalize(pages, id, room).atexit = False
         data = torch.frombuffer(pages, dtype=torch.uint8, offset=before)
         _mapped[data.data_ptr()] = pages
         return data

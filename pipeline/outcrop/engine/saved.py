@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 
 from ..errors import ArgumentError
 from ..graph.boxes import Box
@@ -40,10 +41,12 @@ def offload(
 ) -> Iterator[None]:
     """Keep the activations that autograd saves inside the block where `mode` says.
 
-    Gradients are what they would be without, unless compressed. Backward may run inside the
-    block or after it, and more than once with ``retain_graph``. A tensor that several operators
-    save is kept once; parameters, buffers and tensors below 1 MiB stay where they are. Each is
-    freed with the graph that saved it.
+    Gradients are what they would be without, unless compressed: to the last bit, but in "disk" for
+    convolutions on a CPU whose float32 input has channels first and takes 32 MiB or more, which go
+    by slabs and are rounded in another order. Backward may run inside the block or after it, and
+    more than once with ``retain_graph``. A tensor that several operators save is kept once;
+    parameters, buffers and tensors below 1 MiB stay where they are. Each is freed with the graph
+    that saved it. What `torch.compile` has compiled runs uncompiled in "disk".
 
     Parameters
     ----------
@@ -126,7 +129,7 @@ class _OnDisk:
         self.file.expect(self.start, self.size)
 
     def read(self) -> Tensor:
-        return self.file.map(self.start, self.size).to(self.device)
+        return self.file.map(self.start, self.size, room=self).to(self.device)
 
 
 class _Pinned:
@@ -273,7 +276,8 @@ class _Saver:
         if module not in self.modules:
             self.modules.update(module.modules())
             for own in chain(module.parameters(), module.buffers()):
-                self.weights.add(StorageWeakRef(own.untyped_storage()))
+                if not is_lazy(own):
+                    self.weights.add(StorageWeakRef(own.untyped_storage()))
 
     def pack(self, tensor: Tensor) -> _Watched | _View | _Compressed:
         with self.lock, self._naming_refusal():
@@ -375,5 +379,6 @@ class _Saver:
             from ..storage import naming_refusal
 
             assert self.arena is not None
-            with naming_refusal(self.arena.file.path.parent, "choose another path for offload"):
+            then = "choose another path (--activations-path)"
+            with naming_refusal(self.arena.file.path.parent, then):
                 raise error

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 # What is found of one block: of its live samples number, mean, sum of squared differences from it
-# and extremes; of all of them their sum, and the sum of `_placed`.
+# and extremes; of all of them their sum, and the sum of `place_sum`.
 _STATE = np.dtype(
     [
         *((name, np.float64) for name in ("count", "mean", "squares", "lowest", "highest", "sum")),
@@ -117,7 +117,7 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
 def _state(block: np.ndarray, live: np.ndarray | None = None, block_info: Any = None) -> np.ndarray:
     """What is found of one block, alone in an array."""
     found = np.zeros((1,) * block.ndim, _STATE)
-    found["placed"] = _placed(block, block_info[0]["array-location"])
+    found["placed"] = place_sum(block, block_info[0]["array-location"])
     samples = block
     if live is not None and not live.all():
         samples = block[np.broadcast_to(live, block.shape)]
@@ -144,10 +144,11 @@ def _merged(states: np.ndarray) -> Statistics:
     )
 
 
-def _placed(block: np.ndarray, places: Any) -> np.uint64:
+def place_sum(block: np.ndarray, places: Any) -> np.uint64:
     """Sum of the bits of all samples, each times a weight of its place, modulo 2⁶⁴.
 
-    Exact, so that it is the same for any blocks.
+    `places` are the start and stop of the block along each axis. Exact, so that the sum of all is
+    the same for any blocks.
     """
     found = np.asarray(block).view(f"u{block.dtype.itemsize}")
     for axis in reversed(range(block.ndim)):

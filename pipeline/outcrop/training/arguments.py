@@ -15,7 +15,7 @@ from ..models.card import Card
 _CHOICES = {
     "schedule": ("cosine", "plateau", "constant"),
     "activations": ("device", "cpu", "disk"),
-    "precision": ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"),
+    "precision": ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed"),
 }
 _ABOVE_0, _BELOW_1 = math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0)
 # Lowest and highest value, and how to say it.
@@ -49,10 +49,8 @@ def check(arguments: Mapping[str, Any]) -> None:
     if arguments["activations"] == "disk":
         scratch_folder("activations_path", arguments["activations_path"])
     shape = arguments["shape"]
-    if shape is not None and (len(shape) != 3 or min(shape) < 1):
-        raise ArgumentError(
-            f"shape {tuple(shape)}: give inlines, crosslines and samples, each at least 1"
-        )
+    if shape is not None and (not hasattr(shape, "__len__") or len(shape) != 3 or min(shape) < 1):
+        raise ArgumentError(f"shape {shape}: give inlines, crosslines and samples, each at least 1")
 
 
 def check_half(extents: Sequence[int], card: Card, precision: str) -> None:

@@ -21,7 +21,7 @@ def draw_stretch(rng: np.random.Generator) -> float:
 
 
 def stretched(crop: Crop, samples: int) -> dict[str, Array]:
-    """Stretch or squeeze time to so many samples; masks and angles take the nearest one."""
+    """Stretch or squeeze time to so many samples; probabilities and angles take the nearest one."""
     extent = next(iter(crop.values())).shape[2]
     if extent == samples:
         return dict(crop)
@@ -30,9 +30,9 @@ def stretched(crop: Crop, samples: int) -> dict[str, Array]:
     below = np.minimum(at.astype(int), extent - 2)
     share = (at - below).astype(np.float32)
     result = {
-        name: values[..., nearest]
-        if name.startswith("fault")
-        else values[..., below] * (1 - share) + values[..., below + 1] * share
+        name: values[..., below] * (1 - share) + values[..., below + 1] * share
+        if name in ("amplitude", "rgt", "dhr")
+        else values[..., nearest]
         for name, values in crop.items()
     }
     return _turned(result, lambda x, y, z: (x, y, z * extent / samples))

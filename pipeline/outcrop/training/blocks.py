@@ -7,6 +7,8 @@ from collections import OrderedDict
 import dask.array
 import numpy as np
 
+from ..patience import patiently
+
 Array = np.ndarray
 
 
@@ -55,7 +57,7 @@ class Blocks:
             self.kept.move_to_end(index)
             return self.kept[index]
         # In this thread: each of the loader's workers is a process of its own.
-        block = self.array.blocks[index].compute(scheduler="synchronous")
+        block = patiently(lambda: self.array.blocks[index].compute(scheduler="synchronous"))
         self.kept[index] = block
         self.size += block.nbytes
         while self.size > self.cache and len(self.kept) > 1:

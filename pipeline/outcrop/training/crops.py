@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from ..errors import TrainingDataError
 from ..models.card import Card
 from ..models.normalization import NORMALIZATIONS, Statistics, absent
 from .augment import apparent_dip, augmented, draw_stretch, rescaled, stretched
 from .volumes import Array, Source, Volume
 
 _LEAST = 0.25  # traces of a crop that are there
+_DRAWS = 32  # of a crop, until it has every label somewhere
 
 
 class Crops(Dataset[dict[str, Tensor]]):
     """Random crops, as a network wants them.
 
-    They are taken where at least a quarter of their traces are there, or as many as there are.
+    They are taken where at least a quarter of their traces are there, or as many as there are, and
+    where each label is known somewhere.
 
     Parameters
     ----------
@@ -64,21 +68,22 @@ class Crops(Dataset[dict[str, Tensor]]):
         -------
         dict of str to torch.Tensor
             float32, over the network's axes: `input`, (channels, ...), and the labels, (1, ...).
-            Where there is no trace `input` is the mean and labels are NaN.
+            Labels are NaN where they are not known. Of surveys that lack traces also `live`, bool,
+            (1, ...): where it is false `input` is the mean and labels are NaN.
         """
         rng = np.random.default_rng((self.seed, number))
         volume, corners = self._volume(number // self.per_volume)
         extents = volume.shape
         samples = round(self.size[2] / draw_stretch(rng)) if self.augment else self.size[2]
         sizes = (*self.size[:2], min(samples, extents[2]))
-        starts = [int(rng.integers(n - s + 1)) for n, s in zip(extents, sizes, strict=True)]
-        if corners is not None:
-            starts[:2] = corners.draw(rng)
-        box = tuple(slice(a, a + s) for a, s in zip(starts, sizes, strict=True))
-        crop = {name: np.asarray(v[box], np.float32) for name, v in volume.values.items()}
-        if volume.live is not None:
-            live = volume.live[box[:2]][:, :, None]
-            crop = {name: np.where(live, v, np.float32(np.nan)) for name, v in crop.items()}
+        for _ in range(_DRAWS):
+            starts = [int(rng.integers(n - s + 1)) for n, s in zip(extents, sizes, strict=True)]
+            if corners is not None:
+                starts[:2] = corners.draw(rng)
+            box = tuple(slice(a, a + s) for a, s in zip(starts, sizes, strict=True))
+            crop = self._read(volume, box)
+            if not any(np.isnan(values).all() for values in crop.values()):
+                break
         statistics = volume.statistics
         if self.augment:
             crop = augmented(stretched(crop, self.size[2]), rng)
@@ -89,6 +94,15 @@ class Crops(Dataset[dict[str, Tensor]]):
             for a, s, size, n in zip(starts, sizes, self.size, extents, strict=True)
         ]
         return self._tensors(crop, statistics, places)
+
+    def _read(self, volume: Volume, box: tuple[slice, ...]) -> dict[str, Array]:
+        with self._naming_loss():
+            crop = {name: np.asarray(v[box], np.float32) for name, v in volume.values.items()}
+        if volume.live is not None:
+            live = volume.live[box[:2]][:, :, None]
+            crop = {name: np.where(live, v, np.float32(np.nan)) for name, v in crop.items()}
+            crop["live"] = np.broadcast_to(live, crop["amplitude"].shape)
+        return crop
 
     def _tensors(
         self, crop: dict[str, Array], statistics: Statistics, places: Sequence[Array]
@@ -116,6 +130,8 @@ class Crops(Dataset[dict[str, Tensor]]):
         for name, scale in self.labels.items():
             label = self._turned(crop[name] / np.float32(scale))[None]
             tensors[name] = torch.from_numpy(np.ascontiguousarray(label, dtype=np.float32))
+        if "live" in crop:
+            tensors["live"] = torch.from_numpy(self._turned(crop["live"])[None].copy())
         return tensors
 
     def _axes(self) -> tuple[int, ...]:
@@ -140,30 +156,40 @@ class Crops(Dataset[dict[str, Tensor]]):
                 place = int(np.random.default_rng((self.seed, turn)).permutation(count)[place])
             number = place
         if number not in self.volumes:
-            volume = self.source.read(number)
-            live = volume.live
-            corners = None if live is None or live.all() else _Corners(live, self.size)
+            with self._naming_loss():
+                volume = self.source.read(number)
+            live = np.ones(volume.shape[:2], bool) if volume.live is None else volume.live
+            labelled = live if volume.labelled is None else volume.labelled
+            corners = None if labelled.all() else _Corners(live, labelled, self.size)
             self.volumes[number] = volume, corners
             while len(self.volumes) > self.keep:
                 self.volumes.popitem(last=False)
         return self.volumes[number]
 
+    @contextmanager
+    def _naming_loss(self) -> Iterator[None]:
+        """Say in one line that data which were there before the first step cannot be read."""
+        try:
+            yield
+        except Exception as error:  # storage and codecs raise anything
+            place = self.source.description
+            where = place.get("folder") or place.get("survey") or "synthetic"
+            reason = " ".join(str(error).split())
+            raise TrainingDataError(
+                f"{where}: cannot be read any more ({reason}); restore it, and go on by resume "
+                "(--resume)"
+            ) from error
+
 
 class _Corners:
-    """First (inline, crossline) of every crop of a size that has enough traces.
+    """First (inline, crossline) of every crop of a size that has enough traces, some with labels.
 
     A byte for each trace: surveys have tens of millions, and every process keeps this.
     """
 
-    def __init__(self, live: Array, size: Sequence[int]) -> None:
-        m, n = size[:2]
-        count = np.zeros([extent + 1 for extent in live.shape], np.int32)
-        np.cumsum(live, 0, out=count[1:, 1:])
-        np.cumsum(count[1:, 1:], 1, out=count[1:, 1:])
-        traces = count[m:, n:] - count[:-m, n:]
-        traces -= count[m:, :-n]
-        traces += count[:-m, :-n]
-        self.enough = traces >= min(_LEAST * m * n, traces.max())
+    def __init__(self, live: Array, labelled: Array, size: Sequence[int]) -> None:
+        traces, some = _counted(live, size), _counted(labelled, size) > 0
+        self.enough = some & (traces >= min(_LEAST * size[0] * size[1], traces[some].max()))
         self.ends = np.count_nonzero(self.enough, axis=1).cumsum()
 
     def draw(self, rng: np.random.Generator) -> list[int]:
@@ -172,6 +198,18 @@ class _Corners:
         inline = int(np.searchsorted(self.ends, number, "right"))
         crosslines = np.flatnonzero(self.enough[inline])
         return [inline, int(crosslines[number - self.ends[inline]])]
+
+
+def _counted(traces: Array, size: Sequence[int]) -> Array:
+    """Count the traces in every crop."""
+    m, n = size[:2]
+    count = np.zeros([extent + 1 for extent in traces.shape], np.int32)
+    np.cumsum(traces, 0, out=count[1:, 1:])
+    np.cumsum(count[1:, 1:], 1, out=count[1:, 1:])
+    found = count[m:, n:] - count[:-m, n:]
+    found -= count[m:, :-n]
+    found += count[:-m, :-n]
+    return found
 
 
 class Numbers(Sampler[int]):

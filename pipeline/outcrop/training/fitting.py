@@ -30,7 +30,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .. import models
-from ..errors import ArgumentError, OutcropError, TrainingDataError
+from ..errors import ArgumentError, TrainingDataError
 from ..models.card import Card
 from ..models.weights import digest
 from ..storage import on_disk
@@ -38,7 +38,18 @@ from .arguments import check, check_half, extents_of, time_of
 from .crops import Crops, Numbers
 from .module import Activations, TrainingModule, averaged
 from .objectives import Objective, objective_of
-from .run import BEST, LAST, Bar, Checkpoint, CheckpointFiles, Record, begin, epochs_of, finish
+from .run import (
+    BEST,
+    LAST,
+    Bar,
+    Checkpoint,
+    CheckpointFiles,
+    Record,
+    begin,
+    epochs_of,
+    finish,
+    naming_failure,
+)
 from .sources import HELD_OUT, is_raw, source_of, split
 from .volumes import Source
 
@@ -173,7 +184,7 @@ def fit(
         holds weights or data of the run that is to replace the one there.
     TrainingDataError
         If the data are missing, of the wrong shape, not finite, all equal, or labels of
-        probabilities not from 0 to 1: before the first step.
+        probabilities not from 0 to 1: before the first step. If they are gone later.
     WeightsError
         If there is no such network, or the weights do not fit.
     OutputExistsError
@@ -182,7 +193,7 @@ def fit(
         If there is nothing to resume, it is damaged, has more epochs, or was begun with other
         settings.
     OutcropError
-        If the GPU's memory runs out, or the disk.
+        If the GPU's memory runs out, or the disk, or a worker is killed.
     TrainingDivergedError
         If the network's outputs become NaN or infinite; the checkpoints before stay.
     """
@@ -266,12 +277,8 @@ def fit(
         L.seed_everything(seed, workers=True, verbose=False)
         interrupt = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module, train, valid, ckpt_path=folder / LAST if resume else None)
-        except torch.OutOfMemoryError as error:
-            raise OutcropError(
-                f"crop {crop}, batch {batch}: the GPU's memory ran out; take smaller ones, or keep "
-                "activations elsewhere (--activations cpu or disk)"
-            ) from error
+            with naming_failure(crop, batch, workers):
+                trainer.fit(module, train, valid, ckpt_path=folder / LAST if resume else None)
         except SystemExit:  # which Lightning makes of Ctrl-C
             signal.signal(signal.SIGINT, interrupt)
             raise KeyboardInterrupt from None

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 
 def _where_known(found: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Both with 0 where the target is not known, and the number of voxels where it is."""
+    """Both with 0 where the target is not known, and the number of voxels where it is, or 1."""
     known = ~target.isnan()
-    return torch.where(known, found, 0), torch.where(known, target, 0), known.sum()
+    count = known.sum().clamp_min(1)
+    return torch.where(known, found, 0), torch.where(known, target, 0), count
 
 
 def balanced_cross_entropy(probability: Tensor, target: Tensor) -> Tensor:

@@ -120,8 +120,8 @@ class TrainingModule(L.LightningModule):
         return self.objective.outputs(self.model, inputs)
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Outputs by label, of `input`; where the labels are NaN there is no trace."""
-        return self(batch["input"], ~batch[next(iter(self.objective.labels))].isnan())
+        """Outputs by label, of `input` and, unless it is everywhere, where it is `live`."""
+        return self(batch["input"], batch.get("live"))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Sum of the losses of a batch."""

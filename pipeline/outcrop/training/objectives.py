@@ -135,7 +135,8 @@ def update(metrics: nn.ModuleDict, outputs: dict[str, Tensor], batch: dict[str, 
             metric.update(180 * away, torch.zeros_like(away))
         else:
             known = ~target.isnan()
-            metric.update(found[known], target[known] if kind == "mae" else target[known] > 0.5)
+            if known.any():
+                metric.update(found[known], target[known] if kind == "mae" else target[known] > 0.5)
 
 
 def _rank_correlation(found: Tensor, target: Tensor) -> Tensor:

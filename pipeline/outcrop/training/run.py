@@ -6,7 +6,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..errors import OutcropError, OutputExistsError, ResumeError
+from ..errors import OutcropError, OutputExistsError, ResumeError, TrainingDataError
 from ..models import weights
 from ..models.card import Card
 from ..output import check_apart
@@ -31,6 +32,7 @@ BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 WEIGHTS, PICTURE = "weights.safetensors", "predictions.png"
 _RECORD = "training.json"
 _THEN = "make room, and go on by resume (--resume)"
+_RAISED = f"{TrainingDataError.__module__}.{TrainingDataError.__name__}: "
 _NAMED = 4  # settings that differ, in a message
 _SHOWN = 3  # validation samples in the picture
 
@@ -153,6 +155,28 @@ def epochs_of(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, mmap=True, weights_only=True)["epoch"]) + 1
 
 
+@contextmanager
+def naming_failure(crop: int | Sequence[int], batch: int, workers: int) -> Iterator[None]:
+    """Say in one line what ends a run."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutcropError(
+            f"crop {crop}, batch {batch}: the GPU's memory ran out; take smaller ones, or keep "
+            "activations elsewhere (--activations cpu or disk)"
+        ) from error
+    except TrainingDataError as error:  # of a worker with its traceback, as text
+        line = str(error).strip().rpartition("\n")[2]
+        raise TrainingDataError(line.removeprefix(_RAISED)) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise OutcropError(
+            f"workers {workers}: one was killed, as systems do when memory runs out; take fewer "
+            "(--workers) or smaller volumes, and go on by resume (--resume)"
+        ) from error
+
+
 class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints that are whole or as they were.
 
@@ -267,7 +291,8 @@ def draw(module: TrainingModule, check: DataLoader[dict[str, Tensor]], path: Pat
         with torch.inference_mode():
             found = module.evaluate({key: value[None] for key, value in sample.items()})
         image = _middle(sample["input"][0], module)
-        missing = np.isnan(_middle(sample[labels[0]][0], module))
+        live = sample.get("live", torch.ones_like(sample[labels[0]], dtype=torch.bool))
+        missing = ~_middle(live[0], module)
         shown = np.ma.masked_array(image, missing)
         column[0].imshow(shown, aspect="auto", **_grays(image))
         for i, name in enumerate(labels):

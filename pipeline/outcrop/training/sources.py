@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import re
@@ -10,15 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import dask.array
 import numpy as np
-import xarray as xr
 
-from ..errors import ArgumentError, SurveyError, TrainingDataError
+from ..errors import ArgumentError, TrainingDataError
 from ..output import is_complete, is_unfinished
 from ..storage import on_disk
-from .blocks import Blocks
 from .recipes import RANGES, Ranges, random_survey
+from .surveys import Survey
 from .synthetic import LABELS
 from .volumes import (
     Array,
@@ -28,13 +25,15 @@ from .volumes import (
     check_differ,
     check_finite,
     check_range,
+    known,
     statistics_of,
+    tell_unknown,
+    with_labels,
 )
 
 # Labels by the suffixes of the multi-task networks' files, and what their values are times.
 _RAW = {"fault": "fsem", "fault_dip": "fdip", "fault_strike": "fstrike"}
 _HALF_TURNS = ("fault_dip", "fault_strike")
-_CACHE = 1 << 30  # bytes of a survey's blocks that each process keeps
 HELD_OUT = 1_000_000  # between the seeds of synthetic surveys to train and to validate with
 
 
@@ -99,7 +98,8 @@ class RawFolder:
     ------
     TrainingDataError
         If there are no samples, a label is missing, or a file has another size, values that are
-        not finite, or labels of a probability or angle beyond what these can be.
+        not finite (but for labels that are not known: NaN), or labels of a probability or angle
+        beyond what these can be.
     """
 
     def __init__(
@@ -127,9 +127,11 @@ class RawFolder:
                 f"{first}: {count:,} samples are no cube; say their shape (--shape)"
             )
         sha = hashlib.sha256()
+        self.unknown = 0
         for name in self.names:
             for variable in ("amplitude", *self.labels):
                 sha.update(self._check(name, variable))
+        tell_unknown(f"{self.folder}: labels", self.unknown)
         self.description: dict[str, Any] = {
             "folder": str(self.folder.absolute()),
             "shape": list(self.shape),
@@ -144,7 +146,8 @@ class RawFolder:
             values[label] = self._load(name, label)
             if label in _HALF_TURNS:
                 values[label] = values[label] * 180
-        return Volume(values, statistics_of(values["amplitude"]))
+        labelled = with_labels([known(n, values[n]).any(2) for n in self.labels])
+        return Volume(values, statistics_of(values["amplitude"]), labelled=labelled)
 
     def _path(self, name: str, variable: str) -> Path:
         suffix = "" if variable == "amplitude" else f"_{_RAW.get(variable, variable)}"
@@ -164,132 +167,19 @@ class RawFolder:
                 f"{' × '.join(map(str, self.shape))} float32 samples are {need:,}"
             )
         values = self._load(name, variable)
-        check_finite(values, str(path))
+        digest = hashlib.sha256(values.tobytes()).digest()
         if variable == "amplitude":
+            check_finite(values, str(path))
             check_differ(statistics_of(values), str(path))
         else:
+            where = known(variable, values)
+            if not where.any():
+                raise TrainingDataError(f"{path}: is NaN everywhere; leave out sample {name}")
+            self.unknown += where.size - int(where.sum())
+            values = np.where(where, values, 0)
+            check_finite(values, str(path))
             check_range(variable, float(values.min()), float(values.max()), str(path), half_turn=1)
-        return hashlib.sha256(values.tobytes()).digest()
-
-
-class Survey:
-    """A survey in Zarr that has label variables beside `amplitude`.
-
-    Parameters
-    ----------
-    path : path-like
-        Opened by `outcrop.open`; blocks that were read are kept.
-    labels : sequence of str
-        Names of the variables.
-
-    Raises
-    ------
-    TrainingDataError
-        If a variable is missing, has other dimensions or, at the traces that are there, values
-        that are not finite, beyond what a probability or an angle can be, or all the same.
-    """
-
-    volumes: int | None = 1
-
-    def __init__(self, path: str | os.PathLike[str], labels: Sequence[str]) -> None:
-        from ..engine.statistics import statistics
-        from ..survey import open as open_survey
-
-        try:
-            survey = open_survey(path)
-        except SurveyError as error:
-            raise TrainingDataError(str(error)) from error
-        names = ("amplitude", *labels)
-        missing = [name for name in names if name not in survey]
-        if missing:
-            has = ", ".join(map(str, survey.data_vars))
-            raise TrainingDataError(f"{path}: has no variable {missing[0]}; it has {has}")
-        dims = ("inline", "crossline", "twt" if "twt" in survey.dims else "depth")
-        for name in names:
-            if set(survey[name].dims) != set(dims):
-                raise TrainingDataError(
-                    f"{path}: {name} has dimensions {', '.join(map(str, survey[name].dims))} "
-                    f"instead of {', '.join(dims)}"
-                )
-        self.dataset = survey[list(names)].transpose(*dims, ...)
-        for name in labels:
-            _check_lazily(self.dataset[name], f"{path}: {name}")
-        try:
-            self.statistics, fingerprint = statistics(survey["amplitude"])
-        except SurveyError as error:
-            raise TrainingDataError(f"{path}: {error}") from error
-        check_differ(self.statistics, f"{path}: amplitude")
-        self.description: dict[str, Any] = {
-            "survey": str(Path(path).absolute()),
-            "fingerprint": fingerprint,
-        }
-        self._open()
-
-    def _open(self) -> None:
-        self.shape: Extents = self.dataset["amplitude"].shape
-        live = self.dataset.coords.get("live")
-        self.volume = Volume(
-            {
-                str(name): Blocks(variable.data, _CACHE // len(self.dataset.data_vars))
-                for name, variable in self.dataset.data_vars.items()
-            },
-            self.statistics,
-            None if live is None else live.to_numpy(),
-        )
-
-    def part(self, dim: str, start: int, stop: int) -> Survey:
-        """Return the same survey between two positions along a dimension, its statistics kept."""
-        other = copy.copy(self)
-        other.dataset = self.dataset.isel({dim: slice(start, stop)})
-        first, last = other.dataset[dim].to_numpy()[[0, -1]].tolist()
-        other.description = {**self.description, dim: [first, last]}
-        other._open()
-        return other
-
-    def split(self, crop: Sequence[int]) -> tuple[Survey, Survey]:
-        """Hold out the last tenth of the inlines or crosslines, whichever are more.
-
-        Raises
-        ------
-        TrainingDataError
-            If what is left, or what is held out, is less than a crop of (inlines, crosslines,
-            samples).
-        """
-        axis = 0 if self.shape[0] >= self.shape[1] else 1
-        dim, extent = ("inline", "crossline")[axis], self.shape[axis]
-        cut = extent - max(extent // 10, crop[axis])
-        if cut < crop[axis]:
-            raise TrainingDataError(
-                f"{self.description['survey']}: {extent} {dim}s are too few to hold some out "
-                f"beside crops of {crop[axis]}; pass validation data or take smaller crops"
-            )
-        parts = self.part(dim, 0, cut), self.part(dim, cut, extent)
-        for part in parts:
-            if part.volume.live is not None and not part.volume.live.any():
-                first, last = part.description[dim]
-                raise TrainingDataError(
-                    f"{self.description['survey']}: no traces from {dim} {first} to {last}, one of "
-                    "the parts to train and to validate with; pass validation data"
-                )
-        return parts
-
-    def read(self, number: int) -> Volume:
-        """Return the survey, whatever the number."""
-        return self.volume
-
-
-def _check_lazily(label: xr.DataArray, where: str) -> None:
-    """The same, block by block: labels of a survey may not fit into memory."""
-    live, lowest, highest = label.coords.get("live"), np.inf, -np.inf
-    for box in dask.array.core.slices_from_chunks(label.data.chunks):
-        values = label.data[box].compute(scheduler="synchronous")
-        if live is not None:  # labels where there is no trace are not learnt from
-            values = np.where(live.to_numpy()[box[:2]][:, :, None], values, 0)
-        check_finite(values, where, [s.start for s in box])
-        lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
-    check_range(str(label.name), lowest, highest, where)
-    if lowest == highest:
-        raise TrainingDataError(f"{where}: is {lowest:g} everywhere; is this the right label?")
+        return digest
 
 
 class Part:

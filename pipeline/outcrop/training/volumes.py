@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -22,16 +23,19 @@ class Volume(NamedTuple):
     ----------
     values : mapping of str to array-like
         `amplitude` and the labels: (inlines, crosslines, samples), sliced when they are needed.
-        What they are where there is no trace does not matter.
+        What they are where there is no trace does not matter; labels are NaN where not known.
     statistics : Statistics
         Of the amplitudes of the live traces.
     live : numpy.ndarray or None
         (inlines, crosslines), bool: where there are traces.
+    labelled : numpy.ndarray or None
+        (inlines, crosslines), bool: which of them, at least one, have labels; all unless given.
     """
 
     values: Mapping[str, Any]
     statistics: Statistics
     live: Array | None = None
+    labelled: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,7 +100,26 @@ def check_finite(values: Array, where: str, start: Sequence[int] = (0, 0, 0)) ->
         at = ", ".join(str(i) for i in np.argwhere(bad)[0] + start)
         raise TrainingDataError(
             f"{where}: {int(bad.sum()):,} values are NaN or infinite, the first at (inline, "
-            f"crossline, sample) ({at}), from 0; repair or leave out this file"
+            f"crossline, sample) ({at}), from 0; repair this file, or leave it out"
+        )
+
+
+def known(label: str, values: Array) -> Array:
+    """Where a label is known: not NaN. Of rgt all is, as its range is that of the whole crop."""
+    return np.ones(values.shape, bool) if label == "rgt" else ~np.isnan(values)
+
+
+def with_labels(traces: Sequence[Any]) -> Array:
+    """Traces that have all labels or, if none has, some; for each label those that have it."""
+    every = np.all(traces, 0)
+    return every if every.any() else np.any(traces, 0)
+
+
+def tell_unknown(where: str, count: int) -> None:
+    """Warn of labels that are not known: they may have been lost, too."""
+    if count:
+        warnings.warn(
+            f"{where}: {count:,} values are NaN: not known, and not learnt from", stacklevel=2
         )
 
 
@@ -120,7 +143,7 @@ def check_range(
         return
     most = half_turn if label in QUANTITIES else 1.0
     if lowest < 0 or highest > most:
-        how = "make them 0 to 1" if lowest < 0 else f"divide by {highest:g}"
+        how = "make them 0 to 1, NaN where not known" if lowest < 0 else f"divide by {highest:g}"
         if label in QUANTITIES:
             how = (
                 "divide degrees by 180"

@@ -1,0 +1,176 @@
+"""Surveys in Zarr with label variables, to take crops from."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dask.array
+import numpy as np
+import xarray as xr
+
+from ..engine.statistics import place_sum, statistics
+from ..errors import SurveyError, TrainingDataError
+from ..storage import naming_refusal
+from ..survey.reading import naming_bad_chunk
+from .blocks import Blocks
+from .volumes import (
+    Array,
+    Extents,
+    Volume,
+    check_differ,
+    check_finite,
+    check_range,
+    known,
+    tell_unknown,
+    with_labels,
+)
+
+_CACHE = 1 << 30  # bytes of a survey's blocks that each process keeps
+
+
+class Survey:
+    """A survey in Zarr that has label variables beside `amplitude`.
+
+    Parameters
+    ----------
+    path : path-like
+        Opened by `outcrop.open`; blocks that were read are kept.
+    labels : sequence of str
+        Names of the variables.
+
+    Raises
+    ------
+    TrainingDataError
+        If a variable is missing, has other dimensions or, at the traces that are there, values
+        that are not finite (but for labels that are not known: NaN), beyond what a probability or
+        an angle can be, or all the same.
+    """
+
+    volumes: int | None = 1
+
+    def __init__(self, path: str | os.PathLike[str], labels: Sequence[str]) -> None:
+        from ..survey import open as open_survey
+
+        try:
+            survey = open_survey(path)
+        except SurveyError as error:
+            raise TrainingDataError(str(error)) from error
+        names = ("amplitude", *labels)
+        missing = [name for name in names if name not in survey]
+        if missing:
+            has = ", ".join(map(str, survey.data_vars))
+            raise TrainingDataError(f"{path}: has no variable {missing[0]}; it has {has}")
+        dims = ("inline", "crossline", "twt" if "twt" in survey.dims else "depth")
+        for name in names:
+            if set(survey[name].dims) != set(dims):
+                raise TrainingDataError(
+                    f"{path}: {name} has dimensions {', '.join(map(str, survey[name].dims))} "
+                    f"instead of {', '.join(dims)}"
+                )
+        self.dataset = survey[list(names)].transpose(*dims, ...)
+        try:
+            found = [_check_lazily(self.dataset[name], f"{path}: {name}") for name in labels]
+            self.statistics, fingerprint = statistics(survey["amplitude"])
+        except SurveyError as error:
+            raise TrainingDataError(f"{path}: {error}") from error
+        check_differ(self.statistics, f"{path}: amplitude")
+        sums, some = zip(*found, strict=True)
+        self.dataset.coords["labelled"] = dims[:2], with_labels(some)
+        self.description: dict[str, Any] = {
+            "survey": str(Path(path).absolute()),
+            "fingerprint": hashlib.sha256(repr((fingerprint, sums)).encode()).hexdigest(),
+        }
+        self._open()
+
+    def _open(self) -> None:
+        self.shape: Extents = self.dataset["amplitude"].shape
+        live = self.dataset.coords.get("live")
+        self.volume = Volume(
+            {
+                str(name): Blocks(variable.data, _CACHE // len(self.dataset.data_vars))
+                for name, variable in self.dataset.data_vars.items()
+            },
+            self.statistics,
+            None if live is None else live.to_numpy(),
+            self.dataset["labelled"].to_numpy(),
+        )
+
+    def part(self, dim: str, start: int, stop: int) -> Survey:
+        """Return the same survey between two positions along a dimension, its statistics kept."""
+        other = copy.copy(self)
+        other.dataset = self.dataset.isel({dim: slice(start, stop)})
+        first, last = other.dataset[dim].to_numpy()[[0, -1]].tolist()
+        other.description = {**self.description, dim: [first, last]}
+        other._open()
+        return other
+
+    def split(self, crop: Sequence[int]) -> tuple[Survey, Survey]:
+        """Hold out the last tenth of the inlines or crosslines, whichever are more.
+
+        Raises
+        ------
+        TrainingDataError
+            If what is left, or what is held out, is less than a crop of (inlines, crosslines,
+            samples).
+        """
+        axis = 0 if self.shape[0] >= self.shape[1] else 1
+        dim, extent = ("inline", "crossline")[axis], self.shape[axis]
+        cut = extent - max(extent // 10, crop[axis])
+        if cut < crop[axis]:
+            raise TrainingDataError(
+                f"{self.description['survey']}: {extent} {dim}s are too few to hold some out "
+                f"beside crops of {crop[axis]}; pass validation data or take smaller crops"
+            )
+        parts = self.part(dim, 0, cut), self.part(dim, cut, extent)
+        for part in parts:
+            if not part.dataset["labelled"].any():
+                first, last = part.description[dim]
+                raise TrainingDataError(
+                    f"{self.description['survey']}: no labelled traces from {dim} {first} to "
+                    f"{last}, one of the parts to train and to validate with; pass validation data"
+                )
+        return parts
+
+    def read(self, number: int) -> Volume:
+        """Return the survey, whatever the number."""
+        return self.volume
+
+
+def _check_lazily(label: xr.DataArray, where: str) -> tuple[int, Array]:
+    """Check labels block by block, as they may not fit into memory.
+
+    Returns
+    -------
+    int
+        A sum of all of them that others would not give.
+    numpy.ndarray
+        (inlines, crosslines), bool: traces that are there with labels that are known.
+    """
+    live, lowest, highest, total = label.coords.get("live"), np.inf, -np.inf, 0
+    some, unknown = np.zeros(label.shape[:2], bool), 0
+    blocks = Blocks(label.data, 0)
+    for box in dask.array.core.slices_from_chunks(label.data.chunks):
+        with naming_bad_chunk(label, box), naming_refusal(where, "then run the same command again"):
+            values = blocks[box]
+        there = np.True_ if live is None else live.to_numpy()[box[:2]][:, :, None]
+        values = np.where(there, values, 0)  # what is elsewhere is not learnt from
+        total += int(place_sum(values, [(s.start, s.stop) for s in box]))
+        total %= 2**64
+        learnt = known(str(label.name), values)
+        unknown += learnt.size - int(learnt.sum())
+        some[box[:2]] |= (learnt & there).any(2)
+        values = np.where(learnt, values, 0)
+        check_finite(values, where, [s.start for s in box])
+        lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
+    if not some.any():
+        raise TrainingDataError(f"{where}: is NaN everywhere; is this the right label?")
+    check_range(str(label.name), lowest, highest, where)
+    tell_unknown(where, unknown)
+    if lowest == highest:
+        raise TrainingDataError(f"{where}: is {lowest:g} everywhere; is this the right label?")
+    return total, some
