@@ -308,7 +308,9 @@ LAYERS = {
         + x.cummin(2)[0]
     ),
     "ranks": lambda x, p: (
-        alike(x.kthvalue(2, 1, True)[0] + x.median(1, True)[0] + x.nanmedian(1, True)[0], x)
+        x.quantile(0.3, -1, True)
+        + x.nanquantile(0.5, 2, keepdim=True)
+        + alike(x.kthvalue(2, 1, True)[0] + x.median(1, True)[0] + x.nanmedian(1, True)[0], x)
         + alike(x.round().mode(1, True)[0], x)
     ),
     "coordinates": lambda x, p: x + torch.linspace(0, 1, x.shape[-1], dtype=x.dtype).expand_as(x),

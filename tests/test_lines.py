@@ -29,7 +29,8 @@ def image(t):
 
 def attention(x):
     q, k, v = (tokens(f(x)) for f in (torch.sin, torch.cos, torch.tanh))
-    return image(F.scaled_dot_product_attention(q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v)
+    return image(y + F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
 def products(x):

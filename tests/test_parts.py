@@ -141,6 +141,9 @@ FUNCTIONS = {
         .gather(1, x[:, :3].argmax(1, keepdim=True))
     ),
     "take": lambda x: torch.take_along_dim(x, x.argmax(1, keepdim=True), 1),
+    "take along an axis": lambda x: (
+        x.gather(4, x.argmax(4, True)) + torch.take_along_dim(x, x.sort(2)[1][:, :, 1:2], 2)
+    ),
     "scatter": lambda x: torch.zeros_like(x).scatter_(1, x.argmax(1, keepdim=True), 1.0),
     "scatter_add": lambda x: x.scatter_add(1, x.argsort(1), x),
     "topk": lambda x: x.topk(2, 1)[0] + x.topk(2, 1)[1],
@@ -148,6 +151,7 @@ FUNCTIONS = {
     "logcumsumexp": lambda x: x.logcumsumexp(1),
     "median": lambda x: x.median(1, keepdim=True)[0] + x.nanmedian(2, keepdim=True)[0],
     "kthvalue": lambda x: x.kthvalue(2, 1, True)[0] + x.kthvalue(1, 2, True)[1],
+    "quantile": lambda x: x.quantile(0.3, 2, keepdim=True) + x.nanquantile(0.7, 1)[:, None],
     "mode": lambda x: x.round().mode(1)[0][:, None],
     "sort along an axis": lambda x: x.sort(2)[0] + x.sort(3)[1],
     "softmax of two": lambda x: x.flatten(1, 1).unflatten(1, (2, 2)).softmax(2).flatten(1, 2),

@@ -373,7 +373,6 @@ def test_what_stays_on_the_grid():
     off = {
         "local response",
         "einsum attention",
-        "Fourier",
     }
     for name, function in FUNCTIONS.items():
         example = torch.zeros(1, dtype=torch.float64).expand(1, 4, 8, 6, 6)

@@ -269,6 +269,40 @@ def _softmax(call: Call) -> Ref:
     return call.add("sub", args, call.shape, "Tensor")
 
 
+_RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
+
+
+def _quantile(call: Call) -> Ref:
+    if call.overload != "scalar":  # several at once
+        call.op = f"aten:{call.op}"
+    return call.plain()
+
+
+def _recurrent(call: Call) -> Ref:
+    """States that are the same for all lines, such as zeros, as that of one line."""
+    weights, nodes = call.builder.weights, call.builder.nodes
+    if call.overload == "data":  # lines of different lengths
+        call.op = f"aten:{call.op}"
+        return call.plain()
+
+    def of_one(x: Ref) -> Ref:
+        node = nodes.get(x.name)
+        if x.name in weights:
+            value = weights[x.name]
+        elif node is not None and node.op == "aten:expand" and not node.operands:
+            value = weights[node.weights[0]].expand(node.shape)
+        else:
+            return x
+        one = value[..., :1, :]
+        alike = value.stride(-2) == 0 or bool((value == one).all())
+        return call.constant(one.contiguous()) if alike else x
+
+    given = call.args["hx"]
+    states = tuple(map(of_one, given)) if isinstance(given, tuple) else of_one(given)
+    call.args = {**call.args, "hx": states}
+    return call.plain()
+
+
 LOWER: dict[str, Callable[[Call], Ref]] = {
     **PARTS,
     **PRODUCTS,
@@ -292,4 +326,6 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     **dict.fromkeys([f"adaptive_avg_pool{n}d" for n in (1, 2, 3)], _adaptive("global_mean")),
     **dict.fromkeys([f"adaptive_max_pool{n}d" for n in (1, 2, 3)], _adaptive("global_amax")),
     "roll": _roll,
+    **dict.fromkeys(("quantile", "nanquantile"), _quantile),
+    **dict.fromkeys((*_RECURRENT, *(f"{kind}_cell" for kind in _RECURRENT)), _recurrent),
 }

@@ -114,29 +114,24 @@ def _at(call: Call, x: Ref, dim: int, index: Ref) -> Ref:
     return call.add("at", {"self": x, "dim": dim, "index": at}, call.shape)
 
 
-def _recurrent(call: Call) -> Ref:
-    """States that are the same for all lines, such as zeros, as that of one line."""
-    weights, nodes = call.builder.weights, call.builder.nodes
-    if call.overload == "data":  # lines of different lengths
-        call.op = f"aten:{call.op}"
+def _gather(call: Call) -> Ref:
+    """One point of each line: those of the others are taken for 0, and all are added up."""
+    x, dim = call.args["self"], call.args["dim"]
+    index = call.args["index" if "index" in call.args else "indices"]
+    shape, own = call.builder.shape(x.name), call.dtype_of(x.name)
+    if dim is None or not shape or not call.dims(x.name)[dim % len(shape)]:
         return call.plain()
-
-    def of_one(x: Ref) -> Ref:
-        node = nodes.get(x.name)
-        if x.name in weights:
-            value = weights[x.name]
-        elif node is not None and node.op == "aten:expand" and not node.operands:
-            value = weights[node.weights[0]].expand(node.shape)
-        else:
-            return x
-        one = value[..., :1, :]
-        alike = value.stride(-2) == 0 or bool((value == one).all())
-        return call.constant(one.contiguous()) if alike else x
-
-    given = call.args["hx"]
-    states = tuple(map(of_one, given)) if isinstance(given, tuple) else of_one(given)
-    call.args = {**call.args, "hx": states}
-    return call.plain()
+    dim %= len(shape)
+    one = tuple(1 if d == dim else n for d, n in enumerate(shape))
+    if call.builder.shape(index.name) != one or call.shape != one or not own.is_floating_point:
+        return call.plain()
+    count = torch.arange(shape[dim]).view(-1, *(1,) * (len(shape) - 1 - dim))
+    args = {"self": index, "other": call.constant(count)}
+    mask = call.add("eq", args, shape, "Tensor", dtype=torch.bool)
+    zero = call.constant(torch.zeros((), dtype=own))
+    args = {"condition": mask, "self": x, "other": zero}
+    args = {"self": call.add("where", args, shape, "self", dtype=own), "dim": (dim,)}
+    return call.add("sum", {**args, "keepdim": True, "dtype": None}, one, "dim_IntList", dtype=own)
 
 
 def _embedding(call: Call) -> Ref:
@@ -359,10 +354,7 @@ PARTS: dict[str, Callable[[Call], Ref]] = {
     "index": _index,
     "index_select": _index_select,
     "embedding": _embedding,
-    **dict.fromkeys(("gru", "lstm", "rnn_relu", "rnn_tanh"), _recurrent),
-    **dict.fromkeys(
-        [f"{kind}_cell" for kind in ("gru", "lstm", "rnn_relu", "rnn_tanh")], _recurrent
-    ),
+    **dict.fromkeys(("gather", "take_along_dim"), _gather),
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "unbind": _unbind,
     "diagonal": _diagonal,

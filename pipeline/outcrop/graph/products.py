@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
+
+from .build import FOLDED
 from .call import Call
 from .graph import Ref
 from .rules.base import per_axis
@@ -79,6 +82,15 @@ def _einsum(call: Call) -> Ref:
     return call.add("permute", {"self": product, "dims": dims}, call.shape)
 
 
+def _attention(call: Call) -> Ref:
+    """A causal one, by a mask, which tiles take their part of."""
+    a, points = call.args, [call.builder.shape(call.args[key].name)[-2] for key in ("query", "key")]
+    if a["is_causal"] and a["attn_mask"] is None and math.prod(points) <= FOLDED:
+        mask = call.constant(torch.ones(points, dtype=torch.bool).tril())
+        call.args = {**a, "attn_mask": mask, "is_causal": False}
+    return call.plain()
+
+
 def _convolution(call: Call) -> Ref:
     """Of kernels of one point, on dimensions that hold several axes: a product of matrices."""
     x, weight, n = call.args["input"], call.args["weight"], int(call.op[-2])
@@ -101,5 +113,6 @@ def _convolution(call: Call) -> Ref:
 PRODUCTS: dict[str, Callable[[Call], Ref]] = {
     **dict.fromkeys(("matmul", "bmm", "mm"), _matmul),
     "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
 }

@@ -166,6 +166,7 @@ RULES: dict[str, Rule] = _Table(
         **dict.fromkeys(_REDUCTIONS.split(), Reduction()),
         "logsumexp": Reduction(copies=1),
         "kthvalue": Reduction(copies=1, ranks=True),
+        **dict.fromkeys(("nanquantile", "quantile"), Reduction(copies=2, ranks=True)),
         "moments": Moments(),
         "global_var": Moments(),
         "gram": Gram(),
