@@ -82,10 +82,11 @@ def spectra(x):
 
 
 def of_points(x, *layers):
-    """Convolutions of one point, over points in a row or in several."""
+    """Convolutions and means of one point over points in a row, or of more beside these."""
     first, second = layers
-    y = torch.relu(first(x.flatten(2))).unflatten(2, (-1, x.shape[-1]))
-    return second(y).view(x.shape)
+    y = F.local_response_norm(torch.relu(first(x.flatten(2))).unflatten(2, x.shape[2:]), 3)
+    y = F.avg_pool2d(second(y.flatten(2, 3)), (1, 3), 1, (0, 1), count_include_pad=False)
+    return F.max_pool2d(y, (1, 2)).unflatten(2, x.shape[2:4])
 
 
 def traces(x, layer, last, state):
@@ -178,7 +179,7 @@ def mapped(x):
         (analytic, ()),
         (filtered, ()),
         (spectra, ()),
-        (of_points, (nn.Conv1d(4, 6, 1), nn.Conv2d(6, 4, 1))),
+        (of_points, (nn.Conv1d(4, 6, 1), nn.Conv2d(6, 4, (1, 3), padding="same", dilation=2))),
         (
             traces,
             (

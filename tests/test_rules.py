@@ -371,7 +371,6 @@ def test_layers(layer, data):
 def test_what_stays_on_the_grid():
     """Operators with a rule are not evaluated whole by accident."""
     off = {
-        "local response",
         "einsum attention",
     }
     for name, function in FUNCTIONS.items():

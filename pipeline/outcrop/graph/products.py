@@ -10,7 +10,6 @@ import torch
 from .build import FOLDED
 from .call import Call
 from .graph import Ref
-from .rules.base import per_axis
 
 
 def _gram(call: Call, a: Ref, b: Ref) -> Ref | None:
@@ -91,28 +90,8 @@ def _attention(call: Call) -> Ref:
     return call.plain()
 
 
-def _convolution(call: Call) -> Ref:
-    """Of kernels of one point, on dimensions that hold several axes: a product of matrices."""
-    x, weight, n = call.args["input"], call.args["weight"], int(call.op[-2])
-    dims, kernel = call.dims(x.name), call.builder.shape(weight.name)
-    steps = call.args["stride"], call.args["groups"], math.prod(kernel[2:])
-    plain = {1} == {k for step in steps for k in per_axis(step, n)}
-    if call.args["padding"] not in ("same", "valid"):
-        plain &= not any(per_axis(call.args["padding"], n))
-    several = len(dims) == n + 2 and any(len(axes) > 1 for axes in dims[2:])
-    if not plain or not several or weight.name not in call.builder.weights:
-        return call.plain()
-    matrix = call.add("view", {"self": weight, "size": kernel[:2]}, kernel[:2])
-    args = {"self": x, "dims": (0, *range(2, n + 2), 1)}
-    shape = (call.shape[0], *call.shape[2:], kernel[1])
-    args = {"input": call.add("permute", args, shape), "weight": matrix, "bias": call.args["bias"]}
-    made = call.add("linear", args, (*shape[:-1], kernel[0]))
-    return call.add("permute", {"self": made, "dims": (0, n + 1, *range(1, n + 1))}, call.shape)
-
-
 PRODUCTS: dict[str, Callable[[Call], Ref]] = {
     **dict.fromkeys(("matmul", "bmm", "mm"), _matmul),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
 }

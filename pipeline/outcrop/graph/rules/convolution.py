@@ -145,6 +145,11 @@ class Convolution(Window):
 class TransposedConvolution(Convolution):
     """Transposed convolution: input i adds to the outputs i·stride - padding + k·dilation."""
 
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        made = super().layout(node, graph)
+        several = made is not None and any(len(axes) > 1 for axes in made.dims[-op_rank(node) :])
+        return None if several else made
+
     def geometry(self, node: Node, graph: Graph) -> tuple[Shape, Shape, Shape, Shape]:
         n = op_rank(node)
         stride, padding, dilation = (

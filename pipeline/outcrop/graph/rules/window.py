@@ -27,7 +27,8 @@ class Window(Rule):
     """A window of `kernel` points, `dilation` apart, moved by `stride` over a padded grid.
 
     It moves along the last dimensions of an operand, each of which holds one axis of the grid or
-    none; one that holds none is always taken whole.
+    none; one that holds none is always taken whole. One along which the window is a single point
+    may hold several.
 
     Parameters
     ----------
@@ -55,12 +56,14 @@ class Window(Rule):
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         own = graph.layouts[self.source(node)]
         n = op_rank(node)
-        if any(len(axes) > 1 for axes in own.dims[-n:]) or len(own.shape) <= n:
+        if len(own.shape) <= n:
             return None
-        grid = list(own.grid)
-        for axes, extent in zip(own.dims[-n:], node.shape[-n:], strict=True):
-            for a in axes:
-                grid[a] = extent
+        grid, (*how, _) = list(own.grid), self.geometry(node, graph)
+        for i, (axes, *window) in enumerate(zip(own.dims[-n:], *how, strict=True)):
+            if len(axes) > 1 and window != [1, 1, 0]:
+                return None
+            if len(axes) == 1:
+                grid[axes[0]] = node.shape[i - n]
         return Layout(node.shape, own.dims, tuple(grid))
 
     def reach(self, node: Node, box: Box, graph: Graph) -> tuple[Shape, Shape]:
@@ -69,7 +72,7 @@ class Window(Rule):
         kernel, stride, padding, dilation = self.geometry(node, graph)
         start, stop = [], []
         for i, axes in enumerate(layout.dims[-n:]):
-            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i - n])
+            a, b = _range(axes, box, layout.shape[i - n])
             start.append(a * stride[i] - padding[i])
             stop.append((b - 1) * stride[i] - padding[i] + (kernel[i] - 1) * dilation[i] + 1)
         return tuple(start), tuple(stop)
@@ -79,8 +82,9 @@ class Window(Rule):
         own, n = graph.layouts[self.source(node)], op_rank(node)
         start, stop = [], []
         for i, (a, b) in enumerate(zip(*self.reach(node, box, graph), strict=True)):
-            extent = own.shape[i - n]
-            if own.dims[i - n]:
+            axes, extent = own.dims[i - n], own.shape[i - n]
+            if axes:
+                extent = b if len(axes) > 1 else extent
                 first = min(max(a, 0), extent - 1)
                 start.append(first)
                 stop.append(max(min(b, extent), first + 1))
@@ -148,12 +152,22 @@ class Window(Rule):
         return itemsize * graph.width(source) * need.size
 
 
+def _range(axes: Axes, box: Box, extent: int) -> tuple[int, int]:
+    """First and last-but-one point of a box along a dimension that holds these axes.
+
+    Of several the points are counted within the box.
+    """
+    if len(axes) == 1:
+        return box.start[axes[0]], box.stop[axes[0]]
+    return 0, math.prod(box.shape[a] for a in axes) if axes else extent
+
+
 def with_axes(box: Box, dims: Sequence[Axes], first: Shape, last: Shape) -> Box:
-    """Return `box` with other ranges along the axes that `dims` hold, one each."""
+    """Return `box` with other ranges along axes that are alone in one of `dims`."""
     start, stop = list(box.start), list(box.stop)
     for axes, a, b in zip(dims, first, last, strict=True):
-        for axis in axes:
-            start[axis], stop[axis] = a, b
+        if len(axes) == 1:
+            start[axes[0]], stop[axes[0]] = a, b
     return Box(tuple(start), tuple(stop))
 
 
@@ -242,8 +256,8 @@ class AveragePool(Pool):
         if divisor:
             return made * (math.prod(kernel) / divisor)
         for i, (k, s, p) in enumerate(zip(kernel, stride, padding, strict=True)):
-            axes, extent = layout.dims[i - n], graph.layouts[source].shape[i - n]
-            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i - n])
+            extent = graph.layouts[source].shape[i - n]
+            a, b = _range(layout.dims[i - n], box, layout.shape[i - n])
             low = np.arange(a, b) * s - p
             if node.args["count_include_pad"]:
                 count = (low + k).clip(max=extent + p) - low
