@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -29,6 +30,7 @@ from outcrop.errors import (
     SurveyError,
 )
 from outcrop.output import Output
+from outcrop.survey import parts
 from outcrop.survey.decode import decode
 from outcrop.survey.segy import FIELDS
 from segy_files import cdp, write_segy
@@ -692,6 +694,23 @@ def test_killed_ingest_does_not_open_and_goes_on(tmp_path, large):
     assert {key: path.stat().st_mtime_ns for key, path in done.items()} == before
     assert not (out / "unfinished").exists()
     assert_same(outcrop.open(out), outcrop.open(undisturbed))
+
+
+def test_interrupted_as_a_thread_starts(monkeypatch):
+    """No thread is left waiting, which would keep the process from ending."""
+    start, started = threading.Thread.start, []
+
+    def interrupted(thread):
+        start(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            parts.run(int, [1], lambda *_: None, 3)
+    started[0].join(10)
+    assert not started[0].is_alive()
 
 
 def _shard(out: Path, key: str) -> Path:

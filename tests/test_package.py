@@ -139,6 +139,20 @@ def test_interrupted(command: str, sign: int, says: str, tmp_path: Path) -> None
     assert told.endswith(f"interrupted; the same command {says}\n")
 
 
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_when_all_is_done(sign: int) -> None:
+    code = f"""
+import atexit, os
+from outcrop.cli.main import main
+atexit.register(os.kill, os.getpid(), {int(sign)})
+main()
+"""
+    done = run(sys.executable, "-c", code, "--version")
+    assert done.returncode == -sign
+    assert done.stdout == f"outcrop {outcrop.__version__}\n"
+    assert done.stderr == ""
+
+
 def test_a_terminal_of_ascii(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "outcrop.cli.main", "info", "tests/data/segy/f3.sgy"]
     done = subprocess.run(

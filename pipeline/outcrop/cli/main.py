@@ -78,6 +78,9 @@ def main() -> None:
             then += "; of several surveys those that are whole are predicted anew"
         typer.echo(f"interrupted; the same command {how}{then}", err=True)
         sys.exit(130)
+    finally:  # of Python's own end, too, an interruption tells no story
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, signal.SIG_DFL)
 
 
 if __name__ == "__main__":
