@@ -959,6 +959,26 @@ def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
     assert [e["step"] for e in after] == [4, 8, 12, 16]
 
 
+def test_stopped_in_its_first_epoch_it_is_resumed_all_the_same(tmp_path, monkeypatch):
+    options = {**QUICK, "epochs": 1}
+    whole = fit("faultseg3d", out=tmp_path / "whole", **options)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "validation_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit("faultseg3d", out=tmp_path / "run", **options)
+    with pytest.raises(ResumeError, match=r"begun with learning_rate 0\.001, not 0\.5"):
+        fit("faultseg3d", out=tmp_path / "run", **options, resume=True, learning_rate=0.5)
+    resumed = fit("faultseg3d", out=tmp_path / "run", **options, resume=True)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    (epoch,) = history(tmp_path / "run")["epochs"]
+    assert epoch["step"] == 4
+
+
 def test_a_moving_average_soon_forgets_the_weights_at_the_start():
     model = torch.nn.Linear(1, 1)
     average = AveragedModel(model, avg_fn=partial(averaged, 0.9))
@@ -1116,7 +1136,7 @@ def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(OutputExistsError, match="other things"):
         fit("faultseg3d", out=tmp_path, **QUICK, overwrite=True)
-    with pytest.raises(ResumeError, match="no checkpoint"):
+    with pytest.raises(ResumeError, match="holds no run"):
         fit("faultseg3d", out=tmp_path / "none", **QUICK, resume=True)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 

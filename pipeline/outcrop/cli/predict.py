@@ -291,6 +291,8 @@ def command(
         tell()
         typer.echo(f"{out}: {len(survey)} predictions", err=aside)
         return
+    # Takes its time: interrupted, the same command writes what follows.
+    tell(result)
     if picks is not None:
         least = 0.5 if threshold is None else threshold
         count = write_picks(result[picked], picks, threshold=least, minimum=minimum or 0)
@@ -298,7 +300,6 @@ def command(
     if shape is not None:
         for path in write_raw(result, network.card, out):  # type: ignore[arg-type]
             typer.echo(str(path), err=aside)
-    tell(result)
     sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
     typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}", err=aside)
     if effect := result.attrs.get("storage_compression_effect"):

@@ -222,6 +222,8 @@ def fit(
         )
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         begin(folder, settings, free=_FREE, resume=resume, overwrite=overwrite)
+    last = folder / LAST
+    resume = resume and last.is_file()  # which one that was stopped in its first epoch has not
 
     training, held_out = sources
     crops: dict[str, Any] = {"card": fed, "labels": objective.labels, "size": extents}
@@ -231,7 +233,7 @@ def fit(
     share = 1 if held_out.volumes is None else -(-validation_samples // held_out.volumes)
     numbers = Numbers(samples, per_volume, lanes)
     if resume:  # Lightning tells the epoch when workers have begun to fetch
-        numbers.set_epoch(epochs_of(folder / LAST))
+        numbers.set_epoch(epochs_of(last))
     train = DataLoader(
         Crops(training, per_volume=per_volume, seed=seed, augment=augment, keep=keep, **crops),
         batch,
@@ -266,7 +268,7 @@ def fit(
         L.seed_everything(seed, workers=True, verbose=False)
         interrupt = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module, train, valid, ckpt_path=folder / LAST if resume else None)
+            trainer.fit(module, train, valid, ckpt_path=last if resume else None)
         except torch.OutOfMemoryError as error:
             raise OutcropError(
                 f"crop {crop}, batch {batch}: the GPU's memory ran out; take smaller ones, or keep "
