@@ -50,6 +50,7 @@ from outcrop.events import Stage, Tile
 from outcrop.graph import capture
 from outcrop.planner import make_plan
 from outcrop.planner.rates import _CPU, Crew, remembered
+from test_faults import after_a_warning
 from test_predict import make_survey
 
 ROOT = Path(__file__).parents[1]
@@ -259,8 +260,7 @@ def test_a_window_waits_for_what_runs(client, tmp_path):
 
     with tasks.Window(client) as window:
         window.submit("slow", 0, task)
-        while not began.exists():
-            time.sleep(0.01)
+        until(began)()
     assert ended.exists()
 
 
@@ -281,11 +281,11 @@ def test_what_a_task_ends_with_is_told_as_it_is(error, raised, said, client):
             window.take(str)
 
 
-def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):
+def test_a_window_looks_for_workers_while_tasks_run(client, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "_LOOK", 0.1)
     counted = []
     with tasks.Window(client, counted.append) as window:
-        window.submit("slow", 0, time.sleep, 1.0)
+        window.submit("slow", 0, until(tmp_path / "enough"))
         assert window.take(str) is None
         assert counted == [2]
         time.sleep(0.2)
@@ -295,16 +295,18 @@ def test_a_window_looks_for_workers_while_tasks_run(client, monkeypatch):
                 counts = [window.workers(), window.workers()]
         assert counts == [0, 0]
         assert len(caught) == 1
+        (tmp_path / "enough").touch()
         while window.take(str) is None:
             pass
     assert counted[1] == 0
 
 
-def test_a_task_may_end_while_workers_are_counted(client, monkeypatch):
+def test_a_task_may_end_while_workers_are_counted(client, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "_LOOK", 0.1)
     answers = []
 
     def count(_):
+        (tmp_path / "enough").touch()
         time.sleep(0.6)  # in which the task ends
         answered = threading.Event()
         client.loop.add_callback(answered.set)
@@ -312,7 +314,7 @@ def test_a_task_may_end_while_workers_are_counted(client, monkeypatch):
         return {}
 
     with tasks.Window(client) as window:
-        window.submit("soon over", 0, time.sleep, 0.4)
+        window.submit("soon over", 0, until(tmp_path / "enough"))
         monkeypatch.setattr(tasks, "workers_there", count)
         with pytest.warns(UserWarning, match="no worker is there"):
             assert window.take(str) is None
@@ -333,24 +335,24 @@ def test_workers_that_dask_pauses_are_told_of(monkeypatch):
         with pytest.raises(MemoryBudgetError, match=r"worker tcp://127.*has no memory to give"):
             crew_of(client, "cpu", "float32", Path("nowhere"))
         task = client.submit(int, "7")
-        end = threading.Timer(2, client.run, [free])
-        end.start()
-        with pytest.warns(UserWarning, match="worker tcp://127.*takes no task, since") as caught:
+        with (
+            pytest.warns(UserWarning, match="worker tcp://127.*takes no task, since") as caught,
+            after_a_warning(caught, client.run, free),
+        ):
             _wait_for(client, {address(client): task})
-        end.join()
         assert len(caught) == 1
         client.run(fill)
         wait_until_paused(client)
         task = client.submit(int, "8")
-        end = threading.Timer(2, client.run, [free])
-        end.start()
-        with pytest.warns(UserWarning, match="no worker takes tasks, since each") as caught:
+        with (
+            pytest.warns(UserWarning, match="no worker takes tasks, since each") as caught,
+            after_a_warning(caught, client.run, free),
+        ):
             assert tasks.gather(client, [task]) == [8]
-        end.join()
         assert len(caught) == 1
 
 
-def test_what_a_running_task_holds_counts_as_room():
+def test_what_a_running_task_holds_counts_as_room(tmp_path):
     """As where the next of several surveys is planned while tiles of the one before run."""
     few = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": "2GB"}
     with (
@@ -358,10 +360,11 @@ def test_what_a_running_task_holds_counts_as_room():
         Client(local) as client,
     ):
         before = least_room(client, "cpu")
-        task = client.submit(hold, 5 * 10**8)
-        time.sleep(2)
+        task = client.submit(hold, 5 * 10**8, tmp_path)
+        until(tmp_path / "held")()
         during = least_room(client, "cpu")
         assert not task.done()
+        (tmp_path / "enough").touch()
         assert abs(during - before) < 5 * 10**7
         task.result()
         held = client.submit(kept, 3 * 10**8)
@@ -373,11 +376,22 @@ def kept(size):
     return b"1" * size
 
 
-def hold(size):
-    """Hold memory for some seconds."""
+def hold(size, folder):
+    """Hold memory, and say so, until it is enough."""
     held = b"1" * size
-    time.sleep(6)
+    (folder / "held").touch()
+    until(folder / "enough")()
     return len(held)
+
+
+def until(file):
+    """Return a function that waits for a file."""
+
+    def wait():  # which workers get as it is, without what this module imports
+        while not file.exists():
+            time.sleep(0.05)
+
+    return wait
 
 
 def address(client):

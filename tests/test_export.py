@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import struct
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -692,11 +692,23 @@ def test_a_link_leads_to_the_file(holed: Path, tmp_path: Path) -> None:
 # Interrupted, and out of resources
 
 
-SLOW = """
-import sys, time, dask.array, xarray as xr, outcrop, numpy as np
-def block(x): time.sleep(0.05); return x
-data = dask.array.zeros((400, 2048, 1024), chunks=(4, 2048, 1024), dtype="f4").map_blocks(block)
-outcrop.export(xr.DataArray(data, dims=("inline", "crossline", "twt")), sys.argv[1], overwrite=True)
+# It interrupts itself at the tenth block.
+INTERRUPTED = """
+import os, sys, time, dask.array, xarray as xr, outcrop
+from outcrop.survey import blocks
+read = []
+def block(x):
+    read.append(x)
+    if len(read) == 10:
+        print(*os.listdir(), flush=True)
+        os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(0.05)
+    return x
+data = dask.array.zeros((400, 64, 64), chunks=(4, 64, 64), dtype="f4")
+data = data.map_blocks(block, meta=data._meta)
+volume = xr.DataArray(data, dims=("inline", "crossline", "twt"))
+blocks.TARGET = 1 << 16
+outcrop.export(volume, "out.npy", overwrite=True)
 """
 
 
@@ -706,14 +718,10 @@ def test_interrupted_export_leaves_nothing_under_its_name(
 ) -> None:
     out = tmp_path / "out.npy"
     out.write_text("what was there")
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(out)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.npy.*.part")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(how)
-    assert process.wait(60) != 0
+    command = [sys.executable, "-c", INTERRUPTED, str(int(how))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert re.search(r"\.out\.npy\.\w+\.part", done.stdout), done.stderr
+    assert done.returncode == -how
     assert out.read_text() == "what was there"
     if how == signal.SIGINT:
         assert list(tmp_path.iterdir()) == [out]

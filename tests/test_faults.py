@@ -1,5 +1,6 @@
 """What breaks while a prediction is made, on one machine and on a cluster of real processes."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -232,6 +233,22 @@ def test_what_kills_every_worker_is_named(place, named, client, model, survey, t
         client.unregister_worker_plugin(f"stuck in a {place}")
 
 
+@contextlib.contextmanager
+def after_a_warning(caught, do, *arguments):
+    """Do something some time after the first warning of the block."""
+
+    def wait():
+        while not len(caught):
+            time.sleep(0.05)
+        time.sleep(0.5)  # in which no other may come
+        do(*arguments)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    yield
+    thread.join()
+
+
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_lost_after_the_last_tile_costs_nothing(sign, client, tmp_path, monkeypatch):
     """When workers are told that it is over."""
@@ -252,8 +269,11 @@ def test_a_worker_lost_after_the_last_tile_costs_nothing(sign, client, tmp_path,
     assert time.monotonic() - start < 60
     if sign == signal.SIGSTOP:
         monkeypatch.setattr("outcrop.engine.crew._SILENT", 0.5)
-        threading.Timer(1.5, os.kill, [pids[written[-1]], signal.SIGCONT]).start()
-        with pytest.warns(UserWarning, match=f"worker {written[-1]}: gives no answer: waiting"):
+        said = f"worker {written[-1]}: gives no answer: waiting"
+        with (
+            pytest.warns(UserWarning, match=said) as caught,
+            after_a_warning(caught, os.kill, pids[written[-1]], signal.SIGCONT),
+        ):
             check_versions(client)
 
 

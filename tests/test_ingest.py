@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 import warnings
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from outcrop.errors import (
     SurveyError,
 )
 from outcrop.output import Output
+from outcrop.survey import parts
 from outcrop.survey.decode import decode
 from outcrop.survey.segy import FIELDS
 from segy_files import cdp, write_segy
@@ -652,9 +653,16 @@ def test_options_that_make_no_sense(tmp_path, segy, options, message):
 # What happens while it is written
 
 INGEST = """
-import resource, sys, outcrop
+import os, resource, signal, sys, outcrop
+from outcrop.output import Output
 if len(sys.argv) > 3:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+finish, killed = Output.finish, os.environ.get("KILLED")
+def told(output, key):
+    finish(output, key)
+    if len(output.finished) == 10 and killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+Output.finish = told
 outcrop.ingest(sys.argv[1], sys.argv[2], chunks=(4, 4, 64), shards=(8, 8, 512), compressor="zstd:9")
 """
 
@@ -671,13 +679,11 @@ def large(tmp_path_factory) -> Path:
 def test_killed_ingest_does_not_open_and_goes_on(tmp_path, large):
     out, undisturbed = tmp_path / "a.zarr", tmp_path / "b.zarr"
     journal = out / "unfinished" / "finished.txt"
-    process = subprocess.Popen([sys.executable, "-c", INGEST, large, out])
-    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 100):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed = {**os.environ, "KILLED": "yes"}
+    process = subprocess.run([sys.executable, "-c", INGEST, large, out], env=killed)
+    assert process.returncode == -signal.SIGKILL
     finished = journal.read_text().splitlines()
-    assert 5 <= len(finished) < 80
+    assert len(finished) == 10
     with pytest.raises(FileNotFoundError):
         xr.open_zarr(out)
     with pytest.raises(SurveyError, match="is unfinished; run the command"):
@@ -692,6 +698,23 @@ def test_killed_ingest_does_not_open_and_goes_on(tmp_path, large):
     assert {key: path.stat().st_mtime_ns for key, path in done.items()} == before
     assert not (out / "unfinished").exists()
     assert_same(outcrop.open(out), outcrop.open(undisturbed))
+
+
+def test_interrupted_as_a_thread_starts(monkeypatch):
+    """No thread is left waiting, which would keep the process from ending."""
+    start, started = threading.Thread.start, []
+
+    def interrupted(thread):
+        start(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            parts.run(int, [1], lambda *_: None, 3)
+    started[0].join(10)
+    assert not started[0].is_alive()
 
 
 def _shard(out: Path, key: str) -> Path:

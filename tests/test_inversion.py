@@ -6,8 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import deepwave
@@ -350,36 +348,45 @@ def test_batches_are_summed_in_order(line, clients, calm, tmp_path):
     same(inversion.invert(start, path, tmp_path / "a.zarr", client=clients[1], **HOW), calm)
 
 
+def kill_later(out, marker):
+    """Let this process die once it has a batch of the second iteration, unless one died so."""
+    gradient = Shots.gradient
+
+    def killed(*arguments):
+        gradient(*arguments)
+        if (out / "unfinished" / "state.pt").exists():
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    Shots.gradient = killed
+
+
 def test_a_worker_is_killed_in_the_middle_of_an_iteration(line, calm, tmp_path):
     start, _, path = line
     out = tmp_path / "o.zarr"
     with connect("local", workers=2) as client:
-        pids = list(client.run(os.getpid).values())
-        killed = []
-
-        def kill():
-            leaves = out / "unfinished" / "evaluations"
-            while not (out / "unfinished" / "state.pt").exists():
-                time.sleep(0.002)
-            while not list(leaves.glob("*/0-*.npz")):  # some batches are done, others are not
-                time.sleep(0.0005)
-            os.kill(pids[0], signal.SIGKILL)
-            killed.append(len(list(leaves.glob("*/0-*.npz"))))
-
-        killer = threading.Thread(target=kill)
-        killer.start()
+        pids = set(client.run(os.getpid).values())
+        client.run(kill_later, out, tmp_path / "marker")
         found = inversion.invert(start, path, out, client=client, **HOW)
-        killer.join()
-        assert pids[0] not in client.run(os.getpid).values()
-    assert killed[0] < 4
+        assert len(pids & set(client.run(os.getpid).values())) < 2
     same(found, calm)
 
 
+# It kills itself at the first batch of the third iteration.
 RUN = """
-import sys
+import os, signal
+from pathlib import Path
 from outcrop import inversion
+from outcrop.inversion.shots import Shots
 import torch
 torch.set_num_threads(1)
+gradient, journal = Shots.gradient, Path({out!r}) / "unfinished" / "finished.txt"
+def killed(*arguments):
+    gradient(*arguments)
+    if "iteration 2" in journal.read_text():
+        os.kill(os.getpid(), signal.SIGKILL)
+Shots.gradient = killed
 start = inversion.velocity(__import__("numpy").load({start!r}), 10.0)
 inversion.invert(start, {shots!r}, {out!r}, **{how!r})
 """
@@ -390,17 +397,8 @@ def test_the_process_is_killed_and_the_same_call_goes_on(line, calm, tmp_path, m
     out = tmp_path / "o.zarr"
     np.save(tmp_path / "start.npy", start.vp.to_numpy())
     code = RUN.format(start=str(tmp_path / "start.npy"), shots=str(path), out=str(out), how=HOW)
-    process = subprocess.Popen([sys.executable, "-c", code])
-    journal = out / "unfinished" / "finished.txt"
-    leaves = out / "unfinished" / "evaluations"
-    while not (journal.exists() and "iteration 2" in journal.read_text()):
-        assert process.poll() is None
-        time.sleep(0.002)
-    while not list(leaves.glob("*/0-*.npz")):
-        time.sleep(0.0005)
-    process.kill()
-    process.wait()
-    done = len(list(leaves.glob("*/0-*.npz")))
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert len(list((out / "unfinished" / "evaluations").glob("*/0-*.npz"))) == 1
     batches = []
     gradient = Shots.gradient
 
@@ -421,8 +419,7 @@ def test_the_process_is_killed_and_the_same_call_goes_on(line, calm, tmp_path, m
     finally:
         torch.set_num_threads(threads)
     same(found, calm)
-    assert done >= 1
-    assert len(batches) % 4 == (4 - done) % 4
+    assert len(batches) % 4 == 3
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import dask.array
@@ -12,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from filelock import FileLock
+from zarr.storage import LocalStore, MemoryStore
 
 import outcrop
 from outcrop import journal, patience
@@ -131,6 +137,47 @@ def test_a_killed_overwrite_is_gone_on_with(tmp_path, template, monkeypatch):
     with Output.begin(path, template, ENCODING, {"run": 2}, overwrite=True) as output:
         output.commit()
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_interrupted_as_it_takes_the_lock(tmp_path, template, monkeypatch):
+    acquire = FileLock.acquire
+
+    def interrupted(lock, **options):
+        acquire(lock, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileLock, "acquire", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Output.begin(tmp_path / "a.zarr", template, ENCODING, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_while_zarr_writes(tmp_path, template, monkeypatch):
+    """Which it does in a thread of its own: what that still writes must not stay."""
+    writing = threading.Event()
+
+    def slow(kind):
+        put = kind.set
+
+        async def late(*arguments, **options):
+            writing.set()
+            await asyncio.sleep(0.3)
+            await put(*arguments, **options)
+
+        monkeypatch.setattr(kind, "set", late)
+
+    slow(LocalStore)
+    slow(MemoryStore)
+
+    def interrupt():
+        writing.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        Output.begin(tmp_path / "a.zarr", template, ENCODING, {})
+    time.sleep(0.5)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_is_over_writes_nothing(tmp_path, template):

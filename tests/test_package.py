@@ -139,6 +139,36 @@ def test_interrupted(command: str, sign: int, says: str, tmp_path: Path) -> None
     assert told.endswith(f"interrupted; the same command {says}\n")
 
 
+def test_interrupted_beside_a_thread_that_does_not_end() -> None:
+    code = """
+import signal, threading, time
+from outcrop.cli import main
+threading.Thread(target=time.sleep, args=[600]).start()
+print("begun")
+main.app = lambda: signal.raise_signal(signal.SIGTERM)
+main.main()
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stdout == "begun\n"
+    assert done.stderr.startswith("interrupted; ")
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_when_all_is_done(sign: int) -> None:
+    code = f"""
+import atexit, os
+from outcrop.cli.main import main
+atexit.register(os.kill, os.getpid(), {int(sign)})
+main()
+"""
+    done = run(sys.executable, "-c", code, "--version")
+    assert done.returncode == -sign
+    assert done.stdout == f"outcrop {outcrop.__version__}\n"
+    assert done.stderr == ""
+
+
 def test_a_terminal_of_ascii(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "outcrop.cli.main", "info", "tests/data/segy/f3.sgy"]
     done = subprocess.run(

@@ -5,8 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +33,7 @@ from outcrop.errors import (
     ResumeError,
     SurveyError,
 )
+from outcrop.events import Tile
 from outcrop.models.card import OutputCard
 from outcrop.output import is_complete, is_unfinished
 from outcrop.planner import planner
@@ -447,24 +446,21 @@ def test_stored_tensors_that_are_gone_are_missed(tmp_path):
 def test_a_killed_worker_costs_its_tile_alone(model, survey, tmp_path):
     how = {"tile": (16, 16, 16), "storage_mode": "disk"}
     calm = outcrop.predict(model, survey, tmp_path / "calm.zarr", **how)
-    path = tmp_path / "o.zarr"
-    journal = path / "unfinished" / "finished.txt"
     with connect("local", workers=2) as client:
-        workers = client.run(os.getpid)
-        killed = []
+        workers, tiles = client.run(os.getpid), []
+        killed = next(iter(workers.values()))
 
-        def kill():
-            while not journal.exists() or len(journal.read_text().split()) < 4:
-                time.sleep(0.01)
-            killed.append(next(iter(workers.values())))
-            os.kill(killed[0], signal.SIGKILL)
+        def kill(event):
+            if isinstance(event, Tile):
+                tiles.append((event.stage, event.tile))
+                if len(tiles) == 4:
+                    os.kill(killed, signal.SIGKILL)
 
-        killer = threading.Thread(target=kill)
-        killer.start()
-        found = outcrop.predict(model, survey, path, client=client, **how)
-        killer.join()
-        assert killed
-        assert killed[0] not in client.run(os.getpid).values()
+        found = outcrop.predict(
+            model, survey, tmp_path / "o.zarr", client=client, listeners=[kill], **how
+        )
+        assert len(set(tiles)) == len(tiles) > 4
+        assert killed not in client.run(os.getpid).values()
     np.testing.assert_allclose(
         found.fault_probability.values, calm.fault_probability.values, atol=1e-6
     )

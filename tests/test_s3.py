@@ -376,21 +376,19 @@ def test_a_server_that_refuses_for_good(s3, proxy, survey, local):
 
 def test_two_runs_into_one_output(s3, survey, monkeypatch):
     target = "s3://bucket/f/faults"
-    held = locks.take(place(target))
-    try:
+    with locks.taken(place(target)):
         with pytest.raises(OutputExistsError, match="another process is writing it"):
             outcrop.predict(Normed().eval(), survey, target, **HOW)
         owner = json.loads(s3.get_object(Bucket="bucket", Key="f/.faults.lock")["Body"].read())
         assert owner["pid"] == os.getpid()
-    finally:
-        held.release()
     assert keys(s3, "f/") == []
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(s3, caplog):
     s3.put_object(Bucket="bucket", Key="g/.faults.lock", Body=b'{"owner": "dead", "beats": 7}')
+    held = locks.lock_of(place("s3://bucket/g/faults"))
     with caplog.at_level(logging.WARNING):
-        held = locks.take(place("s3://bucket/g/faults"))
+        held.take()
     assert "waiting up to 2 s" in caplog.text
     # Another takes it over in turn, as it might after this process was suspended.
     held.check()

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import resource
 import runpy
 import shutil
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -996,6 +994,21 @@ main()
 """
 
 
+# It kills itself, and the processes that make crops, in the second of its epochs.
+KILLED = """
+import os, signal
+from outcrop.cli.main import main
+from outcrop.training.module import TrainingModule
+step = TrainingModule.training_step
+def killed(self, *arguments):
+    if self.trainer.current_epoch == 1 and self.trainer.global_step == 6:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    return step(self, *arguments)
+TrainingModule.training_step = killed
+main()
+"""
+
+
 def test_two_processes_share_the_crops_and_learn_at_one_rate(tmp_path):
     run, script = tmp_path / "run", tmp_path / "telling.py"
     script.write_text(TELLING)
@@ -1016,15 +1029,9 @@ def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
     whole = fit("faultseg3d", out=tmp_path / "whole", **options)
 
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "outcrop.cli.main", *COMMAND, "--out", str(run)]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
-    while not (run / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, "-c", KILLED, *COMMAND, "--out", str(run)]
+    killed = subprocess.run(command, start_new_session=True, stderr=subprocess.DEVNULL, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
 
     with pytest.raises(OutputExistsError, match="--resume"):
         fit("faultseg3d", out=run, **options)
@@ -1036,6 +1043,26 @@ def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
     before, after = (history(tmp_path / name)["epochs"] for name in ("whole", "run"))
     assert [e["val_loss"] for e in before] == [e["val_loss"] for e in after]
     assert [e["step"] for e in after] == [4, 8, 12, 16]
+
+
+def test_stopped_in_its_first_epoch_it_is_resumed_all_the_same(tmp_path, monkeypatch):
+    options = {**QUICK, "epochs": 1}
+    whole = fit("faultseg3d", out=tmp_path / "whole", **options)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "validation_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit("faultseg3d", out=tmp_path / "run", **options)
+    with pytest.raises(ResumeError, match=r"begun with learning_rate 0\.001, not 0\.5"):
+        fit("faultseg3d", out=tmp_path / "run", **options, resume=True, learning_rate=0.5)
+    resumed = fit("faultseg3d", out=tmp_path / "run", **options, resume=True)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    (epoch,) = history(tmp_path / "run")["epochs"]
+    assert epoch["step"] == 4
 
 
 def test_a_moving_average_soon_forgets_the_weights_at_the_start():
@@ -1195,7 +1222,7 @@ def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(OutputExistsError, match="other things"):
         fit("faultseg3d", out=tmp_path, **QUICK, overwrite=True)
-    with pytest.raises(ResumeError, match="no checkpoint"):
+    with pytest.raises(ResumeError, match="holds no run"):
         fit("faultseg3d", out=tmp_path / "none", **QUICK, resume=True)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 

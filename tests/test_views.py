@@ -459,11 +459,17 @@ def test_picks_are_not_lost(survey, tmp_path, monkeypatch):
 
 
 def test_picks_of_a_prediction_that_is_whole(survey, tmp_path, monkeypatch):
-    """As where a run was stopped after it."""
+    """As where a run was stopped after it, in the page about it."""
     survey.isel(inline=slice(16), crossline=slice(16)).to_zarr(tmp_path / "s.zarr")
     monkeypatch.chdir(tmp_path)
     command = ["predict", "s.zarr", "o.zarr", "--model", "faultseg3d", "--weights", "seeded"]
-    assert CliRunner().invoke(app, command).exit_code == 0
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("outcrop.view.report", interrupted)
+        assert CliRunner().invoke(app, [*command, "--picks", "p.npz"]).exit_code == 130
     before = Path("o.zarr/zarr.json").stat().st_mtime_ns
     for more, said in (([], "already exists"), (["--picks", "p.npz"], "weights_sha256 differ")):
         other = [*command[:-1], "synthetic-v1", *more]

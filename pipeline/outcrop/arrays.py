@@ -7,6 +7,7 @@ import json
 import platform
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -56,6 +57,15 @@ def encoding(dtype: Any, *compressors: BytesBytesCodec) -> dict[str, Any]:
 def encodings(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Return `encoding` of every variable, compressed."""
     return {str(k): encoding(v.dtype, ZstdCodec()) for k, v in dataset.variables.items()}
+
+
+def dask_threads(number: int) -> ThreadPoolExecutor:
+    """Return threads for Dask to compute on, a context that ends with them.
+
+    Those that Dask keeps are never told to end if an interruption comes as one starts: then the
+    process does not, either.
+    """
+    return ThreadPoolExecutor(number)
 
 
 def native(value: Any) -> Any:

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -69,17 +70,26 @@ class Fence:
 
 
 class Lock(Protocol):
-    """The right to write something, until `release`."""
+    """The right to write something, from `take` until `release`."""
+
+    def take(self) -> None:
+        """Take it, or raise as `take` does; whatever is raised, `release` is called then."""
 
     def check(self) -> None:
         """Raise `OutputExistsError` if another process has taken it over."""
 
     def release(self) -> None:
-        """Give it up."""
+        """Give it up, if it is held."""
 
 
-def take(target: Place) -> Lock:
-    """Take the right to write `target`.
+def lock_of(target: Place) -> Lock:
+    """Return what locks `target`; it is not taken yet."""
+    return _ObjectLock(target) if isinstance(target, Remote) else _SystemLock(target)
+
+
+@contextlib.contextmanager
+def taken(target: Place) -> Iterator[None]:
+    """Hold the right to write `target`.
 
     Raises
     ------
@@ -88,15 +98,19 @@ def take(target: Place) -> Lock:
     OutcropError
         If it cannot be written there.
     """
-    if isinstance(target, Remote):
-        return _ObjectLock(target)
-    return _SystemLock(target)
+    lock = lock_of(target)
+    try:
+        lock.take()
+        yield
+    finally:
+        lock.release()
 
 
 def check_untaken(target: Place) -> None:
     """Raise `OutputExistsError` if another process writes `target` now; nothing is made."""
     if (target.parent / _name_of(target)).exists():
-        take(target).release()
+        with taken(target):
+            pass
 
 
 def _name_of(target: Place) -> str:
@@ -113,7 +127,10 @@ class _SystemLock:
     """A lock of the file system: it ends with this process at the latest."""
 
     def __init__(self, target: Path) -> None:
-        self.file = FileLock(target.parent / _name_of(target))
+        self.target, self.file = target, FileLock(target.parent / _name_of(target))
+
+    def take(self) -> None:
+        target = self.target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             self.file.acquire(timeout=0)
@@ -130,10 +147,11 @@ class _SystemLock:
         """Do nothing: nobody can take it over."""
 
     def release(self) -> None:
-        # Removed while it is held: whoever opened it meanwhile finds out and opens another.
-        with contextlib.suppress(OSError):
-            os.unlink(self.file.lock_file)
-        self.file.release()
+        if self.file.is_locked:
+            # Removed while it is held: whoever opened it meanwhile finds out and opens another.
+            with contextlib.suppress(OSError):
+                os.unlink(self.file.lock_file)
+            self.file.release()
 
 
 class _ObjectLock:
@@ -148,11 +166,17 @@ class _ObjectLock:
         self.object = target.parent / _name_of(target)
         self.owner, self.beats = uuid.uuid4().hex, 0
         self.lost, self.over = False, threading.Event()
-        while not self.object.create(self._sign()):
-            # A connection that was lost may have put it all the same.
-            if self._is_ours() or self._outlive():
-                break
         self.thread = threading.Thread(target=self._beat, daemon=True)
+
+    def take(self) -> None:
+        try:
+            while not self.object.create(self._sign()):
+                # A connection that was lost may have put it all the same.
+                if self._is_ours() or self._outlive():
+                    break
+        except Exception:
+            self.lost = True
+            raise
         self.thread.start()
 
     def _sign(self) -> bytes:
@@ -208,7 +232,8 @@ class _ObjectLock:
 
     def release(self) -> None:
         self.over.set()
-        self.thread.join()
+        if self.thread.is_alive():
+            self.thread.join()
         with contextlib.suppress(Exception):
             if not self.lost and self._is_ours():
                 self.object.unlink(missing_ok=True)

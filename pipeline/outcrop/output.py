@@ -26,7 +26,7 @@ from zarr.storage import MemoryStore
 from .arrays import ASIDE, CHECKSUMS, NOTES, Noting, native, open_for_writing, store_of
 from .errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
 from .journal import Journal
-from .locks import RUN, Fence, Lock, take
+from .locks import RUN, Fence, Lock, lock_of
 from .patience import patiently
 from .storage import Options, Place, Remote, files, place, read_all, remove, write_whole
 
@@ -215,8 +215,9 @@ class Output:
             If an unfinished output at `path` was begun with another record, or that is damaged.
         """
         target = check_free(path, overwrite)
-        lock = take(target)
+        lock = lock_of(target)
         try:
+            lock.take()
             resumed = cls._begin(
                 target, template, encoding, record, overwrite, notes or {}, goes_on
             )
@@ -260,16 +261,18 @@ class Output:
                     write_empty_chunks=True,
                 )
 
-        text = json.dumps(facts, indent=1)
+        # In memory first: Zarr writes in a thread of its own, which no interruption stops.
+        made: dict[str, Any] = {}
+        create(MemoryStore(made))
+        made[f"{ASIDE}/{_ROOT}"] = made.pop(_ROOT)
+        texts = {**notes, _RECORD: json.dumps(facts, indent=1)}
         if isinstance(target, Remote):
             # Nothing can be moved there: the root goes aside first, the record comes last.
-            held: dict[str, Any] = {}
-            create(MemoryStore(held))
-            made = {key: value.to_bytes() for key, value in held.items()}
-            _remove_all_but_root(target, made.pop(_ROOT))
-            target.ask("pipe", {f"{target.key}/{key}": data for key, data in made.items()})
-            for name, note in {**notes, _RECORD: text}.items():
-                (target / ASIDE / name).write_text(note)
+            parts = {f"{target.key}/{key}": data.to_bytes() for key, data in made.items()}
+            _remove_all_but_root(target, parts.pop(f"{target.key}/{ASIDE}/{_ROOT}"))
+            target.ask("pipe", parts)
+            for name, text in texts.items():
+                (target / ASIDE / name).write_text(text)
             return False
 
         # Made beside the target and moved there without its root: a call that dies anywhere in
@@ -277,17 +280,18 @@ class Output:
         beside = target.parent / f".{target.name}.begin"
         remove(beside)
         try:
-            create(store_of(beside))
-            os.replace(beside / _ROOT, beside / ASIDE / _ROOT)
-            for name, note in {**notes, _RECORD: text}.items():
-                (beside / ASIDE / name).write_text(note)
+            for key, data in made.items():
+                (beside / key).parent.mkdir(parents=True, exist_ok=True)
+                (beside / key).write_bytes(data.as_numpy_array())
+            for name, text in texts.items():
+                (beside / ASIDE / name).write_text(text)
+            if target.exists():  # to delete it takes time, and half of it might open
+                os.replace(target, _old(target))
+            os.replace(beside, target)
         except BaseException:  # such as no space left
             with contextlib.suppress(OSError):
                 remove(beside)
             raise
-        if target.exists():  # to delete it takes time, and half of it might open
-            os.replace(target, _old(target))
-        os.replace(beside, target)
         remove(_old(target))
         return False
 

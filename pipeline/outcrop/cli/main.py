@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
+import os
 import pkgutil
 import signal
 import sys
@@ -77,7 +79,13 @@ def main() -> None:
         elif "--overwrite" in sys.argv and command == "predict":
             then += "; of several surveys those that are whole are predicted anew"
         typer.echo(f"interrupted; the same command {how}{then}", err=True)
-        sys.exit(130)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        # Now: threads of libraries, stopped in the middle, may hold Python's own end up for ever.
+        os._exit(130)
+    finally:  # of Python's own end, too, an interruption tells no story
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

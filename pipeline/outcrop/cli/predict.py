@@ -292,6 +292,8 @@ def command(
         typer.echo(f"{out}: {len(survey)} predictions", err=aside)
         tell()
         return
+    # Takes its time: interrupted, the same command writes what follows.
+    tell(result)
     if picks is not None:
         least = 0.5 if threshold is None else threshold
         count = write_picks(result[picked], picks, threshold=least, minimum=minimum or 0)

@@ -13,8 +13,10 @@ from typing import Any
 import dask
 import dask.array
 import torch
+from dask.system import CPU_COUNT
 from torch import Tensor
 
+from ..arrays import dask_threads
 from ..errors import ResumeError
 from ..events import Begin, End, Event, Listener, Retry, Stage, Tile, Warn, Workers, tell
 from ..output import Output
@@ -270,7 +272,9 @@ class Evaluation:
                 dask.array.where(mask, values, float("inf")).min(),
                 dask.array.where(mask, values, -float("inf")).max(),
             ]
-            lowest, highest = (float(v) for v in dask.compute(*ends, scheduler="threads"))
+            with dask_threads(CPU_COUNT) as pool:
+                found = dask.compute(*ends, scheduler="threads", pool=pool)
+            lowest, highest = map(float, found)
             if highest > lowest:
                 array.attrs["scale_factor"] = 1.0 / (highest - lowest)
                 array.attrs["add_offset"] = -lowest / (highest - lowest)

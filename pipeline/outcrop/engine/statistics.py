@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import dask.array
 import numpy as np
 import xarray as xr
+from dask.system import CPU_COUNT
 
-from ..arrays import spoken
+from ..arrays import dask_threads, spoken
 from ..errors import SurveyError
 from ..models.normalization import PLAIN, Statistics
 from ..patience import patiently
@@ -85,7 +86,8 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
             from ..tasks import gather
 
             return gather(client, [client.compute(states)])[0]
-        return states.compute(scheduler="threads")
+        with dask_threads(CPU_COUNT) as pool:
+            return states.compute(scheduler="threads", pool=pool)
 
     with (
         naming_bad_chunk(volume),

@@ -19,10 +19,10 @@ from torch import nn
 from zarr.codecs import ZstdCodec
 
 from .. import __version__
+from ..arrays import dask_threads, open_dataset
 from ..arrays import encoding as encoded
-from ..arrays import open_dataset
 from ..errors import ArgumentError, ResumeError, SurveyError
-from ..locks import take
+from ..locks import taken
 from ..models.card import Card
 from ..models.weights import digest
 from ..output import Output, PathLike, check_apart, check_free, is_complete
@@ -240,8 +240,7 @@ def _steps(target: Place, record: Mapping[str, Any], overwrite: bool) -> Iterato
     folder = target.parent / f"{target.name}.steps"
     facts = json.loads(json.dumps({**record, "outcrop_version": __version__}))
     note, anew = folder / "record.json", "pass overwrite=True (--overwrite)"
-    lock = take(folder)
-    try:
+    with taken(folder):
         with naming_refusal(folder, goes_on()):
             hindrance = None
             if note.exists():
@@ -263,8 +262,6 @@ def _steps(target: Place, record: Mapping[str, Any], overwrite: bool) -> Iterato
             write_whole(note, json.dumps(facts, indent=1).encode())
         yield folder
         remove(folder)
-    finally:
-        lock.release()
 
 
 def _is_kept(part: Place, overwrite: bool) -> bool:
@@ -391,7 +388,8 @@ def _merge(
         targets = [_Patient(output.array(name)) for name in merged]
         taken = _COPIES * (len(seen) + 1) * 4 * _EDGE**3
         threads = max(1, min(os.cpu_count() or 1, memory // taken))
-        dask.array.store(
-            list(merged.values()), targets, lock=False, scheduler="threads", num_workers=threads
-        )
+        with dask_threads(threads) as pool:
+            dask.array.store(
+                list(merged.values()), targets, lock=False, scheduler="threads", pool=pool
+            )
         output.commit()

@@ -14,7 +14,7 @@ import zarr
 from dask.callbacks import Callback
 from dask.system import CPU_COUNT
 
-from ..arrays import open_for_writing
+from ..arrays import dask_threads, open_for_writing
 from ..errors import SurveyError
 from ..locks import Fence
 from ..output import Output
@@ -314,8 +314,11 @@ def run(
         return _run_on(client, work, items, done)
     named = {f"{work} {number}": item for number, item in enumerate(items)}
     tasks = {key: (work, item) for key, item in named.items()}
-    with Callback(posttask=lambda key, result, *_: done(named[key], result)):
-        dask.threaded.get(tasks, list(tasks), num_workers=number)
+    with (
+        dask_threads(number) as pool,
+        Callback(posttask=lambda key, result, *_: done(named[key], result)),
+    ):
+        dask.threaded.get(tasks, list(tasks), pool=pool)
 
 
 def _run_on(

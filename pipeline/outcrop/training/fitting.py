@@ -233,6 +233,8 @@ def fit(
         )
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         begin(folder, settings, free=_FREE, resume=resume, overwrite=overwrite)
+    last = folder / LAST
+    resume = resume and last.is_file()  # which one that was stopped in its first epoch has not
 
     training, held_out = sources
     crops: dict[str, Any] = {"card": fed, "labels": objective.labels, "size": extents}
@@ -242,7 +244,7 @@ def fit(
     share = 1 if held_out.volumes is None else -(-validation_samples // held_out.volumes)
     numbers = Numbers(samples, per_volume, lanes)
     if resume:  # Lightning tells the epoch when workers have begun to fetch
-        numbers.set_epoch(epochs_of(folder / LAST))
+        numbers.set_epoch(epochs_of(last))
     train = DataLoader(
         Crops(training, per_volume=per_volume, seed=seed, augment=augment, keep=keep, **crops),
         batch,
@@ -278,7 +280,7 @@ def fit(
         interrupt = signal.getsignal(signal.SIGINT)
         try:
             with naming_failure(crop, batch, workers):
-                trainer.fit(module, train, valid, ckpt_path=folder / LAST if resume else None)
+                trainer.fit(module, train, valid, ckpt_path=last if resume else None)
         except SystemExit:  # which Lightning makes of Ctrl-C
             signal.signal(signal.SIGINT, interrupt)
             raise KeyboardInterrupt from None

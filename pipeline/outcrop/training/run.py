@@ -57,7 +57,7 @@ def begin(
     ArgumentError
         If it holds what the run would be made of, too.
     ResumeError
-        If there is no checkpoint to go on from, a setting differs, or there are more epochs than
+        If there is no run to go on with, a setting differs, or there are more epochs than
         are asked for.
     OutcropError
         If the folder cannot be written.
@@ -65,11 +65,8 @@ def begin(
     file = folder / _RECORD
     settings = json.loads(json.dumps(settings, default=_plain))
     if resume:
-        if not (folder / LAST).is_file():
-            raise ResumeError(
-                f"{folder}: has no checkpoint yet; run without resume (--resume) and with "
-                "overwrite (--overwrite)"
-            )
+        if not file.is_file():
+            raise ResumeError(f"{folder}: holds no run; leave out resume (--resume)")
         record, begun = _begun(folder)
         fixed = [{n: v for n, v in each.items() if n not in free} for each in (begun, settings)]
         if other := _differing(*fixed):
@@ -134,7 +131,10 @@ def _ended(value: Any) -> str:
 
 def _begun(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the record of a run and its settings; raise `ResumeError` if a file is damaged."""
-    for name in (_RECORD, LAST, BEST):
+    names = [_RECORD]
+    if (folder / LAST).exists() or (folder / BEST).exists():  # not stopped in its first epoch
+        names += [LAST, BEST]
+    for name in names:
         try:
             if name != _RECORD:
                 torch.load(folder / name, map_location="cpu", weights_only=True)
