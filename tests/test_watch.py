@@ -268,6 +268,11 @@ def test_a_page_that_cannot_be_written(survey, tmp_path, monkeypatch):
     (tmp_path / "pages").mkdir()
     done = CliRunner().invoke(app, [*command, "--report", "pages"])
     assert "--report pages: is a folder" in str(done.exception)
+    (tmp_path / "f3.sgy").write_text("C 1 CLIENT")
+    for option, said in (("--report", "pages are written as .html"), ("--log-json", "holds some")):
+        done = CliRunner().invoke(app, [*command, option, "f3.sgy"])
+        assert f"f3.sgy: {said}" in str(done.exception)
+    assert (tmp_path / "f3.sgy").read_text() == "C 1 CLIENT"
     assert not (tmp_path / "o.zarr").exists()
 
 

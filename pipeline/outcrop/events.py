@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .errors import OutcropError
+from .errors import ArgumentError, OutcropError
 from .storage import on_disk
 
 
@@ -191,6 +191,8 @@ class JsonLog:
 
     Raises
     ------
+    ArgumentError
+        If something else than such a log lies there.
     OutcropError
         If it cannot be written, now or later.
     """
@@ -198,6 +200,10 @@ class JsonLog:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = None if str(path) == "-" else on_disk(path)
         self._write("")
+        if self.path is not None and self.path.is_file():
+            with open(self.path, "rb") as log:
+                if log.read(1) not in (b"", b"{"):
+                    raise ArgumentError(f"{self.path}: holds something else; log elsewhere")
 
     def __call__(self, event: Event) -> None:
         """Write one event."""

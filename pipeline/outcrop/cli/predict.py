@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError, OutcropError
-from ..storage import on_disk, place
+from ..storage import check_takes_files, on_disk, place
 from ._shared import (
     Cluster,
     Device,
@@ -308,15 +307,12 @@ def command(
 def _check_page(page: str) -> None:
     """Raise before hours of work if the page about them could not be written."""
     where = place(page)
-    if not isinstance(where, Path):
-        return
-    if where.is_dir():
+    if isinstance(where, Path) and where.is_dir():
         raise OutcropError(f"--report {page}: is a folder; name a file")
-    folder = where.absolute().parent
-    while not folder.exists():  # which are made
-        folder = folder.parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise OutcropError(f"--report {page}: {folder} takes no files; choose another path")
+    if not where.name.lower().endswith((".html", ".htm")):  # it takes the place of what is there
+        raise ArgumentError(f"--report {page}: pages are written as .html; choose such a name")
+    if isinstance(where, Path):
+        check_takes_files(f"--report {page}", where.parent)
 
 
 @contextlib.contextmanager
