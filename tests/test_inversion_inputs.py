@@ -744,12 +744,13 @@ def folder(tmp_path):
         "storage_path": "scratch",
     }
     (tmp_path / "scratch").mkdir()
-    text = yaml.safe_dump(facts).replace("'true':", "true:")  # as the documentation writes it
-    (tmp_path / "run.yaml").write_text(text)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(facts))
     return tmp_path
 
 
 def test_outcrop_invert(folder):
+    path = folder / "run.yaml"
+    path.write_text(path.read_text().replace("'true':", "true:"))  # as the documentation writes it
     done = command("invert", folder / "run.yaml")
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
