@@ -484,6 +484,20 @@ def test_slurm_script_uses_options_that_exist():
     for command in map(shlex.split, commands):
         used = {word for word in command if word.startswith("--")}
         assert used <= options_of(command), command
+        assert command[1] != "worker" or "--memory-limit" in used
+
+
+def test_slurm_script_ends_where_its_scheduler_does_not_start(tmp_path):
+    (tmp_path / "srun").write_text("#!/bin/bash\nexit 1\n")
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
+    ended = subprocess.run(
+        ["bash", ROOT / "workflows" / "slurm.sh", "s.zarr", "o.zarr", "w.pth"],
+        env={**environment, "SLURM_CPUS_PER_TASK": "8"},
+        cwd=tmp_path,
+        timeout=20,
+    )
+    assert ended.returncode == 1
 
 
 @pytest.mark.parametrize("name", ["slurm.py", "kubernetes.py"])
@@ -537,6 +551,8 @@ def test_kubernetes_file_is_what_the_operator_takes():
     for quantities in worker["resources"].values():  # numbers are refused
         assert all(isinstance(quantity, str) for quantity in quantities.values())
     assert {a for a in worker["args"] if a.startswith("--")} <= options_of(worker["args"])
+    given = worker["args"][worker["args"].index("--memory-limit") + 1]
+    assert given == worker["resources"]["limits"]["memory"] + "B"
     ports = {p["name"]: p["containerPort"] for p in scheduler["ports"]}
     service = spec["spec"]["scheduler"]["service"]
     assert {p["name"]: p["port"] for p in service["ports"]} == ports

@@ -633,7 +633,8 @@ def test_output_exists(tmp_path, segy):
         ({"domain": "twt"}, "domain='twt': choose one of time, depth"),
         ({"duplicates": "none"}, "choose one of error, first, last, mean"),
         ({"nonfinite": "nan"}, "choose one of error, zero"),
-        ({"chunks": (64, 64)}, "has 3 dimensions"),
+        ({"chunks": (64, 64)}, "three numbers"),
+        ({"chunks": (8, 8, 8, 8)}, "has 3 dimensions"),
         ({"chunks": (4, 4, 8), "shards": (6, 4, 8)}, "no multiples"),
         ({"compressor": "gzip:5"}, "choose zstd"),
         ({"iline_byte": 193}, "both read from byte 193"),
@@ -648,6 +649,12 @@ def test_options_that_make_no_sense(tmp_path, segy, options, message):
     with pytest.raises(ArgumentError, match=message):
         outcrop.ingest(segy, tmp_path / "a.zarr", **options)
     assert not (tmp_path / "a.zarr").exists()
+
+
+def test_extents_are_looked_at_before_the_file(tmp_path):
+    for options in ({"chunks": (4, 0, 8)}, {"chunks": (4, 4, 8), "shards": (6, 4, 8)}):
+        with pytest.raises(ArgumentError, match=r"shards|chunks"):
+            outcrop.ingest(tmp_path / "none.sgy", tmp_path / "a.zarr", **options)
 
 
 # What happens while it is written
@@ -722,10 +729,10 @@ def _shard(out: Path, key: str) -> Path:
     return out / "amplitude" / "c" / str(i) / str(j) / "0"
 
 
-def test_output_cannot_be_written(tmp_path, segy):
+def test_output_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OutcropError, match=r"a.zarr: cannot be written .*File exists: .*/file"):
-        outcrop.ingest(segy, tmp_path / "file" / "a.zarr")
+    with pytest.raises(OutcropError, match=r"a.zarr: .*/file takes no files; choose another"):
+        outcrop.ingest(tmp_path / "none.sgy", tmp_path / "file" / "a.zarr")  # before it is read
 
 
 def test_no_space_left(tmp_path, large):

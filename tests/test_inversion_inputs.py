@@ -749,6 +749,8 @@ def folder(tmp_path):
 
 
 def test_outcrop_invert(folder):
+    path = folder / "run.yaml"
+    path.write_text(path.read_text().replace("'true':", "true:"))  # as the documentation writes it
     done = command("invert", folder / "run.yaml")
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
@@ -787,6 +789,7 @@ def test_run_files_are_checked(folder):
         ({"bounds": [1500]}, r"run.yaml: bounds=\[1500\]: pass the lower"),
         ({"wavelet": {"file": "none.txt"}}, "none.txt: no wavelet"),
         ({"observed": "none.zarr"}, "none.zarr: is no Zarr group"),
+        ({"observed": "true.zarr"}, "true.zarr: has no"),
     ]
     for change, match in cases:
         path.write_text(yaml.safe_dump(facts | change))

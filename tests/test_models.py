@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from outcrop import models
-from outcrop.errors import WeightsError
+from outcrop.errors import OutputExistsError, WeightsError
 from outcrop.models.cards import CARDS
 from outcrop.models.faultseg3d import FaultSeg3d
 from outcrop.models.normalization import NORMALIZATIONS
@@ -250,6 +250,8 @@ def test_convert(state, tmp_path):
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "a.ckpt")
     assert models.convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors") == len(state)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a.ckpt", "b.safetensors"]
+    with pytest.raises(OutputExistsError, match=r"b\.safetensors: already exists"):
+        models.convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
     model = models.load("faultseg3d", weights=tmp_path / "b.safetensors")
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     (tmp_path / "b.safetensors").rename(tmp_path / "B.SAFETENSORS")

@@ -201,6 +201,17 @@ def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == "warning: 2 tiles are gone\n"
 
 
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", ["outcrop", "info", "s" * 300])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {'s' * 300}: File name too long; ")
+
+
 def test_an_option_that_nothing_would_heed() -> None:
     done = CliRunner().invoke(app, ["models", "-o", "version=2018"])
     assert "--option: only with the name of a network" in str(done.exception)

@@ -255,11 +255,14 @@ def test_several_surveys_of_which_one_is_bad(path, tmp_path):
 
 def test_an_output_below_a_file(path, tmp_path):
     (tmp_path / "file").write_text("")
-    for target in (tmp_path / "file" / "o.zarr", "/proc/nowhere/o.zarr"):
-        with pytest.raises(OutcropError, match=r"o\.zarr: cannot be written .*choose another path"):
+    for target, said in (  # the first before samples are read
+        (tmp_path / "file" / "o.zarr", "file takes no files"),
+        ("/proc/nowhere/o.zarr", "cannot be written .*"),
+    ):
+        with pytest.raises(OutcropError, match=rf"o\.zarr: .*{said}; choose another path"):
             outcrop.predict(network(), path, target)
     below = tmp_path / "file" / "below"
-    with pytest.raises(ArgumentError, match=r"storage_path .*below: .*file is a file; name a"):
+    with pytest.raises(ArgumentError, match=r"storage_path .*below: .*file takes no files; choose"):
         outcrop.predict(network(), path, tmp_path / "o.zarr", storage_path=below)
     assert not (tmp_path / "o.zarr").exists()
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import resource
 import runpy
 import shutil

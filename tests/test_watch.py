@@ -282,7 +282,7 @@ def test_the_command_logs_and_reports(survey, tmp_path):
     with pytest.raises(OutcropError, match=r"no/log: cannot be written"):
         events.JsonLog(tmp_path / "no" / "log")
     (tmp_path / "lines.sgy").write_text("C 1")
-    with pytest.raises(OutcropError, match=r"lines\.sgy: is there and no log of JSON"):
+    with pytest.raises(OutcropError, match=r"lines\.sgy: holds something else"):
         events.JsonLog(tmp_path / "lines.sgy")
     (tmp_path / "cut").write_text('{"event": "beg')  # by a full disk
     for n in range(2):
@@ -307,7 +307,7 @@ def test_a_page_that_cannot_be_written(survey, tmp_path, monkeypatch):
         ("o.zarr", "--report o.zarr: lies within the output"),
         (str(tmp_path / "o.zarr" / "r.html"), "lies within the output"),
         ("s.zarr/zarr.json", "lies within the survey that is read"),
-        ("lines.sgy", "--report lines.sgy: is there and no page; name another file"),
+        ("lines.sgy", "--report lines.sgy: pages are written as .html; choose such a name"),
     ):
         (tmp_path / "lines.sgy").write_text("C 1")
         done = CliRunner().invoke(app, [*command, "--report", page])

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import OutcropError
+from .errors import ArgumentError, OutcropError
 from .storage import on_disk
 
 
@@ -192,8 +192,10 @@ class JsonLog:
 
     Raises
     ------
+    ArgumentError
+        If something else than such a log lies there.
     OutcropError
-        If it cannot be written, now or later, or holds something else.
+        If it cannot be written, now or later.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -213,7 +215,7 @@ class JsonLog:
             log.seek(-1, os.SEEK_END)
             last = log.read(1)
         if first != b"{":
-            raise OutcropError(f"{path}: is there and no log of JSON; choose another file")
+            raise ArgumentError(f"{path}: holds something else; log to another file")
         return "" if last == b"\n" else "\n"
 
     def _write(self, text: str) -> None:

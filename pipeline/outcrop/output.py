@@ -28,7 +28,17 @@ from .errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
 from .journal import Journal
 from .locks import RUN, Fence, Lock, lock_of
 from .patience import patiently
-from .storage import Options, Place, Remote, files, place, read_all, remove, write_whole
+from .storage import (
+    Options,
+    Place,
+    Remote,
+    check_takes_files,
+    files,
+    place,
+    read_all,
+    remove,
+    write_whole,
+)
 
 PathLike = str | os.PathLike[str] | Remote
 
@@ -63,27 +73,31 @@ def begun_with(path: PathLike) -> dict[str, Any]:
 def check_free(path: PathLike, overwrite: bool = False, options: Options | None = None) -> Place:
     """Raise `OutputExistsError` if writing to `path` would lose something finished.
 
-    An unfinished output of ours is not in the way: the call that writes it resumes it.
+    And `ArgumentError` if nothing can be made there. An unfinished output of ours is not in the
+    way: the call that writes it resumes it.
     """
     target = place(path, options)
     if isinstance(target, Path) and target.is_symlink():  # such as to a larger disk
         target = target.resolve()
     if target.name in ("", ".."):
         raise OutputExistsError(f"{target}: is no name of its own; name a folder to be made")
-    if not target.exists():
-        return target
-    if not isinstance(target, Remote) and not target.is_dir():
-        raise OutputExistsError(f"{target}: is a file; choose another path")
-    if target.is_dir() and not is_complete(target):
-        begun = (target / ASIDE / _ROOT).is_file()  # though the record may be missing yet
-        if begun or not any(target.iterdir()):
-            return target
-        raise OutputExistsError(f"{target}: is a folder of other things; choose another path")
-    if overwrite:
-        return target
-    raise OutputExistsError(
-        f"{target}: already exists; choose another path or pass overwrite=True (--overwrite)"
-    )
+    if target.exists():
+        if not isinstance(target, Remote) and not target.is_dir():
+            raise OutputExistsError(f"{target}: is a file; choose another path")
+        if target.is_dir() and not is_complete(target):
+            begun = (target / ASIDE / _ROOT).is_file()  # though the record may be missing yet
+            if not begun and any(target.iterdir()):
+                raise OutputExistsError(
+                    f"{target}: is a folder of other things; choose another path"
+                )
+        elif not overwrite:
+            raise OutputExistsError(
+                f"{target}: already exists; choose another path or pass overwrite=True "
+                "(--overwrite)"
+            )
+    if isinstance(target, Path):
+        check_takes_files(target, target.parent)  # beside it is its lock
+    return target
 
 
 def check_apart(

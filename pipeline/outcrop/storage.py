@@ -312,6 +312,13 @@ def remove(where: Place) -> None:
         where.unlink(missing_ok=True)
 
 
+def check_takes_files(what: object, path: Path) -> None:
+    """Raise `ArgumentError` about `what` if nothing can be made at `path`: before hours of work."""
+    there = next(p for p in (path, *path.absolute().parents) if os.path.exists(p))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ArgumentError(f"{what}: {there} takes no files; choose another path")
+
+
 @contextlib.contextmanager
 def put_whole(path: Path) -> Iterator[Path]:
     """Give a path to write a file to, and move it to `path` once the block ends without an error.

@@ -67,6 +67,13 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except OSError as error:  # such as a folder that this user may not look into
+        if debug or error.filename is None:
+            raise
+        typer.echo(
+            f"error: {error.filename}: {error.strerror}; see to it, or take another path", err=True
+        )
+        sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # which typer makes of Ctrl-C
             raise

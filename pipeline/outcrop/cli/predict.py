@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError, OutcropError
-from ..storage import on_disk, place
+from ..storage import check_takes_files, on_disk, place
 from ._shared import (
     Cluster,
     Device,
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
     from ..models.card import Card
 
-_PAGE = b"<!DOCTYPE html>"  # how a page begins
 _VIEWS = "--angles, --resolutions or --direction both"
 # What windows do without: they are evaluated here, in float32, in whatever memory that takes.
 _NOT_OF_WINDOWS = (
@@ -292,6 +290,10 @@ def command(
         typer.echo(f"{out}: {len(survey)} predictions", err=aside)
         tell()
         return
+    sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
+    typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}", err=aside)
+    if effect := result.attrs.get("storage_compression_effect"):
+        typer.echo(f"what storage compression does: {effect}", err=aside)
     # Takes its time: interrupted, the same command writes what follows.
     tell(result)
     if picks is not None:
@@ -301,11 +303,6 @@ def command(
     if shape is not None:
         for path in write_raw(result, network.card, out):  # type: ignore[arg-type]
             typer.echo(str(path), err=aside)
-    sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
-    typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}", err=aside)
-    if effect := result.attrs.get("storage_compression_effect"):
-        typer.echo(f"what storage compression does: {effect}", err=aside)
-    tell(result)
 
 
 def _check_page(page: str, surveys: Sequence[str], store: str) -> None:
@@ -319,19 +316,12 @@ def _check_page(page: str, surveys: Sequence[str], store: str) -> None:
     # That of several surveys is a folder, in which a page may lie.
     if at == output or (len(surveys) == 1 and at.startswith(output)):
         raise ArgumentError(f"--report {page}: lies within the output; choose another path")
-    if not isinstance(where, Path):
-        return
-    if where.is_dir():
+    if isinstance(where, Path) and where.is_dir():
         raise OutcropError(f"--report {page}: is a folder; name a file")
-    if where.is_file() and where.stat().st_size:
-        with open(where, "rb") as held:
-            if held.read(len(_PAGE)) != _PAGE:
-                raise OutcropError(f"--report {page}: is there and no page; name another file")
-    folder = where.absolute().parent
-    while not folder.exists():  # which are made
-        folder = folder.parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise OutcropError(f"--report {page}: {folder} takes no files; choose another path")
+    if not where.name.lower().endswith((".html", ".htm")):  # it takes the place of what is there
+        raise ArgumentError(f"--report {page}: pages are written as .html; choose such a name")
+    if isinstance(where, Path):
+        check_takes_files(f"--report {page}", where.parent)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,16 @@ from ..output import Output, PathLike, begun_with, check_apart, check_free, is_u
 from ..planner import Plan
 from ..planner.planner import StorageMode
 from ..progress import ProgressBar
-from ..storage import Options, Place, Remote, goes_on, naming_refusal, place, remove
+from ..storage import (
+    Options,
+    Place,
+    Remote,
+    check_takes_files,
+    goes_on,
+    naming_refusal,
+    place,
+    remove,
+)
 from .disk import check_space
 from .effect import effect_of_compression
 from .evaluation import Evaluation
@@ -248,9 +257,7 @@ def prepared(
         raise ArgumentError("storage_compression: not with a client; leave it out")
     scratch = target if storage_path is None else place(storage_path, storage_options).absolute()
     if storage_path is not None and isinstance(scratch, Path):
-        file = next(filter(Path.is_file, (scratch, *scratch.parents)), None)
-        if file is not None:
-            raise ArgumentError(f"storage_path {scratch}: {file} is a file; name a folder")
+        check_takes_files(f"storage_path {scratch}", scratch)
     if plan.compressed and isinstance(scratch, Remote):
         raise ArgumentError(
             "storage_compression: not in an object store; pass a storage_path on a disk"

@@ -50,7 +50,9 @@ def find_device(name: torch.device | str) -> torch.device:
         return torch.empty(0, device=name).device  # "cuda" is the one that is current
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
-        raise ArgumentError(f"device {str(name)!r}: {reason}; choose cpu or cuda") from None
+        raise ArgumentError(
+            f"device {str(name)!r}: {reason}; choose cpu, or a GPU that is there"
+        ) from None
 
 
 def example(

@@ -12,11 +12,12 @@ import xarray as xr
 
 from ..errors import ArgumentError, OutcropError
 from .acquisition import ricker, time_step, wavelet
+from .checks import check_shots
 from .experiment import Options
 from .gathers import open_shots
 from .inverting import invert
 from .kinds import check_kinds
-from .model import open_model
+from .model import grid_of, open_model
 from .shaping import mask
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Run:
         if arguments.get("storage_path") is not None:
             arguments["storage_path"] = self._path("storage_path")
         true = self._true(velocity)
+        check_shots(open_shots(shots), grid_of(open_model(velocity)).dims, str(shots), True)
         source = self._wavelet(shots)
         allowed = None
         if "mask" in facts:
@@ -192,4 +194,5 @@ def _read(path: Path) -> dict[str, Any]:
         raise ArgumentError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(facts, dict):
         raise ArgumentError(f"{path}: holds no keys and values; see docs/inversion.md")
-    return facts
+    # A bare `true:` is a boolean to YAML, as a key too.
+    return {"true" if key is True else key: value for key, value in facts.items()}

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..errors import WeightsError
+from ..errors import OutputExistsError, WeightsError
+from ..storage import on_disk
 from . import weights as _weights
 from .card import Card, InputCard, OutputCard
 from .cards import CARDS, card_of
@@ -145,7 +146,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
     Parameters
     ----------
     source, target : path-like
-        `target` ends in ``.safetensors`` and is replaced whole, or not at all.
+        `target` ends in ``.safetensors``; nothing may lie there.
 
     Returns
     -------
@@ -156,7 +157,11 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
     ------
     WeightsError
         If `source` cannot be read, or `target` has another ending.
+    OutputExistsError
+        If `target` is there.
     """
+    if on_disk(target).exists():
+        raise OutputExistsError(f"{target}: already exists; choose another path, or remove it")
     return _weights.write(_weights.read(source), target)
 
 

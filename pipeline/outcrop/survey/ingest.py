@@ -153,6 +153,7 @@ def ingest(
     path = place(zarr, storage_options)
     check_apart(segy, path, what="the SEG-Y")
     check_free(path, overwrite)
+    schema.check_layout(chunks, shards)
     codec = schema.codec(compressor)
     at = HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
 

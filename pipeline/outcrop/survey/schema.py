@@ -33,6 +33,22 @@ HEADER_CHUNKS = {2: (512, 512), 3: (128, 128, 16)}
 Shape = tuple[int, ...]
 
 
+def check_layout(chunks: Sequence[int] | None, shards: Sequence[int] | None) -> None:
+    """Raise `ArgumentError` for extents that no survey can have: before its file is read."""
+    for name, given in (("chunks", chunks), ("shards", shards)):
+        if given is not None and (len(given) - 1 not in CHUNKS or min(given) < 1):
+            raise ArgumentError(
+                f"{name} {tuple(given)}: pass three numbers above zero, of prestack surveys four"
+            )
+    if shards is None:
+        return
+    wanted = tuple(chunks or CHUNKS[len(shards) - 1])
+    if len(wanted) != len(shards) or any(s % c for s, c in zip(shards, wanted, strict=True)):
+        raise ArgumentError(
+            f"shards {tuple(shards)} are no multiples of the chunks {wanted}; choose multiples"
+        )
+
+
 def layout(
     shape: Shape, dtype: np.dtype, chunks: Sequence[int] | None, shards: Sequence[int] | None
 ) -> tuple[Shape, Shape]:
@@ -48,26 +64,23 @@ def layout(
     dtype : numpy.dtype
         Of the samples.
     chunks, shards : sequence of int, optional
+        As `check_layout` passes them.
 
     Raises
     ------
     ArgumentError
-        If they do not fit the volume or each other.
+        If they are not as many as the dimensions.
     """
     for name, given in (("chunks", chunks), ("shards", shards)):
-        if given is not None and (len(given) != len(shape) or min(given) < 1):
+        if given is not None and len(given) != len(shape):
             raise ArgumentError(
                 f"{name} {tuple(given)}: the survey has {len(shape)} dimensions; pass as many "
-                "numbers above zero"
+                "numbers"
             )
     wanted = tuple(chunks or CHUNKS[len(shape) - 1])
     chunk = [min(c, n) for c, n in zip(wanted, shape, strict=True)]
     full = [-(-n // c) * c for n, c in zip(shape, chunk, strict=True)]
     if shards is not None:
-        if any(s % c for s, c in zip(shards, wanted, strict=True)):
-            raise ArgumentError(
-                f"shards {tuple(shards)} are no multiples of the chunks {wanted}; choose multiples"
-            )
         return tuple(chunk), tuple(map(min, shards, full))
 
     def size(extents: Sequence[int]) -> int:
