@@ -24,14 +24,15 @@ class Layer(nn.Module):
         self.along = nn.Conv1d(4, 4, 3, padding=1)
         self.along_turned = nn.ConvTranspose1d(4, 4, 3, padding=1)
         self.linear, self.prelu, self.layer_norm = nn.Linear(4, 4), nn.PReLU(4), nn.LayerNorm(4)
-        self.recurrent = nn.ModuleList((nn.LSTM(4, 4), nn.GRU(4, 4)))
-        self.cells = nn.ModuleList((nn.LSTMCell(4, 4), nn.GRUCell(4, 4)))
-        for kind in ("tanh", "relu"):
-            self.recurrent.append(nn.RNN(4, 4, nonlinearity=kind))
-            self.cells.append(nn.RNNCell(4, 4, nonlinearity=kind))
         self.batch_norm = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[rank](4)
         self.batch_norm.running_mean.uniform_()
         self.batch_norm.running_var.uniform_(1, 2)
+        if name == "lines, recurrent":  # of many weights
+            self.recurrent = nn.ModuleList((nn.LSTM(4, 4), nn.GRU(4, 4)))
+            self.cells = nn.ModuleList((nn.LSTMCell(4, 4), nn.GRUCell(4, 4)))
+            for kind in ("tanh", "relu"):
+                self.recurrent.append(nn.RNN(4, 4, nonlinearity=kind))
+                self.cells.append(nn.RNNCell(4, 4, nonlinearity=kind))
 
     def forward(self, x):
         y = LAYERS[self.name](x, self)
