@@ -14,7 +14,8 @@ from ..storage import on_disk, put_whole
 def check_format(path: str | os.PathLike[str]) -> str:
     """Return the format that the path's suffix names; OutcropError if no picture has it."""
     path = on_disk(path)
-    formats = set(FigureCanvasBase.get_supported_filetypes()) - {"pgf"}  # which needs LaTeX
+    # The first needs LaTeX; the others are bare pixels, and ".raw" a volume here.
+    formats = set(FigureCanvasBase.get_supported_filetypes()) - {"pgf", "raw", "rgba"}
     suffix = path.suffix.removeprefix(".").lower()
     if suffix not in formats:
         raise OutcropError(f"{path}: no such format; choose one of {', '.join(sorted(formats))}")
