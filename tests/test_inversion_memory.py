@@ -87,9 +87,9 @@ CASES = {
 }
 # Those that depend on traces have many of them: receivers along an axis, samples, seconds apart.
 SURVEYS = {
-    "bands": (28, 300, 0.0013),
-    "correlation": (28, 300, 0.0013),
-    "envelope": (28, 300, 0.0013),
+    "bands": (28, 200, 0.0013),
+    "correlation": (28, 200, 0.0013),
+    "envelope": (28, 200, 0.0013),
     "substeps": (28, 120, 0.004),
     "between": (8, 120, 0.0013),
     "long traces": (380, 3000, 0.0011),
