@@ -112,6 +112,17 @@ def along_inlines(x, layer, cell):
     return torch.stack(made, 1).movedim(-1, 0)[None]
 
 
+def of_its_mean(x, first, second):
+    """A recurrent layer, and a step of it, whose weights are made of the volume's mean."""
+    mean = x.mean((0, 2, 3, 4))
+    weights = first(mean).view(12, 4), second(mean).view(12, 4)
+    lines = x.permute(0, 2, 3, 4, 1).flatten(0, 2)
+    state = x.new_zeros(1, len(lines), 4)
+    y, _ = torch.gru(lines, state, weights, False, 1, 0.0, False, False, True)
+    y = y + torch.gru_cell(lines[:, 0], state[0], *weights)[:, None]
+    return y.view(1, *x.shape[2:], 4).movedim(-1, 1)
+
+
 class Spectral(nn.Module):
     """A Fourier neural operator: few waves are mixed, the others are lost."""
 
@@ -190,6 +201,7 @@ def mapped(x):
         ),
         (traces, (nn.GRU(4, 5, batch_first=True), nn.Linear(5, 3), nn.Embedding(1, 5))),
         (along_inlines, (nn.RNN(4, 4), nn.GRUCell(4, 4))),
+        (of_its_mean, (nn.Linear(4, 48), nn.Linear(4, 48))),
         (tensors_of_structure, ()),
         (parts_of_complex, ()),
         (mapped, ()),

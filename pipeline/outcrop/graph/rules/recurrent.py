@@ -39,12 +39,17 @@ class Recurrent(Rule):
         grid = tuple(1 if a in along else n for a, n in enumerate(own.grid))
         return Layout(shape, (*((),) * (len(shape) - 2), lines, ()), grid)
 
+    def _matrices(self, node: Node, graph: Graph) -> list[Layout]:
+        """Matrices of weights, which the network may also compute."""
+        given = tuple(node.args.get(key) for key in ("params", "w_ih", "w_hh"))
+        return [own for own in map(graph.layout, refs(given)) if len(own.shape) == 2]
+
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         own = graph.layout(node.args["input"].name)
         states = [graph.layout(name) for name in refs(node.args["hx"])]
         if own.is_fixed and all(state.is_fixed for state in states):
             return Layout.fixed(node.shape, graph.rank)
-        if node.overload == "data" or own.dims[-1] or len(own.dims) < 2:
+        if own.dims[-1] or not all(matrix.is_fixed for matrix in self._matrices(node, graph)):
             return None
         if math.prod(own.grid[a] for a in self._axes(node, graph)[0]) == 1:
             return None
@@ -79,8 +84,7 @@ class Recurrent(Rule):
         return made if full == box else layout.cut(made, full, box).clone()
 
     def operations(self, node: Node, graph: Graph) -> float:
-        matrices = (graph.weights[name] for name in node.weights)
-        steps = 2.0 * sum(math.prod(shape) for shape in matrices if len(shape) == 2)
+        steps = 2.0 * sum(math.prod(matrix.shape) for matrix in self._matrices(node, graph))
         own, (lines, along) = graph.layout(node.args["input"].name), self._dims(node)
         if along is not None and (node.result or not own.dims[along]):
             steps *= own.shape[along]
@@ -89,7 +93,7 @@ class Recurrent(Rule):
     def calls(self, node: Node, graph: Graph) -> int:
         along = self._dims(node)[1]
         steps = 1 if along is None else graph.layout(node.args["input"].name).shape[along]
-        return _CALLS * steps * sum(len(graph.weights[name]) == 2 for name in node.weights) // 2
+        return _CALLS * steps * len(self._matrices(node, graph)) // 2
 
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
@@ -97,6 +101,6 @@ class Recurrent(Rule):
         own = graph.layout(node.args["input"].name)
         full = self.needs(node, box, graph).get(node.args["input"].name, box)
         points = math.prod(own.local(full)[:-1])
-        gates = max(shape[0] for n in node.weights if len(shape := graph.weights[n]) == 2)
-        width = max(shape[-1] for n in node.weights if len(shape := graph.weights[n]) == 2)
-        return itemsize * points * (gates + 3 * width)
+        shapes = (matrix.shape for matrix in self._matrices(node, graph))
+        gates, widths = zip(*shapes, strict=True)
+        return itemsize * points * (max(gates) + 3 * max(widths))
