@@ -8,9 +8,10 @@ demo: .venv/.installed
 	$(BIN)/outcrop demo
 
 # Bytecode is kept, whatever the environment says: the tests start many processes, and these
-# compute on a thread each: there are as many as cores.
+# compute on a thread each: there are as many as cores. A lost one ends the tests: with files
+# kept together, xdist waits for ever for what its successor was to do.
 test: .venv/.installed-test
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 3 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 3 --dist loadfile --max-worker-restart 0
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

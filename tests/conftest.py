@@ -7,6 +7,8 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
 from outcrop.planner.rates import Rates, described
 
 # Of two cores that were measured. Plans rest on rates: those of the machine that runs the tests
@@ -19,8 +21,6 @@ RATES = {
 
 
 def pytest_configure(config):
-    # A shell that starts the tests in the background has their processes ignore Ctrl-C.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):  # which has its parent's environment
         return
     config.cache_folder = tempfile.TemporaryDirectory()
@@ -31,6 +31,14 @@ def pytest_configure(config):
         for threads in range(1, os.cpu_count() + 1)
     }
     (Path(config.cache_folder.name) / "rates.json").write_text(json.dumps(known))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    # A shell that starts the tests in the background has their processes ignore Ctrl-C, and
+    # `main` in a test before, of a process that is about to end, lets Ctrl-C kill it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def pytest_unconfigure(config):

@@ -118,7 +118,7 @@ def test_all_workers_killed_and_new_ones_join(after, model, survey, calm, tmp_pa
             for pid in before:
                 os.kill(pid, signal.SIGKILL)
 
-        killer = threading.Thread(target=kill)
+        killer = threading.Thread(target=kill, daemon=True)
         killer.start()
         found = outcrop.predict(model, survey, path, client=client, **HOW)
         killer.join()
@@ -198,7 +198,7 @@ def test_a_worker_killed_in_the_middle(place, client, model, survey, calm, tmp_p
     marker, heard = tmp_path / "marker", []
     client.wait_for_workers(2)
     client.register_plugin(Stuck(place, marker))
-    killer = threading.Thread(target=kill_marked, args=(marker,))
+    killer = threading.Thread(target=kill_marked, args=(marker,), daemon=True)
     killer.start()
     path = tmp_path / "o.zarr"
     found = outcrop.predict(model, survey, path, client=client, listeners=[heard.append], **HOW)
@@ -221,7 +221,7 @@ def test_what_kills_every_worker_is_named(place, named, client, model, survey, t
     marker, scheduler = tmp_path / "marker", client.cluster.scheduler
     client.wait_for_workers(1)
     client.register_plugin(Stuck(place, marker))
-    killer = threading.Thread(target=kill_marked, args=(marker,))
+    killer = threading.Thread(target=kill_marked, args=(marker,), daemon=True)
     killer.start()
     patience, scheduler.allowed_failures = scheduler.allowed_failures, 0
     try:

@@ -50,7 +50,10 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; an `OutcropError` becomes one line and exit status 2."""
+    """Run the command line; an `OutcropError` becomes one line and exit status 2.
+
+    The process is to end after it: from then on, Ctrl-C and SIGTERM kill it at once.
+    """
     # Batch systems stop jobs so: as by Ctrl-C, locks and scratch files go, the page is written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug = "--debug" in sys.argv
