@@ -129,6 +129,7 @@ def test_demo_leaves_files_of_the_same_names_alone(tmp_path):
     ("options", "says"),
     [
         ({"size": 8}, "size 8"),
+        ({"size": 10**5}, r"size 100000: .* takes .* TB of memory.*; take \d+ or less$"),
         ({"workers": 0}, "workers 0"),
         ({"memory": "lots"}, "lots"),
         ({"weights": "none.pth"}, "none.pth"),

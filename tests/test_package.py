@@ -97,7 +97,7 @@ def test_help_stands_alone(name: str) -> None:
 
 def test_error_is_one_line(tmp_path: Path) -> None:
     gone, out = tmp_path / "gone.zarr", tmp_path / "out.sgy"
-    command = [sys.executable, "-m", "outcrop.cli.main", "export", str(gone), str(out)]
+    command = [sys.executable, "-m", "outcrop", "export", str(gone), str(out)]
     done = run(*command)
     assert done.returncode == 2
     assert done.stdout == ""

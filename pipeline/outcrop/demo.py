@@ -34,6 +34,7 @@ _FAULTS, _FAULTS_SEGY = "faults.zarr", "faults.sgy"
 _LABELS, _SECTIONS = "labels.png", "sections.png"
 _NAMES = (_SEGY, _SURVEY, _FAULTS, _FAULTS_SEGY, _LABELS, _SECTIONS)
 _SEED = 7
+_TAKEN = 44  # bytes a voxel while the survey is made
 _PART = 64  # samples along each axis of the part that is evaluated whole
 _TILE = (24, 32, 24)
 
@@ -116,12 +117,19 @@ def run(
     Raises
     ------
     OutcropError
-        If `size` is too small, or `memory` or `weights` are not usable.
+        If `size` is too small or too large for this machine, or `memory` or `weights` are not
+        usable.
     OutputExistsError
         If the folder holds anything but an earlier demo.
     """
     if size < 32:
         raise OutcropError(f"size {size}: too small to show anything; take 32 or more")
+    room = psutil.virtual_memory().available
+    if _TAKEN * size**3 > room:
+        raise OutcropError(
+            f"size {size}: making the survey takes {format_bytes(_TAKEN * size**3)} of memory, and "
+            f"{format_bytes(room)} are free; take {int((room / _TAKEN) ** (1 / 3))} or less"
+        )
     parse_bytes(memory)
     check_count(workers)
     model = models.load("faultseg3d", weights=weights)
