@@ -137,6 +137,14 @@ def spectra(x):
     return y.real + y.conj().imag + z + of.irfft(of.rfft(x), n=n) + of.hfft(of.ihfft(x), n=n)
 
 
+def windows(x, p):
+    """Spectra of windows along the last axis, and back."""
+    how = {"n_fft": 4, "hop_length": p.a, "window": torch.ones(4, dtype=x.dtype)}
+    lines = x[:, 1].flatten(0, -2)
+    z = torch.stft(lines, pad_mode="constant", return_complex=True, **how)
+    return x * torch.istft(z / (1 + z.abs()), length=x.shape[-1], **how).view(x[:, :1].shape)
+
+
 def point(function, domain=inside):
     return lambda x, p: function(domain(x))
 
@@ -257,6 +265,8 @@ LAYERS = {
     "no rule": lambda x, p: p.plain(x.roll(1)),
     # Lines, and small matrices
     "spectra": lambda x, p: spectra(x),
+    "windows": lambda x, p: windows(x, p),
+    "distances": lambda x, p: image(torch.cdist(tokens(x), p.linear.weight), x),
     "matrices": lambda x, p: matrices(x),
     "Fourier": lambda x, p: p.plain(
         torch.fft.irfft(torch.fft.rfft(x, dim=2) * 0.5, n=x.shape[2], dim=2)

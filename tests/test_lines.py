@@ -33,6 +33,35 @@ def attention(x):
     return image(y + F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
+def grouped(x):
+    """Heads share keys and values; the points of a line, and their distances from each other."""
+    heads = x.sin().permute(0, 2, 3, 1, 4)[..., None]
+    keys, values = heads.split(2, dim=-3)
+    y = F.scaled_dot_product_attention(heads, keys, values, enable_gqa=True)
+    points = x.permute(0, 2, 3, 4, 1)
+    far = torch.cdist(points, points.cos()).sum(-1)
+    return y[..., 0].permute(0, 3, 1, 2, 4) + far[:, None]
+
+
+def coded(x, table):
+    """The nearest of a few codes, or of as many as are compared by products."""
+    points = x.flatten(2).mT
+    nearest = torch.cdist(points, table.weight[:5]).min(-1)[0]
+    places = torch.cdist(points, table.weight).argmin(-1)
+    return (table(places) + nearest[..., None]).mT.view(x.shape)
+
+
+def decomposed(x):
+    """Spectra of windows along traces."""
+    window = torch.hann_window(4, dtype=x.dtype)
+    how = {"n_fft": 4, "hop_length": 2, "window": window, "return_complex": True}
+    lines = x[:, 0].flatten(0, 2)
+    z = torch.stft(lines, normalized=True, **how)
+    y = z.abs().mean(-1) + torch.stft(lines, center=False, **how).imag.sum(-1)
+    back = torch.istft(z * z.abs(), 4, 2, window=window, length=x.shape[-1])
+    return y.view(1, *x.shape[2:4], -1).movedim(-1, 1)[..., None] + back.view(1, 1, *x.shape[2:])
+
+
 def products(x):
     q, k, v = (tokens(f(x)) for f in (torch.sin, torch.cos, torch.tanh))
     return image((q @ k.mT / 2).softmax(-1) @ v + q @ (k.mT @ v))
@@ -180,6 +209,9 @@ def mapped(x):
         (attention, ()),
         (products, ()),
         (named_products, ()),
+        (grouped, ()),
+        (coded, (nn.Embedding(30, 4),)),
+        (decomposed, ()),
         (lambda x, a, b, c: a(x) + c(b(x)), (nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(3, 4))),
         (
             lambda x, a: x @ a.weight + torch.einsum("bcdhw,vw->bcdhv", x, a.weight),

@@ -14,6 +14,12 @@ from outcrop.engine.memory import highest_resident, reset_highest_resident, resi
 from outcrop.engine.whole import to_compute
 from outcrop.graph import RULES, Reduce, capture
 
+
+def windows(lines):
+    window = torch.ones(16, dtype=lines.dtype)
+    return torch.stft(lines, 16, 8, window=window, return_complex=True)
+
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 CASES = {
     "sort": lambda x: torch.sort(x, dim=1)[0],
@@ -53,6 +59,14 @@ CASES = {
     "max_pool, dense": lambda x: F.max_pool3d(x, 3, 1, 1),
     "avg_pool": lambda x: F.avg_pool3d(x, 3, 1, 1),
 }
+# Which ATen does not have in half precision.
+IN_FULL = {
+    "distances": lambda x: torch.cdist(x.flatten(2).mT, torch.ones(32, 16, dtype=x.dtype)),
+    "spectra of windows": lambda x: windows(x[:, 0].flatten(0, 2)),
+    "windows of spectra": lambda x: torch.istft(
+        windows(x[:, 0].flatten(0, 2)), 16, 8, window=torch.ones(16, dtype=x.dtype)
+    ),
+}
 # What ATen lays side by side, in double precision; oneDNN transposes so in single precision, too.
 CONVOLUTIONS = {
     "3": nn.Conv3d(16, 16, 3, padding=1),
@@ -85,7 +99,7 @@ def test_workspace_is_what_kernels_take():
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 * len(CASES) + 2 * len(CONVOLUTIONS)
+    assert len(lines) == 3 * len(CASES) + 2 * len(IN_FULL) + 2 * len(CONVOLUTIONS)
     slack = 2**20
     for line in lines:
         name, _, said, taken = line.split("\t")
@@ -97,6 +111,7 @@ def test_workspace_is_what_kernels_take():
 def main():
     torch.set_num_threads(1)
     cases = [(d, n, Only(f), 64) for d in DTYPES for n, f in CASES.items()]
+    cases += [(d, n, Only(f), 64) for d in DTYPES[:2] for n, f in IN_FULL.items()]
     cases += [(d, n, m, EDGE) for d in DTYPES[:2] for n, m in CONVOLUTIONS.items()]
     with torch.inference_mode():
         for dtype, name, module, edge in cases:

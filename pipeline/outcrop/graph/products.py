@@ -81,8 +81,29 @@ def _einsum(call: Call) -> Ref:
     return call.add("permute", {"self": product, "dims": dims}, call.shape)
 
 
+def _for_each_head(call: Call, x: Ref, heads: int) -> Ref | None:
+    """Repeat the heads of keys or values, unless they hold an axis."""
+    *batch, few, points, features = call.builder.shape(x.name)
+    if call.dims(x.name)[-3]:
+        return None
+    for op, shape in (
+        ("unsqueeze", (*batch, few, 1, points, features)),
+        ("expand", (*batch, few, heads // few, points, features)),
+        ("view", (*batch, heads, points, features)),
+    ):
+        key, size = ("dim", -3) if op == "unsqueeze" else ("size", shape)
+        x = call.add(op, {"self": x, key: size}, shape)
+    return x
+
+
 def _attention(call: Call) -> Ref:
-    """A causal one, by a mask, which tiles take their part of."""
+    """A causal one, by a mask, which tiles take their part of; each head with keys of its own."""
+    if call.args["enable_gqa"]:
+        heads = call.shape[-3]
+        own = {key: _for_each_head(call, call.args[key], heads) for key in ("key", "value")}
+        if None in own.values():
+            return call.plain()
+        call.args = {**call.args, **own, "enable_gqa": False}
     a, points = call.args, [call.builder.shape(call.args[key].name)[-2] for key in ("query", "key")]
     if a["is_causal"] and a["attn_mask"] is None and math.prod(points) <= FOLDED:
         mask = call.constant(torch.ones(points, dtype=torch.bool).tril())
@@ -90,8 +111,17 @@ def _attention(call: Call) -> Ref:
     return call.plain()
 
 
+def _distances(call: Call) -> Ref:
+    """By products or differences, which ATen chooses by the extents: here, those of the whole."""
+    if not call.args["compute_mode"]:
+        products = max(call.shape[-2:]) > 25
+        call.args = {**call.args, "compute_mode": 1 if products else 2}
+    return call.plain()
+
+
 PRODUCTS: dict[str, Callable[[Call], Ref]] = {
     **dict.fromkeys(("matmul", "bmm", "mm"), _matmul),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
+    "cdist": _distances,
 }

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 import math
 
-from .along import Along, Beside, Concatenate, Fourier, Lookup, Matrices, Sampled, Scatter
+from .along import (
+    Along,
+    Beside,
+    Concatenate,
+    Fourier,
+    Lookup,
+    Matrices,
+    Sampled,
+    Scatter,
+    Spectrogram,
+)
 from .base import Opaque, Rule, Values
 from .convolution import Convolution, TransposedConvolution
 from .pointwise import (
@@ -45,7 +55,7 @@ from .taps import (
     smooth_cubic_taps,
     smooth_linear_taps,
 )
-from .tokens import Attention, Einsum, MatMul
+from .tokens import Attention, Distances, Einsum, MatMul
 from .unpool import Places, Unpool
 from .upsampled import UpsampledConvolution
 from .views import Drop, OnGrid, Permute, Stack, Unsqueeze, View, Whole
@@ -112,6 +122,7 @@ RULES: dict[str, Rule] = _Table(
         "normalize": Normalize(),
         "layer_norm": LayerNorm(),
         "linear": Linear(),
+        **dict.fromkeys(("istft", "stft"), Spectrogram()),
         "convert": Convert(),
         "lookup": Lookup(),
         "grid_sampler": Sampled(),
@@ -161,6 +172,7 @@ RULES: dict[str, Rule] = _Table(
         "on_grid": OnGrid(),
         "regained": OnGrid(),
         **dict.fromkeys(("matmul", "bmm", "mm"), MatMul()),
+        "cdist": Distances(),
         "einsum": Einsum(),
         "scaled_dot_product_attention": Attention(),
         **dict.fromkeys(_REDUCTIONS.split(), Reduction()),

@@ -13,7 +13,7 @@ from ..boxes import Box
 from ..graph import Graph, Node
 from ..layout import Layout
 from .base import Rule, Values, call, normalized, refs, resolve
-from .pointwise import Pointwise, channels_last
+from .pointwise import Linear, Pointwise, channels_last
 
 
 class Along(Pointwise):
@@ -149,6 +149,25 @@ class Fourier(Along):
     ) -> int:
         full = self._full(node, box, graph)
         return 3 * 16 * graph.width(node.name) * full.size  # complex copies
+
+
+class Spectrogram(Linear):
+    """Fourier transforms of windows that slide along lines, and of these back to lines."""
+
+    def _windows(self, node: Node, graph: Graph) -> int:
+        """Values of all windows of a line."""
+        shape = node.shape if node.op == "stft" else graph.shape(node.args["self"].name)
+        count = shape[-1 if node.args["return_complex"] or node.op == "istft" else -2]
+        return int(node.args["n_fft"]) * count
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        return 5.0 * self._windows(node, graph) * math.log2(max(2, node.args["n_fft"]))
+
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        copies = 1 if node.op == "stft" else 3
+        return copies * itemsize * self._windows(node, graph) * box.size
 
 
 class Matrices(Pointwise):

@@ -196,12 +196,13 @@ class Linear(Pointwise):
     cuts = False
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
-        own = graph.layout(node.args["input"].name)
+        x = next(refs(tuple(node.args.values())))
+        own = graph.layout(x)
         *lines, last = own.dims
-        if node.operands != (node.args["input"].name,) or (last and not any(lines)):
+        if node.operands != (x,) or (last and not any(lines)):
             return None
         grid = tuple(1 if a in last else n for a, n in enumerate(own.grid))
-        return Layout(node.shape, (*lines, ()), grid)
+        return Layout(node.shape, (*lines, *((),) * (len(node.shape) - len(lines))), grid)
 
     def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
         own = graph.layouts[node.operands[0]]

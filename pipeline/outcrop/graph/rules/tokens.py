@@ -178,6 +178,48 @@ def _fixed(node: Node, graph: Graph) -> Layout:
     return Layout.fixed(node.shape, graph.rank)
 
 
+class Distances(Rule):
+    """Distances of points, by tile, to all points of another set, such as a codebook."""
+
+    def off_grid(self, node: Node, graph: Graph) -> tuple[str, ...]:
+        first, second = node.args["x1"].name, node.args["x2"].name
+        own, other = graph.layout(first).dims, graph.layout(second).dims
+        found = [first] if own[-1] else []
+        if other[-1] or (other[-2] and (first == second or not any(other[:-2]))):
+            found.append(second)
+        return tuple(dict.fromkeys(found))
+
+    def layout(self, node: Node, graph: Graph) -> Layout | None:
+        parts = []
+        for key, points in (("x1", -1), ("x2", -2)):
+            own = graph.layout(node.args[key].name)
+            dims = (*own.dims[:points], *((),) * -points)
+            parts.append((Layout(own.shape, dims, own.grid), len(node.shape) - len(own.shape)))
+        return merge(node.shape, graph.rank, parts)
+
+    def needs(self, node: Node, box: Box, graph: Graph) -> dict[str, Box]:
+        other = node.args["x2"].name
+        return _boxes(node, box, graph, {other: graph.layout(other).dims[-2]})
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        layout, local, name = graph.layouts[node.name], dict(values), node.args["x2"].name
+        dims = (*layout.dims[:-2], (), ())
+        local[name] = _cut(local[name], name, layout, dims, box, graph)
+        return call(node, local)
+
+    def _features(self, node: Node, graph: Graph) -> int:
+        return graph.layout(node.args["x1"].name).shape[-1]
+
+    def operations(self, node: Node, graph: Graph) -> float:
+        return 2.0 * self._features(node, graph) * graph.width(node.name)
+
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        points = box.size * graph.width(node.name) // node.shape[-1]
+        return itemsize * 2 * (self._features(node, graph) + 2) * points  # copies, longer by two
+
+
 class Attention(Rule):
     """Scaled dot-product attention: queries by tile against all keys and values of a batch."""
 
