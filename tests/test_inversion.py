@@ -213,6 +213,23 @@ def test_every_misfit_adds_up_over_batches(misfit, line, tmp_path):
     assert difference(found[1], gradient) <= 1e-10
 
 
+def test_what_no_wave_reaches_does_not_count_where_traces_are_normalised(tmp_path):
+    """Finite differences leave there what, divided by its own size, is of any weight, or NaN."""
+    start, true = block((12, 400))
+    shots = acquisition(true, (2,), (80,), 400).isel(shot=[0])
+    found = {}
+    for name, reached in (("all", 80), ("near", 30)):
+        path = tmp_path / f"{name}.zarr"
+        inversion.model_shots(true, shots.isel(receiver=slice(reached)), path, pml_width=PML)
+        traces = zarr.open(path)["amplitude"]
+        noise = np.random.default_rng(0).standard_normal((1, 80, 400))[:, :reached]
+        traces[...] += 1e-3 * np.abs(traces[...]).max() * noise.astype(np.float32)
+        found[name] = ours(start, path, tmp_path / name, 1, None, "correlation")
+    (value, gradient), (near, expected) = found.values()
+    assert value - near == pytest.approx(50)  # as many are like nothing
+    assert difference(gradient, expected) <= 1e-6
+
+
 def test_compression_is_lossy_and_close(cube, tmp_path):
     start, _, path = cube
     _, exact = ours(start, path, tmp_path / "a", 2, None)

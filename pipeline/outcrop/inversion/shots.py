@@ -124,7 +124,8 @@ class Shots(Job):
         with self._large_returned():
             traces = self._record(model, wavelet, batch)
             observed, live = self._observed(batch, corner)
-            value = MISFITS[self.misfit](traces[live], observed.to(traces))
+            modelled = _reached(traces, live)
+            value = MISFITS[self.misfit](modelled, observed.to(traces))
             value.backward()
         found = {"misfit": np.array(value.item(), dtype=np.float64)}
         for name in evaluation.gradients:
@@ -136,7 +137,7 @@ class Shots(Job):
                 "and at the amplitudes of these shots"
             )
         save(target, found)
-        del traces, value, model
+        del traces, modelled, value, model
         self._tidy()
 
     def merge(self, evaluation: Evaluation, level: int, group: int, count: int) -> None:
@@ -220,6 +221,19 @@ class Shots(Job):
     def _tidy(self) -> None:
         if self.physics.device == "cpu":
             return_freed_memory()
+
+
+def _reached(traces: Tensor, live: Tensor) -> Tensor:
+    """Return live traces, (trace, time), with zeros where no wave has come by the end of a record.
+
+    What finite differences leave there, below the rounding of any wave, would be divided by its
+    size where traces are normalised.
+    """
+    with torch.no_grad():
+        peaks = torch.maximum(traces.amax(-1), -traces.amin(-1))
+        least = torch.finfo(traces.dtype).eps ** 2 * peaks.amax(1, keepdim=True)
+        still = (peaks <= least)[live]
+    return traces[live].masked_fill_(still[:, None], 0)
 
 
 def levels(count: int) -> list[tuple[int, int]]:
