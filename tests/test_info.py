@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import xarray as xr
 from segyio import TraceField
 
 import outcrop
+from command_line import outcrop_command
 from outcrop.errors import SegyError, SurveyError
 from segy_files import cdp, write_segy
 
@@ -165,17 +164,14 @@ def test_nothing_to_tell_of(tmp_path):
 
 
 def test_command_line(tmp_path):
-    info = [sys.executable, "-m", "outcrop.cli.main", "info"]
-    shown = subprocess.run(
-        [*info, DATA / "small.sgy", "--iline-byte", "1"], capture_output=True, text=True
-    )
+    shown = outcrop_command("info", DATA / "small.sgy", "--iline-byte", "1")
     assert shown.returncode == 0, shown.stderr
     assert "Regular grids by other bytes" in shown.stdout
     assert "--iline-byte 189 --xline-byte 193 (5 × 5)" in shown.stdout
-    told = subprocess.run([*info, DATA / "f3.sgy", "--json"], capture_output=True, check=True)
+    told = outcrop_command("info", DATA / "f3.sgy", "--json")
     assert json.loads(told.stdout) == json.loads(
         json.dumps(outcrop.info(DATA / "f3.sgy").to_dict())
     ) | {"path": str(DATA / "f3.sgy")}
-    wrong = subprocess.run([*info, Path(__file__)], capture_output=True, text=True)
+    wrong = outcrop_command("info", Path(__file__))
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: ")

@@ -19,6 +19,7 @@ import xarray as xr
 from segyio import TraceField
 
 import outcrop
+from command_line import outcrop_command
 from outcrop.errors import (
     ArgumentError,
     GeometryError,
@@ -837,8 +838,7 @@ def test_lost_worker(tmp_path, large, client):
 )
 def test_options_that_do_not_go_together(tmp_path, segy, options, message):
     out = tmp_path / "a.zarr"
-    command = [sys.executable, "-m", "outcrop.cli.main", "ingest", segy, out, *options]
-    found = subprocess.run(command, capture_output=True, text=True)
+    found = outcrop_command("ingest", segy, out, *options)
     assert found.returncode == 2
     assert found.stderr.startswith(f"error: {message}")
     assert len(found.stderr.splitlines()) == 1

@@ -1,8 +1,6 @@
 """What goes into an inversion: models, acquisitions, SEG-Y shot gathers, run files."""
 
-import contextlib
 import dataclasses
-import io
 import json
 import re
 import resource
@@ -12,7 +10,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,8 +19,8 @@ import xarray as xr
 import yaml
 from segyio import TraceField as Field
 
+from command_line import outcrop_command
 from outcrop import inversion
-from outcrop.cli.main import main
 from outcrop.errors import (
     ArgumentError,
     GeometryError,
@@ -55,22 +52,6 @@ def model(shape=(16, 20), vp=2000.0, spacing=10.0, **others):
 def plan(on, sources=(3,), receivers=(6,), samples=220, frequency=14.0, step=0.0015):
     wavelet = inversion.ricker(frequency, step, samples)
     return inversion.surface_grid(on, sources=sources, receivers=receivers, wavelet=wavelet)
-
-
-def command(*words):
-    """Run `outcrop`, in this process: a new one takes seconds to load all libraries."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.setattr(sys, "argv", ["outcrop", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-    return SimpleNamespace(
-        returncode=stopped.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue()
-    )
 
 
 # Acquisitions
@@ -587,7 +568,7 @@ def test_gathers_from_segy(gathers, tmp_path):
     traces, _, _ = gathers
     write_shots(tmp_path / "s.sgy", *gathers, dead=[(1, 3)])
     given = tmp_path / "s.sgy", tmp_path / "s.zarr"
-    done = command("ingest", *given, "--shots", "--origin", "900,1990")
+    done = outcrop_command("ingest", *given, "--shots", "--origin", "900,1990")
     assert done.returncode == 0, done.stderr
     assert "3 shot × 5 receiver × 40 time" in done.stdout
     found = inversion.open_shots(tmp_path / "s.zarr")
@@ -751,7 +732,7 @@ def folder(tmp_path):
 def test_outcrop_invert(folder):
     path = folder / "run.yaml"
     path.write_text(path.read_text().replace("'true':", "true:"))  # as the documentation writes it
-    done = command("invert", folder / "run.yaml")
+    done = outcrop_command("invert", folder / "run.yaml")
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
         f"iteration {n}" for n in range(5)
@@ -765,7 +746,7 @@ def test_outcrop_invert(folder):
     for name in ("models", "misfit", "gathers"):
         assert (folder / "pictures" / f"{name}.png").stat().st_size > 5000
     assert not list((folder / "scratch").iterdir())
-    again = command("invert", folder / "run.yaml")
+    again = outcrop_command("invert", folder / "run.yaml")
     assert again.returncode == 2
     assert "already exists" in again.stderr
 
@@ -798,7 +779,7 @@ def test_run_files_are_checked(folder):
     fails(ArgumentError, "has no output", Run, path)
     path.write_text("a: [")
     fails(ArgumentError, "is no YAML", Run, path)
-    done = command("invert", path)
+    done = outcrop_command("invert", path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import outcrop
+from command_line import outcrop_command
 from outcrop.engine.labelled import Framed, template
 from outcrop.errors import MissingChunkError, SurveyError
 from outcrop.graph import tiles
@@ -216,12 +215,11 @@ def test_zeros_are_stored(tmp_path):
 def test_command_line(written, tmp_path):
     path = tmp_path / "faults"
     shutil.copytree(written / "faults", path)
-    run = [sys.executable, "-m", "outcrop.cli.main", "verify", str(path)]
-    done = subprocess.run(run, capture_output=True, text=True)
+    done = outcrop_command("verify", path)
     assert done.returncode == 0, done.stderr
     assert "all there, decodable and as they were written" in done.stdout
     (path / "prediction" / "c" / "1" / "0" / "0").unlink()
-    done = subprocess.run(run, capture_output=True, text=True)
+    done = outcrop_command("verify", path)
     assert done.returncode == 2
     assert "prediction c/1/0/0 is missing, of inline" in done.stdout
     assert done.stderr.strip().splitlines()[-1].endswith("or write it again (--overwrite)")

@@ -2,8 +2,7 @@
 
 import re
 import runpy
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import outcrop
+from command_line import outcrop_command
 from outcrop import models
 from outcrop.cli.main import app
 from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
@@ -294,13 +294,9 @@ def test_raw_files_in_and_out(tmp_path):
     values.tofile(tmp_path / "image.bin") if values.flags.f_contiguous else values.T.tofile(
         tmp_path / "image.bin"
     )
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "outcrop.cli.main", "predict", "image.bin", "out",
-            "--model", "mtl-infer-2d", "--weights", "seeded", "--shape", "20,18",
-            "--tasks", "rgt,fault", "--precision", "float64",
-        ],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    done = outcrop_command(
+        "predict", "image.bin", "out", "--model", "mtl-infer-2d", "--weights", "seeded",
+        "--shape", "20,18", "--tasks", "rgt,fault", "--precision", "float64", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.glob("out.*")) == [
@@ -516,12 +512,7 @@ def test_views_picks_and_conversion_by_command(survey, tmp_path):
     survey.to_zarr(tmp_path / "s.zarr")
     torch.save(models.load("faultseg3d", weights="seeded").state_dict(), tmp_path / "w.pth")
 
-    def outcrop_cli(*command):
-        return subprocess.run(
-            [sys.executable, "-m", "outcrop.cli.main", *command],
-            cwd=tmp_path, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-
+    outcrop_cli = partial(outcrop_command, cwd=tmp_path)
     done = outcrop_cli("models", "convert", "w.pth", "w.safetensors")
     assert done.returncode == 0, done.stderr
     done = outcrop_cli(
