@@ -639,7 +639,7 @@ def test_bad_requests(f3: xr.Dataset, tmp_path: Path) -> None:
         (volume, tmp_path, like, OutcropError, "unknown suffix"),
         (volume, tmp_path / "a.zip", like, OutcropError, "unknown suffix '.zip'.*.sgy"),
         (volume, tmp_path / "no/a.sgy", like, OutcropError, "there is no folder"),
-        (volume, out, {}, SurveyError, "keeps no SEG-Y headers.*--like"),
+        (f3.drop_attrs(), out, {}, SurveyError, "keeps no SEG-Y headers.*--like"),
         (volume, out, {"like": tmp_path / "gone.sgy"}, OutcropError, "gone.sgy"),
         (volume, out, {"like": keep}, OutcropError, "keep.sgy"),
         (volume, out, {**like, "format": "float"}, SurveyError, "format 'float': choose same, ibm"),
@@ -801,6 +801,87 @@ with open("/proc/self/status") as status:  # unlike ru_maxrss, not the parent's
     assert last[20:24] == struct.pack(">i", 359_999)
     assert last[240:] == struct.pack(">h", 1) * 800
     out.unlink()
+
+
+# Volumes that come from no SEG-Y
+
+
+def of_no_segy(lines: bool) -> xr.DataArray:
+    """Over numbered lines, with places, and traces that are missing; or over places alone."""
+    rng = np.random.default_rng(0)
+    volume = xr.DataArray(
+        rng.standard_normal((5, 4, 30)).astype("f4"),
+        dims=("inline", "crossline", "twt"),
+        coords={"twt": 100 + 2.5 * np.arange(30)},
+        name="probability",
+    )
+    lateral = ("inline", "crossline")
+    if lines:
+        return volume.assign_coords(
+            inline=np.arange(100, 110, 2),
+            crossline=[7, 8, 9, 10],
+            live=(lateral, rng.random((5, 4)) > 0.2),
+            cdp_x=(lateral, rng.uniform(5e5, 6e5, (5, 4)), {"units": "m"}),
+            cdp_y=(lateral, rng.uniform(6e6, 7e6, (5, 4)), {"units": "m"}),
+        )
+    for dim, step in (("inline", 12.5), ("crossline", 20.0)):
+        volume = volume.assign_coords(
+            {dim: (dim, 10 + step * np.arange(volume.sizes[dim]), {"units": "m"})}
+        )
+    return volume.rename(twt="depth").transpose("depth", "crossline", "inline")
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_headers_are_made_of_coordinates(
+    lines: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = of_no_segy(lines)
+    out = outcrop.export(volume, tmp_path / "o.sgy")
+    assert "comes from no SEG-Y; headers are made of its coordinates" in caplog.text
+    domain = "time" if lines else "depth"
+    survey = outcrop.ingest(out, tmp_path / "o.zarr", domain=domain).load()
+    live = volume.live if lines else xr.ones_like(survey.live)
+    assert (survey.live.to_numpy() == live.to_numpy()).all()
+    there = volume.transpose(*survey.amplitude.dims).to_numpy()
+    found = survey.amplitude.where(survey.live).to_numpy()
+    np.testing.assert_array_equal(found, np.where(survey.live.to_numpy()[..., None], there, np.nan))
+    dim = survey.amplitude.dims[-1]
+    np.testing.assert_allclose(survey[dim], volume[dim])
+    if lines:
+        assert survey.inline.to_numpy().tolist() == volume.inline.to_numpy().tolist()
+        assert survey.crossline.to_numpy().tolist() == volume.crossline.to_numpy().tolist()
+        x, y = volume.cdp_x, volume.cdp_y
+    else:
+        assert survey.inline.to_numpy().tolist() == [1, 2, 3, 4, 5]
+        x, y = xr.broadcast(volume.inline, volume.crossline)
+    for name, at in (("cdp_x", x), ("cdp_y", y)):
+        wrong = np.abs(survey[name].to_numpy() - at.to_numpy())[survey.live.to_numpy()]
+        assert wrong.max() <= 0.00501
+    with segyio.open(out, ignore_geometry=True) as file:
+        assert "BY 2.5 M" in file.text[0].decode()
+        assert file.bin[3501] in (1, 0x100)
+    # One line of it, and headers of the same from then on.
+    line = outcrop.export(volume.isel(inline=2), tmp_path / "line.sgy")
+    assert outcrop.info(line).traces == int(survey.live[2].sum())
+    outcrop.export(survey, tmp_path / "again.sgy")
+    assert (tmp_path / "again.sgy").read_bytes() == out.read_bytes()
+
+
+def test_coordinates_of_which_no_headers_can_be_made(tmp_path: Path) -> None:
+    volume = of_no_segy(True)
+    uneven = volume.twt.to_numpy().copy()
+    uneven[7] += 1
+    for bad, message in [
+        (volume.assign_coords(twt=uneven), "headers hold one interval.*resample it"),
+        (volume.assign_coords(twt=volume.twt + 0.5), "header_DelayRecordingTime"),
+        (volume.drop_vars("twt"), "twt has no coordinate"),
+        (volume.assign_coords(inline=volume.inline + 0.5), "header_INLINE_3D"),
+        (volume.expand_dims(angle=[1, 2]), "dimensions .*angle.*select along the others"),
+        (volume.where(volume.live, drop=False).assign_coords(live=volume.live & False), "no trace"),
+    ]:
+        with pytest.raises(SurveyError, match=message):
+            outcrop.export(bad, tmp_path / "o.sgy")
+    assert not list(tmp_path.iterdir())
 
 
 # Command line and clusters

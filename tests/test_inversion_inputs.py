@@ -746,6 +746,11 @@ def test_outcrop_invert(folder):
     for name in ("models", "misfit", "gathers"):
         assert (folder / "pictures" / f"{name}.png").stat().st_size > 5000
     assert not list((folder / "scratch").iterdir())
+    out = folder / "vp.sgy"
+    done = outcrop_command("export", folder / "inverted.zarr", out, "--variable", "vp")
+    assert f"{out}: vp, 16 depth × 20 inline, " in done.stdout
+    with segyio.open(out, ignore_geometry=True) as file:
+        np.testing.assert_array_equal(file.trace.raw[:].T, found.vp)
     again = outcrop_command("invert", folder / "run.yaml")
     assert again.returncode == 2
     assert "already exists" in again.stderr

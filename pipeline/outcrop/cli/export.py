@@ -25,7 +25,7 @@ def command(
         str | None,
         typer.Option(
             help="For SEG-Y: the SEG-Y or survey whose headers and trace order to keep; the "
-            "source's own unless given."
+            "source's own unless given, made of its coordinates if it has none."
         ),
     ] = None,
     format: Annotated[
@@ -54,8 +54,9 @@ def command(
 
     Example: outcrop export faults.zarr faults.sgy --variable fault_probability --like f3.sgy
     """
-    from ..survey import export, open
+    from ..survey import export
     from ..survey.export import select_volume
+    from ..survey.reading import open_any
 
     path = export(
         source,
@@ -67,6 +68,6 @@ def command(
         overwrite=overwrite,
         progress=True,
     )
-    volume = select_volume(open(source), variable, source)
+    volume = select_volume(open_any(source), variable, source)
     sizes = " × ".join(f"{n} {d}" for d, n in volume.sizes.items())
     typer.echo(f"{out}: {volume.name}, {sizes}, {path.stat().st_size / 1e6:,.1f} MB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,11 @@ from ..errors import OutcropError, SurveyError
 from ..output import PathLike, check_apart
 from ..storage import Options, Remote, naming_refusal, place
 from .blocks import check_path
+from .coordinates import of_coordinates
 from .formats import LAYOUTS, write_array
 from .geometry import HeaderBytes
 from .reading import open as open_survey
+from .reading import open_any
 from .segy_out import write_segy
 from .template import LATERAL, Template, of_file, of_survey
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 SEGY = (".sgy", ".segy")
+log = logging.getLogger(__name__)
 
 
 def export(
@@ -55,7 +59,8 @@ def export(
         ``.sgy``, ``.segy``: SEG-Y. ``.bin``, ``.raw``, ``.dat``: float32, little-endian, in the
         order of the dimensions, the last fastest. ``.npy``. ``.vti``: VTK image data.
     like : path of a SEG-Y or of a survey, or xarray.Dataset, optional
-        For SEG-Y: whose headers to keep. The source's own, if it is a survey, unless given.
+        For SEG-Y: whose headers to keep. The source's own, if it is a survey, unless given;
+        those of a volume that comes from no SEG-Y, such as a model, are made of its coordinates.
     variable : str, optional
         Of a Dataset; its only volume unless given.
     format : str
@@ -110,16 +115,30 @@ def export(
     check_apart(like, target, storage_options, "the SEG-Y or survey")
     name = "the source"
     if isinstance(source, (str, os.PathLike, Remote)):
-        name, source = str(source), open_survey(source, storage_options=storage_options)
+        name, source = str(source), open_any(source, storage_options)
     volume = select_volume(source, variable, name)
     with naming_refusal(name, "see to it, and run the same command again"):
         if suffix in SEGY:
-            kept = like if like is not None else source
-            template = _template(kept, source, name, storage_options)
+            if like is None and _comes_from_none(source):
+                template = of_coordinates(volume, name)
+                log.warning(
+                    "%s: %s comes from no SEG-Y; headers are made of its coordinates; pass like= "
+                    "(--like) to keep those of one",
+                    target,
+                    name,
+                )
+            else:
+                kept = like if like is not None else source
+                template = _template(kept, source, name, storage_options)
             write_segy(volume, target, template, format, scale, client, progress)
         else:
             write_array(volume, target, client, progress)
     return target
+
+
+def _comes_from_none(source: xr.DataArray | xr.Dataset) -> bool:
+    known = source.coords if isinstance(source, xr.DataArray) else source.variables
+    return "trace_index" not in known and "segy" not in source.attrs
 
 
 def _template(

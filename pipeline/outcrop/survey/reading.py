@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +60,23 @@ def open(
         if isinstance(raw, Remote):
             raise SurveyError(f"{raw}: raw samples are read from a file system; copy them to one")
         return _open_raw(raw, tuple(shape))
-    dataset = open_unchunked(path, storage_options)
+    return _in_blocks(open_unchunked(path, storage_options))
+
+
+def open_any(path: PathLike, storage_options: Options | None = None) -> xr.Dataset:
+    """As `open`, of models of an inversion along one line, too."""
+    return _in_blocks(open_unchunked(path, storage_options, {"inline"}))
+
+
+def _in_blocks(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign({name: in_blocks(v) for name, v in dataset.data_vars.items()})
 
 
-def open_unchunked(path: PathLike, storage_options: Options | None = None) -> xr.Dataset:
+def open_unchunked(
+    path: PathLike,
+    storage_options: Options | None = None,
+    lateral: AbstractSet[str] = frozenset(("inline", "crossline")),
+) -> xr.Dataset:
     """Open a survey in Zarr, lazily: its variables are no Dask arrays, but its coordinates are.
 
     Any part of a variable is then one request to Zarr, and no graph of all blocks travels with it.
@@ -72,6 +85,8 @@ def open_unchunked(path: PathLike, storage_options: Options | None = None) -> xr
     ----------
     path, storage_options
         As for `open`, whose errors it raises.
+    lateral : set of str
+        Dimensions that there must be.
     """
     path = place(path, storage_options)
     if not path.exists():
@@ -88,18 +103,16 @@ def open_unchunked(path: PathLike, storage_options: Options | None = None) -> xr
         )
     _check_group(path)
     dataset = open_dataset(path, chunks=None)
-    if not {"inline", "crossline"} <= set(dataset.dims):
+    if not lateral <= set(dataset.dims):
         has = ", ".join(map(str, dataset.dims)) or "none"
         raise SurveyError(
-            f"{path}: is no survey: it has dimensions {has} "
-            "instead of inline and crossline; pass one that outcrop ingest wrote"
+            f"{path}: is no survey: it has dimensions {has} instead of "
+            f"{' and '.join(sorted(lateral)[::-1])}; pass one that outcrop ingest wrote"
         )
     others = (name for name in dataset.coords if name not in dataset.dims)
     dataset = dataset.assign_coords({name: in_blocks(dataset.coords[name]) for name in others})
     if mdio.is_mdio(dataset):
-        return mdio.as_survey(
-            dataset.assign({name: in_blocks(v) for name, v in dataset.data_vars.items()})
-        )
+        return mdio.as_survey(_in_blocks(dataset))
     return dataset
 
 
