@@ -1,10 +1,12 @@
 """Plans for clusters, scheduling at scale, and the scripts for SLURM and Kubernetes."""
 
+import contextlib
 import json
 import os
 import py_compile
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -264,6 +266,33 @@ def test_a_window_waits_for_what_runs(client, tmp_path):
     assert ended.exists()
 
 
+def test_a_result_that_is_lost_with_its_worker_is_made_again(client, tmp_path):
+    """Before the client, which may be merging, has taken it."""
+
+    def task():
+        if (tmp_path / "before").exists():
+            time.sleep(1.0)
+        (tmp_path / "before").touch()
+        return os.getpid()
+
+    with tasks.Window(client) as window:
+        window.submit("lost", 0, task)
+        (future,) = window._running.futures
+        wait(future, timeout=60)
+        before = future.result()
+        os.kill(before, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while future.status == "finished" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert window.take(str) is None
+        while (done := window.take(str)) is None and time.monotonic() < deadline:
+            pass
+    assert done is not None
+    assert done[0] == 0
+    assert done[1] != before
+    client.wait_for_workers(2, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("error", "raised", "said"),
     [
@@ -434,6 +463,20 @@ def test_beside_workers_with_gpus_others_do_not_count(monkeypatch):
     assert _with_gpu(None) == ["b"]
     of(a={}, b={})
     assert _with_gpu(None) is None
+
+
+def test_no_other_worker_takes_over_from_those_with_gpus(monkeypatch):
+    """As where they are gone for a while."""
+    monkeypatch.setattr(tasks, "_LOOK", -1.0)
+    workers, counts, facts = tasks.Workers(None), [], {"status": "running", "metrics": {}}
+    for there in ([{"GPU": 1}, {}], [{}], [{}, {"GPU": 1}, {"GPU": 1}]):
+        found = {str(n): {**facts, "resources": each} for n, each in enumerate(there)}
+        monkeypatch.setattr(tasks, "workers_there", lambda _, found=found: found)
+        gone = pytest.warns(UserWarning, match="no worker is there")
+        with gone if there == [{}] else contextlib.nullcontext():
+            counts.append(workers.look())
+        assert workers.resources == {"GPU": 1}
+    assert counts == [1, 0, 2]
 
 
 def test_workers_are_seen_whatever_else_the_client_asks():

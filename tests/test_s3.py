@@ -401,6 +401,24 @@ def test_the_lock_of_a_dead_process_is_taken_over(s3, caplog):
     assert keys(s3, "g/") == ["g/.faults.lock"]
 
 
+def test_an_output_that_is_finished_while_its_lock_is_waited_for(s3, monkeypatch):
+    """By another run of the same command, which then gives the lock up."""
+    target, outlive = "s3://bucket/o/a", locks._ObjectLock._outlive
+    template = xr.Dataset({"x": ("x", np.arange(4.0))})
+    first = Output.begin(target, template, {}, {"run": 1})
+
+    def finished(lock):
+        with first:
+            first.commit()
+        return outlive(lock)
+
+    monkeypatch.setattr(locks._ObjectLock, "_outlive", finished)
+    with pytest.raises(OutputExistsError, match="already exists"):
+        Output.begin(target, template, {}, {"run": 1})
+    assert is_complete(target)
+    assert not [k for k in keys(s3, "o/") if ".lock" in k]
+
+
 def test_what_is_refused_is_not_taken_for_absent(s3, refused):
     target = "s3://bucket/k/a"
     template = xr.Dataset({"x": ("x", np.arange(4.0))})

@@ -225,6 +225,10 @@ def check_client(client: object) -> None:
         )
     if client.status != "running":
         raise ArgumentError(f"client: is {client.status}; connect anew")
+    if client.asynchronous:
+        raise ArgumentError(
+            "client: is asynchronous; pass one that is made without asynchronous=True"
+        )
 
 
 def check_workers(client: Client, plan: Needs) -> None:

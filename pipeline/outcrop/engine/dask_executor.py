@@ -274,7 +274,7 @@ class _Run:
         """Tell whose tiles were on a worker that was lost."""
         self.window.look_again()
         again: dict[int, int] = {}
-        for key in event["processing-tasks"]:
+        for key in (*event["processing-tasks"], *event["lost-computed-tasks"]):
             if key in self.window.given:
                 work, _, numbers = self.window.given[key]
                 again[id(work.task)] = again.get(id(work.task), 0) + len(numbers)
