@@ -130,6 +130,8 @@ def test_views_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
     outcrop.predict_views(model, survey, path, angles=True)
     assert done.count("again") == 2
     assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
+    with pytest.raises(OutputExistsError, match=r"another prediction \(views differ\)"):
+        outcrop.predict_all(model, [survey], [path])
 
 
 def test_views_that_overwrite_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
@@ -471,9 +473,10 @@ def test_picks_of_a_prediction_that_is_whole(survey, tmp_path, monkeypatch):
         patch.setattr("outcrop.view.report", interrupted)
         assert CliRunner().invoke(app, [*command, "--picks", "p.npz"]).exit_code == 130
     before = Path("o.zarr/zarr.json").stat().st_mtime_ns
-    for more, said in (([], "already exists"), (["--picks", "p.npz"], "weights_sha256 differ")):
-        other = [*command[:-1], "synthetic-v1", *more]
-        assert said in str(CliRunner().invoke(app, other).exception)
+    other = [*command[:-1], "synthetic-v1", "--picks", "p.npz"]
+    assert "weights_sha256 differ)" in str(CliRunner().invoke(app, other).exception)
+    assert "o.zarr: fault_probability" in CliRunner().invoke(app, command).output
+    assert not Path("p.npz").exists()
     assert CliRunner().invoke(app, [*command, "--picks", "p.npz"]).exit_code == 0
     assert Path("p.npz").exists()
     assert Path("o.zarr/zarr.json").stat().st_mtime_ns == before

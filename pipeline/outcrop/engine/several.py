@@ -74,17 +74,20 @@ def predict_all(
             check_apart(survey, target, stores)
         if not is_complete(path):
             check_free(path, overwrite, stores)
+    todo = []
+    for i, (survey, path) in enumerate(zip(surveys, targets, strict=True)):
+        if overwrite or not is_complete(path):
+            todo.append((i, survey, path))
+        else:
+            _check_same(model, survey, path, how)
     with contextlib.ExitStack() as stack:
 
         def evaluations() -> Iterator[Evaluation]:
             under_way: list[tuple[Evaluation, contextlib.ExitStack]] = []
-            for i, (survey, path) in enumerate(zip(surveys, targets, strict=True)):
+            for i, survey, path in todo:
                 for done in [each for each in under_way if each[0].is_whole]:
                     done[1].close()
                     under_way.remove(done)
-                if is_complete(path) and not overwrite:
-                    _check_same(model, survey, path, how)
-                    continue
                 context = stack.enter_context(contextlib.ExitStack())
                 with _naming(survey, i):
                     evaluation = context.enter_context(prepared(model, survey, path, **how))
@@ -137,18 +140,24 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     """Raise unless the Zarr at a path is the prediction that is asked for."""
     framed = frame(model, survey, how["direction"], how["storage_options"], stacked=True)
     graph, _ = captured(model, framed)
-    _, fingerprint = all_statistics(framed, how["client"])
     plan = how["plan"]
     precision = plan.dtype if plan else how["precision"]
     compressed = plan.compressed if plan else how["storage_compression"]
-    wanted = identity(
-        model, framed, graph, fingerprint, precision, how["direction"], how["threshold"]
-    )
-    wanted["storage_compression"] = "8 bits a value" if compressed else "none"
     found = open_dataset(path).attrs
+    fingerprint = str(found.get("input_sha256"))
+    wanted: dict[str, str | None] = {
+        **identity(
+            model, framed, graph, fingerprint, precision, how["direction"], how["threshold"]
+        ),
+        "storage_compression": "8 bits a value" if compressed else "none",
+        "views": None,  # of which none are merged
+    }
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
+    # Last, since all samples are read for it.
+    if not other and all_statistics(framed, how["client"])[1] != fingerprint:
+        other = ["input_sha256"]
     if other:
         raise OutputExistsError(
             f"{path}: already holds another prediction ({', '.join(other)} differ); remove it, "
-            "choose another path or pass overwrite=True"
+            "choose another path or pass overwrite=True (--overwrite)"
         )
