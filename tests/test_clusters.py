@@ -52,7 +52,7 @@ from outcrop.events import Stage, Tile
 from outcrop.graph import capture
 from outcrop.planner import make_plan
 from outcrop.planner.rates import _CPU, Crew, remembered
-from test_faults import after_a_warning
+from test_faults import after_a_warning, wait_for
 from test_predict import make_survey
 
 ROOT = Path(__file__).parents[1]
@@ -281,15 +281,12 @@ def test_a_result_that_is_lost_with_its_worker_is_made_again(client, tmp_path):
         wait(future, timeout=60)
         before = future.result()
         os.kill(before, signal.SIGKILL)
-        deadline = time.monotonic() + 60
-        while future.status == "finished" and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: future.status != "finished")
         assert window.take(str) is None
-        while (done := window.take(str)) is None and time.monotonic() < deadline:
-            pass
-    assert done is not None
-    assert done[0] == 0
-    assert done[1] != before
+        done = []
+        wait_for(lambda: done.append(window.take(str)) or done[-1])
+    assert done[-1][0] == 0
+    assert done[-1][1] != before
     client.wait_for_workers(2, timeout=60)
 
 
@@ -428,8 +425,7 @@ def address(client):
 
 
 def wait_until_paused(client):
-    while workers_there(client)[address(client)]["status"] != "paused":
-        time.sleep(0.1)
+    wait_for(lambda: workers_there(client)[address(client)]["status"] == "paused")
 
 
 def fill(dask_worker):
