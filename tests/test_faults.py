@@ -854,6 +854,8 @@ def test_values_that_are_not_finite(cluster, tmp_path):
         how = {"tile": (4, 4, 4), "client": client}
         with pytest.raises(NonFiniteError, match=place):
             outcrop.predict(Holed().eval(), survey, tmp_path / "a.zarr", **how)
+        with pytest.raises(NonFiniteError, match=f"all/1.zarr: {place}"):
+            outcrop.predict_all(Holed().eval(), [survey / 9, survey], tmp_path / "all", **how)
         with pytest.warns(UserWarning, match=place):
             found = outcrop.predict(
                 Holed().eval(), survey, tmp_path / "b.zarr", nonfinite="warn", **how

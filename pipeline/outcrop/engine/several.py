@@ -67,7 +67,7 @@ def predict_all(
     how = {**defaults, **options}
     client, overwrite = how["client"], how["overwrite"]
     for i, (survey, path) in enumerate(zip(surveys, targets, strict=True)):
-        with _naming(survey, i):  # before hours go into the others
+        with _naming(_name(survey, i)):  # before hours go into the others
             framed = frame(model, survey, how["direction"], stores, stacked=True)
             check_outputs(framed, how["threshold"])
         for target in targets:
@@ -89,18 +89,20 @@ def predict_all(
                     done[1].close()
                     under_way.remove(done)
                 context = stack.enter_context(contextlib.ExitStack())
-                with _naming(survey, i):
+                with _naming(_name(survey, i)):
                     evaluation = context.enter_context(prepared(model, survey, path, **how))
                 under_way.append((evaluation, context))
                 yield evaluation
 
         if client is None:
             for evaluation in evaluations():
-                evaluation.run()
+                named = _naming(str(evaluation.output.path))
+                with named if len(todo) > 1 else contextlib.nullcontext():
+                    evaluation.run()
         else:
             from .dask_executor import run_dask
 
-            run_dask(client, evaluations())
+            run_dask(client, evaluations(), several=len(todo) > 1)
     return [open_dataset(path) for path in targets]
 
 
@@ -124,13 +126,16 @@ def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -
     return targets
 
 
+def _name(survey: Volume, i: int) -> str:
+    return str(survey) if isinstance(survey, (str, os.PathLike)) else f"survey {i}"
+
+
 @contextlib.contextmanager
-def _naming(survey: Volume, i: int) -> Iterator[None]:
-    """Say which of the surveys an error is about."""
+def _naming(name: str) -> Iterator[None]:
+    """Say which of the surveys or outputs an error is about."""
     try:
         yield
     except OutcropError as error:
-        name = str(survey) if isinstance(survey, (str, os.PathLike)) else f"survey {i}"
         if str(error).startswith(name):
             raise
         raise type(error)(f"{name}: {error}") from error
