@@ -19,6 +19,7 @@ import outcrop
 from outcrop import models
 from outcrop.cli.main import app
 from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
+from outcrop.events import Begin, End
 from outcrop.horizons import horizons, write_table
 from outcrop.models.card import AMPLITUDE, Card, probability
 from outcrop.picks import write_picks
@@ -201,6 +202,32 @@ def test_views_on_a_disk_that_refuses(model, survey, tmp_path, monkeypatch):
     found = outcrop.predict_views(model, survey, path, angles=True)
     assert len(count) > 1
     assert np.isfinite(found.fault_probability).all()
+
+
+def test_views_tell_of_the_merge_and_of_what_stops_it(model, survey, tmp_path, monkeypatch):
+    from outcrop.engine import views
+
+    path, record, heard = tmp_path / "o.zarr", outcrop.Record(), []
+    how = {"angles": True, "listeners": [record, heard.append]}
+
+    def full(*_):
+        raise OutcropError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(views, "_merge", full)
+        with pytest.raises(OutcropError, match="no space left"):
+            outcrop.predict_views(model, survey, path, **how)
+    facts = record.facts()
+    assert facts["outputs"][str(path)]["error"] == "no space left"
+    assert facts["outputs"][str(path)]["provenance"]["merge"] == "max"
+    assert [of["error"] for of in facts["outputs"].values()].count(None) == 4
+    assert facts["tiles"] == facts["all_tiles"] == 4
+    outcrop.view.report(record, tmp_path / "r.html")
+    assert "o.zarr was not finished</h2>no space left" in (tmp_path / "r.html").read_text()
+    heard.clear()
+    outcrop.predict_views(model, survey, path, **how)
+    assert [(type(e), e.output) for e in heard] == [(Begin, str(path)), (End, str(path))]
+    assert heard[-1].error is None
 
 
 def test_views_into_an_output_that_others_are_in_progress_for(model, survey, tmp_path):
