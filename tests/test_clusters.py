@@ -583,6 +583,7 @@ def test_kubernetes_file_is_what_the_operator_takes():
     spec = yaml.safe_load((ROOT / "workflows" / "kubernetes.yaml").read_text())
     assert spec["apiVersion"] == "kubernetes.dask.org/v1"
     assert spec["kind"] == "DaskCluster"
+    assert isinstance(spec["spec"]["idleTimeout"], int)  # seconds
     (worker,), (scheduler,) = (
         spec["spec"][role]["spec"]["containers"] for role in ("worker", "scheduler")
     )
