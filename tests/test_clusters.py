@@ -176,6 +176,12 @@ def test_a_client_that_is_closed_meanwhile(tmp_path):
             outcrop.predict(model, survey, tmp_path / "o.zarr", **how)
 
 
+def test_workers_that_do_not_start(monkeypatch):
+    monkeypatch.setattr("outcrop.cluster._DEAF", "import os; os._exit(1)")
+    with pytest.raises(outcrop.OutcropError, match="--cluster local: its workers do not start"):
+        connect("local", workers=1).__enter__()
+
+
 def test_a_worker_that_dies_while_it_is_asked(monkeypatch):
     monkeypatch.setattr("outcrop.engine.crew._LOOK", 0.1)
     facts = {**versions(), "memory": 1}
@@ -183,7 +189,7 @@ def test_a_worker_that_dies_while_it_is_asked(monkeypatch):
     monkeypatch.setattr("outcrop.engine.crew.workers_there", lambda _: {})
     asked = SimpleNamespace(_run=None)
     asked.sync = lambda *_, **__: answers[0]
-    with pytest.raises(outcrop.OutcropError, match="worker a: cannot load outcrop"):
+    with pytest.raises(outcrop.OutcropError, match="worker a: was lost while it was asked"):
         check_versions(asked)
     asked.sync = lambda *_, **__: answers.pop(0)
     assert _suitable(asked, "cpu") == {"b": facts}
