@@ -1,10 +1,12 @@
 """Plans for clusters, scheduling at scale, and the scripts for SLURM and Kubernetes."""
 
+import contextlib
 import json
 import os
 import py_compile
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -50,7 +52,7 @@ from outcrop.events import Stage, Tile
 from outcrop.graph import capture
 from outcrop.planner import make_plan
 from outcrop.planner.rates import _CPU, Crew, remembered
-from test_faults import after_a_warning
+from test_faults import after_a_warning, wait_for
 from test_predict import make_survey
 
 ROOT = Path(__file__).parents[1]
@@ -174,6 +176,12 @@ def test_a_client_that_is_closed_meanwhile(tmp_path):
             outcrop.predict(model, survey, tmp_path / "o.zarr", **how)
 
 
+def test_workers_that_do_not_start(monkeypatch):
+    monkeypatch.setattr("outcrop.cluster._DEAF", "import os; os._exit(1)")
+    with pytest.raises(outcrop.OutcropError, match="--cluster local: its workers do not start"):
+        connect("local", workers=1).__enter__()
+
+
 def test_a_worker_that_dies_while_it_is_asked(monkeypatch):
     monkeypatch.setattr("outcrop.engine.crew._LOOK", 0.1)
     facts = {**versions(), "memory": 1}
@@ -181,7 +189,7 @@ def test_a_worker_that_dies_while_it_is_asked(monkeypatch):
     monkeypatch.setattr("outcrop.engine.crew.workers_there", lambda _: {})
     asked = SimpleNamespace(_run=None)
     asked.sync = lambda *_, **__: answers[0]
-    with pytest.raises(outcrop.OutcropError, match="worker a: cannot load outcrop"):
+    with pytest.raises(outcrop.OutcropError, match="worker a: was lost while it was asked"):
         check_versions(asked)
     asked.sync = lambda *_, **__: answers.pop(0)
     assert _suitable(asked, "cpu") == {"b": facts}
@@ -262,6 +270,30 @@ def test_a_window_waits_for_what_runs(client, tmp_path):
         window.submit("slow", 0, task)
         until(began)()
     assert ended.exists()
+
+
+def test_a_result_that_is_lost_with_its_worker_is_made_again(client, tmp_path):
+    """Before the client, which may be merging, has taken it."""
+
+    def task():
+        if (tmp_path / "before").exists():
+            time.sleep(1.0)
+        (tmp_path / "before").touch()
+        return os.getpid()
+
+    with tasks.Window(client) as window:
+        window.submit("lost", 0, task)
+        (future,) = window._running.futures
+        wait(future, timeout=60)
+        before = future.result()
+        os.kill(before, signal.SIGKILL)
+        wait_for(lambda: future.status != "finished")
+        assert window.take(str) is None
+        done = []
+        wait_for(lambda: done.append(window.take(str)) or done[-1])
+    assert done[-1][0] == 0
+    assert done[-1][1] != before
+    client.wait_for_workers(2, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -399,8 +431,7 @@ def address(client):
 
 
 def wait_until_paused(client):
-    while workers_there(client)[address(client)]["status"] != "paused":
-        time.sleep(0.1)
+    wait_for(lambda: workers_there(client)[address(client)]["status"] == "paused")
 
 
 def fill(dask_worker):
@@ -434,6 +465,20 @@ def test_beside_workers_with_gpus_others_do_not_count(monkeypatch):
     assert _with_gpu(None) == ["b"]
     of(a={}, b={})
     assert _with_gpu(None) is None
+
+
+def test_no_other_worker_takes_over_from_those_with_gpus(monkeypatch):
+    """As where they are gone for a while."""
+    monkeypatch.setattr(tasks, "_LOOK", -1.0)
+    workers, counts, facts = tasks.Workers(None), [], {"status": "running", "metrics": {}}
+    for there in ([{"GPU": 1}, {}], [{}], [{}, {"GPU": 1}, {"GPU": 1}]):
+        found = {str(n): {**facts, "resources": each} for n, each in enumerate(there)}
+        monkeypatch.setattr(tasks, "workers_there", lambda _, found=found: found)
+        gone = pytest.warns(UserWarning, match="no worker is there")
+        with gone if there == [{}] else contextlib.nullcontext():
+            counts.append(workers.look())
+        assert workers.resources == {"GPU": 1}
+    assert counts == [1, 0, 2]
 
 
 def test_workers_are_seen_whatever_else_the_client_asks():
@@ -544,6 +589,7 @@ def test_kubernetes_file_is_what_the_operator_takes():
     spec = yaml.safe_load((ROOT / "workflows" / "kubernetes.yaml").read_text())
     assert spec["apiVersion"] == "kubernetes.dask.org/v1"
     assert spec["kind"] == "DaskCluster"
+    assert isinstance(spec["spec"]["idleTimeout"], int)  # seconds
     (worker,), (scheduler,) = (
         spec["spec"][role]["spec"]["containers"] for role in ("worker", "scheduler")
     )

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,6 +92,14 @@ def lines(path):
     return len(journal.read_text().split()) if journal.exists() else 0
 
 
+def wait_for(there, seconds=120.0):
+    """Wait until something is so; an AssertionError if that takes too long."""
+    until = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < until, "it did not come to that"
+        time.sleep(0.01)
+
+
 def same(found, calm):
     xr.testing.assert_identical(found.load().drop_attrs(), calm.drop_attrs())
 
@@ -108,20 +117,18 @@ def test_cluster_gives_what_one_process_gives(model, survey, calm, tmp_path):
 @pytest.mark.parametrize("after", [5, 260])
 def test_all_workers_killed_and_new_ones_join(after, model, survey, calm, tmp_path):
     """At the beginning, in the middle and near the end, reductions among it: the same bits."""
-    path = tmp_path / "o.zarr"
+    written = []
     with connect("local", workers=2) as client:
         before = set(client.run(os.getpid).values())
 
-        def kill():
-            while lines(path) < after:
-                time.sleep(0.002)
-            for pid in before:
-                os.kill(pid, signal.SIGKILL)
+        def kill(event):
+            if isinstance(event, Tile):
+                written.append(event)
+                for pid in before if len(written) == after else ():
+                    os.kill(pid, signal.SIGKILL)
 
-        killer = threading.Thread(target=kill, daemon=True)
-        killer.start()
-        found = outcrop.predict(model, survey, path, client=client, **HOW)
-        killer.join()
+        how = {**HOW, "client": client, "listeners": [kill]}
+        found = outcrop.predict(model, survey, tmp_path / "o.zarr", **how)
         assert not before & set(client.run(os.getpid).values())
     same(found, calm)
 
@@ -132,10 +139,8 @@ def test_a_lost_worker_comes_back_however_long_that_takes():
     with dask.config.set(impatient), connect("local", workers=1) as client:
         (before,) = client.run(os.getpid).values()
         os.kill(before, signal.SIGKILL)
-        while workers_there(client):
-            time.sleep(0.01)
-        client.wait_for_workers(1, timeout=60)
-        assert before not in client.run(os.getpid).values()
+        pids = partial(client.run, os.getpid, on_error="ignore")
+        wait_for(lambda: {*pids().values()} - {before})
 
 
 class Stuck(WorkerPlugin):
@@ -182,8 +187,7 @@ class Stuck(WorkerPlugin):
 
 
 def kill_marked(marker):
-    while not (marker.exists() and marker.read_text()):
-        time.sleep(0.01)
+    wait_for(lambda: marker.exists() and marker.read_text())
     os.kill(int(marker.read_text()), signal.SIGKILL)
 
 
@@ -238,8 +242,7 @@ def after_a_warning(caught, do, *arguments):
     """Do something some time after the first warning of the block."""
 
     def wait():
-        while not len(caught):
-            time.sleep(0.05)
+        wait_for(lambda: len(caught))
         time.sleep(0.5)  # in which no other may come
         do(*arguments)
 
@@ -413,8 +416,7 @@ def scheduler(folder):
              "--scheduler-file", str(file)], **quiet,
         )
     ]  # fmt: skip
-    while not file.exists():
-        time.sleep(0.05)
+    wait_for(file.exists)
     processes += [
         subprocess.Popen(
             [*base, "worker", "--scheduler-file", str(file), "--nthreads", "1",
@@ -423,7 +425,7 @@ def scheduler(folder):
         for _ in range(2)
     ]  # fmt: skip
     with Client(scheduler_file=str(file)) as client:
-        client.wait_for_workers(2)
+        client.wait_for_workers(2, timeout=120)
     return str(file), processes
 
 
@@ -442,9 +444,8 @@ def test_scheduler_lost_and_client_killed(model, survey, calm, tmp_path):
     file, processes = scheduler(tmp_path / "one")
     try:
         run = start(path, file)
-        while lines(path) < 40:
-            assert run.poll() is None
-            time.sleep(0.01)
+        wait_for(lambda: lines(path) >= 40 or run.poll() is not None)
+        assert run.poll() is None
         processes[0].kill()
         message = run.communicate(timeout=120)[1].strip().splitlines()[-1]
         assert run.returncode == 1
@@ -456,9 +457,8 @@ def test_scheduler_lost_and_client_killed(model, survey, calm, tmp_path):
     file, processes = scheduler(tmp_path / "two")
     try:
         run = start(path, file)
-        while lines(path) < done + 40:
-            assert run.poll() is None
-            time.sleep(0.01)
+        wait_for(lambda: lines(path) >= done + 40 or run.poll() is not None)
+        assert run.poll() is None
         run.kill()
         run.wait()
         done = (path / "unfinished" / "finished.txt").read_text().split("\n")[:-1]
@@ -854,6 +854,8 @@ def test_values_that_are_not_finite(cluster, tmp_path):
         how = {"tile": (4, 4, 4), "client": client}
         with pytest.raises(NonFiniteError, match=place):
             outcrop.predict(Holed().eval(), survey, tmp_path / "a.zarr", **how)
+        with pytest.raises(NonFiniteError, match=f"all/1.zarr: {place}"):
+            outcrop.predict_all(Holed().eval(), [survey / 9, survey], tmp_path / "all", **how)
         with pytest.warns(UserWarning, match=place):
             found = outcrop.predict(
                 Holed().eval(), survey, tmp_path / "b.zarr", nonfinite="warn", **how

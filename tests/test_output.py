@@ -139,6 +139,33 @@ def test_a_killed_overwrite_is_gone_on_with(tmp_path, template, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
 
 
+def test_what_was_to_be_overwritten_is_put_back(tmp_path, template, monkeypatch):
+    """Where the new one does not come to its place: that is refused, or this process dies."""
+    path, old = tmp_path / "a.zarr", tmp_path / ".a.zarr.old"
+    with Output.begin(path, template, ENCODING, {"run": 1}) as output:
+        output.commit()
+    replace = os.replace
+
+    def refused(source, target):
+        if str(source).endswith(".begin"):
+            raise PermissionError
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refused)
+        with pytest.raises(PermissionError):
+            Output.begin(path, template, ENCODING, {"run": 2}, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+    os.replace(path, old)
+    with pytest.raises(OutputExistsError, match="already exists"):
+        Output.begin(path, template, ENCODING, {"run": 2})
+    assert is_complete(path)
+    shutil.copytree(path, old)
+    with Output.begin(path, template, ENCODING, {"run": 2}, overwrite=True) as output:
+        output.commit()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
 def test_interrupted_as_it_takes_the_lock(tmp_path, template, monkeypatch):
     acquire = FileLock.acquire
 

@@ -267,10 +267,24 @@ def test_an_output_below_a_file(path, tmp_path):
     assert not (tmp_path / "o.zarr").exists()
 
 
+class Awaited(Client):
+    """As one within an event loop."""
+
+    status, asynchronous = "running", True
+
+    def __init__(self):
+        pass
+
+
 def test_what_is_no_client_or_closed(path, tmp_path):
     closed = Client.__new__(Client)
     closed.status = "closed"
-    for client, said in (("local", "is a str; pass a distributed.Client"), (closed, "is closed")):
+    awaited = Awaited()
+    for client, said in (
+        ("local", "is a str; pass a distributed.Client"),
+        (closed, "is closed"),
+        (awaited, "is asynchronous"),
+    ):
         with pytest.raises(ArgumentError, match=f"client: {said}"):
             outcrop.predict(network(), path, tmp_path / "o.zarr", client=client)
         with pytest.raises(ArgumentError, match=f"client: {said}"):

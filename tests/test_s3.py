@@ -215,8 +215,13 @@ def test_command_line_from_end_to_end(s3, local, tmp_path, caplog):
     said += run("export", "s3://bucket/a/faults", tmp_path / "f.sgy", "--like", SEGY)
     for name in ("survey", "faults"):
         assert "all there" in run("verify", f"s3://bucket/a/{name}")
-    with pytest.raises(OutputExistsError, match="s3://bucket/a/faults: already exists"):
-        run("predict", "s3://bucket/a/survey", "s3://bucket/a/faults", *how)
+    with pytest.raises(OutputExistsError, match=r"s3://bucket/a/faults: .*\(precision differ\)"):
+        run(
+            "predict",
+            *("s3://bucket/a/survey", "s3://bucket/a/faults"),
+            *how,
+            *("--precision", "float64"),
+        )
     run("predict", "s3://bucket/a/survey", "s3://bucket/a/faults", "--overwrite", *how)
     assert not [k for k in keys(s3, "a/") if "unfinished" in k or ".lock" in k or "stored" in k]
     assert SECRET not in said + caplog.text
@@ -399,6 +404,24 @@ def test_the_lock_of_a_dead_process_is_taken_over(s3, caplog):
         held.check()
     held.release()
     assert keys(s3, "g/") == ["g/.faults.lock"]
+
+
+def test_an_output_that_is_finished_while_its_lock_is_waited_for(s3, monkeypatch):
+    """By another run of the same command, which then gives the lock up."""
+    target, outlive = "s3://bucket/o/a", locks._ObjectLock._outlive
+    template = xr.Dataset({"x": ("x", np.arange(4.0))})
+    first = Output.begin(target, template, {}, {"run": 1})
+
+    def finished(lock):
+        with first:
+            first.commit()
+        return outlive(lock)
+
+    monkeypatch.setattr(locks._ObjectLock, "_outlive", finished)
+    with pytest.raises(OutputExistsError, match="already exists"):
+        Output.begin(target, template, {}, {"run": 1})
+    assert is_complete(target)
+    assert not [k for k in keys(s3, "o/") if ".lock" in k]
 
 
 def test_what_is_refused_is_not_taken_for_absent(s3, refused):

@@ -19,6 +19,7 @@ from command_line import outcrop_command
 from outcrop import models
 from outcrop.cli.main import app
 from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
+from outcrop.events import Begin, End
 from outcrop.horizons import horizons, write_table
 from outcrop.models.card import AMPLITUDE, Card, probability
 from outcrop.picks import write_picks
@@ -130,6 +131,8 @@ def test_views_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
     outcrop.predict_views(model, survey, path, angles=True)
     assert done.count("again") == 2
     assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
+    with pytest.raises(OutputExistsError, match=r"another prediction \(views differ\)"):
+        outcrop.predict_all(model, [survey], [path])
 
 
 def test_views_that_overwrite_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
@@ -199,6 +202,32 @@ def test_views_on_a_disk_that_refuses(model, survey, tmp_path, monkeypatch):
     found = outcrop.predict_views(model, survey, path, angles=True)
     assert len(count) > 1
     assert np.isfinite(found.fault_probability).all()
+
+
+def test_views_tell_of_the_merge_and_of_what_stops_it(model, survey, tmp_path, monkeypatch):
+    from outcrop.engine import views
+
+    path, record, heard = tmp_path / "o.zarr", outcrop.Record(), []
+    how = {"angles": True, "listeners": [record, heard.append]}
+
+    def full(*_):
+        raise OutcropError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(views, "_merge", full)
+        with pytest.raises(OutcropError, match="no space left"):
+            outcrop.predict_views(model, survey, path, **how)
+    facts = record.facts()
+    assert facts["outputs"][str(path)]["error"] == "no space left"
+    assert facts["outputs"][str(path)]["provenance"]["merge"] == "max"
+    assert [of["error"] for of in facts["outputs"].values()].count(None) == 4
+    assert facts["tiles"] == facts["all_tiles"] == 4
+    outcrop.view.report(record, tmp_path / "r.html")
+    assert "o.zarr was not finished</h2>no space left" in (tmp_path / "r.html").read_text()
+    heard.clear()
+    outcrop.predict_views(model, survey, path, **how)
+    assert [(type(e), e.output) for e in heard] == [(Begin, str(path)), (End, str(path))]
+    assert heard[-1].error is None
 
 
 def test_views_into_an_output_that_others_are_in_progress_for(model, survey, tmp_path):
@@ -467,9 +496,10 @@ def test_picks_of_a_prediction_that_is_whole(survey, tmp_path, monkeypatch):
         patch.setattr("outcrop.view.report", interrupted)
         assert CliRunner().invoke(app, [*command, "--picks", "p.npz"]).exit_code == 130
     before = Path("o.zarr/zarr.json").stat().st_mtime_ns
-    for more, said in (([], "already exists"), (["--picks", "p.npz"], "weights_sha256 differ")):
-        other = [*command[:-1], "synthetic-v1", *more]
-        assert said in str(CliRunner().invoke(app, other).exception)
+    other = [*command[:-1], "synthetic-v1", "--picks", "p.npz"]
+    assert "weights_sha256 differ)" in str(CliRunner().invoke(app, other).exception)
+    assert "o.zarr: fault_probability" in CliRunner().invoke(app, command).output
+    assert not Path("p.npz").exists()
     assert CliRunner().invoke(app, [*command, "--picks", "p.npz"]).exit_code == 0
     assert Path("p.npz").exists()
     assert Path("o.zarr/zarr.json").stat().st_mtime_ns == before

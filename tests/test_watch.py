@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -24,7 +26,8 @@ from typer.testing import CliRunner
 import outcrop
 from outcrop import events, patience
 from outcrop.cli.main import app
-from outcrop.cluster import connect
+from outcrop.cluster import connect, workers_there
+from outcrop.engine import overlap
 from outcrop.engine.tile import StageRunner
 from outcrop.engine.zarr_stores import PredictionStore
 from outcrop.errors import OutcropError
@@ -89,13 +92,20 @@ def codec_threads():
     return zarr.config.get("threading.max_workers")
 
 
+def set_clock(seconds):
+    before = time.time
+    overlap.time = SimpleNamespace(time=lambda: before() + seconds)
+
+
 @pytest.fixture(scope="module")
 def run(model, survey, tmp_path_factory):
-    """One run on two workers, listened to in every way."""
+    """One run on two workers, whose clocks are wrong, listened to in every way."""
     folder = tmp_path_factory.mktemp("run")
     heard, record = [], outcrop.Record()
     listeners = [heard.append, record, events.JsonLog(folder / "log.jsonl")]
     with connect("local", workers=2) as client:
+        for worker, seconds in zip(workers_there(client), (-3600, 3600), strict=True):
+            client.run(set_clock, seconds, workers=[worker])
         found = outcrop.predict(
             model, survey, folder / "o.zarr", client=client, listeners=listeners, **HOW
         )
@@ -123,7 +133,7 @@ def test_events_are_what_happened(run, survey):
     assert sum(t.written for t in last) == 4 * survey.amplitude.size
     assert sum(t.read for t in tiles) >= 2 * 4 * survey.amplitude.size
     for tile in tiles:
-        assert tile.start <= tile.stop <= tile.time
+        assert begin.time <= tile.start <= tile.stop <= tile.time
         assert 0 < tile.reading + tile.computing + tile.writing <= tile.stop - tile.start + 1e-2
         assert 0 < tile.memory <= begin.peak_memory
 

@@ -68,7 +68,8 @@ def connect(
         If `workers` is less than 1, or given where no workers are started, or `tls` where nothing
         goes over a network.
     OutcropError
-        If the cluster cannot be reached, or "cuda" is asked for and dask-cuda is not there.
+        If the cluster cannot be reached, its workers do not start, or "cuda" is asked for and
+        dask-cuda is not there.
     """
     check_count(workers)
     if workers is not None and cluster not in ("local", "cuda"):
@@ -97,7 +98,7 @@ def connect(
         }
         with (
             dask.config.set(_LOCAL),
-            _on_gpus(how) if cluster == "cuda" else _on_cores(how) as local,
+            _started(cluster, how) as local,
             Client(local, security=secure) as client,
         ):
             yield client
@@ -168,6 +169,17 @@ def _security(tls: Tls | None) -> Any:
         for what, file in (("cert", tls.cert), ("key", tls.key))
     }
     return Security(tls_ca_file=str(tls.ca), require_encryption=True, **shown)
+
+
+def _started(cluster: str, how: dict[str, Any]) -> Any:
+    """Workers on this machine."""
+    try:
+        return _on_gpus(how) if cluster == "cuda" else _on_cores(how)
+    except RuntimeError as error:  # such as where they are killed for lack of memory
+        raise OutcropError(
+            f"--cluster {cluster}: its workers do not start ({error}); look at what they say, or "
+            "start fewer (--workers)"
+        ) from error
 
 
 def _on_cores(how: dict[str, Any]) -> Any:

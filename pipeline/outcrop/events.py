@@ -92,7 +92,8 @@ class Tile(Event):
     worker : str
         Who evaluated it.
     start, stop : float
-        Between what times that took up the worker, in seconds since 1970.
+        Between what times that took up the worker, in seconds since 1970 by the clock of whoever
+        tells.
     reading, computing, writing : float
         Seconds of it; the next tile is read and the one before written beside the computing.
     read, written : int

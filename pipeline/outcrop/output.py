@@ -232,6 +232,9 @@ class Output:
         lock = lock_of(target)
         try:
             lock.take()
+            if isinstance(target, Path):
+                _tidy(target)
+            check_free(target, overwrite)  # another may have finished it until the lock was free
             resumed = cls._begin(
                 target, template, encoding, record, overwrite, notes or {}, goes_on
             )
@@ -252,8 +255,6 @@ class Output:
         goes_on: bool,
     ) -> bool:
         """Return whether an earlier call began."""
-        if not isinstance(target, Remote):
-            remove(_old(target))  # which a call that died has left
         # A round trip through JSON, so that tuples and NumPy scalars compare as they are read.
         facts = json.loads(json.dumps(dict(record), default=native))
         if is_unfinished(target) and (goes_on or not overwrite):
@@ -305,8 +306,10 @@ class Output:
         except BaseException:  # such as no space left
             with contextlib.suppress(OSError):
                 remove(beside)
+            with contextlib.suppress(OSError):
+                _tidy(target)
             raise
-        remove(_old(target))
+        _tidy(target)
         return False
 
     @property
@@ -392,6 +395,16 @@ def _hindrance(target: Place, facts: dict[str, Any], template: xr.Dataset) -> st
 def _old(target: Path) -> Path:
     """Where what is overwritten lies until it is deleted."""
     return target.parent / f".{target.name}.old"
+
+
+def _tidy(target: Path) -> None:
+    """Delete what was overwritten; put it back where nothing has come to its place."""
+    old = _old(target)
+    if is_complete(old) and not target.exists():
+        os.replace(old, target)
+        return
+    (old / _ROOT).unlink(missing_ok=True)  # first: half of it is never put back
+    remove(old)
 
 
 def _remove_all_but_root(target: Remote, root: bytes) -> None:

@@ -111,8 +111,9 @@ class Workers:
         if time.monotonic() > self._looked + _LOOK or not self.count:
             found = list(workers_there(self.client).values())
             on_gpu = [facts for facts in found if "GPU" in facts["resources"]]
-            found, self._looked = on_gpu or found, time.monotonic()
-            self.count, self.resources = len(found), {"GPU": 1} if on_gpu else None
+            if on_gpu or self.resources:  # others do not take over from those that had one
+                found, self.resources = on_gpu, {"GPU": 1}
+            self.count, self._looked = len(found), time.monotonic()
             idle = all(is_paused(facts) for facts in found)
             if idle and not self._warned:
                 message = _PAUSED if found else "no worker is there: waiting for one"
@@ -255,6 +256,9 @@ class Window:
             self.workers()
             return None
         future = next(self._running)
+        if future.status in ("lost", "pending"):  # its worker died with the result: it runs again
+            self._running.add(future)
+            return None
         what = self.given.pop(future.key)
         if future.status != "finished":
             self._failed = _failure(future, where(what))

@@ -186,9 +186,8 @@ def command(
         what = asked or ["--shape" if shape is not None else "--picks"]
         raise ArgumentError(f"{what[0]}: not with {len(survey)} surveys; name one at a time")
     store = out if shape is None else f"{out}.zarr"
-    # What is written beside a prediction may be missing where that is whole.
-    beside = (picks is not None or shape is not None) and not asked
-    whole = beside and not overwrite and is_complete(store)
+    # A run that was stopped after it was whole: what is written beside it may be missing.
+    whole = not (several or asked or overwrite) and is_complete(store)
     if not (several or whole):
         check_free(store, overwrite)
     options = options_of(option, tasks)

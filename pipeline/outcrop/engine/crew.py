@@ -225,6 +225,10 @@ def check_client(client: object) -> None:
         )
     if client.status != "running":
         raise ArgumentError(f"client: is {client.status}; connect anew")
+    if client.asynchronous:
+        raise ArgumentError(
+            "client: is asynchronous; pass one that is made without asynchronous=True"
+        )
 
 
 def check_workers(client: Client, plan: Needs) -> None:
@@ -297,6 +301,11 @@ def _check_versions(facts: Mapping[str, Any], *more: str) -> None:
     for worker, found in facts.items():
         if isinstance(found, OutcropError):
             raise OutcropError(f"worker {worker}: {found}")
+        if isinstance(found, OSError):
+            raise OutcropError(
+                f"worker {worker}: was lost while it was asked, as others were before; look at its "
+                "log, and run the same command again"
+            )
         if not isinstance(found, dict):
             wanted = " and ".join(f"{p} {ours[p]}" for p in ("outcrop", *more))
             raise OutcropError(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
+import time
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..errors import OutcropError
 from ..graph import Box
 from ..planner.frames import Frames
+from ..storage import goes_on, naming_refusal
 from ..tasks import (
     AHEAD,
     Window,
@@ -28,6 +32,7 @@ from ..tasks import (
 from .globals import GlobalStore, to_merge
 from .places import Places, Section
 from .schedule import Schedule
+from .spent import Spent
 from .worker import Job, Network, call
 
 if TYPE_CHECKING:
@@ -40,7 +45,7 @@ if TYPE_CHECKING:
 _TASK, _LONG_TASK, _FEW, _MOST = 4.0, 60.0, 4, 256
 
 
-def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:
+def run_dask(client: Client, evaluations: Iterable[Evaluation], several: bool = False) -> None:
     """Evaluate what is left of some predictions on the workers of `client`.
 
     A tile starts as soon as the tiles that it reads are written. A few tasks per worker are
@@ -53,6 +58,8 @@ def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:
     evaluations : iterable of Evaluation
         Whose places are reachable from every worker. The next one is asked for when the tiles
         of those before do not keep the workers busy.
+    several : bool
+        Whether there may be more than one, so that errors have to say which.
 
     Raises
     ------
@@ -61,7 +68,7 @@ def run_dask(client: Client, evaluations: Iterable[Evaluation]) -> None:
         scheduler is lost; once those before it are whole, if an evaluation cannot be begun.
     """
     forget_the_dead(client)
-    run = _Run(client, evaluations)
+    run = _Run(client, evaluations, several)
     try:
         with run.window:
             run.all()
@@ -124,10 +131,26 @@ class _Begun:
         return max(1, min(short, _MOST), min(long, _FEW))
 
 
+class _Given(NamedTuple):
+    """Tiles of one stage that were given to a worker as one task, and when."""
+
+    work: _Work
+    stage: int
+    numbers: list[int]
+    time: float
+
+    def __str__(self) -> str:
+        first, last, section = self.numbers[0], self.numbers[-1], self.work.section
+        stage = f"{'' if section is None else f'volume {section}, '}stage {self.stage + 1}"
+        if len(self.numbers) > 1 and self.numbers == list(range(first, last + 1)):
+            return f"{stage}, tiles {first} to {last}"
+        return f"{stage}, tile {', '.join(map(str, self.numbers))}"
+
+
 class _Run:
     """Evaluations under way."""
 
-    def __init__(self, client: Client, evaluations: Iterable[Evaluation]) -> None:
+    def __init__(self, client: Client, evaluations: Iterable[Evaluation], several: bool) -> None:
         self.client = client
         self.registered: list[str] = []
         self.networks: dict[str, str] = {}
@@ -137,6 +160,9 @@ class _Run:
         self.open: list[_Work] = []
         self.window = Window(client, self._note_workers)
         self.lost: deque[Mapping[str, Any]] = deque()
+        self.several = several
+        # Of each worker, how many seconds its clock is behind, at least and at most.
+        self.clocks: dict[str, tuple[float, float]] = {}
 
     def all(self) -> None:
         """Run every tile."""
@@ -146,7 +172,7 @@ class _Run:
                 self._submit()
                 if not (self.window or self.open or self.more):
                     break
-                done = self.window.take(lambda what: _named(what[1], what[2]))
+                done = self._next_done()
                 while self.lost:
                     self._lose(self.lost.popleft())
                 if done is not None:
@@ -156,6 +182,25 @@ class _Run:
         finally:
             with contextlib.suppress(Exception):  # of a client that is closed, all kinds
                 self.client.unsubscribe_topic("all")
+
+    def _next_done(self) -> tuple[_Given, Any] | None:
+        """As `Window.take`; an error says which output it is about."""
+        failed: list[_Given] = []
+
+        def where(given: _Given) -> str:
+            failed.append(given)
+            return str(given)
+
+        try:
+            return self.window.take(where)
+        except Exception as error:
+            if not failed:
+                raise
+            output = failed[0].work.task.evaluation.output.path
+            if self.several and isinstance(error, OutcropError):
+                raise type(error)(f"{output}: {error}") from error
+            with naming_refusal(output, goes_on()):
+                raise
 
     def _begun(self, evaluations: Iterable[Evaluation]) -> Iterator[_Work]:
         """Make one evaluation after the other known to the workers; yield its volumes."""
@@ -199,9 +244,9 @@ class _Run:
         """Submit tiles while workers have room and a tile can run."""
         while self.window.has_room() and (found := self._take()):
             work, i, tiles = found
-            job, what = work.task.job, (work, i, [n for n, _ in tiles])
+            job, given = work.task.job, _Given(work, i, [n for n, _ in tiles], time.time())
             task = job.network, job.name, "run", work.section, i, tiles
-            self.window.submit(job.name, what, call, *task)
+            self.window.submit(job.name, given, call, *task)
 
     def _take(self) -> tuple[_Work, int, list[tuple[int, Box]]] | None:
         """Some tiles of one stage that can run now."""
@@ -253,13 +298,14 @@ class _Run:
         if event[1].get("action") == "remove-worker" and not event[1].get("expected"):
             self.lost.append(event[1])
 
-    def _take_in(self, what: tuple[_Work, int, list[int]], result: Any) -> None:
+    def _take_in(self, given: _Given, result: Any) -> None:
         """Note tiles that are written."""
-        work, i, numbers = what
+        work, i, numbers, _ = given
         worker, spent, warned = result
+        spent = self._by_our_clock(worker, given.time, spent)
         evaluation, task = work.task.evaluation, work.task
         for message, category in warned:
-            place = f"{_named(i, numbers)}: {message}"
+            place = f"{given}: {message}"
             evaluation.warned(place, category)
             warnings.warn(place, category, stacklevel=2)
         taken = sum(s.stop - s.start for s in spent) / len(spent)
@@ -270,14 +316,26 @@ class _Run:
         if work.schedule.is_written(i):
             self._complete(work, i)
 
+    def _by_our_clock(self, worker: str, given: float, spent: list[Spent]) -> list[Spent]:
+        """Shift the times of a worker whose clock cannot be right, by as little as it takes.
+
+        What it does lies between when a task is given to it and when the result is here.
+        """
+        least, most = self.clocks.get(worker, (-math.inf, math.inf))
+        least, most = max(least, given - spent[0].start), min(most, time.time() - spent[-1].stop)
+        self.clocks[worker] = least, most
+        behind = min(max(0.0, least), most)
+        return [s._replace(start=s.start + behind, stop=s.stop + behind) for s in spent]
+
     def _lose(self, event: Mapping[str, Any]) -> None:
         """Tell whose tiles were on a worker that was lost."""
         self.window.look_again()
         again: dict[int, int] = {}
-        for key in event["processing-tasks"]:
+        for key in (*event["processing-tasks"], *event["lost-computed-tasks"]):
             if key in self.window.given:
-                work, _, numbers = self.window.given[key]
-                again[id(work.task)] = again.get(id(work.task), 0) + len(numbers)
+                given: _Given = self.window.given[key]
+                task = id(given.work.task)
+                again[task] = again.get(task, 0) + len(given.numbers)
         for work in {id(w.task): w for w in self.open}.values():
             count = again.get(id(work.task), 0)
             message = f"worker {event['worker']} was lost; {count} tiles are evaluated again"
@@ -310,9 +368,3 @@ class _Run:
                 work.task.evaluation.finish()
                 self.registered.remove(job.name)
                 unregister(self.client, job.name)
-
-
-def _named(i: int, numbers: list[int]) -> str:
-    if numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 1:
-        return f"stage {i + 1}, tiles {numbers[0]} to {numbers[-1]}"
-    return f"stage {i + 1}, tile {', '.join(map(str, numbers))}"

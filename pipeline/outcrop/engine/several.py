@@ -67,37 +67,42 @@ def predict_all(
     how = {**defaults, **options}
     client, overwrite = how["client"], how["overwrite"]
     for i, (survey, path) in enumerate(zip(surveys, targets, strict=True)):
-        with _naming(survey, i):  # before hours go into the others
+        with _naming(_name(survey, i)):  # before hours go into the others
             framed = frame(model, survey, how["direction"], stores, stacked=True)
             check_outputs(framed, how["threshold"])
         for target in targets:
             check_apart(survey, target, stores)
         if not is_complete(path):
             check_free(path, overwrite, stores)
+    todo = []
+    for i, (survey, path) in enumerate(zip(surveys, targets, strict=True)):
+        if overwrite or not is_complete(path):
+            todo.append((i, survey, path))
+        else:
+            _check_same(model, survey, path, how)
     with contextlib.ExitStack() as stack:
 
         def evaluations() -> Iterator[Evaluation]:
             under_way: list[tuple[Evaluation, contextlib.ExitStack]] = []
-            for i, (survey, path) in enumerate(zip(surveys, targets, strict=True)):
+            for i, survey, path in todo:
                 for done in [each for each in under_way if each[0].is_whole]:
                     done[1].close()
                     under_way.remove(done)
-                if is_complete(path) and not overwrite:
-                    _check_same(model, survey, path, how)
-                    continue
                 context = stack.enter_context(contextlib.ExitStack())
-                with _naming(survey, i):
+                with _naming(_name(survey, i)):
                     evaluation = context.enter_context(prepared(model, survey, path, **how))
                 under_way.append((evaluation, context))
                 yield evaluation
 
         if client is None:
             for evaluation in evaluations():
-                evaluation.run()
+                named = _naming(str(evaluation.output.path))
+                with named if len(todo) > 1 else contextlib.nullcontext():
+                    evaluation.run()
         else:
             from .dask_executor import run_dask
 
-            run_dask(client, evaluations())
+            run_dask(client, evaluations(), several=len(todo) > 1)
     return [open_dataset(path) for path in targets]
 
 
@@ -121,13 +126,16 @@ def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -
     return targets
 
 
+def _name(survey: Volume, i: int) -> str:
+    return str(survey) if isinstance(survey, (str, os.PathLike)) else f"survey {i}"
+
+
 @contextlib.contextmanager
-def _naming(survey: Volume, i: int) -> Iterator[None]:
-    """Say which of the surveys an error is about."""
+def _naming(name: str) -> Iterator[None]:
+    """Say which of the surveys or outputs an error is about."""
     try:
         yield
     except OutcropError as error:
-        name = str(survey) if isinstance(survey, (str, os.PathLike)) else f"survey {i}"
         if str(error).startswith(name):
             raise
         raise type(error)(f"{name}: {error}") from error
@@ -137,18 +145,24 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     """Raise unless the Zarr at a path is the prediction that is asked for."""
     framed = frame(model, survey, how["direction"], how["storage_options"], stacked=True)
     graph, _ = captured(model, framed)
-    _, fingerprint = all_statistics(framed, how["client"])
     plan = how["plan"]
     precision = plan.dtype if plan else how["precision"]
     compressed = plan.compressed if plan else how["storage_compression"]
-    wanted = identity(
-        model, framed, graph, fingerprint, precision, how["direction"], how["threshold"]
-    )
-    wanted["storage_compression"] = "8 bits a value" if compressed else "none"
     found = open_dataset(path).attrs
+    fingerprint = str(found.get("input_sha256"))
+    wanted: dict[str, str | None] = {
+        **identity(
+            model, framed, graph, fingerprint, precision, how["direction"], how["threshold"]
+        ),
+        "storage_compression": "8 bits a value" if compressed else "none",
+        "views": None,  # of which none are merged
+    }
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
+    # Last, since all samples are read for it.
+    if not other and all_statistics(framed, how["client"])[1] != fingerprint:
+        other = ["input_sha256"]
     if other:
         raise OutputExistsError(
             f"{path}: already holds another prediction ({', '.join(other)} differ); remove it, "
-            "choose another path or pass overwrite=True"
+            "choose another path or pass overwrite=True (--overwrite)"
         )

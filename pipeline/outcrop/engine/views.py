@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from .. import __version__
 from ..arrays import dask_threads, open_dataset
 from ..arrays import encoding as encoded
 from ..errors import ArgumentError, ResumeError, SurveyError
+from ..events import Begin, End, Listener, tell
 from ..locks import taken
 from ..models.card import Card
 from ..models.weights import digest
@@ -142,7 +143,10 @@ def predict_views(
         "views": [v.name for v in views],
         "merge": merge,
     }
-    with _steps(target, record, overwrite) as folder:
+    with (
+        _steps(target, record, overwrite) as folder,
+        _told(target, framed.volume.size, record, options.get("listeners", ())),
+    ):
         seen = []
         for view in views:
             part = folder / f"{view.name}.zarr"
@@ -262,6 +266,22 @@ def _steps(target: Place, record: Mapping[str, Any], overwrite: bool) -> Iterato
             write_whole(note, json.dumps(facts, indent=1).encode())
         yield folder
         remove(folder)
+
+
+@contextlib.contextmanager
+def _told(
+    target: Place, voxels: int, record: Mapping[str, Any], listeners: Sequence[Listener]
+) -> Iterator[None]:
+    """Tell of what is merged, beside its views: its end, or what stopped it."""
+    output = str(target)
+    none: dict[str, Any] = {"tiles": 0, "finished": 0, "share": 0.0, "peak_memory": 0, "stages": ()}
+    tell(listeners, Begin(output=output, voxels=voxels, volumes=1, provenance=record, **none))
+    try:
+        yield
+    except BaseException as error:
+        tell(listeners, End(output=output, error=str(error) or type(error).__name__))
+        raise
+    tell(listeners, End(output=output))
 
 
 def _is_kept(part: Place, overwrite: bool) -> bool:
