@@ -189,7 +189,7 @@ def test_prestack(tmp_path):
     assert np.argwhere(~survey.live.to_numpy()).tolist() == [[0, 0, 4], [1, 1, 0]]
 
     with pytest.raises(GeometryError, match=r"58 traces have only 12 .* try --offset-byte 37,"):
-        outcrop.ingest(path, tmp_path / "b.zarr", offset_byte=89)  # the same in all
+        outcrop.ingest(path, tmp_path / "b.zarr", offset_byte=57)  # the same in all
     with segyio.open(DATA / "small-ps.sgy") as file:
         survey = outcrop.ingest(DATA / "small-ps.sgy", tmp_path / "b.zarr")
         for offset in file.offsets:
@@ -222,6 +222,27 @@ def test_other_header_bytes_and_coordinate_scalars(tmp_path, scalar):
     assert survey.attrs["segy"]["bytes"] == {
         "inline": 9, "crossline": 21, "cdp_x": 73, "cdp_y": 77,
     }  # fmt: skip
+
+
+def test_numbers_are_four_bytes_wherever_they_are(tmp_path, segy):
+    """Also where the standard has two fields of two bytes each: 201, 213, 217."""
+    expected = outcrop.ingest(segy, tmp_path / "a.zarr")
+    data = bytearray(segy.read_bytes())
+    rows = np.frombuffer(data, np.uint8, offset=3600).reshape(19, 240 + 30 * 4)
+    numbers = rows[:, 180:196].copy()
+    rows[:, 180:196] = 0
+    rows[:, 200:208], rows[:, 212:220] = numbers[:, :8], numbers[:, 8:]
+    segy.write_bytes(data)
+    at = {"iline_byte": 213, "xline_byte": 217, "cdp_x_byte": 201, "cdp_y_byte": 205}
+    best = outcrop.info(segy).candidates[0]
+    assert (best.inline_byte, best.crossline_byte) == (213, 217)
+    found = outcrop.info(segy, **at)
+    survey = outcrop.ingest(segy, tmp_path / "b.zarr", **at)
+    for name in ("inline", "crossline", "cdp_x", "cdp_y", "amplitude"):
+        np.testing.assert_array_equal(survey[name], expected[name])
+    assert found.coordinates["cdp_x"] == (survey.cdp_x.min(), survey.cdp_x.max())
+    out = outcrop.export(survey, tmp_path / "out.sgy")
+    assert out.read_bytes() == segy.read_bytes()
 
 
 def test_coordinates_elsewhere_are_pointed_out(tmp_path, caplog):

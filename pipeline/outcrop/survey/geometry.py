@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ArgumentError, GeometryError
 from .candidates import remedy
 from .checks import strays
-from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2
+from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2, number
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def read_headers(
         file.check_lengths(headers, start)
         intervals[start : start + len(headers)] = field(headers, 117, file.order).view(np.uint16)
         for name, byte in places.items():
-            numbers[name][start : start + len(headers)] = field(headers, byte, file.order)
+            numbers[name][start : start + len(headers)] = number(headers, byte, file.order)
         varies |= (headers != first).any(axis=0)
         advance(len(headers) * file.trace_bytes)
     if (numbers["offset"] == numbers["offset"][0]).all():

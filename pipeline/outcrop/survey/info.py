@@ -19,7 +19,7 @@ from .decode import FORMATS, decode
 from .reading import loaded
 from .reading import open as open_survey
 from .schema import vertical_units
-from .segy import FIELDS, SegyFile
+from .segy import FIELDS, SegyFile, number
 from .segy import field as header_field
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _extent_of(
     scalar = header_field(headers, FIELDS["SourceGroupScalar"][0], file.order)
     found = {}
     for name, byte in (("cdp_x", at.cdp_x), ("cdp_y", at.cdp_y)):
-        values = geometry.scaled(header_field(headers, byte, file.order), scalar)
+        values = geometry.scaled(number(headers, byte, file.order), scalar)
         found[name] = (float(values.min()), float(values.max()))
     return found if any(low < high for low, high in found.values()) else {}
 

@@ -44,13 +44,13 @@ _TYPES = dict(FIELDS.values())
 
 
 def field(headers: np.ndarray, byte: int, order: Order) -> np.ndarray:
-    """Return one field of many trace headers.
+    """Return one field of the standard of many trace headers.
 
     Parameters
     ----------
     headers : ndarray of uint8, (traces, 240)
     byte : int
-        Its first byte, from 1. Four bytes long, unless the standard has a two-byte field there.
+        Its first byte, from 1.
     order : str
         Byte order, ">" or "<".
 
@@ -58,7 +58,28 @@ def field(headers: np.ndarray, byte: int, order: Order) -> np.ndarray:
     -------
     ndarray of int16 or int32, (traces,)
     """
-    dtype = np.dtype(_TYPES.get(byte, "i4"))
+    return _integers(headers, byte, order, _TYPES[byte])
+
+
+def number(headers: np.ndarray, byte: int, order: Order) -> np.ndarray:
+    """Return a line number, offset or coordinate of many trace headers.
+
+    Files have them anywhere, and always in four bytes, whatever fields the standard has there.
+
+    Parameters
+    ----------
+    headers, byte, order
+        As for `field`.
+
+    Returns
+    -------
+    ndarray of int32, (traces,)
+    """
+    return _integers(headers, byte, order, "i4")
+
+
+def _integers(headers: np.ndarray, byte: int, order: Order, kind: str) -> np.ndarray:
+    dtype = np.dtype(kind)
     raw = np.ascontiguousarray(headers[:, byte - 1 : byte - 1 + dtype.itemsize])
     return raw.view(dtype.newbyteorder(order))[:, 0].astype(dtype)
 

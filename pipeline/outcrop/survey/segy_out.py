@@ -177,6 +177,12 @@ def _places(volume: xr.DataArray, dim: str, template: Template) -> tuple[np.ndar
         at = axis
     else:
         at = volume[dim].to_numpy()
+    lines, counts = np.unique(at, return_counts=True)
+    if (counts > 1).any():
+        raise SurveyError(
+            f"{dim} {spoken(lines[counts > 1][0])} is in the volume more than once; keep one of "
+            f"each, such as by volume.drop_duplicates({dim!r})"
+        )
     strange = at[~np.isin(at, axis)]
     if strange.size:
         raise SurveyError(
@@ -215,6 +221,8 @@ def span(values: np.ndarray) -> str:
     """Name the ends and the step of an axis, as 111…133 or 4…300 by 4."""
     if values.size == 1:
         return spoken(values[0])
+    if values.dtype.kind not in "iuf":
+        return f"{values[0]}…{values[-1]}"
     step = values[1] - values[0]
     by = f" by {spoken(step)}" if step != 1 else ""
     return f"{spoken(values[0])}…{spoken(values[-1])}{by}"
@@ -315,7 +323,7 @@ class _Work:
         volume, cells = self.part.volume, self.part.cells
         shape = volume.shape[:-1]
         fast = _axes_by_speed(cells, shape)
-        cut = blocks(volume, order=fast, whole=[len(shape)])
+        cut = blocks(volume, order=fast, whole=[len(shape)], beside=TRACE_HEADER)
         of_cell: np.ndarray | int = 0
         for axis, index in enumerate(np.unravel_index(cells, shape)):
             extent = cut[0][axis].stop - cut[0][axis].start
@@ -391,9 +399,11 @@ class _Work:
         if not math.isclose(units, round(units), abs_tol=1e-6):
             usual = "ms" if self.part.volume.dims[-1] == "twt" else "m"
             unit = self.part.volume[self.part.volume.dims[-1]].attrs.get("units", usual)
+            step = self.later / units
+            held = f"whole {unit}" if step == 1 else f"multiples of {step:g} {unit}"
             raise SurveyError(
                 f"the volume starts {self.later:g} {unit} below {self.template.name}, and the "
-                f"headers hold whole {unit}; start at another sample"
+                f"headers hold {held}; start at another sample"
             )
 
 
