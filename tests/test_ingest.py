@@ -492,6 +492,9 @@ def test_truncated(tmp_path, segy, cut):
     last = whole.trace_index == 18
     np.testing.assert_array_equal(survey.live, whole.live & ~last)
     np.testing.assert_array_equal(survey.amplitude, whole.amplitude.where(~last, 0))
+    set_bytes(segy, 3221, b"\0\21")  # samples by the binary header, where the traces say 30
+    with pytest.raises(SegyError, match=r"after 18 whole traces of 30 samples.*--truncate"):
+        outcrop.info(segy)
 
 
 def test_several_trace_lengths(tmp_path, segy):
@@ -518,8 +521,11 @@ def test_several_sample_intervals(tmp_path, segy):
     assert outcrop.ingest(segy, tmp_path / "b.zarr", interval=4).twt[1] == 4
 
 
-def test_sample_count_in_the_trace_headers_alone(tmp_path, segy):
-    set_bytes(segy, 3221, b"\0\0")
+# None, one of a longer trace, and one by which the length of the file comes out, too.
+@pytest.mark.parametrize("count", [0, 31, (19 * 360 // 18 - 240) // 4])
+def test_sample_count_in_the_trace_headers_alone(tmp_path, segy, count):
+    set_bytes(segy, 3221, count.to_bytes(2, "big"))
+    assert (19 * 360 % (240 + 4 * count) == 0) == (count == 35)
     assert outcrop.ingest(segy, tmp_path / "a.zarr").sizes["twt"] == 30
 
 

@@ -160,18 +160,24 @@ class SegyFile:
                 f"{path}: has no traces: {size:,} bytes, and by its header (bytes {fields}) the "
                 f"first trace begins after {first:,}; copy the file again, or correct the header"
             )
-        with open(path, "rb") as file:
-            file.seek(first)
-            header = file.read(TRACE_HEADER)
-        told = 0
-        if len(header) == TRACE_HEADER:
-            told = _binary(header, 115, "u2", order)
 
-        def divides(count: int) -> bool:
-            return (size - first) % (TRACE_HEADER + count * DTYPES[format].itemsize) == 0
+        def said(offset: int) -> int:
+            """Sample count by the trace header that begins there; 0 where none does."""
+            with open(path, "rb") as file:
+                file.seek(offset)
+                header = file.read(TRACE_HEADER)
+            return _binary(header, 115, "u2", order) if len(header) == TRACE_HEADER else 0
+
+        told = said(first)
+
+        def fits(count: int) -> int:
+            """Well if the second trace says the same as the first, somewhat if the size does."""
+            length = TRACE_HEADER + count * DTYPES[format].itemsize
+            second = said(first + length)
+            return 2 * (second == told) or int(not second and (size - first) % length == 0)
 
         # Where the binary header is wrong or empty, the traces may know better.
-        if told and (not samples or (not divides(samples) and divides(told))):
+        if told and (not samples or fits(samples) < fits(told)):
             samples = told
         if not samples:
             raise SegyError(
