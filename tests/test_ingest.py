@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -255,6 +256,20 @@ def test_coordinates_elsewhere_are_pointed_out(tmp_path, caplog):
     survey = outcrop.ingest(path, tmp_path / "b.zarr", cdp_x_byte=73, cdp_y_byte=77)
     assert "cdp_x" in survey.coords
     assert not caplog.text
+
+
+@pytest.mark.parametrize("cdp_bytes", [None, (73, 77)])
+def test_line_numbers_are_no_coordinates(tmp_path, caplog, cdp_bytes):
+    """Lines in 181 and 185, where coordinates are by default."""
+    path, at = tmp_path / "a.sgy", {"iline_byte": 181, "xline_byte": 185}
+    write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, cdp_bytes=cdp_bytes, **at)
+    assert not outcrop.info(path, **at).coordinates
+    survey = outcrop.ingest(path, tmp_path / "a.zarr", **at)
+    assert "cdp_x" not in survey.coords
+    remedy = "--cdp-x-byte 73 --cdp-y-byte 77" if cdp_bytes else "if there are others, pass"
+    (record,) = caplog.records
+    assert re.search(f"181 and 185. are line numbers, and left out; .*{remedy}", record.message)
+    assert outcrop.export(survey, tmp_path / "out.sgy").read_bytes() == path.read_bytes()
 
 
 def test_vertical_axis(tmp_path):

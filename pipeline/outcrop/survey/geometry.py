@@ -50,6 +50,11 @@ class HeaderBytes:
                     f"another for one of them ({options})"
                 )
 
+    def hold_lines(self, *coordinates: int) -> bool:
+        """Whether line numbers are read from where these coordinates would be."""
+        lines = (self.inline, self.crossline)
+        return any(abs(byte - line) < 4 for byte in coordinates for line in lines)
+
     def named(self, names: list[str]) -> str:
         """Say where these numbers come from."""
         places = asdict(self)

@@ -204,6 +204,8 @@ def _extent_of(
     file: SegyFile, at: geometry.HeaderBytes, traces: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """Least and greatest coordinates of some traces, if they differ."""
+    if at.hold_lines(at.cdp_x, at.cdp_y):
+        return {}
     headers = file.read_headers(traces)
     scalar = header_field(headers, FIELDS["SourceGroupScalar"][0], file.order)
     found = {}

@@ -172,7 +172,7 @@ def ingest(
             "vertical axis starts at that of the first trace",
             file.path,
         )
-    warn_of_coordinates(file, headers.varies, at.cdp_x, at.cdp_y)
+    warn_of_coordinates(file, headers.varies, at)
     weight = int(field(headers.first, FIELDS["TraceWeightingFactor"][0], file.order)[0])
     warn_of_weights(file, weight, "TraceWeightingFactor" in fields)
     shape = (*grid.trace_index.shape, file.samples)

@@ -216,7 +216,9 @@ def header_chunks(shape: Shape) -> Shape:
 
 
 def coordinates_vary(headers: Headers, at: HeaderBytes) -> bool:
-    """Whether the traces have different coordinates."""
+    """Whether the traces have different coordinates, and no line numbers in their place."""
+    if at.hold_lines(at.cdp_x, at.cdp_y):
+        return False
     return any(bool(headers.varies[b - 1 : b + 3].any()) for b in (at.cdp_x, at.cdp_y))
 
 
