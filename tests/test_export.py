@@ -499,6 +499,12 @@ def test_trace_weighting_is_of_the_original_samples(
     assert f"first is {weight}), which are kept, but not applied" in caplog.text
     again = outcrop.export(survey, tmp_path / "again.sgy", like=path)
     assert again.read_bytes() == path.read_bytes()
+    for format, scale, more in (("ieee", None, 0), ("int32", 4, 2), ("int32", 3, -weight)):
+        again = outcrop.export(
+            survey, tmp_path / "again.sgy", format=format, scale=scale, overwrite=True
+        )
+        with segyio.open(again) as file:
+            assert set(file.attributes(169)[:].tolist()) == {weight + more}
     mask = (survey["amplitude"] > 0).astype(np.uint8).rename("fault")
     with segyio.open(outcrop.export(mask, tmp_path / "mask.sgy", like=path)) as file:
         assert set(file.attributes(169)[:].tolist()) == {0}

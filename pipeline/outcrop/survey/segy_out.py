@@ -248,17 +248,13 @@ class _Work:
         header = self._file_header(code)
         size = TRACE_HEADER + self.samples * stored_dtype(code).itemsize
         total = self.part.traces.size * size
-        # As in the template, unless these samples are others, or scaled otherwise.
-        weight = None if self.part.volume.name in ("amplitude", None) else 0
-        if code != self.template.format or scale is not None:
-            power = math.log2(scale or 1.0)
-            weight = int(power) if power.is_integer() else 0
+        power = math.log2(scale or 1.0)
 
         def copy(item: tuple[Block, np.ndarray], file: WholeFile) -> tuple[int, int]:
             (block, places), bad = item, 0
             values = read(self.part.volume, block, self.client).reshape(-1, self.samples)
             rows = self._within(block, places)
-            headers = self._headers(places, weight)
+            headers = self._headers(places, power)
             for piece in _pieces(places.size, size):
                 data = np.empty((piece.stop - piece.start, size), dtype=np.uint8)
                 data[:, :TRACE_HEADER] = headers[piece]
@@ -340,8 +336,11 @@ class _Work:
         inner = [i - s.start for i, s in zip(index, block, strict=False)]
         return np.ravel_multi_index(inner, [s.stop - s.start for s in block[:-1]])
 
-    def _headers(self, places: np.ndarray, weight: int | None) -> np.ndarray:
-        """Headers of the traces at these places: the template's, but for what changes."""
+    def _headers(self, places: np.ndarray, power: float) -> np.ndarray:
+        """Headers of the traces at these places: the template's, but for what changes.
+
+        Samples were multiplied by two to that power.
+        """
         headers = self.template.headers(self.part.traces[places])
         order = self.template.order
         edits: dict[str, int | np.ndarray] = {}
@@ -351,8 +350,13 @@ class _Work:
         if self.later:
             delay = field(headers, FIELDS["DelayRecordingTime"][0], order)
             edits["DelayRecordingTime"] = np.round(delay + self._units(headers), 6)
-        if weight is not None:
-            edits["TraceWeightingFactor"] = weight
+        if not power.is_integer():
+            edits["TraceWeightingFactor"] = 0
+        elif self.part.volume.name not in ("amplitude", None):  # not the template's samples
+            edits["TraceWeightingFactor"] = int(power)
+        elif power:
+            weight = field(headers, FIELDS["TraceWeightingFactor"][0], order)
+            edits["TraceWeightingFactor"] = weight + np.int32(power)
         for name, value in edits.items():
             put(headers, name, np.broadcast_to(value, places.size), order, str(self.path))
         return headers
