@@ -191,6 +191,11 @@ def test_prestack(tmp_path):
 
     with pytest.raises(GeometryError, match=r"58 traces have only 12 .* try --offset-byte 37,"):
         outcrop.ingest(path, tmp_path / "b.zarr", offset_byte=57)  # the same in all
+    with segyio.open(path, "r+", ignore_geometry=True) as file:  # and as they come from a field
+        for n, header in enumerate(file.header[:]):
+            header.update({25: header[37] // 200 + 1, 37: header[37] + 7 * n})
+    with pytest.raises(GeometryError, match=r"sparse grid.* --offset-byte 25, which numbers the"):
+        outcrop.ingest(path, tmp_path / "b.zarr")
     with segyio.open(DATA / "small-ps.sgy") as file:
         survey = outcrop.ingest(DATA / "small-ps.sgy", tmp_path / "b.zarr")
         for offset in file.offsets:

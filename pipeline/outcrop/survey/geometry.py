@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, GeometryError
-from .candidates import remedy
+from .candidates import offset_byte, remedy
 from .checks import strays
 from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2, number
 
@@ -251,9 +251,11 @@ def _check_extent(
             f"{'; …' if few.size > 3 else ''}); correct their headers, or take them out of the file"
         )
     if "offset" in axes:
+        byte = offset_byte(file, at.inline, at.crossline)
+        field_of = f"{byte}, which numbers" if byte else "of a field that numbers"
         raise GeometryError(
-            f"{where}a sparse grid: {fact}; pass --offset-byte of a field that numbers the traces "
-            "of a gather, or sparse=True (--sparse) to go on"
+            f"{where}a sparse grid: {fact}; pass --offset-byte {field_of} the traces of a gather, "
+            "or sparse=True (--sparse) to go on"
         )
     lines = [np.unique(numbers[name]).size for name in axes]
     if times > _ABSURD or (min(lines) > 1 and 2 * max(lines) > file.traces):

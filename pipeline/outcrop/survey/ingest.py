@@ -209,7 +209,9 @@ def ingest(
         with (
             naming_refusal(path, goes_on(overwrite)),
             Output.begin(path, template, encoding, record, overwrite) as output,
-            track(f"ingest {file.path.name}", length, "B", progress) as advance,
+            track(
+                f"ingest {file.path.name}", sum(part.size for part in parts), "B", progress
+            ) as advance,
         ):
             fence = output.fence
             there = replace(file, path=file.path.absolute())  # workers have folders of their own
