@@ -196,6 +196,10 @@ def test_prestack(tmp_path):
             header.update({25: header[37] // 200 + 1, 37: header[37] + 7 * n})
     with pytest.raises(GeometryError, match=r"sparse grid.* --offset-byte 25, which numbers the"):
         outcrop.ingest(path, tmp_path / "b.zarr")
+    numbered = outcrop.ingest(path, tmp_path / "c.zarr", offset_byte=25)
+    np.testing.assert_array_equal(numbered.amplitude, values)
+    assert survey.offset.attrs == {"long_name": "source-receiver offset", "units": "m"}
+    assert numbered.offset.attrs == {"long_name": "number in trace header bytes 25-28"}
     with segyio.open(DATA / "small-ps.sgy") as file:
         survey = outcrop.ingest(DATA / "small-ps.sgy", tmp_path / "b.zarr")
         for offset in file.offsets:
