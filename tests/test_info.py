@@ -166,12 +166,15 @@ def test_nothing_to_tell_of(tmp_path):
 
 def test_command_line(tmp_path):
     info = [sys.executable, "-m", "outcrop.cli.main", "info"]
-    shown = subprocess.run(
-        [*info, DATA / "small.sgy", "--iline-byte", "1"], capture_output=True, text=True
-    )
+    path = tmp_path / "small.sgy"
+    data = (DATA / "small.sgy").read_bytes()
+    path.write_bytes(b"C 1 \x1b[31mred\0".ljust(3200) + data[3200:])
+    shown = subprocess.run([*info, path, "--iline-byte", "1"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "Regular grids by other bytes" in shown.stdout
     assert "--iline-byte 189 --xline-byte 193 (5 × 5)" in shown.stdout
+    assert "C 1  [31mred" in shown.stdout  # the escape sequence is not the terminal's
+    assert "\x1b[31m" not in shown.stdout
     told = subprocess.run([*info, DATA / "f3.sgy", "--json"], capture_output=True, check=True)
     assert json.loads(told.stdout) == json.loads(
         json.dumps(outcrop.info(DATA / "f3.sgy").to_dict())
