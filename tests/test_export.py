@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import signal
@@ -388,6 +389,12 @@ def test_a_later_start_in_the_unit_of_each_trace(holed: Path, tmp_path: Path) ->
         )  # fmt: skip
         delays = [(h[109], h[215]) for h in read(out)[1]]
         assert delays == [(1080, -10) if n % 2 else (108, 0) for n in range(27)]
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for header in file.header[:]:
+            header.update({109: 10, 215: 10})
+    part = survey["amplitude"].isel(twt=slice(4, 9))
+    with pytest.raises(SurveyError, match=r"8 ms below .* hold multiples of 10 ms"):
+        outcrop.export(part, tmp_path / "other.sgy", like=path)
 
 
 def test_single_line_and_reordered_dimensions(holed: Path, tmp_path: Path) -> None:
@@ -492,6 +499,12 @@ def test_trace_weighting_is_of_the_original_samples(
     assert f"first is {weight}), which are kept, but not applied" in caplog.text
     again = outcrop.export(survey, tmp_path / "again.sgy", like=path)
     assert again.read_bytes() == path.read_bytes()
+    for format, scale, more in (("ieee", None, 0), ("int32", 4, 2), ("int32", 3, -weight)):
+        again = outcrop.export(
+            survey, tmp_path / "again.sgy", format=format, scale=scale, overwrite=True
+        )
+        with segyio.open(again) as file:
+            assert set(file.attributes(169)[:].tolist()) == {weight + more}
     mask = (survey["amplitude"] > 0).astype(np.uint8).rename("fault")
     with segyio.open(outcrop.export(mask, tmp_path / "mask.sgy", like=path)) as file:
         assert set(file.attributes(169)[:].tolist()) == {0}
@@ -543,6 +556,8 @@ MISMATCHES = {
     "bare": (lambda v: v.isel(inline=slice(3)).drop_vars("inline"), "inline has no coordinate"),
     "bare samples": (lambda v: v.isel(twt=slice(3)).drop_vars("twt"), "3 samples"),
     "depth": (lambda v: v.rename(twt="depth"), "runs along depth, and .* along twt"),
+    "twice": (lambda v: v.isel(inline=[3, 0, 3]), "inline 114 is in the volume more than once"),
+    "words": (lambda v: v.assign_coords(crossline=[*"abcdefghijklmnopqr"]), "crossline a…r of"),
     "more": (lambda v: v.expand_dims(angle=2), "dimensions angle"),
     "less": (lambda v: v.isel(twt=0, drop=True), "dimensions inline, crossline"),
 }
@@ -801,6 +816,16 @@ with open("/proc/self/status") as status:  # unlike ru_maxrss, not the parent's
     assert last[20:24] == struct.pack(">i", 359_999)
     assert last[240:] == struct.pack(">h", 1) * 800
     out.unlink()
+
+
+def test_headers_count_in_the_size_of_a_block() -> None:
+    """Of a time slice, each sample brings a header of 240 bytes."""
+    for chunks in ((64, 64, 1), (4000, 4000, 1)):
+        data = dask.array.zeros((4000, 4000, 1), chunks=chunks, dtype="f4")
+        cut = blocks.blocks(xr.DataArray(data), order=[1, 0], whole=[2], beside=240)
+        traces = [math.prod(s.stop - s.start for s in block) for block in cut]
+        assert sum(traces) == 4000 * 4000
+        assert max(traces) * 244 <= (blocks.TARGET if chunks[0] == 64 else blocks.LIMIT)
 
 
 # Volumes that come from no SEG-Y

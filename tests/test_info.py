@@ -164,10 +164,15 @@ def test_nothing_to_tell_of(tmp_path):
 
 
 def test_command_line(tmp_path):
-    shown = outcrop_command("info", DATA / "small.sgy", "--iline-byte", "1")
+    path = tmp_path / "small.sgy"
+    data = (DATA / "small.sgy").read_bytes()
+    path.write_bytes(b"C 1 \x1b[31mred\0".ljust(3200) + data[3200:])
+    shown = outcrop_command("info", path, "--iline-byte", "1")
     assert shown.returncode == 0, shown.stderr
     assert "Regular grids by other bytes" in shown.stdout
     assert "--iline-byte 189 --xline-byte 193 (5 × 5)" in shown.stdout
+    assert "C 1  [31mred" in shown.stdout  # the escape sequence is not the terminal's
+    assert "\x1b[31m" not in shown.stdout
     told = outcrop_command("info", DATA / "f3.sgy", "--json")
     assert json.loads(told.stdout) == json.loads(
         json.dumps(outcrop.info(DATA / "f3.sgy").to_dict())

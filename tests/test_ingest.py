@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -190,7 +191,16 @@ def test_prestack(tmp_path):
     assert np.argwhere(~survey.live.to_numpy()).tolist() == [[0, 0, 4], [1, 1, 0]]
 
     with pytest.raises(GeometryError, match=r"58 traces have only 12 .* try --offset-byte 37,"):
-        outcrop.ingest(path, tmp_path / "b.zarr", offset_byte=89)  # the same in all
+        outcrop.ingest(path, tmp_path / "b.zarr", offset_byte=57)  # the same in all
+    with segyio.open(path, "r+", ignore_geometry=True) as file:  # and as they come from a field
+        for n, header in enumerate(file.header[:]):
+            header.update({25: header[37] // 200 + 1, 37: header[37] + 7 * n})
+    with pytest.raises(GeometryError, match=r"sparse grid.* --offset-byte 25, which numbers the"):
+        outcrop.ingest(path, tmp_path / "b.zarr")
+    numbered = outcrop.ingest(path, tmp_path / "c.zarr", offset_byte=25)
+    np.testing.assert_array_equal(numbered.amplitude, values)
+    assert survey.offset.attrs == {"long_name": "source-receiver offset", "units": "m"}
+    assert numbered.offset.attrs == {"long_name": "number in trace header bytes 25-28"}
     with segyio.open(DATA / "small-ps.sgy") as file:
         survey = outcrop.ingest(DATA / "small-ps.sgy", tmp_path / "b.zarr")
         for offset in file.offsets:
@@ -225,6 +235,27 @@ def test_other_header_bytes_and_coordinate_scalars(tmp_path, scalar):
     }  # fmt: skip
 
 
+def test_numbers_are_four_bytes_wherever_they_are(tmp_path, segy):
+    """Also where the standard has two fields of two bytes each: 201, 213, 217."""
+    expected = outcrop.ingest(segy, tmp_path / "a.zarr")
+    data = bytearray(segy.read_bytes())
+    rows = np.frombuffer(data, np.uint8, offset=3600).reshape(19, 240 + 30 * 4)
+    numbers = rows[:, 180:196].copy()
+    rows[:, 180:196] = 0
+    rows[:, 200:208], rows[:, 212:220] = numbers[:, :8], numbers[:, 8:]
+    segy.write_bytes(data)
+    at = {"iline_byte": 213, "xline_byte": 217, "cdp_x_byte": 201, "cdp_y_byte": 205}
+    best = outcrop.info(segy).candidates[0]
+    assert (best.inline_byte, best.crossline_byte) == (213, 217)
+    found = outcrop.info(segy, **at)
+    survey = outcrop.ingest(segy, tmp_path / "b.zarr", **at)
+    for name in ("inline", "crossline", "cdp_x", "cdp_y", "amplitude"):
+        np.testing.assert_array_equal(survey[name], expected[name])
+    assert found.coordinates["cdp_x"] == (survey.cdp_x.min(), survey.cdp_x.max())
+    out = outcrop.export(survey, tmp_path / "out.sgy")
+    assert out.read_bytes() == segy.read_bytes()
+
+
 def test_coordinates_elsewhere_are_pointed_out(tmp_path, caplog):
     path = tmp_path / "a.sgy"
     write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, cdp_bytes=(73, 77))
@@ -235,6 +266,20 @@ def test_coordinates_elsewhere_are_pointed_out(tmp_path, caplog):
     survey = outcrop.ingest(path, tmp_path / "b.zarr", cdp_x_byte=73, cdp_y_byte=77)
     assert "cdp_x" in survey.coords
     assert not caplog.text
+
+
+@pytest.mark.parametrize("cdp_bytes", [None, (73, 77)])
+def test_line_numbers_are_no_coordinates(tmp_path, caplog, cdp_bytes):
+    """Lines in 181 and 185, where coordinates are by default."""
+    path, at = tmp_path / "a.sgy", {"iline_byte": 181, "xline_byte": 185}
+    write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, cdp_bytes=cdp_bytes, **at)
+    assert not outcrop.info(path, **at).coordinates
+    survey = outcrop.ingest(path, tmp_path / "a.zarr", **at)
+    assert "cdp_x" not in survey.coords
+    remedy = "--cdp-x-byte 73 --cdp-y-byte 77" if cdp_bytes else "if there are others, pass"
+    (record,) = caplog.records
+    assert re.search(f"181 and 185. are line numbers, and left out; .*{remedy}", record.message)
+    assert outcrop.export(survey, tmp_path / "out.sgy").read_bytes() == path.read_bytes()
 
 
 def test_vertical_axis(tmp_path):
@@ -472,6 +517,9 @@ def test_truncated(tmp_path, segy, cut):
     last = whole.trace_index == 18
     np.testing.assert_array_equal(survey.live, whole.live & ~last)
     np.testing.assert_array_equal(survey.amplitude, whole.amplitude.where(~last, 0))
+    set_bytes(segy, 3221, b"\0\21")  # samples by the binary header, where the traces say 30
+    with pytest.raises(SegyError, match=r"after 18 whole traces of 30 samples.*--truncate"):
+        outcrop.info(segy)
 
 
 def test_several_trace_lengths(tmp_path, segy):
@@ -498,8 +546,11 @@ def test_several_sample_intervals(tmp_path, segy):
     assert outcrop.ingest(segy, tmp_path / "b.zarr", interval=4).twt[1] == 4
 
 
-def test_sample_count_in_the_trace_headers_alone(tmp_path, segy):
-    set_bytes(segy, 3221, b"\0\0")
+# None, one of a longer trace, and one by which the length of the file comes out, too.
+@pytest.mark.parametrize("count", [0, 31, (19 * 360 // 18 - 240) // 4])
+def test_sample_count_in_the_trace_headers_alone(tmp_path, segy, count):
+    set_bytes(segy, 3221, count.to_bytes(2, "big"))
+    assert (19 * 360 % (240 + 4 * count) == 0) == (count == 35)
     assert outcrop.ingest(segy, tmp_path / "a.zarr").sizes["twt"] == 30
 
 

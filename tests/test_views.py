@@ -371,7 +371,7 @@ def test_raw_files_are_not_lost(tmp_path, monkeypatch):
     assert Path("v.dat").read_bytes() == before
 
 
-def test_horizons_of_a_plane(tmp_path):
+def test_horizons_of_a_plane(tmp_path, monkeypatch):
     inline, crossline, twt = np.arange(5), np.arange(10, 16), np.arange(40) * 4.0
     dip = 0.3 * inline[:, None, None] + 0.7 * crossline[None, :, None]
     values = (twt + dip) / 200
@@ -397,6 +397,9 @@ def test_horizons_of_a_plane(tmp_path):
     table = pd.read_csv(tmp_path / "h.csv")
     assert list(table) == ["horizon", "inline", "crossline", "cdp_x", "horizon_twt"]
     assert len(table) == 58
+    monkeypatch.setattr(outcrop.horizons, "_POINTS", 12)  # and so by two inlines
+    assert write_table(found, tmp_path / "parts.csv") == 58
+    assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "h.csv").read_bytes()
     with pytest.raises(ArgumentError, match="at least one"):
         horizons(rgt, [])
     with pytest.raises(ArgumentError, match="rgt: is a ndarray; pass a DataArray"):
@@ -437,7 +440,7 @@ def test_positions_in_a_table_are_exact(tmp_path):
     ]
 
 
-def test_picks(tmp_path):
+def test_picks(tmp_path, monkeypatch):
     values = np.zeros((4, 5, 6), np.float32)
     values[1, 2, 3], values[3, 4, 5], values[0, 0, 0] = 0.9, 0.5, 0.49
     array = xr.DataArray(values, dims=("inline", "crossline", "twt"))
@@ -453,6 +456,11 @@ def test_picks(tmp_path):
     live[1, 2] = False  # where a network predicts something, too
     array = array.assign_coords(live=(("inline", "crossline"), live))
     assert write_picks(array, tmp_path / "p.npz") == 1
+    monkeypatch.setattr(outcrop.survey.blocks, "TARGET", 100)  # in the order of the volume still
+    turned = array.transpose("twt", "inline", "crossline").chunk({"inline": 3, "twt": 2})
+    assert write_picks(turned, tmp_path / "t.npz", threshold=0.4) == 2
+    with np.load(tmp_path / "t.npz") as found:
+        assert found["positions"].tolist() == [[0, 0, 0], [5, 3, 4]]
 
 
 def test_what_is_written_beside_a_prediction_is_whole_or_not_there(tmp_path, monkeypatch):

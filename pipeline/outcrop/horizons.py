@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -10,6 +11,9 @@ import xarray as xr
 
 from .errors import ArgumentError, SurveyError
 from .storage import naming_refusal, on_disk, put_whole
+from .survey.blocks import Block, blocks, in_threads, read
+
+_POINTS = 1 << 18  # of a horizon in a part of the table that is held at a time
 
 
 def horizons(rgt: xr.DataArray, levels: float | Sequence[float]) -> xr.Dataset:
@@ -52,20 +56,19 @@ def horizons(rgt: xr.DataArray, levels: float | Sequence[float]) -> xr.Dataset:
             "twt or depth"
         )
     at = rgt[vertical].to_numpy().astype(np.float64)
-    found = xr.apply_ufunc(
-        _crossings,
-        rgt.chunk({vertical: -1}) if rgt.chunks else rgt,
-        kwargs={"at": at, "levels": wanted},
-        input_core_dims=[[vertical]],
-        output_core_dims=[["horizon"]],
-        dask="parallelized",
-        output_dtypes=[np.float32],
-        dask_gufunc_kwargs={"output_sizes": {"horizon": len(wanted)}},
-    )
-    found = found.assign_coords(horizon=wanted)
-    found = found.transpose("horizon", "inline", "crossline").compute()
+    volume = rgt.transpose("inline", "crossline", vertical)
+    surfaces = np.empty((len(wanted), *volume.shape[:-1]), np.float32)
+
+    def find(block: Block) -> None:
+        surfaces[:, *block[:-1]] = _crossings(read(volume, block), at, wanted)
+
+    for _ in in_threads(find, blocks(volume, order=[1, 0], whole=[2])):
+        pass
+    coords = {name: c for name, c in rgt.coords.items() if vertical not in c.dims}
+    dims = ("horizon", "inline", "crossline")
+    found = xr.DataArray(surfaces, {"horizon": wanted, **coords}, dims).compute()
     if "live" in rgt.coords:
-        found = found.where(rgt["live"].compute())
+        found = found.where(found["live"])
     found.attrs = {
         "long_name": f"{rgt[vertical].attrs.get('long_name', vertical)} of the horizon",
         "units": rgt[vertical].attrs.get("units", {"twt": "ms", "depth": "m"}[vertical]),
@@ -74,8 +77,8 @@ def horizons(rgt: xr.DataArray, levels: float | Sequence[float]) -> xr.Dataset:
 
 
 def _crossings(values: np.ndarray, at: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """First crossing of each level along the last axis."""
-    found = np.full((*values.shape[:-1], len(levels)), np.nan, np.float32)
+    """First crossing of each level along the last axis; the levels come first."""
+    found = np.empty((len(levels), *values.shape[:-1]), np.float32)
     for i, level in enumerate(levels):
         reached = values >= level
         first = reached.argmax(axis=-1)
@@ -86,7 +89,7 @@ def _crossings(values: np.ndarray, at: np.ndarray, levels: np.ndarray) -> np.nda
         )
         there = (low < level) & (high >= level) | (high == level)
         share = np.divide(level - low, high - low, out=np.ones_like(low), where=high > low)
-        found[..., i] = np.where(there, at[before] + share * (at[first] - at[before]), np.nan)
+        found[i] = np.where(there, at[before] + share * (at[first] - at[before]), np.nan)
     return found
 
 
@@ -108,11 +111,22 @@ def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
     """
     (name,) = surfaces.data_vars
     positions = [c for c in ("cdp_x", "cdp_y") if c in surfaces.coords]
-    rounded = surfaces[[name]].astype(np.float64).round(3)  # without the noise of float32
-    table = rounded.reset_coords(positions).to_dataframe().dropna(subset=[str(name)])
-    table = table.reset_index()[["horizon", "inline", "crossline", *positions, str(name)]]
     path = on_disk(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with naming_refusal(path, "write the table elsewhere"), put_whole(path) as part:
-        table.to_csv(part, index=False, float_format="%.10g")  # northings to the cm
-    return len(table)
+    step = max(1, _POINTS // surfaces.sizes["crossline"])
+    count = 0
+    with (
+        naming_refusal(path, "write the table elsewhere"),
+        put_whole(path) as aside,
+        open(aside, "w", encoding="utf-8", newline="") as file,
+    ):
+        starts = range(0, surfaces.sizes["inline"], step)
+        for horizon, start in itertools.product(range(surfaces.sizes["horizon"]), starts):
+            part = surfaces[[name]].isel(horizon=[horizon], inline=slice(start, start + step))
+            part = part.astype(np.float64).round(3)  # without the noise of float32
+            table = part.reset_coords(positions).to_dataframe().dropna(subset=[str(name)])
+            table = table.reset_index()[["horizon", "inline", "crossline", *positions, str(name)]]
+            first = not horizon and not start
+            table.to_csv(file, header=first, index=False, float_format="%.10g")  # to the cm
+            count += len(table)
+    return count

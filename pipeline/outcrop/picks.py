@@ -10,6 +10,7 @@ import xarray as xr
 
 from .errors import ArgumentError
 from .storage import naming_refusal, on_disk, put_whole
+from .survey.blocks import Block, blocks, in_threads, read
 
 
 def check_picks(path: str | os.PathLike[str], shape: Sequence[int]) -> None:
@@ -32,7 +33,7 @@ def write_picks(
 ) -> int:
     """Write the indices of all voxels at or above a threshold, where there is a trace.
 
-    The volume is read inline block by inline block.
+    The volume is read by blocks.
 
     Parameters
     ----------
@@ -58,17 +59,16 @@ def write_picks(
         not there.
     """
     check_picks(path, probability.shape)
-    first = probability.dims[0]
-    step = max(1, (64 << 20) // max(probability[0].size * 4, 1))
-    found = []
-    for start in range(0, probability.sizes[first], step):
-        part = probability.isel({first: slice(start, start + step)})
-        if "live" in part.coords:
-            part = part.where(part["live"])
-        positions = np.argwhere(part.to_numpy() >= threshold)
-        positions[:, 0] += start
-        found.append(positions.astype(np.uint16))
-    positions = np.concatenate(found)
+    live = probability.coords.get("live", xr.DataArray(True)).compute()
+    there = live.broadcast_like(probability).transpose(*probability.dims)
+
+    def pick(block: Block) -> np.ndarray:
+        picked = np.argwhere((read(probability, block) >= threshold) & there[block].to_numpy())
+        return (picked + [s.start for s in block]).astype(np.uint16)
+
+    axes = range(probability.ndim)
+    positions = np.concatenate(list(in_threads(pick, blocks(probability, order=axes[::-1]))))
+    positions = positions[np.lexsort(positions.T[::-1])]  # blocks come in any order
     if len(positions) < minimum:
         positions = positions[:0]
     path = on_disk(path)

@@ -69,7 +69,8 @@ def _print(found: SurveyInfo) -> None:
         console.print(variables)
     if found.text:
         lines = [line for line in found.text.splitlines() if line[3:].strip()]
-        console.print("\n".join(lines), markup=False, highlight=False)
+        seen = ["".join(c if c.isprintable() else " " for c in line) for line in lines]
+        console.print("\n".join(seen), markup=False, highlight=False)
     if found.candidates:
         table = Table(
             "--iline-byte", "--xline-byte", "grid", "filled", title="Regular grids by other bytes"

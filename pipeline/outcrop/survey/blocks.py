@@ -32,7 +32,9 @@ LIMIT = 256 << 20  # bytes above which even a chunk is cut, and then read more t
 RUN = 64 << 10  # bytes that are worth a write of their own
 
 
-def blocks(volume: xr.DataArray, order: Sequence[int], whole: Sequence[int] = ()) -> list[Block]:
+def blocks(
+    volume: xr.DataArray, order: Sequence[int], whole: Sequence[int] = (), beside: int = 0
+) -> list[Block]:
     """Cut a volume into blocks of whole chunks.
 
     Parameters
@@ -44,6 +46,8 @@ def blocks(volume: xr.DataArray, order: Sequence[int], whole: Sequence[int] = ()
         so that what is written in one piece is long.
     whole : sequence of int
         Axes that are not cut.
+    beside : int
+        Bytes that go with each of the others' positions, such as a trace's header.
 
     Returns
     -------
@@ -53,16 +57,19 @@ def blocks(volume: xr.DataArray, order: Sequence[int], whole: Sequence[int] = ()
     shape, itemsize = volume.shape, volume.dtype.itemsize
     free = [axis for axis in order if axis not in whole]
 
+    def size(extents: list[int]) -> int:
+        return math.prod(extents) * itemsize + math.prod(extents[axis] for axis in free) * beside
+
     def grown(unit: Sequence[int]) -> list[int]:
         extents = [
             n if axis in whole else min(c, n)
             for axis, (c, n) in enumerate(zip(unit, shape, strict=True))
         ]
         for axis in free:
-            while extents[axis] < shape[axis] and 2 * math.prod(extents) * itemsize <= TARGET:
+            while extents[axis] < shape[axis] and 2 * size(extents) <= TARGET:
                 extents[axis] = min(2 * extents[axis], shape[axis])
         for axis in reversed(free):
-            while extents[axis] > 1 and math.prod(extents) * itemsize > LIMIT:
+            while extents[axis] > 1 and size(extents) > LIMIT:
                 extents[axis] = -(-extents[axis] // 2)
         return extents
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .segy import FIELDS, TRACE_HEADER, Order, SegyFile, field
+from .segy import FIELDS, TRACE_HEADER, Order, SegyFile, number
 
 if TYPE_CHECKING:
     from .geometry import HeaderBytes
@@ -71,7 +71,7 @@ def candidates(file: SegyFile, offset_byte: int = 37, most: int = 5) -> list[Can
     fields = [byte for byte, _ in FIELDS.values()]
     for byte in dict.fromkeys([*itertools.chain(*_USUAL), *fields, *range(1, TRACE_HEADER, 4)]):
         if varies[byte - 1 : min(byte + 3, TRACE_HEADER)].any():
-            column = _column(field(headers, byte, file.order), byte)
+            column = _column(number(headers, byte, file.order), byte)
             if column and (key := column.index.tobytes()) not in seen:
                 seen.add(key)
                 columns.append(column)
@@ -111,12 +111,12 @@ def offset_byte(file: SegyFile, inline_byte: int, crossline_byte: int) -> int | 
         Its first byte; None if no field does, or one is rather the inline or the crossline.
     """
     headers = file.headers(0, min(file.traces, _SOME))
-    columns = (_column(field(headers, b, file.order), b) for b in (inline_byte, crossline_byte))
+    columns = (_column(number(headers, b, file.order), b) for b in (inline_byte, crossline_byte))
     lines = [column for column in columns if column]
     if len(lines) < 2 or _filled(lines):
         return None
     for byte in dict.fromkeys([37, *(byte for byte, _ in FIELDS.values())]):
-        column = _column(field(headers, byte, file.order), byte)
+        column = _column(number(headers, byte, file.order), byte)
         if column and _filled([*lines, column]) >= _FILLED:
             return None if any(_filled([line, column]) for line in lines) else byte
     return None
@@ -140,7 +140,7 @@ def _lines(headers: np.ndarray, order: Order, but: tuple[int, ...]) -> list[Cand
     """Fields that number the traces of a single line, as crosslines of one inline."""
     found = []
     for byte in [b for b, kind in FIELDS.values() if kind == "i4" and b not in but]:
-        unique = np.unique(field(headers, byte, order)).astype(np.int64)
+        unique = np.unique(number(headers, byte, order)).astype(np.int64)
         if unique.size > 1 and unique.size >= (1 - _DUPLICATES) * len(headers):
             extent = int(unique[-1] - unique[0]) // int(np.gcd.reduce(np.diff(unique))) + 1
             if unique.size >= _FILLED * extent:

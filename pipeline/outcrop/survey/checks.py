@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import GeometryError
 from .segy import SegyFile
+
+if TYPE_CHECKING:
+    from .geometry import HeaderBytes
 
 log = logging.getLogger(__name__)
 
@@ -90,31 +94,38 @@ def check_intervals(
         )
 
 
-def warn_of_coordinates(file: SegyFile, varies: np.ndarray, x: int, y: int) -> None:
-    """Log that the coordinates do not vary, where others do.
+def warn_of_coordinates(file: SegyFile, varies: np.ndarray, at: HeaderBytes) -> None:
+    """Log that the coordinates are line numbers, or do not vary, where others do.
 
     Parameters
     ----------
     file : SegyFile
     varies : ndarray of bool, (240,)
         Bytes that are not the same in all trace headers.
-    x, y : int
-        First bytes of the coordinates.
+    at : HeaderBytes
     """
 
-    def vary(*at: int) -> list[bool]:
-        return [bool(varies[byte - 1 : byte + 3].any()) for byte in at]
+    def vary(*places: int) -> list[bool]:
+        return [bool(varies[byte - 1 : byte + 3].any()) for byte in places]
 
-    others = [pair for pair in _COORDINATES if all(vary(*pair))]
-    if others and not any(vary(x, y)):
+    lines = at.hold_lines(at.cdp_x, at.cdp_y)
+    if any(vary(at.cdp_x, at.cdp_y)) and not lines:
+        return
+    others = [p for p in _COORDINATES if all(vary(*p)) and not at.hold_lines(*p)]
+    if others or lines:
+        there = (
+            f"those in {others[0][0]} and {others[0][1]} vary: to take them pass --cdp-x-byte "
+            f"{others[0][0]} --cdp-y-byte {others[0][1]}"
+            if others
+            else "if there are others, pass --cdp-x-byte and --cdp-y-byte"
+        )
         log.warning(
-            "%s: the coordinates (header bytes %d and %d) are the same in all traces, and left "
-            "out; those in %d and %d vary: to take them pass --cdp-x-byte %d --cdp-y-byte %d",
+            "%s: the coordinates (header bytes %d and %d) are %s, and left out; %s",
             file.path,
-            x,
-            y,
-            *others[0],
-            *others[0],
+            at.cdp_x,
+            at.cdp_y,
+            "line numbers" if lines else "the same in all traces",
+            there,
         )
 
 

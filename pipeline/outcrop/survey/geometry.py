@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, GeometryError
-from .candidates import remedy
+from .candidates import offset_byte, remedy
 from .checks import strays
-from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2
+from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2, number
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,11 @@ class HeaderBytes:
                     f"{one} and {other} are both read from byte {getattr(self, one)}; choose "
                     f"another for one of them ({options})"
                 )
+
+    def hold_lines(self, *coordinates: int) -> bool:
+        """Whether line numbers are read from where these coordinates would be."""
+        lines = (self.inline, self.crossline)
+        return any(abs(byte - line) < 4 for byte in coordinates for line in lines)
 
     def named(self, names: list[str]) -> str:
         """Say where these numbers come from."""
@@ -131,7 +136,7 @@ def read_headers(
         file.check_lengths(headers, start)
         intervals[start : start + len(headers)] = field(headers, 117, file.order).view(np.uint16)
         for name, byte in places.items():
-            numbers[name][start : start + len(headers)] = field(headers, byte, file.order)
+            numbers[name][start : start + len(headers)] = number(headers, byte, file.order)
         varies |= (headers != first).any(axis=0)
         advance(len(headers) * file.trace_bytes)
     if (numbers["offset"] == numbers["offset"][0]).all():
@@ -246,9 +251,11 @@ def _check_extent(
             f"{'; …' if few.size > 3 else ''}); correct their headers, or take them out of the file"
         )
     if "offset" in axes:
+        byte = offset_byte(file, at.inline, at.crossline)
+        field_of = f"{byte}, which numbers" if byte else "of a field that numbers"
         raise GeometryError(
-            f"{where}a sparse grid: {fact}; pass --offset-byte of a field that numbers the traces "
-            "of a gather, or sparse=True (--sparse) to go on"
+            f"{where}a sparse grid: {fact}; pass --offset-byte {field_of} the traces of a gather, "
+            "or sparse=True (--sparse) to go on"
         )
     lines = [np.unique(numbers[name]).size for name in axes]
     if times > _ABSURD or (min(lines) > 1 and 2 * max(lines) > file.traces):

@@ -19,7 +19,7 @@ from .decode import FORMATS, decode
 from .reading import loaded
 from .reading import open as open_survey
 from .schema import vertical_units
-from .segy import FIELDS, SegyFile
+from .segy import FIELDS, SegyFile, number
 from .segy import field as header_field
 
 if TYPE_CHECKING:
@@ -204,11 +204,13 @@ def _extent_of(
     file: SegyFile, at: geometry.HeaderBytes, traces: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """Least and greatest coordinates of some traces, if they differ."""
+    if at.hold_lines(at.cdp_x, at.cdp_y):
+        return {}
     headers = file.read_headers(traces)
     scalar = header_field(headers, FIELDS["SourceGroupScalar"][0], file.order)
     found = {}
     for name, byte in (("cdp_x", at.cdp_x), ("cdp_y", at.cdp_y)):
-        values = geometry.scaled(header_field(headers, byte, file.order), scalar)
+        values = geometry.scaled(number(headers, byte, file.order), scalar)
         found[name] = (float(values.min()), float(values.max()))
     return found if any(low < high for low, high in found.values()) else {}
 

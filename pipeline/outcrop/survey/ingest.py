@@ -172,7 +172,7 @@ def ingest(
             "vertical axis starts at that of the first trace",
             file.path,
         )
-    warn_of_coordinates(file, headers.varies, at.cdp_x, at.cdp_y)
+    warn_of_coordinates(file, headers.varies, at)
     weight = int(field(headers.first, FIELDS["TraceWeightingFactor"][0], file.order)[0])
     warn_of_weights(file, weight, "TraceWeightingFactor" in fields)
     shape = (*grid.trace_index.shape, file.samples)
@@ -209,7 +209,9 @@ def ingest(
         with (
             naming_refusal(path, goes_on(overwrite)),
             Output.begin(path, template, encoding, record, overwrite) as output,
-            track(f"ingest {file.path.name}", length, "B", progress) as advance,
+            track(
+                f"ingest {file.path.name}", sum(part.size for part in parts), "B", progress
+            ) as advance,
         ):
             fence = output.fence
             there = replace(file, path=file.path.absolute())  # workers have folders of their own

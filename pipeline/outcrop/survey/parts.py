@@ -23,7 +23,7 @@ from ..storage import Place
 from .decode import decode
 from .geometry import Grid, HeaderBytes, scaled
 from .schema import Shape, header_chunks
-from .segy import FIELDS, SegyFile, field
+from .segy import FIELDS, SegyFile, field, number
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -186,7 +186,7 @@ def _write_headers(job: Job, region: tuple[slice, ...]) -> None:
     if job.coordinates:
         scalar = field(headers, FIELDS["SourceGroupScalar"][0], order)
         for name, byte in (("cdp_x", job.at.cdp_x), ("cdp_y", job.at.cdp_y)):
-            put(name, scaled(field(headers, byte, order), scalar), np.nan)
+            put(name, scaled(number(headers, byte, order), scalar), np.nan)
 
 
 def _write_samples(job: Job, part: Part) -> int:

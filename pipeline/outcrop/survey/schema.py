@@ -164,16 +164,19 @@ def template(
         for name, axis in grid.axes.items()
     }
     if "offset" in coords:
-        coords["offset"][2].update(long_name="source-receiver offset", units=_length(file))
+        told = {"long_name": f"number in trace header bytes {at.offset}-{at.offset + 3}"}
+        if at.offset == HeaderBytes().offset:  # elsewhere it may be a length or a count
+            told = {"long_name": "source-receiver offset", "units": _length(file)}
+        coords["offset"][2].update(told)
     positive = {"long_name": names[domain], "units": units, "positive": "down", "axis": "Z"}
     if domain == "depth":
         positive["standard_name"] = "depth"
     coords[dim] = (dim, vertical, positive)
     live = grid.trace_index >= 0
     coords["live"] = (lateral, live, {"long_name": "the SEG-Y has a trace here"})
-    told: dict[str, Any] = {"long_name": "number of the trace in the SEG-Y, from 0; -1: none"}
-    told |= {f"{name}_byte": getattr(at, name) for name in lateral}
-    coords["trace_index"] = (lateral, grid.trace_index, told)
+    traces: dict[str, Any] = {"long_name": "number of the trace in the SEG-Y, from 0; -1: none"}
+    traces |= {f"{name}_byte": getattr(at, name) for name in lateral}
+    coords["trace_index"] = (lateral, grid.trace_index, traces)
     if coordinates_vary(headers, at):
         for name, axis in (("cdp_x", "x"), ("cdp_y", "y")):
             coords[name] = (lateral, later("f8", shape), _coordinate(file, headers, axis))
@@ -216,7 +219,9 @@ def header_chunks(shape: Shape) -> Shape:
 
 
 def coordinates_vary(headers: Headers, at: HeaderBytes) -> bool:
-    """Whether the traces have different coordinates."""
+    """Whether the traces have different coordinates, and no line numbers in their place."""
+    if at.hold_lines(at.cdp_x, at.cdp_y):
+        return False
     return any(bool(headers.varies[b - 1 : b + 3].any()) for b in (at.cdp_x, at.cdp_y))
 
 

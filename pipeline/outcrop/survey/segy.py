@@ -44,13 +44,13 @@ _TYPES = dict(FIELDS.values())
 
 
 def field(headers: np.ndarray, byte: int, order: Order) -> np.ndarray:
-    """Return one field of many trace headers.
+    """Return one field of the standard of many trace headers.
 
     Parameters
     ----------
     headers : ndarray of uint8, (traces, 240)
     byte : int
-        Its first byte, from 1. Four bytes long, unless the standard has a two-byte field there.
+        Its first byte, from 1.
     order : str
         Byte order, ">" or "<".
 
@@ -58,7 +58,28 @@ def field(headers: np.ndarray, byte: int, order: Order) -> np.ndarray:
     -------
     ndarray of int16 or int32, (traces,)
     """
-    dtype = np.dtype(_TYPES.get(byte, "i4"))
+    return _integers(headers, byte, order, _TYPES[byte])
+
+
+def number(headers: np.ndarray, byte: int, order: Order) -> np.ndarray:
+    """Return a line number, offset or coordinate of many trace headers.
+
+    Files have them anywhere, and always in four bytes, whatever fields the standard has there.
+
+    Parameters
+    ----------
+    headers, byte, order
+        As for `field`.
+
+    Returns
+    -------
+    ndarray of int32, (traces,)
+    """
+    return _integers(headers, byte, order, "i4")
+
+
+def _integers(headers: np.ndarray, byte: int, order: Order, kind: str) -> np.ndarray:
+    dtype = np.dtype(kind)
     raw = np.ascontiguousarray(headers[:, byte - 1 : byte - 1 + dtype.itemsize])
     return raw.view(dtype.newbyteorder(order))[:, 0].astype(dtype)
 
@@ -139,18 +160,24 @@ class SegyFile:
                 f"{path}: has no traces: {size:,} bytes, and by its header (bytes {fields}) the "
                 f"first trace begins after {first:,}; copy the file again, or correct the header"
             )
-        with open(path, "rb") as file:
-            file.seek(first)
-            header = file.read(TRACE_HEADER)
-        told = 0
-        if len(header) == TRACE_HEADER:
-            told = _binary(header, 115, "u2", order)
 
-        def divides(count: int) -> bool:
-            return (size - first) % (TRACE_HEADER + count * DTYPES[format].itemsize) == 0
+        def said(offset: int) -> int:
+            """Sample count by the trace header that begins there; 0 where none does."""
+            with open(path, "rb") as file:
+                file.seek(offset)
+                header = file.read(TRACE_HEADER)
+            return _binary(header, 115, "u2", order) if len(header) == TRACE_HEADER else 0
+
+        told = said(first)
+
+        def fits(count: int) -> int:
+            """Well if the second trace says the same as the first, somewhat if the size does."""
+            length = TRACE_HEADER + count * DTYPES[format].itemsize
+            second = said(first + length)
+            return 2 * (second == told) or int(not second and (size - first) % length == 0)
 
         # Where the binary header is wrong or empty, the traces may know better.
-        if told and (not samples or (not divides(samples) and divides(told))):
+        if told and (not samples or fits(samples) < fits(told)):
             samples = told
         if not samples:
             raise SegyError(

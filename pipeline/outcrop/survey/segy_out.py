@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-from ..arrays import spoken
 from ..errors import SurveyError
 from ..progress import track
+from .align import Part, align
 from .blocks import Block, WholeFile, blocks, in_threads, read, whole_file
 from .decode import decode
 from .encode import CODES, NAMES, UnfitError, encode, is_integer, stored_dtype
@@ -103,123 +102,6 @@ def write_segy(
     raise SurveyError(f"{path}: {reason}, nor does any float; choose a --format")
 
 
-@dataclass(frozen=True)
-class Part:
-    """A volume set beside a template.
-
-    Attributes
-    ----------
-    volume : xarray.DataArray
-        Its dimensions in the order inline, crossline, offset, twt or depth.
-    traces : ndarray of int64
-        Numbers of the template's traces that it has, ascending.
-    cells : ndarray of int64
-        Where each of them is in the volume: flat index over all dimensions but the last.
-    first_sample : int
-        Sample of the template at which it starts.
-    """
-
-    volume: xr.DataArray
-    traces: np.ndarray
-    cells: np.ndarray
-    first_sample: int
-
-
-def align(volume: xr.DataArray, template: Template) -> Part:
-    """Find the traces and samples of a template that a volume has.
-
-    Raises
-    ------
-    SurveyError
-        If the volume has dimensions, lines or samples that the template has not, no trace, or runs
-        along depth where the template runs along time, or the reverse.
-    """
-    lateral = list(template.numbers)
-    for dim in (*lateral, "twt", "depth"):
-        given = dim in volume.coords and volume[dim].ndim == 0
-        known = dim not in volume.coords and np.size(template.axes.get(dim, ())) == 1
-        if dim not in volume.dims and (given or known):
-            volume = volume.expand_dims(dim)
-    vertical = [str(d) for d in volume.dims if d not in lateral]
-    if not set(lateral) < set(volume.dims) or vertical not in (["twt"], ["depth"]):
-        raise SurveyError(
-            f"dimensions {', '.join(map(str, volume.dims))} do not match {template.name}, whose "
-            f"traces lie on {', '.join(lateral)} and twt or depth; select along the others first"
-        )
-    if template.dim not in (None, *vertical):
-        raise SurveyError(
-            f"the volume runs along {vertical[0]}, and {template.name} along {template.dim}; "
-            f"convert it, or pass the survey that it was made from as like= (--like)"
-        )
-    volume = volume.transpose(*lateral, *vertical)
-
-    cells = np.zeros(template.traces.size, dtype=np.int64)
-    there = np.ones(template.traces.size, dtype=bool)
-    for dim in lateral:
-        index, found = _places(volume, dim, template)
-        cells = cells * volume.sizes[dim] + index
-        there &= found
-    if not there.any():
-        raise SurveyError(f"{template.name} has no trace on the lines of the volume")
-    first = _first_sample(volume, vertical[0], template)
-    return Part(volume, template.traces[there], cells[there], first)
-
-
-def _places(volume: xr.DataArray, dim: str, template: Template) -> tuple[np.ndarray, np.ndarray]:
-    """Index of each of the template's traces along a dimension, and whether it is there."""
-    numbers, axis = template.numbers[dim], template.axes[dim]
-    if dim not in volume.coords:
-        if volume.sizes[dim] != axis.size:
-            raise SurveyError(
-                f"{dim} has no coordinate and {volume.sizes[dim]} lines, {template.name} has "
-                f"{span(axis)}; assign the coordinate"
-            )
-        at = axis
-    else:
-        at = volume[dim].to_numpy()
-    strange = at[~np.isin(at, axis)]
-    if strange.size:
-        raise SurveyError(
-            f"{dim} {span(strange)} of the volume is not in {template.name}, which has "
-            f"{span(axis)}; pass the SEG-Y or survey that the volume was made from"
-        )
-    order = np.argsort(at, kind="stable")
-    place = np.minimum(np.searchsorted(at, numbers, sorter=order), at.size - 1)
-    index = order[place]
-    return index, at[index] == numbers
-
-
-def _first_sample(volume: xr.DataArray, dim: str, template: Template) -> int:
-    """Sample of the template at which the volume starts."""
-    known = template.vertical
-    count = volume.sizes[dim]
-    if dim not in volume.coords and count == known.size:
-        return 0
-    if dim in volume.coords:
-        at = volume[dim].to_numpy().astype(np.float64)
-        step = known[1] - known[0] if known.size > 1 else 1.0
-        start = round((at[0] - known[0]) / step)
-        inside = 0 <= start <= known.size - count
-        if inside and np.allclose(at, known[start : start + count], rtol=0, atol=1e-3 * step):
-            return start
-        has = span(at)
-    else:
-        has = f"{count} samples without coordinate"
-    raise SurveyError(
-        f"{dim} {has} of the volume is no run of samples of {template.name}, which has "
-        f"{span(known)}; pass the survey that it was made from as like= (--like), or resample it"
-    )
-
-
-def span(values: np.ndarray) -> str:
-    """Name the ends and the step of an axis, as 111…133 or 4…300 by 4."""
-    if values.size == 1:
-        return spoken(values[0])
-    step = values[1] - values[0]
-    by = f" by {spoken(step)}" if step != 1 else ""
-    return f"{spoken(values[0])}…{spoken(values[-1])}{by}"
-
-
 class _Work:
     """One export: what is written where, whatever the sample format."""
 
@@ -240,17 +122,13 @@ class _Work:
         header = self._file_header(code)
         size = TRACE_HEADER + self.samples * stored_dtype(code).itemsize
         total = self.part.traces.size * size
-        # As in the template, unless these samples are others, or scaled otherwise.
-        weight = None if self.part.volume.name in ("amplitude", None) else 0
-        if code != self.template.format or scale is not None:
-            power = math.log2(scale or 1.0)
-            weight = int(power) if power.is_integer() else 0
+        power = math.log2(scale or 1.0)
 
         def copy(item: tuple[Block, np.ndarray], file: WholeFile) -> tuple[int, int]:
             (block, places), bad = item, 0
             values = read(self.part.volume, block, self.client).reshape(-1, self.samples)
             rows = self._within(block, places)
-            headers = self._headers(places, weight)
+            headers = self._headers(places, power)
             for piece in _pieces(places.size, size):
                 data = np.empty((piece.stop - piece.start, size), dtype=np.uint8)
                 data[:, :TRACE_HEADER] = headers[piece]
@@ -315,7 +193,7 @@ class _Work:
         volume, cells = self.part.volume, self.part.cells
         shape = volume.shape[:-1]
         fast = _axes_by_speed(cells, shape)
-        cut = blocks(volume, order=fast, whole=[len(shape)])
+        cut = blocks(volume, order=fast, whole=[len(shape)], beside=TRACE_HEADER)
         of_cell: np.ndarray | int = 0
         for axis, index in enumerate(np.unravel_index(cells, shape)):
             extent = cut[0][axis].stop - cut[0][axis].start
@@ -332,8 +210,11 @@ class _Work:
         inner = [i - s.start for i, s in zip(index, block, strict=False)]
         return np.ravel_multi_index(inner, [s.stop - s.start for s in block[:-1]])
 
-    def _headers(self, places: np.ndarray, weight: int | None) -> np.ndarray:
-        """Headers of the traces at these places: the template's, but for what changes."""
+    def _headers(self, places: np.ndarray, power: float) -> np.ndarray:
+        """Headers of the traces at these places: the template's, but for what changes.
+
+        Samples were multiplied by two to that power.
+        """
         headers = self.template.headers(self.part.traces[places])
         order = self.template.order
         edits: dict[str, int | np.ndarray] = {}
@@ -343,8 +224,13 @@ class _Work:
         if self.later:
             delay = field(headers, FIELDS["DelayRecordingTime"][0], order)
             edits["DelayRecordingTime"] = np.round(delay + self._units(headers), 6)
-        if weight is not None:
-            edits["TraceWeightingFactor"] = weight
+        if not power.is_integer():
+            edits["TraceWeightingFactor"] = 0
+        elif self.part.volume.name not in ("amplitude", None):  # not the template's samples
+            edits["TraceWeightingFactor"] = int(power)
+        elif power:
+            weight = field(headers, FIELDS["TraceWeightingFactor"][0], order)
+            edits["TraceWeightingFactor"] = weight + np.int32(power)
         for name, value in edits.items():
             put(headers, name, np.broadcast_to(value, places.size), order, str(self.path))
         return headers
@@ -391,9 +277,11 @@ class _Work:
         if not math.isclose(units, round(units), abs_tol=1e-6):
             usual = "ms" if self.part.volume.dims[-1] == "twt" else "m"
             unit = self.part.volume[self.part.volume.dims[-1]].attrs.get("units", usual)
+            step = self.later / units
+            held = f"whole {unit}" if step == 1 else f"multiples of {step:g} {unit}"
             raise SurveyError(
                 f"the volume starts {self.later:g} {unit} below {self.template.name}, and the "
-                f"headers hold whole {unit}; start at another sample"
+                f"headers hold {held}; start at another sample"
             )
 
 

@@ -186,7 +186,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
             written = loaded(values).ravel()[cells]
             put(np.zeros((cells.size, TRACE_HEADER), np.uint8), field, written, order, name)
     numbers = {d: axes[d][i] for d, i in zip(lateral, places, strict=True)}
-    names = {first: field for field, (first, _) in FIELDS.items()}
+    names = {first: field for field, (first, kind) in FIELDS.items() if kind == "i4"}
     for d in lateral:
         field = names.get(kept.get("bytes", {}).get(d), "")
         if field in varying:
