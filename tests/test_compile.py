@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._inductor import config as inductor
 
 import outcrop
 from outcrop.engine import compiled
@@ -78,3 +79,16 @@ class Small(nn.Module):
 def test_two_resolutions(made):
     torch.manual_seed(0)
     check(Small().eval(), (96, 8, 8), (8, 8, 8), made)
+
+
+def test_what_the_compiler_cannot_do_is_done_without(monkeypatch):
+    """Some versions of it fail at activations of convolutions in bfloat16."""
+    monkeypatch.setattr(compiled, "REPEATS", 1)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid()).bfloat16().eval()
+    x = torch.randn(1, 1, 40, 24, dtype=torch.bfloat16)
+    expected = outcrop.whole_volume(network, x, tile=(8, 24))
+    config = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    with inductor.patch(config), pytest.warns(UserWarning, match="torch.compile fails") as told:
+        found = outcrop.whole_volume(network, x, tile=(8, 24), compile=True)
+    assert torch.equal(found, expected)
+    assert len([w for w in told if "torch.compile" in str(w.message)]) == 1
