@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._inductor import config as inductor
 
 import outcrop
 from outcrop.engine import compiled
@@ -78,3 +79,30 @@ class Small(nn.Module):
 def test_two_resolutions(made):
     torch.manual_seed(0)
     check(Small().eval(), (96, 8, 8), (8, 8, 8), made)
+
+
+def test_few_channels_in_half_precision(made, recwarn):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid()).bfloat16().eval()
+    x = torch.randn(1, 1, 40, 24, dtype=torch.bfloat16)
+    found = outcrop.whole_volume(network, x, tile=(8, 24), compile=True)
+    assert made
+    assert not [w for w in recwarn if "torch.compile fails" in str(w.message)]
+    with torch.no_grad():
+        assert (found - network(x)).abs().max() <= 2**-7
+
+
+def test_what_the_compiler_cannot_do_is_done_without(monkeypatch):
+    monkeypatch.setattr(compiled, "REPEATS", 1)
+    network = nn.Sequential(nn.Conv2d(1, 7, 3, padding=1), nn.Tanh()).eval()
+    x = torch.randn(1, 1, 40, 26)
+    expected = outcrop.whole_volume(network, x, tile=(8, 26))
+
+    def refusing(graph):
+        raise NotImplementedError("no such operator")
+
+    config = {"post_grad_custom_pre_pass": refusing, "force_disable_caches": True}
+    with inductor.patch(config), pytest.warns(UserWarning, match="torch.compile fails") as told:
+        found = outcrop.whole_volume(network, x, tile=(8, 26), compile=True)
+    assert torch.equal(found, expected)
+    assert len([w for w in told if "torch.compile" in str(w.message)]) == 1

@@ -79,7 +79,36 @@ CONVOLUTIONS = {
     "transposed 5": nn.ConvTranspose3d(16, 16, 5, stride=2, padding=2, output_padding=1),
     "transposed 7": nn.ConvTranspose3d(16, 4, 7, padding=3),
 }
-EDGE = 32  # of their volume
+EDGE, LINES = 32, 24  # of their volume, and of that of lines
+# Along lines, from and to so many channels.
+RECURRENT = {
+    "LSTM": nn.LSTM(16, 16, batch_first=True),
+    "LSTM, wide": nn.LSTM(16, 48),
+    "LSTM, narrow": nn.LSTM(16, 4),
+    "LSTM, two ways": nn.LSTM(16, 16, bidirectional=True),
+    "LSTM, deep": nn.LSTM(16, 16, 3, bidirectional=True),
+    "LSTM, projections": nn.LSTM(16, 16, 2, proj_size=8),
+    "GRU": nn.GRU(16, 16, batch_first=True),
+    "GRU, two ways": nn.GRU(16, 16, bidirectional=True),
+    "GRU, deep": nn.GRU(16, 16, 2),
+    "RNN": nn.RNN(16, 16, 3, bidirectional=True, batch_first=True),
+    "LSTM, a step": nn.LSTMCell(16, 16),
+    "GRU, a step": nn.GRUCell(16, 16),
+}
+
+
+class Lines(nn.Module):
+    """A recurrent layer along traces; a cell for each of their points."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        traces = x[0].movedim(0, -1).flatten(0, 1)
+        if not hasattr(self.layer, "num_layers"):
+            return self.layer(traces.flatten(0, 1))
+        return self.layer(traces if self.layer.batch_first else traces.transpose(0, 1))[0]
 
 
 class Only(nn.Module):
@@ -99,7 +128,8 @@ def test_workspace_is_what_kernels_take():
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 * len(CASES) + 2 * len(IN_FULL) + 2 * len(CONVOLUTIONS)
+    count = 3 * len(CASES) + 2 * len(IN_FULL) + 2 * len(CONVOLUTIONS) + len(RECURRENT)
+    assert len(lines) == count
     slack = 2**20
     for line in lines:
         name, _, said, taken = line.split("\t")
@@ -113,6 +143,7 @@ def main():
     cases = [(d, n, Only(f), 64) for d in DTYPES for n, f in CASES.items()]
     cases += [(d, n, Only(f), 64) for d in DTYPES[:2] for n, f in IN_FULL.items()]
     cases += [(d, n, m, EDGE) for d in DTYPES[:2] for n, m in CONVOLUTIONS.items()]
+    cases += [(torch.float32, n, Lines(m), LINES) for n, m in RECURRENT.items()]
     with torch.inference_mode():
         for dtype, name, module, edge in cases:
             x = torch.randn(1, 16, edge, edge, edge, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
@@ -27,6 +28,7 @@ class Compiled:
         self.names = tuple(names)
         self.seen: Counter[Hashable] = Counter()
         self.made: dict[Hashable, Callable[..., list[Tensor]]] = {}
+        self.fails = False
 
     def call(
         self,
@@ -34,7 +36,7 @@ class Compiled:
         function: Callable[[dict[str, Tensor]], Sequence[Tensor]],
         values: dict[str, Tensor],
     ) -> Sequence[Tensor]:
-        """Return `function(values)`.
+        """Return `function(values)`; after a warning from then on without compiling, if that fails.
 
         Parameters
         ----------
@@ -45,13 +47,28 @@ class Compiled:
             Holds all of `names`.
         """
         self.seen[key] += 1
-        if key not in self.made and (self.seen[key] < REPEATS or len(self.made) >= _MOST):
+        waits = key not in self.made and (self.seen[key] < REPEATS or len(self.made) >= _MOST)
+        if self.fails or waits:
             return function(values)
         arguments = [values[name] for name in self.names]
-        if key not in self.made:
 
-            def flat(*tensors: Tensor) -> list[Tensor]:
-                return list(function(dict(zip(self.names, tensors, strict=True))))
+        def flat(*tensors: Tensor) -> list[Tensor]:
+            return list(function(dict(zip(self.names, tensors, strict=True))))
 
-            self.made[key] = torch.compile(make_fx(flat)(*arguments), dynamic=False)
-        return self.made[key](*arguments)
+        if key in self.made:
+            return self.made[key](*arguments)
+        try:
+            made = torch.compile(make_fx(flat)(*arguments), dynamic=False)
+            found = made(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the compiler has faults of its own, some for one precision
+            reason = str(error).partition("\n")[0] or type(error).__name__
+        else:
+            self.made[key] = made
+            return found
+        self.fails = True
+        warnings.warn(
+            f"torch.compile fails ({reason}); going on without, in this stage", stacklevel=2
+        )
+        return function(values)

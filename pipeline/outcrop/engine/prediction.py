@@ -114,8 +114,9 @@ def predict(
         From `outcrop.plan`, instead of all that concerns memory, storage, precision, device and
         tiles.
     compile : bool
-        Compile by `torch.compile` what many tiles have in common: takes seconds to a minute, and
-        needs a C++ compiler on a CPU. The result differs by rounding alone.
+        Compile by `torch.compile` what many tiles have in common: takes seconds to a minute, needs
+        a C++ compiler on a CPU, and its libraries take some 100 MB that no plan counts. The result
+        differs by rounding alone.
     direction : {"inline", "crossline"}, optional
         Of a network of sections: which way they run; "inline" unless given.
     threshold : float, optional

@@ -130,8 +130,9 @@ def whole_volume(
         Made earlier for the same module and shapes, instead of all that concerns memory, storage,
         precision and tiles.
     compile : bool
-        Compile by `torch.compile` what many tiles have in common: takes seconds to a minute, and
-        needs a C++ compiler on a CPU. The result differs by rounding alone.
+        Compile by `torch.compile` what many tiles have in common: takes seconds to a minute, needs
+        a C++ compiler on a CPU, and its libraries take some 100 MB that no plan counts. The result
+        differs by rounding alone.
 
     Returns
     -------

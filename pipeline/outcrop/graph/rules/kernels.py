@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..boxes import Box, Shape
 from .pairs import apart, can_pair, in_pairs, kernel_of_pairs, pays_in_pairs
@@ -61,7 +62,8 @@ def convolve(
         done = _by_pairs(x, weight, bias, how, onto, in_place, relu)
         if done is not None:
             return done
-    if x.shape[1] < (2 if AMX else FEW):
+    few = x.shape[1] < (2 if AMX else FEW)
+    if few and get_proxy_mode() is None:  # torch.compile fuses the conversions, and fails
         x, weight = x.float(), weight.float()
         bias = None if bias is None else bias.float()
         onto = None if onto is None else onto.float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from ..boxes import Box, Shape
@@ -98,9 +99,21 @@ class Recurrent(Rule):
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
-        own = graph.layout(node.args["input"].name)
-        full = self.needs(node, box, graph).get(node.args["input"].name, box)
-        points = math.prod(own.local(full)[:-1])
-        shapes = (matrix.shape for matrix in self._matrices(node, graph))
-        gates, widths = zip(*shapes, strict=True)
-        return itemsize * points * (max(gates) + 3 * max(widths))
+        own, (_, along) = graph.layout(node.args["input"].name), self._dims(node)
+        read = self.needs(node, box, graph).get(node.args["input"].name, box)
+        points = itemsize * math.prod(own.local(read)[:-1])
+        (_, enters), (gates, leaves), *_ = (m.shape for m in self._matrices(node, graph))
+        if along is None:
+            return points * (2 * gates + leaves)
+        both = node.args["bidirectional"]
+        leaves *= 1 + both
+        held = -(-gates // own.shape[along])  # for one step
+        if node.args["num_layers"] > 1:
+            held += leaves  # of the layer before
+        if node.result or self._full(node, box, graph) != box:
+            held += leaves  # what all points of the lines give, of which the result is a part
+        lstm = node.op == "lstm" and gates * (1 + both) == 4 * leaves  # without projections
+        onednn = device == "cpu" and itemsize < 8 and torch.backends.mkldnn.is_available()
+        if lstm and onednn:  # which keeps no gates
+            return points * (held + enters + (3 if both else 1) * leaves)
+        return points * (held + max(gates + (1 + both) * leaves, (1 + both) * gates + enters))
