@@ -17,6 +17,7 @@ from outcrop.errors import ArgumentError, MemoryBudgetError
 from outcrop.graph import capture
 from outcrop.models.faultseg3d import FaultSeg3d
 from outcrop.planner import format_bytes, make_plan, parse_bytes, planner
+from outcrop.planner.cost import Costs, part
 from outcrop.planner.rates import _GPU, rates
 
 
@@ -255,6 +256,28 @@ def test_networks_of_many_branches_are_planned():
         patch.setattr("outcrop.planner.cuts._MEASURED", 2000)
         assert make_plan(graph, memory=10**9).peak_memory <= 10**9
     assert 2000 < max(chosen) < 3000  # the one that was under way
+
+
+def test_what_is_alike_is_measured_once():
+    """Blocks in a row, but not those that differ in an argument, a shape, or what they keep."""
+
+    def block(channels=4, **how):
+        return nn.Sequential(nn.Conv3d(4, channels, 3, padding="same", **how), nn.ReLU())
+
+    blocks = [block(), block(), block(dilation=2), block(), block(8), block(bias=False)]
+    blocks[-1][0].in_channels, blocks[-1][0].weight = 8, nn.Parameter(torch.ones(4, 8, 3, 3, 3))
+    graph, _ = capture(nn.Sequential(*blocks).eval(), [torch.zeros(1, 4, 16, 16, 16)])
+    stored = list(graph.nodes)  # with a ReLU each
+    known = rates("cpu", "float32")
+    costs, domain = Costs(graph, known, 4), graph.whole(stored[0])
+    parts = [part(graph, (name,), (), {*stored}) for name in stored]
+    parts.append(part(graph, (stored[1],), (), {stored[3]}))  # two blocks
+    parts.append(part(graph, tuple(stored[:2]), (), {stored[3]}))  # of which both are kept
+    for p in parts:
+        for tile in ((8, 8, 8), (16, 16, 16)):
+            assert costs.cost(p, domain, tile) == Costs(graph, known, 4).cost(p, domain, tile)
+    assert len(costs._works) == 2 * len(parts)
+    assert len(costs._measured) == 2 * (len(parts) - 2)
 
 
 def test_bad_words_are_refused(graph):

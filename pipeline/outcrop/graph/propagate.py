@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from .boxes import Box, Shape, central_tile
 from .graph import Graph
@@ -11,13 +11,14 @@ from .rules import RULES
 _FEW = 8
 
 
-def ancestors(graph: Graph, outputs: Iterable[str], stored: Iterable[str]) -> tuple[str, ...]:
+def ancestors(graph: Graph, outputs: Iterable[str], stored: Container[str]) -> tuple[str, ...]:
     """Nodes to evaluate for `outputs` when the tensors `stored` are given, in order."""
-    given = {*graph.inputs, *(set(stored) - set(outputs))}
-    wanted, stack = set(), [name for name in outputs if name in graph.nodes]
+    last = set(outputs)
+    wanted, stack = set(), list(last)
     while stack:
         name = stack.pop()
-        if name in wanted or name in given:
+        given = name not in graph.nodes or (name in stored and name not in last)
+        if given or name in wanted:
             continue
         wanted.add(name)
         stack.extend(graph.nodes[name].operands)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..graph import RULES, Box, Graph
 from ..graph.boxes import Shape, central_tile, count_tiles
+from ..graph.graph import Ref
 from ..graph.propagate import ancestors, lines, needed, overwritten
 from .rates import Rates
 
@@ -91,7 +92,7 @@ def part(graph: Graph, outputs: tuple[str, ...], reduces: tuple[str, ...], given
     """Operators and inputs of a stage, when the tensors `given` are stored."""
     reduced = tuple(dict.fromkeys(graph.nodes[name].operands[0] for name in reduces))
     computed = [n for n in reduced if n in graph.nodes and n not in given]
-    nodes = ancestors(graph, (*outputs, *computed), given - set(outputs))
+    nodes = ancestors(graph, (*outputs, *computed), given)
     own = set(nodes)
     operands = [o for name in nodes for o in graph.nodes[name].operands]
     inputs = tuple(dict.fromkeys(o for o in (*operands, *reduced) if o not in own))
@@ -130,6 +131,10 @@ class Costs:
         self._lines: dict[str, frozenset[int]] = {}
         self._bytes: dict[tuple[str, int | None], int] = {}
         self._works: dict[tuple[object, ...], _Work] = {}
+        self._measured: dict[tuple[object, ...], _Work] = {}
+        self._numbers: dict[object, int] = {}  # of what tensors and parts look like
+        self._looks: dict[str, int] = {}
+        self._forms: dict[Part, int] = {}
         self.looked_at = 0  # operators, each as often as it was part of what was measured
         self._wrapping = {n for n, node in graph.nodes.items() if RULES[node.op].wraps(node)}
         self._wanders = _wanders(graph)
@@ -206,12 +211,50 @@ class Costs:
         """What is the same wherever the stored tensors lie; kept, as it takes long."""
         key = (part.outputs, part.reduces, part.inputs, domain, tile)
         if key not in self._works:
-            self._works[key] = self._measure(part, domain, tile)
+            self.looked_at += len(part.nodes)
+            form = (self._form(part), domain, tile)
+            if form not in self._measured:
+                self._measured[form] = self._measure(part, domain, tile)
+            self._works[key] = self._measured[form]
         return self._works[key]
+
+    def _form(self, part: Part) -> int:
+        """Number of a part: the same for parts that differ in names alone, as blocks in a row."""
+        if part not in self._forms:
+            nodes = self.graph.nodes
+            number = {name: i for i, name in enumerate((*part.inputs, *part.nodes))}
+            form = (
+                tuple((self.graph.layouts[n], self.graph.kind(n)) for n in part.inputs),
+                tuple((self._look(n), *map(number.get, nodes[n].operands)) for n in part.nodes),
+                tuple(map(number.get, part.outputs)),
+                tuple((self._look(n), number[nodes[n].operands[0]]) for n in part.reduces),
+            )
+            self._forms[part] = self._numbers.setdefault(form, len(self._numbers))
+        return self._forms[part]
+
+    def _look(self, name: str) -> int:
+        """Number of all that the rule of a node is told, but for names."""
+        if name not in self._looks:
+            graph, node = self.graph, self.graph.nodes[name]
+            operands = {operand: i for i, operand in enumerate(node.operands)}
+
+            def nameless(value: object) -> object:
+                if isinstance(value, Ref):
+                    known = value.name in graph.weights
+                    return graph.weights[value.name] if known else operands[value.name]
+                if isinstance(value, (tuple, list)):
+                    return tuple(map(nameless, value))
+                return value
+
+            args = repr({key: nameless(value) for key, value in node.args.items()})
+            weights = tuple((graph.weights[w], graph.kind(w)) for w in node.weights)
+            what = (node.op, node.overload, args, weights, node.shape, node.result, node.dtype)
+            look = (*what, graph.layouts[name])
+            self._looks[name] = self._numbers.setdefault(look, len(self._numbers))
+        return self._looks[name]
 
     def _measure(self, part: Part, domain: Box, tile: Shape) -> _Work:
         graph = self.graph
-        self.looked_at += len(part.nodes)
         kept = part.kept(graph)
         middle = central_tile(domain, tile)
         # Every tile is evaluated on boxes of the same shape, but where an axis wraps around, or
