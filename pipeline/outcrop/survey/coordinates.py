@@ -115,15 +115,16 @@ def _samples(volume: xr.DataArray, dim: str, name: str) -> tuple[np.ndarray, int
     if dim not in volume.coords:
         raise SurveyError(f"{name}: {dim} has no coordinate; give it times in ms, or depths in m")
     at = volume[dim].to_numpy().astype(np.float64)
-    steps = np.diff(at) if at.size > 1 else np.ones(1)
-    interval = round(1000 * float(steps.mean()))
-    unit = "ms" if dim == "twt" else "m"
-    if not np.allclose(steps, interval / 1000, rtol=1e-3) or not 0 < interval <= 0xFFFF:
+    step = (at[-1] - at[0]) / (at.size - 1) if at.size > 1 else 1.0
+    interval = round(1000 * step)
+    held = at[0] + interval / 1000 * np.arange(at.size)
+    if not 0 < interval <= 0xFFFF or not np.allclose(at, held, rtol=0, atol=1e-3 * step):
+        unit = "ms" if dim == "twt" else "m"
         raise SurveyError(
             f"{name}: {dim} {spoken(at[0])}…{spoken(at[-1])}: headers hold one interval, of at "
             f"most 65.535 {unit} and of whole thousandths; resample it"
         )
-    return at[0] + interval / 1000 * np.arange(at.size), interval
+    return held, interval
 
 
 def _axis(volume: xr.DataArray, dim: str) -> np.ndarray:
