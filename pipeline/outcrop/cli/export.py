@@ -9,7 +9,7 @@ import typer
 
 def command(
     source: Annotated[
-        str, typer.Argument(help="Zarr: a survey or a prediction; s3://bucket/key too.")
+        str, typer.Argument(help="Zarr: a survey, a prediction or a model; s3://bucket/key too.")
     ],
     out: Annotated[
         str,

@@ -64,7 +64,7 @@ def open(
 
 
 def open_any(path: PathLike, storage_options: Options | None = None) -> xr.Dataset:
-    """As `open`, of models of an inversion along one line, too."""
+    """As `open`; models and images along one line, without crosslines, as well."""
     return _in_blocks(open_unchunked(path, storage_options, {"inline"}))
 
 
