@@ -27,7 +27,9 @@ def main() -> None:
         for options in VARIANTS.get(name, ({},)):
             network = models.load(name, weights="seeded", **options)
             made = ", ".join(f"{k}={v!r}" for k, v in options.items())
-            facts = "; ".join(f"{heading}: {text}" for heading, text in network_lines(network))
+            facts = "; ".join(
+                f"{heading}: {text}" for heading, text in network_lines(network, network.card)
+            )
             parts.append(f"- {made + ': ' if made else ''}{facts}\n")
     page.write_text("".join(parts))
 

@@ -2,14 +2,17 @@
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from safetensors.torch import save_file
 
+from command_line import outcrop_command
 from outcrop import models
 from outcrop.errors import OutputExistsError, WeightsError
 from outcrop.models.cards import CARDS
@@ -335,3 +338,102 @@ def test_cards_follow_the_options_of_their_networks():
     assert [o.name for o in card.outputs] == ["class_probability"]
     card = models.load("segformer3d", weights="seeded", num_classes=2).card
     assert card.activation == "softmax"
+
+
+OWN = """
+from dataclasses import dataclass
+
+from torch import nn
+
+from beside import convolution
+from outcrop.models.card import AMPLITUDE, Card, probability
+
+@dataclass
+class Options:
+    width: "int"
+
+class Salt(nn.Module):
+    card = Card(
+        "salt", "salt probability", "", "", "", (AMPLITUDE,), (probability("salt"),),
+        axes=("inline", "crossline", "z"), activation="sigmoid",
+    )
+
+    def __init__(self, width=2):
+        super().__init__()
+        own = Options(width)
+        self.layers = nn.Sequential(convolution(1, own.width), convolution(own.width, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+def plain():
+    return convolution(1, 1)
+
+def broken():
+    return 1 / 0
+
+built = plain()
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A file of networks, and one beside it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own.py").write_text(OWN)
+    beside = "from torch import nn\ndef convolution(a, b): return nn.Conv3d(a, b, 3, padding=1)\n"
+    (tmp_path / "beside.py").write_text(beside)
+    yield tmp_path / "own.py"
+    for name in ("beside", "_own_own"):
+        sys.modules.pop(name, None)
+
+
+def test_networks_in_a_file_of_your_own(own, tmp_path):
+    before = torch.get_rng_state()
+    one, other = (models.load(f"{own}:Salt", weights="seeded", width=3) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not one.training
+    assert digest(one) == digest(other)
+    trained = {key: value + 1 for key, value in one.state_dict().items()}
+    torch.save({f"module.{key}": value for key, value in trained.items()}, tmp_path / "w.pth")
+
+    x = np.random.default_rng(1).standard_normal((5, 6, 7)).astype(np.float32)
+    coords = {"inline": range(5), "crossline": range(6), "twt": np.arange(7) * 4.0}
+    xr.Dataset({"amplitude": (tuple(coords), x)}, coords).to_zarr(tmp_path / "s.zarr")
+    how = ("--model", f"{own}:Salt", "-o", "width=3", "--weights", "w.pth", "--report", "none")
+    done = outcrop_command("predict", "s.zarr", "o.zarr", *how, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one.load_state_dict(trained)
+    with torch.no_grad():
+        expected = one(torch.from_numpy((x - x.mean()) / x.std())[None, None])[0, 0].sigmoid()
+    found = xr.open_zarr(tmp_path / "o.zarr")
+    assert found.attrs["model"] == "salt"
+    assert np.abs(found.salt_probability.values - expected.numpy()).max() < 1e-5
+
+    done = outcrop_command("models", f"{own}:Salt")
+    assert "task: salt probability" in done.stdout
+    assert "receptive field: 5 × 5 × 5" in done.stdout
+    assert models.card(f"{own}:Salt").name == "salt"
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "options"),
+    [
+        ("beside.py", "no such network; .* one of your own is FILE.py:NAME", {}),
+        ("none.py:Salt", "no such file", {}),
+        ("own.py:Pepper", "has no 'Pepper'; it has Options, Salt, plain, broken, built", {}),
+        ("own.py:broken", "own.py:broken: ZeroDivisionError at line 31: division by zero", {}),
+        ("own.py:Salt", "unexpected keyword argument 'height'", {"height": 2}),
+        ("own.py:built", "takes no options", {"width": 2}),
+        ("own.py:__name__", "gives no network but str", {}),
+    ],
+)
+def test_what_gives_no_network_is_refused(name, message, options, own, monkeypatch):
+    monkeypatch.chdir(own.parent)
+    with pytest.raises(WeightsError, match=message):
+        models.load(name, weights="seeded", **options)
+
+
+def test_a_network_without_a_card_has_none(own):
+    with pytest.raises(WeightsError, match="Conv3d: has no card; give it one"):
+        models.card(models.load(f"{own}:plain", weights="seeded"))

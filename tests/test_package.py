@@ -305,5 +305,5 @@ def test_the_page_of_networks_is_what_the_cards_say() -> None:
             assert f"- {heading}: {line}\n" in text, name
     for name in ("karstseg3d", "unet25d"):
         network = models.load(name, weights="seeded")
-        for heading, line in network_lines(network):
+        for heading, line in network_lines(network, network.card):
             assert f"{heading}: {line}" in sections[name], name

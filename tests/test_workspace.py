@@ -140,8 +140,8 @@ def test_workspace_is_what_kernels_take():
 
 def main():
     torch.set_num_threads(1)
-    cases = [(d, n, Only(f), 64) for d in DTYPES for n, f in CASES.items()]
-    cases += [(d, n, Only(f), 64) for d in DTYPES[:2] for n, f in IN_FULL.items()]
+    cases = [(d, n, Only(f), 48) for d in DTYPES for n, f in CASES.items()]
+    cases += [(d, n, Only(f), 48) for d in DTYPES[:2] for n, f in IN_FULL.items()]
     cases += [(d, n, m, EDGE) for d in DTYPES[:2] for n, m in CONVOLUTIONS.items()]
     cases += [(torch.float32, n, Lines(m), LINES) for n, m in RECURRENT.items()]
     with torch.inference_mode():

@@ -20,8 +20,11 @@ _MULTIPLE = 32
 def card_lines(card: Card) -> Iterator[tuple[str, str]]:
     """Yield what a card says, by heading."""
     yield "task", card.task
-    yield "paper", f"{card.paper}, https://doi.org/{card.doi}"
-    yield "weights", "; ".join([*(f"{s} comes with outcrop" for s in card.shipped), card.published])
+    if card.paper:
+        yield "paper", f"{card.paper}, https://doi.org/{card.doi}"
+    if card.published:
+        shipped = (f"{s} comes with outcrop" for s in card.shipped)
+        yield "weights", "; ".join([*shipped, card.published])
     for i, each in enumerate(card.inputs, 1):
         name = each.name or each.long_name
         yield f"input {i}", f"{name} ({each.long_name}), normalised by {each.normalization}"
@@ -43,9 +46,8 @@ def card_lines(card: Card) -> Iterator[tuple[str, str]]:
         )
 
 
-def network_lines(network: nn.Module) -> Iterator[tuple[str, str]]:
+def network_lines(network: nn.Module, card: Card) -> Iterator[tuple[str, str]]:
     """Yield what a network's parameters and operators say, by heading."""
-    card: Card = network.card  # type: ignore[assignment]
     yield "parameters", f"{sum(p.numel() for p in network.parameters()):,}"
     rank, count = len(card.axes), len(card.inputs)
     given, width = (count, 1) if card.separate else (1, count)

@@ -17,6 +17,9 @@ from ..errors import ArgumentError
 if TYPE_CHECKING:
     import xarray as xr
 
+Model = Annotated[
+    str, typer.Option(help="Network of the zoo, or FILE.py:NAME: a class or function of your own.")
+]
 Option = Annotated[
     list[str] | None,
     typer.Option(

@@ -14,7 +14,10 @@ from ._shared import Option, options_of
 def command(
     name: Annotated[
         str | None,
-        typer.Argument(help="Network to describe; all unless given. Or 'convert', with two files."),
+        typer.Argument(
+            help="Network to describe, FILE.py:NAME of your own too; all unless given. Or "
+            "'convert', with two files."
+        ),
     ] = None,
     files: Annotated[
         list[Path] | None,
@@ -46,6 +49,7 @@ def command(
     from ._cards import card_lines, network_lines
 
     network = models.load(name, weights="seeded", **options_of(option))
+    card = models.card(network)
     typer.echo(name)
-    for heading, text in (*card_lines(network.card), *network_lines(network)):  # type: ignore[arg-type]
+    for heading, text in (*card_lines(card), *network_lines(network, card)):
         typer.echo(f"  {heading}: {text}")

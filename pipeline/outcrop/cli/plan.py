@@ -13,6 +13,7 @@ from ._shared import (
     Direction,
     HostMemory,
     Memory,
+    Model,
     Option,
     Precision,
     Shape,
@@ -34,7 +35,7 @@ def command(
     survey: Annotated[
         str, typer.Argument(help="Survey: a Zarr written by `outcrop ingest`; s3://bucket/key too.")
     ],
-    model: Annotated[str, typer.Option(help="Network of the zoo.")],
+    model: Model,
     option: Option = None,
     tasks: Tasks = None,
     direction: Direction = None,

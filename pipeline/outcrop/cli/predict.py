@@ -17,6 +17,7 @@ from ._shared import (
     Direction,
     HostMemory,
     Memory,
+    Model,
     Option,
     Overwrite,
     Precision,
@@ -37,8 +38,6 @@ from ._shared import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ..models.card import Card
 
 _VIEWS = "--angles, --resolutions or --direction both"
@@ -66,7 +65,7 @@ def command(
             "several surveys the folder where each gets a Zarr of its name."
         ),
     ],
-    model: Annotated[str, typer.Option(help="Network of the zoo.")],
+    model: Model,
     weights: Annotated[
         str,
         typer.Option(
@@ -193,7 +192,7 @@ def command(
     options = options_of(option, tasks)
     network = models.load(model, weights=weights, **options)
     if shape is not None:
-        for file in raw_paths(network.card, out):  # type: ignore[arg-type]
+        for file in raw_paths(models.card(network), out):
             check_apart(survey[0], file)
             check_path(file, overwrite)
     refiner = None
@@ -205,7 +204,7 @@ def command(
     if picks is not None:
         check_picks(picks, tuple(data.sizes[d] for d in ("inline", "crossline")))
         check_path(on_disk(picks), overwrite)
-        picked = _picked(network)
+        picked = _picked(models.card(network))
     if report not in (None, "none"):
         _check_page(report, survey, store)
     record = Record()
@@ -300,7 +299,7 @@ def command(
         count = write_picks(result[picked], picks, threshold=least, minimum=minimum or 0)
         typer.echo(f"{picks}: {count} voxels", err=aside)
     if shape is not None:
-        for path in write_raw(result, network.card, out):  # type: ignore[arg-type]
+        for path in write_raw(result, models.card(network), out):
             typer.echo(str(path), err=aside)
 
 
@@ -334,9 +333,8 @@ def _in_any_case(tell: Callable[[], None]) -> Iterator[None]:
         raise
 
 
-def _picked(network: nn.Module) -> str:
+def _picked(card: Card) -> str:
     """Name of the one probability that a network predicts."""
-    card: Card = network.card  # type: ignore[assignment]
     names = [o.name for o in card.outputs if o is not None and o.name.endswith("_probability")]
     if len(names) != 1:
         raise ArgumentError(

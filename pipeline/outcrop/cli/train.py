@@ -13,7 +13,12 @@ from ._shared import Option, Overwrite, Shape, Tasks, extents_of, options_of
 
 
 def command(
-    network: Annotated[str, typer.Argument(help="Network of the zoo: see outcrop models.")],
+    network: Annotated[
+        str,
+        typer.Argument(
+            help="Network of the zoo: see outcrop models; or FILE.py:NAME of your own, with a card."
+        ),
+    ],
     out: Annotated[str, typer.Option(help="Folder for checkpoints, weights and the record.")],
     data: Annotated[
         str,

@@ -17,6 +17,7 @@ from ..storage import on_disk
 from . import weights as _weights
 from .card import Card, InputCard, OutputCard
 from .cards import CARDS, card_of
+from .own import build, is_own
 
 __all__ = ["Card", "InputCard", "OutputCard", "card", "convert", "load", "names"]
 
@@ -63,16 +64,26 @@ def names() -> list[str]:
     return sorted(_ZOO)
 
 
-def card(name: str) -> Card:
-    """Card of the network called `name`, as it is without options.
+def card(network: str | nn.Module) -> Card:
+    """Card of a network, or of the one of that name, as it is without options.
 
     Raises
     ------
     WeightsError
-        If the zoo has no such network.
+        If the zoo has no such network, or one of your own has no card.
     """
-    _entry(name)
-    return CARDS[name]
+    if isinstance(network, str):
+        if not is_own(network):
+            _entry(network)
+            return CARDS[network]
+        network = load(network, weights="seeded")
+    found = getattr(network, "card", None)
+    if not isinstance(found, Card):
+        raise WeightsError(
+            f"{type(network).__name__}: has no card; give it one: network.card = "
+            "outcrop.models.Card(...)"
+        )
+    return found
 
 
 def load(
@@ -82,17 +93,19 @@ def load(
     tasks: Sequence[str] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build a network of the zoo and fill it.
+    """Build a network and fill it.
 
     Parameters
     ----------
     name : str
-        One of `names()`.
+        One of `names()`; or "FILE.py:NAME", a class or a function in a file of your own, which is
+        run.
     weights : path-like, name or "seeded"
         A ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file, or a Keras ``.hdf5`` or ``.h5`` of
         the original FaultSeg3D, FaultSeg3D plus or KarstSeg3D; or weights that come with outcrop,
         by the name that the card says, such as "synthetic-v1"; or "seeded": random weights from a
-        fixed seed, the same on every machine, which predict nothing but let the whole path run.
+        fixed seed, the same on every machine, which predict nothing but let the whole path run; of
+        a network of your own those that it is built with.
     tasks : sequence of str, optional
         Of the multi-task networks, the decoders to build and to fill, of "rgt", "dhr" and "fault";
         what the file has for others is left out. All unless given.
@@ -102,16 +115,24 @@ def load(
     Returns
     -------
     torch.nn.Module
-        In eval mode, float32, on the CPU, with its `card`.
+        In eval mode, float32, on the CPU, with its `card`, which one of your own has if you gave
+        it one.
 
     Raises
     ------
     WeightsError
-        If the zoo has no such network, the options do not suit it, or the weights do not fit.
+        If the zoo has no such network, the options do not suit it, or the weights do not fit; of
+        your own, if the file gives none.
     """
-    entry = _entry(name)
     if tasks is not None:
         options["tasks"] = tuple(tasks)
+    if is_own(name):
+        model = build(name, options, SEED)
+        if weights != "seeded":
+            state = _weights.prefixed(_weights.read(weights), model)
+            _weights.fill(model, state, str(weights), _variants())
+        return model.eval().requires_grad_(False)
+    entry = _entry(name)
     try:
         # On the meta device: the caller's random state stays as it was, nothing is drawn twice.
         with torch.device("meta"):
@@ -128,14 +149,7 @@ def load(
         state = _weights.read(_file(name, weights))
         if tasks is not None:
             state = _weights.only(state, model)
-        others = {
-            " ".join([other, *(f"{k}={v!r}" for k, v in variant.items())]): partial(
-                item.make, **variant
-            )
-            for other, item in _ZOO.items()
-            for variant in item.variants
-        }
-        _weights.fill(model, state, str(weights), others)
+        _weights.fill(model, state, str(weights), _variants())
     model.card = card_of(name, **options)  # type: ignore[assignment]
     return model.eval().requires_grad_(False)
 
@@ -177,8 +191,22 @@ def _file(name: str, weights: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 def _entry(name: str) -> _Entry:
     if name not in _ZOO:
-        raise WeightsError(f"{name!r}: no such network; the zoo has {', '.join(names())}")
+        raise WeightsError(
+            f"{name!r}: no such network; the zoo has {', '.join(names())}; one of your own is "
+            "FILE.py:NAME"
+        )
     return _ZOO[name]
+
+
+def _variants() -> dict[str, Callable[[], nn.Module]]:
+    """Constructors of the zoo's networks by their names and options."""
+    return {
+        " ".join([name, *(f"{k}={v!r}" for k, v in variant.items())]): partial(
+            entry.make, **variant
+        )
+        for name, entry in _ZOO.items()
+        for variant in entry.variants
+    }
 
 
 def _seed(model: nn.Module) -> None:

@@ -156,6 +156,13 @@ def only(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key.split(".")[0] in own}
 
 
+def prefixed(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Put back what all keys of `model` begin with, which `read` takes for a wrapper's."""
+    own = model.state_dict()
+    names = dict(zip(_unwrapped(own), own, strict=True))
+    return {names.get(key, key): value for key, value in state.items()}
+
+
 def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """List every key of `state` that the model lacks, misses, or has otherwise.
 

@@ -167,6 +167,8 @@ def objective_of(card: Card, loss: str = "dice-bce") -> Objective:
     strange = [i.name for i in card.inputs if i.name not in given]
     if strange or None in card.outputs or card.activation != "none" or not card.outputs:
         why = f"it needs {strange[0]}" if strange else "it tells classes apart"
+        if card.activation == "sigmoid":
+            why = "its card applies the sigmoid, which the network itself has to"
         raise ArgumentError(
             f"{card.name}: outcrop has no training for it ({why}); train it with losses of your "
             "own and load its weights"
