@@ -47,8 +47,9 @@ def build(name: str, options: Mapping[str, Any], seed: int) -> nn.Module:
         torch.manual_seed(seed)
         try:
             module = _imported(path)
-            made = getattr(module, what, None)
-            network = made(**options) if callable(made) and not _is_built(made) else made
+            made: Any = getattr(module, what, None)
+            calls = callable(made) and not isinstance(made, nn.Module)
+            network = made(**options) if calls else made
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
@@ -58,12 +59,12 @@ def build(name: str, options: Mapping[str, Any], seed: int) -> nn.Module:
     if made is None:
         there = [key for key, value in vars(module).items() if _may_be_meant(value, module)]
         raise WeightsError(f"{path}: has no {what!r}; it has {', '.join(there) or 'no network'}")
-    if not _is_built(network):
+    if not isinstance(network, nn.Module):
         raise WeightsError(
             f"{name}: gives no network but {type(network).__name__}; name a class of networks, or "
             "a function that returns a torch.nn.Module"
         )
-    if options and _is_built(made):
+    if options and isinstance(made, nn.Module):
         raise WeightsError(f"{name}: is built already, and takes no options; leave them out")
     return network
 
@@ -82,12 +83,8 @@ def _imported(path: Path) -> ModuleType:
     return module
 
 
-def _is_built(value: object) -> bool:
-    return isinstance(value, nn.Module)
-
-
 def _may_be_meant(value: object, module: ModuleType) -> bool:
     """Whether something was written in the file and can be called, or is a network."""
-    return _is_built(value) or (
+    return isinstance(value, nn.Module) or (
         callable(value) and getattr(value, "__module__", None) == module.__name__
     )
