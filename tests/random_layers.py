@@ -99,6 +99,14 @@ def set_parts(x, p):
     return y
 
 
+def as_another(x, p):
+    """In the shape of another, and what is written over before it is read."""
+    y = torch.empty_like(x)
+    y[:] = x.flatten(2).relu().reshape_as(x) + x.mean(1, keepdim=True).expand_as(x)
+    y[:, :1] = 0.5
+    return y + x[:, :2].tile((2, *(1,) * p.rank)) + x.flatten(1, 2).view_as(x)
+
+
 def unpooled(x, p):
     """Largest values, where they were."""
     pool = {2: F.max_pool2d, 3: F.max_pool3d}[p.rank]
@@ -293,6 +301,7 @@ LAYERS = {
     "plane": lambda x, p: x[:, :, p.a : p.a + 1].expand(x.shape),
     "chunk": lambda x, p: torch.cat(x.chunk(2, 1)[::-1], 1),
     "set": lambda x, p: set_parts(x, p),
+    "as another": lambda x, p: as_another(x, p),
     "joined along an axis": lambda x, p: torch.cat((x[:, :, p.a :], x[:, :, : p.a] * 2), 2),
     "fixed positions": lambda x, p: x[:, [2, 0, 1, 3]].index_select(-1, torch.tensor([1, 0, 1])),
     "table": lambda x, p: F.embedding(x.argmax(1), p.linear.weight).movedim(-1, 1),

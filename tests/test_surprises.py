@@ -1,5 +1,7 @@
 """What networks do beside convolving: other dtypes, shared memory, odd arguments."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,21 @@ def test_what_was_scripted_is_named():
     scripted = torch.jit.trace(conv(4, 4).eval(), torch.zeros(SHAPE))
     with pytest.raises(UnsupportedOperatorError, match=r"^1: scripted .* the nn\.Module that"):
         capture(nn.Sequential(conv(4, 4), scripted).eval(), [torch.zeros(SHAPE)])
+
+
+def test_an_error_while_capturing_is_told_once():
+    told = []
+    handler = logging.Handler()
+    handler.emit = told.append
+    logger = logging.getLogger("torch._subclasses.fake_tensor")  # which tells of it with a trace
+    logger.addHandler(handler)
+    try:
+        network = nn.Sequential(nn.AvgPool2d(4), nn.MaxPool2d(3)).eval()
+        with pytest.raises(UnsupportedOperatorError, match="Output size is too small"):
+            whole_volume(network, torch.zeros(1, 1, 8, 8))
+    finally:
+        logger.removeHandler(handler)
+    assert not told
 
 
 def test_even_kernels_padded_to_the_same_extent():

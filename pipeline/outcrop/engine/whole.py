@@ -68,10 +68,6 @@ def to_compute(
     """Weights in the precision, on the device and in the memory layout that kernels like."""
     ready = {}
     for name, value in weights.items():
-        if value.is_meta:
-            raise ArgumentError(
-                f"module: {name} has no values (it is on 'meta'); load weights first"
-            )
         kind = graph.kind(name)
         cast = kind == COMPLEX or (kind is None and value.is_floating_point())
         value = value.to(device, dtype_of(kind, dtype) if cast else value.dtype)

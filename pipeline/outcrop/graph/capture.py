@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from ..errors import UnsupportedOperatorError
+from ..errors import ArgumentError, UnsupportedOperatorError
 from .build import Builder
 from .call import Call
 from .fuse import fuse
@@ -51,6 +51,8 @@ def capture(
     ------
     UnsupportedOperatorError
         If the module is in training mode, scripted, draws random numbers, or cannot be captured.
+    ArgumentError
+        If it has no weights yet.
     """
     training = [name or type(module).__name__ for name, m in module.named_modules() if m.training]
     if training:
@@ -68,6 +70,9 @@ def capture(
             f"{scripted[0]}: scripted or traced, so that torch.export cannot see its operators; "
             "use the nn.Module that it was made from"
         )
+    own = (*module.named_parameters(), *module.named_buffers())
+    if (empty := next((name for name, value in own if value.is_meta), None)) is not None:
+        raise ArgumentError(f"module: {empty} has no values (it is on 'meta'); load weights first")
     given = [*args, *(kwargs or {}).values()]
     program = export(module, tuple(args), dict(kwargs or {}))
     inputs: list[str] = []

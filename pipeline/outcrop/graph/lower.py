@@ -303,6 +303,22 @@ def _recurrent(call: Call) -> Ref:
     return call.plain()
 
 
+def _as_other(op: str) -> Callable[[Call], Ref]:
+    """In the shape of another tensor."""
+
+    def lower(call: Call) -> Ref:
+        return call.add(op, {"self": call.args["self"], "size": call.shape}, call.shape)
+
+    return lower
+
+
+def _tile(call: Call) -> Ref:
+    x, times = call.args["self"], call.args["dims"]
+    ones = (1,) * (len(call.builder.shape(x.name)) - len(times))
+    call.op, call.args = "repeat", {"self": x, "repeats": (*ones, *times)}
+    return LOWER["repeat"](call)
+
+
 LOWER: dict[str, Callable[[Call], Ref]] = {
     **PARTS,
     **PRODUCTS,
@@ -326,6 +342,10 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     **dict.fromkeys([f"adaptive_avg_pool{n}d" for n in (1, 2, 3)], _adaptive("global_mean")),
     **dict.fromkeys([f"adaptive_max_pool{n}d" for n in (1, 2, 3)], _adaptive("global_amax")),
     "roll": _roll,
+    "expand_as": _as_other("expand"),
+    "reshape_as": _as_other("reshape"),
+    "view_as": _as_other("view"),
+    "tile": _tile,
     **dict.fromkeys(("quantile", "nanquantile"), _quantile),
     **dict.fromkeys((*_RECURRENT, *(f"{kind}_cell" for kind in _RECURRENT)), _recurrent),
 }

@@ -370,6 +370,7 @@ PARTS: dict[str, Callable[[Call], Ref]] = {
     "view_as_complex": _view_as_complex,
     "_conj": _conj,
     **dict.fromkeys(("zero", "zeros", "zeros_like", "new_zeros"), _fill(0.0)),
+    **dict.fromkeys(("empty", "empty_like", "new_empty"), _fill(0.0)),  # which is written over
     **dict.fromkeys(("ones", "ones_like", "new_ones"), _fill(1.0)),
     **dict.fromkeys(("full", "full_like", "new_full"), _fill(None)),
     **dict.fromkeys(("to", "_to_copy", "type_as"), _convert),

@@ -32,7 +32,7 @@ _WRITTEN_OUT = (
     "column_stack concat concatenate cosine_similarity diff dstack fft_fftshift fft_ifftshift "
     "fliplr flipud float_power frobenius_norm gradient hstack inner isclose kron linalg_matmul "
     "linalg_norm nanmean one_hot outer pairwise_distance pixel_shuffle pixel_unshuffle "
-    "repeat_interleave rot90 row_stack tensordot tile trapezoid trapz tril triu vstack"
+    "repeat_interleave rot90 row_stack tensordot trapezoid trapz tril triu vstack"
 )
 # Operators whose results torch takes for new tensors, though some are views, or writes back
 # wrongly.
@@ -76,6 +76,7 @@ _MAYBE_VIEWS = {
         "clone",
     )
 }
+_TALKATIVE = ("fx.experimental.symbolic_shapes", "_subclasses.fake_tensor")
 _TRACING = threading.RLock()  # the process has one error stream
 
 
@@ -141,11 +142,13 @@ def _leave_out_dropout(module: torch.fx.GraphModule) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch from printing what it traced before a decision: the error says where that is."""
-    log, held = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
+    """Keep torch from printing what it traced before an error, which says where that is."""
+    loggers = [logging.getLogger(f"torch.{name}") for name in _TALKATIVE]
+    held = io.StringIO()
     with _TRACING:
-        level = log.level
-        log.setLevel(logging.ERROR)
+        levels = [log.level for log in loggers]
+        for log in loggers:
+            log.setLevel(logging.CRITICAL)
         try:
             with contextlib.redirect_stderr(held):
                 yield
@@ -153,7 +156,8 @@ def _quiet() -> Iterator[None]:
             held = io.StringIO()
             raise
         finally:
-            log.setLevel(level)
+            for log, level in zip(loggers, levels, strict=True):
+                log.setLevel(level)
             if text := held.getvalue():
                 sys.stderr.write(text)
 
@@ -194,6 +198,8 @@ def _is_known(fx: torch.fx.Node) -> bool:
         return not str(getattr(fx.target, "__module__", "")).startswith("torch._functorch")
     op = fx.target._schema.name.removeprefix("aten::")
     op = op.removesuffix("_") if fx.target._schema.is_mutable else op
+    if not fx.all_input_nodes:  # a constant
+        return True
     return op in RULES or op in LOWER or op in SAME or op in CHECKS or "dropout" in op
 
 
