@@ -172,12 +172,25 @@ def test_cards_that_make_no_sense(path, tmp_path):
     card = models.card("faultseg3d")
     for change, what in (
         ({"axes": ("inline", "crossline", "time")}, r"axes .* of faultseg3d: give z, crossline"),
-        ({"multiple": (1, 0, 1)}, r"multiple \(1, 0, 1\) of faultseg3d: .*, 1 or more"),
+        ({"multiple": (1, 0, 1)}, r"multiple \(1, 0, 1\) of faultseg3d: .*, a whole number from 1"),
+        ({"multiple": (8.0, 8, 8)}, r"multiple \(8\.0, 8, 8\) of .*, a whole number from 1"),
+        (
+            {"inputs": (*card.inputs, InputCard("", "place", "position", 3))},
+            "place; .* axis 0 to 2",
+        ),
+        ({"inputs": (InputCard("", "gas", "none"),)}, "of faultseg3d: gas; give each the name"),
+        ({"inputs": (InputCard("", "place", "position"),)}, "no variable; .* at least one"),
         ({"axes": ("z", "crossline", "inline"), "sections": True}, "axes .* of faultseg3d: give z"),
         ({"outputs": card.outputs * 2}, "outputs of faultseg3d: .*; give each another name"),
     ):
         with pytest.raises(ArgumentError, match=what):
             replace(card, **change)
+    for name in ("Vp/Vs", "", "..", "unfinished"):  # which nothing would open
+        strange = carded(nn.ReLU(), OutputCard(name, name, "1", (0, 1)))
+        with pytest.raises(ArgumentError, match=r"output .* of faultseg3d: no variable of a Zarr"):
+            outcrop.predict(strange, path, out)
+    with pytest.raises(SurveyError, match="returns its input among its outputs; leave it out"):
+        outcrop.predict(Apply(lambda x: (x, 2 * x)).eval(), path, out)
     cards = [OutputCard(n, n, "1", (0, 1)) for n in ("salt_probability", "salt")]
     with pytest.raises(ArgumentError, match=r"threshold 0\.5: the network predicts salt, so that"):
         outcrop.predict(carded(nn.ReLU(), *cards, channels=2), path, out, threshold=0.5)

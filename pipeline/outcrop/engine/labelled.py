@@ -17,8 +17,8 @@ import xarray as xr
 from torch import nn
 from zarr.codecs import ZstdCodec
 
+from ..arrays import ASIDE, spoken
 from ..arrays import encoding as encoded
-from ..arrays import spoken
 from ..errors import ArgumentError, SurveyError
 from ..graph import Box, Graph
 from ..graph.boxes import Shape
@@ -230,12 +230,18 @@ def check_outputs(framed: Framed, threshold: float | None) -> None:
     ------
     ArgumentError
         If there is a threshold, but no probability, or none from 0 to 1, or an output or mask has
-        the name of a coordinate.
+        the name of a coordinate, or one that no variable can have.
     SurveyError
         If the range of each volume would scale an output, and several go into one variable.
     """
     cards = [card for card in framed.card.outputs if card is not None]
     names = [card.name for card in cards]
+    for name in names:
+        if not name or "/" in name or name.startswith((".", "__")) or name == ASIDE:
+            raise ArgumentError(
+                f"output {name!r} of {framed.card.name or 'the card'}: no variable of a Zarr can "
+                "have this name; take letters, digits and underscores"
+            )
     if threshold is not None and not any(name.endswith("_probability") for name in names):
         raise ArgumentError(
             f"threshold {threshold:g}: is for probabilities, and the network predicts "
@@ -307,11 +313,16 @@ def output_cards(graph: Graph, card: Card) -> dict[str, tuple[OutputCard | None,
     Raises
     ------
     SurveyError
-        If an output lies on another grid than the volume or is complex, or their number is not
-        the card's.
+        If an output is the input, lies on another grid than the volume or is complex, or their
+        number is not the card's.
     """
     grid = graph.grid(graph.inputs[0])
     for name in graph.outputs:
+        if name in graph.inputs:
+            raise SurveyError(
+                "the network returns its input among its outputs; leave it out of what forward "
+                "returns, or use whole_volume, which returns it as it is"
+            )
         if graph.grid(name) != grid:
             raise SurveyError(
                 f"the network's output {name} has extents {graph.grid(name)} instead of the "
