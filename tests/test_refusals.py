@@ -189,6 +189,9 @@ def test_cards_that_make_no_sense(path, tmp_path):
         strange = carded(nn.ReLU(), OutputCard(name, name, "1", (0, 1)))
         with pytest.raises(ArgumentError, match=r"output .* of faultseg3d: no variable of a Zarr"):
             outcrop.predict(strange, path, out)
+    own = carded(nn.ReLU(), replace(card.outputs[0], own_range=True))
+    with pytest.raises(ArgumentError, match=r"threshold 0\.5: fault_probability is brought to 0…1"):
+        outcrop.predict(own, path, out, threshold=0.5)
     with pytest.raises(SurveyError, match="returns its input among its outputs; leave it out"):
         outcrop.predict(Apply(lambda x: (x, 2 * x)).eval(), path, out)
     cards = [OutputCard(n, n, "1", (0, 1)) for n in ("salt_probability", "salt")]

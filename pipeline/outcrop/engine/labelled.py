@@ -249,6 +249,12 @@ def check_outputs(framed: Framed, threshold: float | None) -> None:
         )
     if threshold is not None and not 0 <= threshold <= 1:
         raise ArgumentError(f"threshold {threshold:g}: probabilities run from 0 to 1")
+    later = [card.name for card in cards if card.own_range and card.name != _mask(card.name)]
+    if threshold is not None and later:
+        raise ArgumentError(
+            f"threshold {threshold:g}: {later[0]} is brought to 0…1 only once all of it is "
+            f"predicted; leave it out, and compare the result, such as by found.{later[0]} >= 0.5"
+        )
     masks = set() if threshold is None else {_mask(n) for n in names if n != _mask(n)}
     if both := masks & set(names):
         raise ArgumentError(
