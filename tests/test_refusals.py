@@ -199,6 +199,9 @@ def test_cards_that_make_no_sense(path, tmp_path):
         outcrop.predict(carded(nn.ReLU(), *cards, channels=2), path, out, threshold=0.5)
     model = network()
     model.card = {"outputs": ["fault"]}
+    wrapped = nn.ModuleDict({"net": carded(nn.ReLU())})
+    with pytest.raises(ArgumentError, match=r"no card, .* but net in it has one, of faultseg3d"):
+        outcrop.predict(wrapped, path, out)
     with pytest.raises(ArgumentError, match=r"card is a dict; give it an outcrop\.models\.Card"):
         outcrop.predict(model, path, out)
     assert not out.exists()

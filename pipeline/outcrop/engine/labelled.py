@@ -142,15 +142,17 @@ def frame(
         If a variable is missing, the dimensions are not inline, crossline and twt or depth, one of
         them is empty, time or depth falls, or `live` does not say of each trace if it is there.
     ArgumentError
-        If `model` is no network, or its card no card; if it is none of sections but `direction` is
-        given, or that is neither; if `data` is something else.
+        If `model` is no network, or its card no card, or a part of it has the card; if it is none
+        of sections but `direction` is given, or that is neither; if `data` is something else.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model: is a {type(model).__name__}; pass a network, such as outcrop.models.load gives"
         )
     card = getattr(model, "card", None)
-    card = _PLAIN if card is None else card
+    if card is None:
+        _check_no_card_within(model)
+        card = _PLAIN
     if not isinstance(card, Card):
         raise ArgumentError(
             f"model: its card is a {type(card).__name__}; give it an outcrop.models.Card, or none"
@@ -207,6 +209,18 @@ def frame(
     )
     before = tuple((g - n) // 2 for g, n in zip(grid, extents, strict=True))
     return Framed(volumes, card, axes, before, grid, data.attrs.get("lineage", ""))
+
+
+def _check_no_card_within(model: nn.Module) -> None:
+    """Raise if a wrapper hides how its network is to be fed."""
+    for name, part in model.named_modules():
+        card = getattr(part, "card", None)
+        if isinstance(card, Card):
+            raise ArgumentError(
+                f"model: has no card, and would get the amplitudes as they are, but {name} in it "
+                f"has one, of {card.name or 'no name'}; give the model one, such as model.card = "
+                f"model.get_submodule({name!r}).card, or take that one away"
+            )
 
 
 def _check_unpersisted(volumes: Mapping[str, xr.DataArray]) -> None:
