@@ -130,7 +130,7 @@ def frame(
         A dataset, or the Zarr at a path, with the variables that the card names; a DataArray
         where it names one alone.
     direction : {"inline", "crossline"}, optional
-        Of the sections, for a network of sections; "inline" unless given.
+        Of the sections, for a network of sections; the card's unless given.
     storage_options : mapping, optional
         For the survey, if `data` is where it lies in an object store.
     stacked : bool
@@ -160,7 +160,7 @@ def frame(
     if direction not in (None, "inline", "crossline"):
         raise ArgumentError(f"direction {direction!r}: choose 'inline' or 'crossline'")
     if card.sections:
-        card = card.along(direction or "inline")
+        card = card.along(direction or card.direction)
     elif direction is not None:
         raise ArgumentError(f"direction: {card.name or 'the network'} is no network of sections")
     if isinstance(data, (str, os.PathLike)):

@@ -151,9 +151,7 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     found = open_dataset(path).attrs
     fingerprint = str(found.get("input_sha256"))
     wanted: dict[str, str | None] = {
-        **identity(
-            model, framed, graph, fingerprint, precision, how["direction"], how["threshold"]
-        ),
+        **identity(model, framed, graph, fingerprint, precision, how["threshold"]),
         "storage_compression": "8 bits a value" if compressed else "none",
         "views": None,  # of which none are merged
     }

@@ -139,7 +139,7 @@ def predict_views(
     graph, _ = captured(model, framed)
     fingerprint = all_statistics(framed)[1]
     record = {
-        **identity(model, framed, graph, fingerprint, precision, direction, threshold),
+        **identity(model, framed, graph, fingerprint, precision, threshold),
         "views": [v.name for v in views],
         "merge": merge,
     }
@@ -224,7 +224,7 @@ def refine(
     fingerprint = all_statistics(framed)[1]
     precision = options.get("precision", "float32")
     record = {
-        **identity(infer, framed, graph, fingerprint, precision, direction, None),
+        **identity(infer, framed, graph, fingerprint, precision, None),
         "refiner_sha256": digest(refiner),
     }
     with _steps(target, record, overwrite) as folder:
@@ -313,9 +313,9 @@ def _dataset(data: Volume, storage_options: Options | None) -> xr.Dataset:
 
 
 def _views(angles: bool, resolutions: bool, directions: bool) -> list[View]:
-    views = [View("inline" if directions else "plain", _same, _same)]
+    views = [View("plain", _same, _same)]
     if directions:
-        views.append(View("crossline", _same, _same, {"direction": "crossline"}))
+        views = [View(d, _same, _same, {"direction": d}) for d in ("inline", "crossline")]
     if angles:
         views += [
             View("turned-90", *_turned(("crossline",), swap=True)),

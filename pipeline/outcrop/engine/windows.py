@@ -87,7 +87,7 @@ def predict_windows(
     found, fingerprint = all_statistics(framed)
     graph, _ = captured(model, framed)
     record = {
-        **identity(model, framed, graph, fingerprint, "float32", direction, threshold),
+        **identity(model, framed, graph, fingerprint, "float32", threshold),
         "sliding_window": f"{window}, overlap {overlap}: not exact",
     }
     tile = (_SECTIONS, *framed.grid[1:])

@@ -122,7 +122,8 @@ class Card:
         One for each output channel, in order; None for one that is not kept.
     axes : tuple of str
         Survey dimensions in the order of the network's last axes; "z" stands for two-way time or
-        depth. A network of sections takes (z, trace), or (inline, z, crossline): all side by side.
+        depth. A network of sections takes (z, trace), or (inline, z, crossline): all side by side;
+        (crossline, z, inline) where they are to be crosslines unless inlines are asked for.
         `ArgumentError` if they are others.
     multiple : tuple of int
         The extents are padded to multiples of these, one for each axis, split between both sides,
@@ -193,6 +194,12 @@ class Card:
                 f"activation {self.activation!r} of {self.name or 'the card'}: choose one of "
                 f"{', '.join(ACTIVATIONS)}"
             )
+
+    @property
+    def direction(self) -> str:
+        """Of sections, what each is: "inline" or "crossline"."""
+        across = tuple(self.axes) in (("crossline", "z", "inline"), ("z", "inline"))
+        return "crossline" if across else "inline"
 
     def along(self, direction: str) -> Card:
         """Return the card of a network of sections for sections along another direction.
