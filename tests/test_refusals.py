@@ -167,6 +167,11 @@ def test_outputs_that_cannot_be_labelled(path, tmp_path):
     outcrop.predict(time, vintages.isel(vintage=[0]), out)
 
 
+class Prompted(nn.Module):
+    def forward(self, b, a):
+        return a - b
+
+
 def test_cards_that_make_no_sense(path, tmp_path):
     out = tmp_path / "o.zarr"
     card = models.card("faultseg3d")
@@ -192,8 +197,24 @@ def test_cards_that_make_no_sense(path, tmp_path):
     own = carded(nn.ReLU(), replace(card.outputs[0], own_range=True))
     with pytest.raises(ArgumentError, match=r"threshold 0\.5: fault_probability is brought to 0…1"):
         outcrop.predict(own, path, out, threshold=0.5)
-    with pytest.raises(SurveyError, match="returns its input among its outputs; leave it out"):
-        outcrop.predict(Apply(lambda x: (x, 2 * x)).eval(), path, out)
+    two = [OutputCard(name, name, "1", (0, 1)) for name in ("gas", "oil")]
+    for function, what in (
+        (lambda x: (x, 2 * x), "returns its input among its outputs; leave it out"),
+        (lambda x: [x + 1] * 2, "returns one tensor twice"),
+        (
+            lambda x: {"oil": x + 1, "gas": x + 2},
+            "returns oil, gas, and its card names gas, oil; put",
+        ),
+        (lambda x: [x + 1, x + 2], "activation 'softmax': .* one of a single channel"),
+    ):
+        model = Apply(function).eval()
+        model.card = replace(card, outputs=two, activation="softmax" if "soft" in what else "none")
+        with pytest.raises(SurveyError, match=what):
+            outcrop.predict(model, path, out)
+    model = Prompted()
+    model.card = replace(card, inputs=[InputCard(n, n, "none") for n in "ab"], separate=True)
+    with pytest.raises(ArgumentError, match="forward takes b, a, and its card has a, b; put"):
+        outcrop.predict(model, path, out)
     cards = [OutputCard(n, n, "1", (0, 1)) for n in ("salt_probability", "salt")]
     with pytest.raises(ArgumentError, match=r"threshold 0\.5: the network predicts salt, so that"):
         outcrop.predict(carded(nn.ReLU(), *cards, channels=2), path, out, threshold=0.5)

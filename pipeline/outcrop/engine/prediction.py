@@ -38,10 +38,11 @@ from ..storage import (
 from .disk import check_space
 from .effect import effect_of_compression
 from .evaluation import Evaluation
-from .labelled import Framed, Volume, check_outputs, frame, output_cards, template
+from .labelled import Framed, Volume, frame
 from .places import Places
 from .planning import PLAN, begun_plan, captured, other_options, plan_for, wanted_of
 from .statistics import all_statistics
+from .variables import check_outputs, output_cards, template
 from .whole import find_device
 
 if TYPE_CHECKING:

@@ -16,10 +16,11 @@ from ..output import PathLike, check_apart, check_free, is_complete, is_unfinish
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
-from .labelled import Volume, check_outputs, frame
+from .labelled import Volume, frame
 from .planning import captured
 from .prediction import identity, predict, prepared
 from .statistics import all_statistics
+from .variables import check_outputs
 
 Paths = PathLike | Sequence[PathLike]
 

@@ -31,10 +31,11 @@ from ..patience import patiently
 from ..planner import parse_bytes
 from ..storage import Options, Place, goes_on, naming_refusal, place, remove, write_whole
 from ..verification import verify
-from .labelled import Volume, check_outputs, frame, mask_of
+from .labelled import Volume, frame
 from .planning import captured
 from .prediction import identity, predict
 from .statistics import all_statistics
+from .variables import check_outputs, mask_of
 
 Turn = Callable[[xr.Dataset], xr.Dataset]
 

@@ -16,10 +16,11 @@ from ..output import Output, PathLike, check_apart, check_free
 from ..progress import track
 from ..storage import Options, naming_refusal, place
 from .chunks import DecodedChunks
-from .labelled import Volume, check_outputs, frame, template
+from .labelled import Volume, frame
 from .planning import captured
 from .prediction import identity
 from .statistics import all_statistics
+from .variables import check_outputs, template
 from .zarr_stores import PredictionStore, SurveyStore
 
 # Sections that are evaluated side by side.
