@@ -148,13 +148,8 @@ def frame(
         raise ArgumentError(
             f"model: its card is a {type(card).__name__}; give it an outcrop.models.Card, or none"
         )
-    names = [each.name for each in card.inputs]
-    taken = [name for name in inspect.signature(model.forward).parameters if name in names]
-    if card.separate and sorted(taken) == sorted(names) and taken != names:
-        raise ArgumentError(
-            f"model: its forward takes {', '.join(taken)}, and its card has {', '.join(names)}; "
-            "put the card's inputs into that order"
-        )
+    if card.separate:
+        _check_order(model, card)
     if direction not in (None, "inline", "crossline"):
         raise ArgumentError(f"direction {direction!r}: choose 'inline' or 'crossline'")
     if card.sections:
@@ -219,6 +214,17 @@ def _check_no_card_within(model: nn.Module) -> None:
                 f"has one, of {card.name or 'no name'}; give the model one, such as model.card = "
                 f"model.get_submodule({name!r}).card, or take that one away"
             )
+
+
+def _check_order(model: nn.Module, card: Card) -> None:
+    """Raise if forward has the inputs by the card's names, in another order."""
+    names = [each.name for each in card.inputs]
+    taken = [name for name in inspect.signature(model.forward).parameters if name in names]
+    if sorted(taken) == sorted(names) and taken != names:
+        raise ArgumentError(
+            f"model: its forward takes {', '.join(taken)}, and its card has {', '.join(names)}; "
+            "put the card's inputs into that order"
+        )
 
 
 def _check_unpersisted(volumes: Mapping[str, xr.DataArray]) -> None:
