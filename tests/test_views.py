@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -290,6 +291,14 @@ def test_sliding_windows_are_what_they_are(survey, tmp_path):
     assert some.attrs["lineage"].startswith("unet25d ")
     difference = np.abs(some.fault_probability.values - whole)
     assert 1e-4 < difference.max() < 1
+    two = torch.nn.Conv3d(4, 2, 1).eval()
+    dip = replace(network.card.outputs[0], name="dip")
+    two.card = replace(network.card, outputs=(*network.card.outputs, dip))
+    how = {"window": 16, "overlap": 8, "threshold": 0.5}
+    found = outcrop.predict_windows(two, survey, tmp_path / "two.zarr", **how)
+    expected = outcrop.predict(two, survey, tmp_path / "all.zarr", threshold=0.5)
+    for name in ("fault", "fault_probability", "dip"):
+        assert np.allclose(found[name], expected[name], atol=1e-6)
     with pytest.raises(ArgumentError, match="multiple of 8"):
         outcrop.predict_windows(network, survey, tmp_path / "3.zarr", window=12, overlap=0)
     with pytest.raises(ArgumentError, match="networks of sections"):

@@ -191,6 +191,12 @@ def mask_of(name: str, long_name: str, threshold: float) -> tuple[str, dict[str,
     }
 
 
+def masks_of(names: Sequence[str | None], threshold: float | None) -> list[str | None]:
+    """Names of the masks beside variables; None beside those that are no probability."""
+    beside = [None if name is None or _mask(name) == name else _mask(name) for name in names]
+    return beside if threshold is not None else [None] * len(beside)
+
+
 def _mask(name: str) -> str:
     return name.removesuffix("_probability")
 

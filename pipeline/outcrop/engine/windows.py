@@ -20,7 +20,7 @@ from .labelled import Volume, frame
 from .planning import captured
 from .prediction import identity
 from .statistics import all_statistics
-from .variables import check_outputs, template
+from .variables import check_outputs, masks_of, template
 from .zarr_stores import PredictionStore, SurveyStore
 
 # Sections that are evaluated side by side.
@@ -95,7 +95,7 @@ def predict_windows(
     empty, encoding = template(framed, [(tile, card.outputs)], threshold)
     empty.attrs.update(record, title=f"{card.task} by {card.name}")
     names = [o.name if o else None for o in card.outputs]
-    masks = [n.removesuffix("_probability") if n and threshold is not None else None for n in names]
+    masks = masks_of(names, threshold)
     halo = int(getattr(model, "neighbours", 0))
     then = "once that is mended, run the same command again"
     size = framed.volume.size
