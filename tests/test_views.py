@@ -301,6 +301,9 @@ def test_sliding_windows_are_what_they_are(survey, tmp_path):
         assert np.allclose(found[name], expected[name], atol=1e-6)
     with pytest.raises(ArgumentError, match="multiple of 8"):
         outcrop.predict_windows(network, survey, tmp_path / "3.zarr", window=12, overlap=0)
+    two.card = replace(two.card, outputs=(two.card.outputs[0], replace(dip, own_range=True)))
+    with pytest.raises(ArgumentError, match="window: dip is brought to 0…1 by the range"):
+        outcrop.predict_windows(two, survey, tmp_path / "3.zarr", window=16, overlap=0)
     with pytest.raises(ArgumentError, match="networks of sections"):
         outcrop.predict_windows(
             models.load("faultseg3d", weights="seeded"),

@@ -68,7 +68,8 @@ def predict_windows(
     Raises
     ------
     ArgumentError
-        If the network is none of sections, or `window` and `overlap` do not suit.
+        If the network is none of sections or has an output that the range of the whole volume
+        scales, or `window` and `overlap` do not suit.
     OutcropError
         As `predict` does.
     """
@@ -77,6 +78,12 @@ def predict_windows(
     card = framed.card
     if not card.sections or len(card.axes) != 3:
         raise ArgumentError("window: only of networks of sections, such as unet25d")
+    own = [each.name for each in card.outputs if each is not None and each.own_range]
+    if own:
+        raise ArgumentError(
+            f"window: {own[0]} is brought to 0…1 by the range of the whole volume, which windows "
+            "do not have; leave it out"
+        )
     stride = max(card.multiple)
     if window < 1 or window % stride or not 0 <= overlap < window or overlap % 2:
         raise ArgumentError(
