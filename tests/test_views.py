@@ -245,6 +245,11 @@ def test_views_into_an_output_that_others_are_in_progress_for(model, survey, tmp
     assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
 
 
+class Classes(nn.Module):
+    def forward(self, x):
+        return torch.cat((x, -x), dim=1).argmax(1)
+
+
 def test_views_that_make_no_sense(model, survey, tmp_path):
     path = tmp_path / "o.zarr"
     with pytest.raises(ArgumentError, match="choose angles"):
@@ -259,6 +264,10 @@ def test_views_that_make_no_sense(model, survey, tmp_path):
         angled = models.load(network, weights="seeded", **options)
         with pytest.raises(ArgumentError, match="seen from any side"):
             outcrop.predict_views(angled, survey, path, angles=True)
+    classes = Classes().eval()
+    classes.card = replace(models.card("faultseg3d"), multiple=(1, 1, 1))
+    with pytest.raises(ArgumentError, match="returns numbers of classes"):
+        outcrop.predict_views(classes, survey, path, angles=True)
     assert not list(tmp_path.iterdir())
 
 

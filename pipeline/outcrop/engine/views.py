@@ -111,7 +111,8 @@ def predict_views(
     ------
     ArgumentError
         If no view beside the survey as it is was asked for, `merge` is unknown, or the network
-        takes or predicts angles or normals, which another view sees differently.
+        takes or predicts angles or normals, which another view sees differently, or predicts
+        numbers of classes.
     OutcropError
         As `predict` does.
     """
@@ -138,6 +139,11 @@ def predict_views(
     framed = frame(model, survey, direction)
     check_outputs(framed, threshold)
     graph, _ = captured(model, framed)
+    if any("int" in (graph.kind(name) or "") for name in graph.outputs):
+        raise ArgumentError(
+            "views: the network returns numbers of classes, of which there is no mean and none is "
+            "the largest; return probabilities of the classes"
+        )
     fingerprint = all_statistics(framed)[1]
     record = {
         **identity(model, framed, graph, fingerprint, precision, threshold),
