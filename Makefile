@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer and nothing else; name another with `make demo PYTHON=python3.12`.
+# Needs Python 3.11 to 3.14, of the releases in constraints.txt, and nothing else; name another with `make demo PYTHON=python3.12`.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -22,7 +22,7 @@ clean:
 	rm -rf .venv
 
 .venv/bin/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "outcrop needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "constraints.txt is for Python 3.11 to 3.14, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/pip

@@ -126,5 +126,11 @@ def test_a_network_of_sections_of_two_axes(tmp_path):
     expected = model(torch.from_numpy(section.transpose("twt", "crossline").to_numpy())[None, None])
     ours = found.isel(inline=4).transpose("twt", "crossline").to_numpy()
     assert np.abs(ours - expected[0, 0].detach().numpy()).max() < 1e-4
+    model.card = replace(card, axes=("z", "inline"))  # of crosslines
+    found = outcrop.predict(model, survey, tmp_path / "own.zarr")
+    asked = outcrop.predict(model, survey, tmp_path / "asked.zarr", direction="crossline")
+    assert found.direction == asked.direction == "crossline"
+    assert np.array_equal(found.prediction, asked.prediction)
+    assert not np.allclose(found.prediction, outcrop.open(tmp_path / "o.zarr").prediction)
     with pytest.raises(ArgumentError, match=r"multiple \(8, 8, 8\) of flat: give one for each"):
         replace(card, multiple=(8, 8, 8))

@@ -167,22 +167,62 @@ def test_outputs_that_cannot_be_labelled(path, tmp_path):
     outcrop.predict(time, vintages.isel(vintage=[0]), out)
 
 
+class Prompted(nn.Module):
+    def forward(self, b, a):
+        return a - b
+
+
 def test_cards_that_make_no_sense(path, tmp_path):
     out = tmp_path / "o.zarr"
     card = models.card("faultseg3d")
     for change, what in (
         ({"axes": ("inline", "crossline", "time")}, r"axes .* of faultseg3d: give z, crossline"),
-        ({"multiple": (1, 0, 1)}, r"multiple \(1, 0, 1\) of faultseg3d: .*, 1 or more"),
+        ({"multiple": (1, 0, 1)}, r"multiple \(1, 0, 1\) of faultseg3d: .*, a whole number from 1"),
+        ({"multiple": (8.0, 8, 8)}, r"multiple \(8\.0, 8, 8\) of .*, a whole number from 1"),
+        (
+            {"inputs": (*card.inputs, InputCard("", "place", "position", 3))},
+            "place; .* axis 0 to 2",
+        ),
+        ({"inputs": (InputCard("", "gas", "none"),)}, "of faultseg3d: gas; give each the name"),
+        ({"inputs": (InputCard("", "place", "position"),)}, "no variable; .* at least one"),
         ({"axes": ("z", "crossline", "inline"), "sections": True}, "axes .* of faultseg3d: give z"),
         ({"outputs": card.outputs * 2}, "outputs of faultseg3d: .*; give each another name"),
     ):
         with pytest.raises(ArgumentError, match=what):
             replace(card, **change)
+    for name in ("Vp/Vs", "", "..", "unfinished"):  # which nothing would open
+        strange = carded(nn.ReLU(), OutputCard(name, name, "1", (0, 1)))
+        with pytest.raises(ArgumentError, match=r"output .* of faultseg3d: no variable of a Zarr"):
+            outcrop.predict(strange, path, out)
+    own = carded(nn.ReLU(), replace(card.outputs[0], own_range=True))
+    with pytest.raises(ArgumentError, match=r"threshold 0\.5: fault_probability is brought to 0…1"):
+        outcrop.predict(own, path, out, threshold=0.5)
+    two = [OutputCard(name, name, "1", (0, 1)) for name in ("gas", "oil")]
+    for function, what in (
+        (lambda x: (x, 2 * x), "returns its input among its outputs; leave it out"),
+        (lambda x: [x + 1] * 2, "returns one tensor twice"),
+        (
+            lambda x: {"oil": x + 1, "gas": x + 2},
+            "returns oil, gas, and its card names gas, oil; put",
+        ),
+        (lambda x: [x + 1, x + 2], "activation 'softmax': .* one of a single channel"),
+    ):
+        model = Apply(function).eval()
+        model.card = replace(card, outputs=two, activation="softmax" if "soft" in what else "none")
+        with pytest.raises(SurveyError, match=what):
+            outcrop.predict(model, path, out)
+    model = Prompted()
+    model.card = replace(card, inputs=[InputCard(n, n, "none") for n in "ab"], separate=True)
+    with pytest.raises(ArgumentError, match="forward takes b, a, and its card has a, b; put"):
+        outcrop.predict(model, path, out)
     cards = [OutputCard(n, n, "1", (0, 1)) for n in ("salt_probability", "salt")]
     with pytest.raises(ArgumentError, match=r"threshold 0\.5: the network predicts salt, so that"):
         outcrop.predict(carded(nn.ReLU(), *cards, channels=2), path, out, threshold=0.5)
     model = network()
     model.card = {"outputs": ["fault"]}
+    wrapped = nn.ModuleDict({"net": carded(nn.ReLU())})
+    with pytest.raises(ArgumentError, match=r"no card, .* but net in it has one, of faultseg3d"):
+        outcrop.predict(wrapped, path, out)
     with pytest.raises(ArgumentError, match=r"card is a dict; give it an outcrop\.models\.Card"):
         outcrop.predict(model, path, out)
     assert not out.exists()

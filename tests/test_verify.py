@@ -18,7 +18,8 @@ from torch import nn
 
 import outcrop
 from command_line import outcrop_command
-from outcrop.engine.labelled import Framed, template
+from outcrop.engine.labelled import Framed
+from outcrop.engine.variables import template
 from outcrop.errors import MissingChunkError, SurveyError
 from outcrop.graph import tiles
 from outcrop.models.card import OutputCard

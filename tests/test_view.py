@@ -16,6 +16,7 @@ from outcrop.errors import ArgumentError, SurveyError
 from outcrop.graph import capture
 from outcrop.horizons import horizons
 from outcrop.planner import make_plan
+from outcrop.survey import open as open_survey
 from outcrop.training.synthetic import synthetic_survey
 from outcrop.view import draw_gathers, draw_plan, sections, surfaces
 
@@ -261,6 +262,14 @@ def test_depth_surveys(survey):
     assert panels(figure)[2].get_title() == "depth 1084 m"
     with pytest.raises(SurveyError, match="depth"):
         sections(deep.amplitude, twt=1040)
+
+
+def test_raw_samples_are_counted(survey, tmp_path):
+    survey.amplitude.to_numpy().astype("<f4").tofile(tmp_path / "raw.bin")
+    raw = open_survey(tmp_path / "raw.bin", survey.amplitude.shape).amplitude
+    figure = sections(raw, twt=7)
+    assert panels(figure)[0].get_ylabel() == "sample"
+    assert panels(figure)[2].get_title() == "sample 7"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -244,6 +245,11 @@ def test_views_into_an_output_that_others_are_in_progress_for(model, survey, tmp
     assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
 
 
+class Classes(nn.Module):
+    def forward(self, x):
+        return torch.cat((x, -x), dim=1).argmax(1)
+
+
 def test_views_that_make_no_sense(model, survey, tmp_path):
     path = tmp_path / "o.zarr"
     with pytest.raises(ArgumentError, match="choose angles"):
@@ -258,6 +264,10 @@ def test_views_that_make_no_sense(model, survey, tmp_path):
         angled = models.load(network, weights="seeded", **options)
         with pytest.raises(ArgumentError, match="seen from any side"):
             outcrop.predict_views(angled, survey, path, angles=True)
+    classes = Classes().eval()
+    classes.card = replace(models.card("faultseg3d"), multiple=(1, 1, 1))
+    with pytest.raises(ArgumentError, match="returns numbers of classes"):
+        outcrop.predict_views(classes, survey, path, angles=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -290,8 +300,19 @@ def test_sliding_windows_are_what_they_are(survey, tmp_path):
     assert some.attrs["lineage"].startswith("unet25d ")
     difference = np.abs(some.fault_probability.values - whole)
     assert 1e-4 < difference.max() < 1
+    two = torch.nn.Conv3d(4, 2, 1).eval()
+    dip = replace(network.card.outputs[0], name="dip")
+    two.card = replace(network.card, outputs=(*network.card.outputs, dip))
+    how = {"window": 16, "overlap": 8, "threshold": 0.5}
+    found = outcrop.predict_windows(two, survey, tmp_path / "two.zarr", **how)
+    expected = outcrop.predict(two, survey, tmp_path / "all.zarr", threshold=0.5)
+    for name in ("fault", "fault_probability", "dip"):
+        assert np.allclose(found[name], expected[name], atol=1e-6)
     with pytest.raises(ArgumentError, match="multiple of 8"):
         outcrop.predict_windows(network, survey, tmp_path / "3.zarr", window=12, overlap=0)
+    two.card = replace(two.card, outputs=(two.card.outputs[0], replace(dip, own_range=True)))
+    with pytest.raises(ArgumentError, match="window: dip is brought to 0…1 by the range"):
+        outcrop.predict_windows(two, survey, tmp_path / "3.zarr", window=16, overlap=0)
     with pytest.raises(ArgumentError, match="networks of sections"):
         outcrop.predict_windows(
             models.load("faultseg3d", weights="seeded"),

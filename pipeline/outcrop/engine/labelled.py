@@ -1,31 +1,24 @@
-"""Between labelled volumes and the network's grid: axes, padding, statistics, labels."""
+"""Between labelled volumes and the network's grid: variables, axes, padding."""
 
 from __future__ import annotations
 
-import math
+import inspect
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import dask
-import dask.array
 import numpy as np
 import xarray as xr
 from torch import nn
-from zarr.codecs import ZstdCodec
 
-from ..arrays import encoding as encoded
 from ..arrays import spoken
 from ..errors import ArgumentError, SurveyError
-from ..graph import Box, Graph
+from ..graph import Box
 from ..graph.boxes import Shape
-from ..models.card import Card, InputCard, OutputCard
+from ..models.card import Card, InputCard
 from ..storage import Options
-from ..survey.reading import in_blocks, loaded, open_unchunked
-from ..survey.schema import CONVENTIONS
+from ..survey.reading import in_blocks, open_unchunked
 
 Volume = xr.DataArray | xr.Dataset | str | os.PathLike[str]
 
@@ -39,9 +32,6 @@ _PLAIN = Card(
     inputs=(InputCard("amplitude", "seismic amplitude", "none"),),
     outputs=(),
 )
-
-# Outputs that no card names.
-_UNNAMED = r"prediction(_\d+)?"
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,7 @@ def frame(
         A dataset, or the Zarr at a path, with the variables that the card names; a DataArray
         where it names one alone.
     direction : {"inline", "crossline"}, optional
-        Of the sections, for a network of sections; "inline" unless given.
+        Of the sections, for a network of sections; the card's unless given.
     storage_options : mapping, optional
         For the survey, if `data` is where it lies in an object store.
     stacked : bool
@@ -142,23 +132,28 @@ def frame(
         If a variable is missing, the dimensions are not inline, crossline and twt or depth, one of
         them is empty, time or depth falls, or `live` does not say of each trace if it is there.
     ArgumentError
-        If `model` is no network, or its card no card; if it is none of sections but `direction` is
-        given, or that is neither; if `data` is something else.
+        If `model` is no network, its card is no card or that of a part of it, or has inputs in
+        another order than its forward; if it is none of sections but `direction` is given, or that
+        is neither; if `data` is something else.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model: is a {type(model).__name__}; pass a network, such as outcrop.models.load gives"
         )
     card = getattr(model, "card", None)
-    card = _PLAIN if card is None else card
+    if card is None:
+        _check_no_card_within(model)
+        card = _PLAIN
     if not isinstance(card, Card):
         raise ArgumentError(
             f"model: its card is a {type(card).__name__}; give it an outcrop.models.Card, or none"
         )
+    if card.separate:
+        _check_order(model, card)
     if direction not in (None, "inline", "crossline"):
         raise ArgumentError(f"direction {direction!r}: choose 'inline' or 'crossline'")
     if card.sections:
-        card = card.along(direction or "inline")
+        card = card.along(direction or card.direction)
     elif direction is not None:
         raise ArgumentError(f"direction: {card.name or 'the network'} is no network of sections")
     if isinstance(data, (str, os.PathLike)):
@@ -209,6 +204,29 @@ def frame(
     return Framed(volumes, card, axes, before, grid, data.attrs.get("lineage", ""))
 
 
+def _check_no_card_within(model: nn.Module) -> None:
+    """Raise if a wrapper hides how its network is to be fed."""
+    for name, part in model.named_modules():
+        card = getattr(part, "card", None)
+        if isinstance(card, Card):
+            raise ArgumentError(
+                f"model: has no card, and would get the amplitudes as they are, but {name} in it "
+                f"has one, of {card.name or 'no name'}; give the model one, such as model.card = "
+                f"model.get_submodule({name!r}).card, or take that one away"
+            )
+
+
+def _check_order(model: nn.Module, card: Card) -> None:
+    """Raise if forward has the inputs by the card's names, in another order."""
+    names = [each.name for each in card.inputs]
+    taken = [name for name in inspect.signature(model.forward).parameters if name in names]
+    if sorted(taken) == sorted(names) and taken != names:
+        raise ArgumentError(
+            f"model: its forward takes {', '.join(taken)}, and its card has {', '.join(names)}; "
+            "put the card's inputs into that order"
+        )
+
+
 def _check_unpersisted(volumes: Mapping[str, xr.DataArray]) -> None:
     """Raise unless each process can compute the volumes by itself."""
     if "distributed" not in sys.modules:
@@ -221,49 +239,6 @@ def _check_unpersisted(volumes: Mapping[str, xr.DataArray]) -> None:
                 f"{name}: is persisted on a cluster, where other tasks cannot read it; pass it as "
                 "it was before persist(), or .load() it"
             )
-
-
-def check_outputs(framed: Framed, threshold: float | None) -> None:
-    """Raise unless what the card names can be predicted of this survey, with this threshold.
-
-    Raises
-    ------
-    ArgumentError
-        If there is a threshold, but no probability, or none from 0 to 1, or an output or mask has
-        the name of a coordinate.
-    SurveyError
-        If the range of each volume would scale an output, and several go into one variable.
-    """
-    cards = [card for card in framed.card.outputs if card is not None]
-    names = [card.name for card in cards]
-    if threshold is not None and not any(name.endswith("_probability") for name in names):
-        raise ArgumentError(
-            f"threshold {threshold:g}: is for probabilities, and the network predicts "
-            f"{', '.join(names) or 'what no card names'}; leave it out"
-        )
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ArgumentError(f"threshold {threshold:g}: probabilities run from 0 to 1")
-    masks = set() if threshold is None else {_mask(n) for n in names if n != _mask(n)}
-    if both := masks & set(names):
-        raise ArgumentError(
-            f"threshold {threshold:g}: the network predicts {min(both)}, so that the mask beside "
-            "its probability needs another name; rename the output in the card"
-        )
-    written = {*names, *masks}
-    for name in map(str, framed.volume.coords):
-        # Without a card how many there are is known only once the network is captured.
-        if name in written or (not framed.card.outputs and re.fullmatch(_UNNAMED, name)):
-            raise ArgumentError(
-                f"{name}: a variable that is written and a coordinate of the survey have this "
-                "name; rename the coordinate, such as by survey.rename"
-            )
-    own = [card.name for card in cards if card.own_range]
-    if own and math.prod(framed.stacked.values()) > 1:
-        raise SurveyError(
-            f"{own[0]}: is brought to 0…1 by the range of a whole volume, and the survey has "
-            f"several along {', '.join(framed.stacked)}; select one at a time, such as by "
-            f"survey.isel({next(iter(framed.stacked))}=0), or pass all to predict_all"
-        )
 
 
 def _variables(
@@ -299,104 +274,3 @@ def _variables(
         if volume.dims != first.dims:
             volumes[name] = in_blocks(volume).transpose(*first.dims)
     return volumes
-
-
-def output_cards(graph: Graph, card: Card) -> dict[str, tuple[OutputCard | None, ...]]:
-    """Name each channel of each of the network's outputs; None for those that are not kept.
-
-    Raises
-    ------
-    SurveyError
-        If an output lies on another grid than the volume or is complex, or their number is not
-        the card's.
-    """
-    grid = graph.grid(graph.inputs[0])
-    for name in graph.outputs:
-        if graph.grid(name) != grid:
-            raise SurveyError(
-                f"the network's output {name} has extents {graph.grid(name)} instead of the "
-                f"volume's {grid}; use whole_volume, which returns them without labels"
-            )
-        if "complex" in (graph.nodes[name].dtype or ""):
-            raise SurveyError(
-                f"the network's output {name} is complex; return its parts as channels, or use "
-                "whole_volume, which returns it as it is"
-            )
-    count = sum(graph.width(name) for name in graph.outputs)
-    cards = list(card.outputs)
-    if not cards:
-        names = ["prediction"] if count == 1 else [f"prediction_{i}" for i in range(count)]
-        cards = [OutputCard(n, n.replace("_", " "), "1", (-math.inf, math.inf)) for n in names]
-    if len(cards) != count:
-        raise SurveyError(f"the network has {count} output channels, its card names {len(cards)}")
-    split, first = {}, 0
-    for name in graph.outputs:
-        split[name] = tuple(cards[first : first + graph.width(name)])
-        first += graph.width(name)
-    return split
-
-
-def template(
-    framed: Framed,
-    outputs: Iterable[tuple[Shape, Sequence[OutputCard | None]]],
-    threshold: float | None = None,
-) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
-    """Return the empty prediction, labelled, and its Zarr encoding: one object for each tile.
-
-    Parameters
-    ----------
-    framed : Framed
-    outputs : iterable of (tile, cards)
-        Shape of the tiles in which some channels are written.
-    threshold : float, optional
-        Of the masks beside probabilities.
-    """
-    volume = framed.volume
-    variables, encoding = {}, {}
-    for tile, cards in outputs:
-        by_axis = dict(zip(framed.axes, tile, strict=True))
-        shard = tuple(min(by_axis.get(str(d), 1), volume.sizes[d]) for d in volume.dims)
-        chunk = tuple(map(_chunk, shard))
-        layout: dict[str, Any] = {"chunks": chunk}
-        if chunk != shard:
-            layout["shards"] = shard
-        data = dask.array.zeros(volume.shape, dtype=np.float32, chunks=shard)
-        for card in filter(None, cards):
-            attrs: dict[str, Any] = {"long_name": card.long_name, "units": card.units}
-            if all(map(math.isfinite, card.valid_range)) and not card.own_range:
-                # In the units of what is stored, as the CF conventions want it.
-                attrs["valid_range"] = [bound / card.scale for bound in card.valid_range]
-            if card.scale != 1.0:
-                attrs["scale_factor"] = card.scale
-            if card.comment:
-                attrs["comment"] = card.comment
-            variables[card.name] = (volume.dims, data, attrs)
-            encoding[card.name] = layout | encoded(np.float32, ZstdCodec())
-            if threshold is not None and card.name.endswith("_probability"):
-                mask, attrs = mask_of(card.name, card.long_name, threshold)
-                variables[mask] = (volume.dims, data.astype(np.uint8), attrs)
-                encoding[mask] = layout | encoded(np.uint8, ZstdCodec())
-    coords = {k: (v.dims, loaded(v), v.attrs) for k, v in volume.coords.items()}
-    encoding |= {str(k): encoded(v.dtype, ZstdCodec()) for k, v in volume.coords.items()}
-    return xr.Dataset(variables, coords, {"Conventions": CONVENTIONS}), encoding
-
-
-def mask_of(name: str, long_name: str, threshold: float) -> tuple[str, dict[str, Any]]:
-    """Name and attributes of the variable that says where a probability reaches the threshold."""
-    mask = _mask(name)
-    return mask, {
-        "long_name": f"{long_name} at least {threshold:g}",
-        "flag_values": [0, 1],
-        "flag_meanings": f"no_{mask} {mask}",
-    }
-
-
-def _mask(name: str) -> str:
-    return name.removesuffix("_probability")
-
-
-def _chunk(extent: int) -> int:
-    """Part of a tile's extent that is compressed on its own, so that one section reads fast."""
-    while extent > 128 and extent % 2 == 0:
-        extent //= 2
-    return extent

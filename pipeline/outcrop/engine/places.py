@@ -23,6 +23,7 @@ from .globals import GlobalStore
 from .labelled import Framed
 from .stores import Store
 from .tiled_stores import file_bytes, make_store
+from .variables import masks_of
 from .whole import to_dtype
 from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
 
@@ -160,16 +161,11 @@ class Places:
         """Return the store of a tensor that a stage writes; make it if it is not there."""
         if name in self.cards:
             kept = [c.name if c else None for c in self.cards[name]]
-            masks = [n and n.removesuffix("_probability") for n in kept]
-            if self.threshold is None:
-                masks = kept
+            masks = masks_of(kept, self.threshold)
             return PredictionStore(
                 [self.output / n if n else None for n in kept],
                 self.framed,
-                [
-                    self.output / m if m and m != n else None
-                    for n, m in zip(kept, masks, strict=True)
-                ],
+                [self.output / m if m else None for m in masks],
                 self.threshold or 0.0,
                 self.framed.card.activation,
                 section,

@@ -38,10 +38,11 @@ from ..storage import (
 from .disk import check_space
 from .effect import effect_of_compression
 from .evaluation import Evaluation
-from .labelled import Framed, Volume, check_outputs, frame, output_cards, template
+from .labelled import Framed, Volume, frame
 from .places import Places
 from .planning import PLAN, begun_plan, captured, other_options, plan_for, wanted_of
 from .statistics import all_statistics
+from .variables import check_outputs, output_cards, template
 from .whole import find_device
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def predict(
         a C++ compiler on a CPU, and its libraries take some 100 MB that no plan counts. The result
         differs by rounding alone.
     direction : {"inline", "crossline"}, optional
-        Of a network of sections: which way they run; "inline" unless given.
+        Of a network of sections: which way they run; "inline" unless given, or the card's axes are
+        of crosslines.
     threshold : float, optional
         Write, beside each probability, where it reaches this: 1 there, 0 elsewhere, as uint8.
     nonfinite : {"error", "warn"}
@@ -274,7 +276,7 @@ def prepared(
 
     found, fingerprint = all_statistics(framed, client)
     provenance = {
-        **identity(model, framed, graph, fingerprint, plan.dtype, direction, threshold),
+        **identity(model, framed, graph, fingerprint, plan.dtype, threshold),
         "storage_compression": "8 bits a value" if plan.compressed else "none",
         "plan_sha256": plan.digest(),
     }
@@ -364,7 +366,6 @@ def identity(
     graph: Graph,
     fingerprint: str,
     precision: str,
-    direction: str | None,
     threshold: float | None,
 ) -> dict[str, str]:
     """Return what makes a prediction another one: network, input, precision, what is written."""
@@ -384,7 +385,7 @@ def identity(
     itself = f"{facts['model']} {facts['weights_sha256'][:12]}"
     facts["lineage"] = f"{framed.lineage} > {itself}" if framed.lineage else itself
     if card.sections:
-        facts["direction"] = direction or "inline"
+        facts["direction"] = card.direction
     if threshold is not None:
         facts["threshold"] = repr(float(threshold))
     return facts

@@ -16,10 +16,11 @@ from ..output import PathLike, check_apart, check_free, is_complete, is_unfinish
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
-from .labelled import Volume, check_outputs, frame
+from .labelled import Volume, frame
 from .planning import captured
 from .prediction import identity, predict, prepared
 from .statistics import all_statistics
+from .variables import check_outputs
 
 Paths = PathLike | Sequence[PathLike]
 
@@ -151,9 +152,7 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     found = open_dataset(path).attrs
     fingerprint = str(found.get("input_sha256"))
     wanted: dict[str, str | None] = {
-        **identity(
-            model, framed, graph, fingerprint, precision, how["direction"], how["threshold"]
-        ),
+        **identity(model, framed, graph, fingerprint, precision, how["threshold"]),
         "storage_compression": "8 bits a value" if compressed else "none",
         "views": None,  # of which none are merged
     }

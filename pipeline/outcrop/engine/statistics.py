@@ -101,9 +101,10 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
             with naming_loss(f"statistics of {name}"):
                 found = patiently(read)
     if not np.isfinite(found["sum"]).all():
-        advice = "ingest it again with nonfinite='zero' (--nonfinite zero)"
-        if name != "amplitude":  # such as of prompts that are aligned with the survey
-            advice = f"make them 0, such as by survey[{name!r}].fillna(0)"
+        # Such as of prompts that are aligned with the survey, or where it was masked by `live`.
+        advice = f"make them 0, such as by survey[{name!r}].fillna(0)"
+        if name == "amplitude":
+            advice = f"ingest it again with nonfinite='zero' (--nonfinite zero), or {advice}"
         raise SurveyError(f"{name}: has samples that are NaN or infinite; {advice}")
     whole = _merged(found[found["count"] > 0])
 

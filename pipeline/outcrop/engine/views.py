@@ -31,10 +31,11 @@ from ..patience import patiently
 from ..planner import parse_bytes
 from ..storage import Options, Place, goes_on, naming_refusal, place, remove, write_whole
 from ..verification import verify
-from .labelled import Volume, check_outputs, frame, mask_of
+from .labelled import Volume, frame
 from .planning import captured
 from .prediction import identity, predict
 from .statistics import all_statistics
+from .variables import check_outputs, mask_of
 
 Turn = Callable[[xr.Dataset], xr.Dataset]
 
@@ -110,7 +111,8 @@ def predict_views(
     ------
     ArgumentError
         If no view beside the survey as it is was asked for, `merge` is unknown, or the network
-        takes or predicts angles or normals, which another view sees differently.
+        takes or predicts angles or normals, which another view sees differently, or predicts
+        numbers of classes.
     OutcropError
         As `predict` does.
     """
@@ -137,9 +139,14 @@ def predict_views(
     framed = frame(model, survey, direction)
     check_outputs(framed, threshold)
     graph, _ = captured(model, framed)
+    if any("int" in (graph.kind(name) or "") for name in graph.outputs):
+        raise ArgumentError(
+            "views: the network returns numbers of classes, of which there is no mean and none is "
+            "the largest; return probabilities of the classes"
+        )
     fingerprint = all_statistics(framed)[1]
     record = {
-        **identity(model, framed, graph, fingerprint, precision, direction, threshold),
+        **identity(model, framed, graph, fingerprint, precision, threshold),
         "views": [v.name for v in views],
         "merge": merge,
     }
@@ -224,7 +231,7 @@ def refine(
     fingerprint = all_statistics(framed)[1]
     precision = options.get("precision", "float32")
     record = {
-        **identity(infer, framed, graph, fingerprint, precision, direction, None),
+        **identity(infer, framed, graph, fingerprint, precision, None),
         "refiner_sha256": digest(refiner),
     }
     with _steps(target, record, overwrite) as folder:
@@ -313,9 +320,9 @@ def _dataset(data: Volume, storage_options: Options | None) -> xr.Dataset:
 
 
 def _views(angles: bool, resolutions: bool, directions: bool) -> list[View]:
-    views = [View("inline" if directions else "plain", _same, _same)]
+    views = [View("plain", _same, _same)]
     if directions:
-        views.append(View("crossline", _same, _same, {"direction": "crossline"}))
+        views = [View(d, _same, _same, {"direction": d}) for d in ("inline", "crossline")]
     if angles:
         views += [
             View("turned-90", *_turned(("crossline",), swap=True)),

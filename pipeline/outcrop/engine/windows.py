@@ -16,10 +16,11 @@ from ..output import Output, PathLike, check_apart, check_free
 from ..progress import track
 from ..storage import Options, naming_refusal, place
 from .chunks import DecodedChunks
-from .labelled import Volume, check_outputs, frame, template
+from .labelled import Volume, frame
 from .planning import captured
 from .prediction import identity
 from .statistics import all_statistics
+from .variables import check_outputs, masks_of, template
 from .zarr_stores import PredictionStore, SurveyStore
 
 # Sections that are evaluated side by side.
@@ -67,7 +68,8 @@ def predict_windows(
     Raises
     ------
     ArgumentError
-        If the network is none of sections, or `window` and `overlap` do not suit.
+        If the network is none of sections or has an output that the range of the whole volume
+        scales, or `window` and `overlap` do not suit.
     OutcropError
         As `predict` does.
     """
@@ -76,6 +78,12 @@ def predict_windows(
     card = framed.card
     if not card.sections or len(card.axes) != 3:
         raise ArgumentError("window: only of networks of sections, such as unet25d")
+    own = [each.name for each in card.outputs if each is not None and each.own_range]
+    if own:
+        raise ArgumentError(
+            f"window: {own[0]} is brought to 0…1 by the range of the whole volume, which windows "
+            "do not have; leave it out"
+        )
     stride = max(card.multiple)
     if window < 1 or window % stride or not 0 <= overlap < window or overlap % 2:
         raise ArgumentError(
@@ -87,14 +95,14 @@ def predict_windows(
     found, fingerprint = all_statistics(framed)
     graph, _ = captured(model, framed)
     record = {
-        **identity(model, framed, graph, fingerprint, "float32", direction, threshold),
+        **identity(model, framed, graph, fingerprint, "float32", threshold),
         "sliding_window": f"{window}, overlap {overlap}: not exact",
     }
     tile = (_SECTIONS, *framed.grid[1:])
     empty, encoding = template(framed, [(tile, card.outputs)], threshold)
     empty.attrs.update(record, title=f"{card.task} by {card.name}")
     names = [o.name if o else None for o in card.outputs]
-    masks = [n.removesuffix("_probability") if n and threshold is not None else None for n in names]
+    masks = masks_of(names, threshold)
     halo = int(getattr(model, "neighbours", 0))
     then = "once that is mended, run the same command again"
     size = framed.volume.size

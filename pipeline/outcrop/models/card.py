@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -115,12 +116,14 @@ class Card:
     published : str
         Where there are weights.
     inputs : tuple of InputCard
-        One for each input channel, in order.
+        One for each input channel, in order. `ArgumentError` if none is a variable of the survey,
+        or one has no name and is no position along an axis that there is.
     outputs : tuple of OutputCard or None
         One for each output channel, in order; None for one that is not kept.
     axes : tuple of str
         Survey dimensions in the order of the network's last axes; "z" stands for two-way time or
-        depth. A network of sections takes (z, trace), or (inline, z, crossline): all side by side.
+        depth. A network of sections takes (z, trace), or (inline, z, crossline): all side by side;
+        (crossline, z, inline) where they are to be crosslines unless inlines are asked for.
         `ArgumentError` if they are others.
     multiple : tuple of int
         The extents are padded to multiples of these, one for each axis, split between both sides,
@@ -130,8 +133,7 @@ class Card:
     smallest : int
         Extents that the network needs at least; padded likewise.
     separate : bool
-        The inputs go to `forward` one by one, by their names' last parts, not as channels of one
-        tensor.
+        The inputs go to `forward` one by one, in their order, not as channels of one tensor.
     activation : str
         Applied to what the network returns: "none", "sigmoid", or "softmax" across its channels.
         `ArgumentError` if it is another.
@@ -167,18 +169,37 @@ class Card:
             raise ArgumentError(
                 f"outputs of {self.name or 'the card'}: {', '.join(names)}; give each another name"
             )
+        strange = [
+            i.long_name
+            for i in self.inputs
+            if (i.normalization == "position" and i.axis not in range(len(self.axes)))
+            or (i.normalization != "position" and not i.name)
+        ]
+        if strange or not any(i.name for i in self.inputs):
+            raise ArgumentError(
+                f"inputs of {self.name or 'the card'}: {', '.join(strange) or 'no variable'}; give "
+                "each the name of a variable of the survey, or a position along axis 0 to "
+                f"{len(self.axes) - 1}, beside at least one variable"
+            )
         if set(self.multiple) == {1}:
             object.__setattr__(self, "multiple", (1,) * len(self.axes))
-        if len(self.multiple) != len(self.axes) or min(self.multiple) < 1:
+        whole = all(isinstance(n, Integral) and n >= 1 for n in self.multiple)
+        if len(self.multiple) != len(self.axes) or not whole:
             raise ArgumentError(
                 f"multiple {self.multiple} of {self.name or 'the card'}: give one for each of the "
-                f"axes {', '.join(self.axes)}, 1 or more"
+                f"axes {', '.join(self.axes)}, a whole number from 1"
             )
         if self.activation not in ACTIVATIONS:
             raise ArgumentError(
                 f"activation {self.activation!r} of {self.name or 'the card'}: choose one of "
                 f"{', '.join(ACTIVATIONS)}"
             )
+
+    @property
+    def direction(self) -> str:
+        """Of sections, what each is: "inline" or "crossline"."""
+        across = tuple(self.axes) in (("crossline", "z", "inline"), ("z", "inline"))
+        return "crossline" if across else "inline"
 
     def along(self, direction: str) -> Card:
         """Return the card of a network of sections for sections along another direction.

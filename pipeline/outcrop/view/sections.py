@@ -293,6 +293,8 @@ def label_of(volume: xr.DataArray, dim: str, value: float | None = None) -> str:
     name = {"twt": "TWT", "depth": "depth"}.get(dim, dim)
     unit = {"twt": "ms", "depth": "m"}.get(dim)
     unit = str(volume[dim].attrs.get("units", unit)) if unit else None
+    if unit == "1":  # of raw samples
+        name, unit = "sample", None
     if value is None:
         return f"{name} ({unit})" if unit else name
     return f"{name} {spoken(value)}" + (f" {unit}" if unit else "")
