@@ -116,6 +116,35 @@ def test_files_are_freed_with_the_graph_and_on_an_exception(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Marked(torch.Tensor):
+    """As MONAI's MetaTensor: what is computed of one is one."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at open files in /proc")
+def test_subclasses_that_python_alone_sees_are_kept_there_too(tmp_path):
+    written = []
+    for kind in (torch.Tensor, Marked):
+        x = volume().repeat(1, 4, 1, 1, 1).as_subclass(kind).requires_grad_()
+        with outcrop.offload("disk", tmp_path):
+            y = (x * 2).sigmoid() * x
+            written.append(on_disk(tmp_path))
+            y.sum().backward()
+        assert torch.equal(x.grad, torch.autograd.grad(((x * 2).sigmoid() * x).sum(), x)[0])
+    assert written[0] == written[1] > 0
+
+
+def test_nested_tensors_stay_where_they_are(tmp_path):
+    net, lines = nn.Linear(256, 256), [torch.randn(n, 256) for n in (900, 1100)]
+    found = []
+    for mode in ("device", "disk"):
+        net.zero_grad()
+        with outcrop.offload(mode, tmp_path):
+            y = nn.functional.gelu(net(torch.nested.nested_tensor(lines)))
+            torch.nested.to_padded_tensor(y, 0.0).sum().backward()
+        found.append(net.weight.grad.clone())
+    assert torch.equal(*found)
+
+
 def test_bad_words_are_refused(tmp_path):
     for mode, what in (("none", "checkpoint"), ("shelf", "device, cpu or disk")):
         with pytest.raises(ArgumentError, match=what), outcrop.offload(mode):

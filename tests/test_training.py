@@ -677,6 +677,9 @@ def test_bad_surveys_are_named(tmp_path):
     flat.drop_encoding().to_zarr(tmp_path / "flat.zarr", zarr_format=3)
     with pytest.raises(TrainingDataError, match="fault has dimensions inline, crossline"):
         Survey(tmp_path / "flat.zarr", ("fault",))
+    made.drop_encoding().to_zarr(tmp_path / "old.zarr", zarr_format=2)
+    with pytest.raises(TrainingDataError, match="is in Zarr format 2; write it in format 3"):
+        source_of(tmp_path / "old.zarr", ("fault",))
 
 
 def test_a_package_that_training_needs_is_named(monkeypatch):

@@ -223,7 +223,8 @@ def is_raw(data: str | os.PathLike[str]) -> bool:
         raise TrainingDataError(
             f"{path}: no such folder; pass synthetic, a folder of raw samples or a survey in Zarr"
         )
-    return not (is_complete(path) or is_unfinished(path))
+    old = (path / ".zgroup").is_file()  # which opening the survey explains
+    return not (old or is_complete(path) or is_unfinished(path))
 
 
 def source_of(
