@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_f1_score
 
 import outcrop
-from command_line import script_command
+from command_line import outcrop_command, script_command
 from outcrop.errors import (
     ArgumentError,
     OutcropError,
@@ -485,6 +485,54 @@ def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_the_mean(
     assert seen
     part = held_out.read(0).values["rgt"][slice(0, 16), slice(2, 18), slice(3, 19)]
     np.testing.assert_array_equal(part, made.rgt[32:48, 2:18, 3:19])
+
+
+def test_several_surveys_are_learnt_from_alike(tmp_path):
+    """Of other sizes, intervals and units, one without some traces, and a folder beside them."""
+    write_zarr(one := tmp_path / "one.zarr")
+    other, raw = tmp_path / "other.zarr", tmp_path / "raw"
+    made = random_survey((34, 40, 20), 9, labels=("fault",))
+    made["amplitude"] = made.amplitude * 1000 + 50
+    made = made.assign_coords(twt=made.twt.copy(data=made.twt / 2))
+    made.to_zarr(other, zarr_format=3)
+    write_folder(raw, count=2, shape=(16, 16, 16), labels=("fault",))
+    how = (objective_of(CARD), CARD, (16, 16, 16), None, 128, 0)
+    with pytest.warns(UserWarning, match=r"sampled every 2 ms, 4 ms; to a network"):
+        train, held_out = _sources([one, other, raw], None, *how)
+    assert [source.volumes for source in (train, held_out)] == [3, 3]
+    shapes = {source.read(n).shape for source in (train, held_out) for n in range(3)}
+    assert shapes == {(32, 20, 24), (16, 20, 24), (34, 24, 20), (34, 16, 20), (16, 16, 16)}
+    crops = Crops(train, CARD, {"fault": 1.0}, (16, 16, 16), per_volume=2)
+    batch = next(iter(DataLoader(crops, 24, sampler=range(24))))
+    assert {len(batch[name]) for name in ("input", "fault", "live")} == {24}
+    deviations = batch["input"].std((1, 2, 3, 4)).reshape(4, 3, 2)  # each is in every turn
+    assert 0.5 < deviations.min() < deviations.max() < 2
+
+    small = random_survey((20, 16, 16), 3, labels=("fault",))
+    small.to_zarr(tmp_path / "small.zarr", zarr_format=3)
+    for places, says in (
+        ((one, "synthetic"), "^synthetic: has no end"),
+        ((one, other, one), "one of them is there twice"),
+        ((one, tmp_path / "small.zarr"), r"small\.zarr: 20 inlines are too few to hold some out"),
+        ([], "there are none"),
+    ):
+        with pytest.raises(TrainingDataError, match=says):
+            _sources(places, None, *how)
+    with pytest.raises(TrainingDataError, match=r"raw: 16 × 16 × 16 samples are less than a crop"):
+        _sources([other, raw], [raw, one], *how[:2], (16, 16, 20), *how[3:])
+
+    run = tmp_path / "run"
+    words = ("train", "faultseg3d", "--data", one, "--data", other, "--out", run, *COMMAND[4:])
+    done = outcrop_command(*words, "--epochs", 1, "--batch", 2)
+    assert done.returncode == 0, done.stderr
+    settings = history(run)["settings"]
+    kept = {
+        name: [s["survey"] for s in settings[name]["sources"]] for name in ("data", "validation")
+    }
+    assert kept == {name: [str(one), str(other)] for name in kept}
+    shutil.move(other, run / "other.zarr")
+    with pytest.raises(ArgumentError, match="the data"):
+        fit("faultseg3d", [one, run / "other.zarr"], out=run, **QUICK, overwrite=True)
 
 
 def write_half(path, beyond):

@@ -15,7 +15,7 @@ from ..errors import TrainingDataError
 from ..models.card import Card
 from ..models.normalization import NORMALIZATIONS, Statistics, absent
 from .augment import apparent_dip, augmented, draw_stretch, rescaled, stretched
-from .volumes import Array, Source, Volume
+from .volumes import Array, Source, Volume, places_of
 
 _LEAST = 0.25  # traces of a crop that are there
 _DRAWS = 32  # of a crop, until it has every label somewhere
@@ -172,8 +172,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         try:
             yield
         except Exception as error:  # storage and codecs raise anything
-            place = self.source.description
-            where = place.get("folder") or place.get("survey") or "synthetic"
+            where = ", ".join(places_of(self.source.description))
             reason = " ".join(str(error).split())
             raise TrainingDataError(
                 f"{where}: cannot be read any more ({reason}); restore it, and go on by resume "

@@ -50,8 +50,8 @@ from .run import (
     finish,
     naming_failure,
 )
-from .sources import HELD_OUT, is_raw, source_of, split
-from .volumes import Source
+from .sources import HELD_OUT, Data, Several, each_of, is_raw, source_of, split
+from .volumes import Source, places_of
 
 _LANES = 4  # volumes by turns, of batches
 _MIXED = 4  # volumes at most that the crops of a batch come from
@@ -59,13 +59,13 @@ _MIXED = 4  # volumes at most that the crops of a batch come from
 
 def fit(
     network: str,
-    data: str | os.PathLike[str] = "synthetic",
+    data: Data = "synthetic",
     *,
     out: str | os.PathLike[str],
     weights: str | os.PathLike[str] = "seeded",
     options: dict[str, Any] | None = None,
     infer_weights: str | os.PathLike[str] | None = None,
-    validation: str | os.PathLike[str] | None = None,
+    validation: Data | None = None,
     shape: Sequence[int] | None = None,
     size: int = 128,
     crop: int | Sequence[int] = 64,
@@ -107,10 +107,11 @@ def fit(
     network : str
         In the zoo. Those that need more than amplitudes, or tell classes apart, are not trained
         here.
-    data : path-like or "synthetic"
+    data : path-like or "synthetic", or a sequence of paths
         "synthetic": surveys of `recipes.random_survey`, each drawn when it is needed. A folder of
         raw samples as `sources.RawFolder` reads it. A survey in Zarr with label variables (fault,
-        rgt, karst, ...) beside amplitude.
+        rgt, karst, ...) beside amplitude. Of several, of whatever sizes, each is normalised by
+        itself and seen as often as any other.
     out : path-like
         Folder to write to.
     weights : path-like, "seeded" or one that comes with outcrop
@@ -119,9 +120,9 @@ def fit(
         Of the network's constructor.
     infer_weights : path-like or "seeded", optional
         Of the mtl-infer network whose outputs an mtl-refine network learns to refine.
-    validation : path-like or "synthetic", optional
+    validation : path-like or "synthetic", or a sequence of paths, optional
         Data as `data`; unless given, a part is held out: synthetic surveys of another seed, the
-        last tenth of the samples of a folder, or of the lines of a survey.
+        last tenth of the samples of each folder, or of the lines of each survey.
     shape : sequence of int, optional
         Of raw samples: (inlines, crosslines, samples). Cubes unless given. Of one inline they are
         sections, and their dips those that a section shows.
@@ -313,8 +314,8 @@ def _infer(
 
 
 def _sources(
-    data: str | os.PathLike[str],
-    validation: str | os.PathLike[str] | None,
+    data: Data,
+    validation: Data | None,
     objective: Objective,
     card: Card,
     extents: Sequence[int],
@@ -323,18 +324,19 @@ def _sources(
     seed: int,
 ) -> tuple[Source, Source]:
     """What to train and to validate with, checked."""
-    raw = [is_raw(place) for place in (data, validation) if place is not None]
+    given = [data] if validation is None else [data, validation]
+    raw = [is_raw(place) for each in given for place in each_of(each)]
     if shape is not None and not any(raw):
         raise ArgumentError(
             f"shape {tuple(shape)}: of raw samples, which {data} is not; leave it out (--shape)"
         )
 
-    def read(place: str | os.PathLike[str], seed: int) -> Source:
+    def read(places: Data, seed: int) -> Source:
         labels = list(objective.labels)
-        apparent = is_raw(place) and shape is not None and shape[0] == 1
-        if card.sections and "fault_dip" in labels and not apparent:
+        apparent = [is_raw(p) and shape is not None and shape[0] == 1 for p in each_of(places)]
+        if card.sections and "fault_dip" in labels and not all(apparent):
             labels.append("fault_strike")  # for the dip that a section shows
-        return source_of(place, labels, shape=shape, size=size, seed=seed)
+        return source_of(places, labels, shape=shape, size=size, seed=seed)
 
     training = read(data, seed)
     if validation is None:
@@ -342,13 +344,14 @@ def _sources(
     else:
         held_out = read(validation, seed + HELD_OUT)
     for source in (training, held_out):
-        if any(n < c for n, c in zip(source.shape, extents, strict=True)):
-            place = source.description
-            where = place.get("folder") or place.get("survey") or f"synthetic, size {size}"
-            raise TrainingDataError(
-                f"{where}: {' × '.join(map(str, source.shape))} samples are less than a crop of "
-                f"{' × '.join(map(str, extents))}; take smaller crops"
-            )
+        for each in source.sources if isinstance(source, Several) else [source]:
+            if any(n < c for n, c in zip(each.shape, extents, strict=True)):
+                (where,) = places_of(each.description)
+                raise TrainingDataError(
+                    f"{f'{where}, size {size}' if where == 'synthetic' else where}: "
+                    f"{' × '.join(map(str, each.shape))} samples are less than a crop of "
+                    f"{' × '.join(map(str, extents))}; take smaller crops"
+                )
     return training, held_out
 
 

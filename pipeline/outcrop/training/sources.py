@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from .volumes import (
 
 # Labels by the suffixes of the multi-task networks' files, and what their values are times.
 _RAW = {"fault": "fsem", "fault_dip": "fdip", "fault_strike": "fstrike"}
+Data = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _HALF_TURNS = ("fault_dip", "fault_strike")
 HELD_OUT = 1_000_000  # between the seeds of synthetic surveys to train and to validate with
 
@@ -203,6 +205,31 @@ class Part:
         return self.source.read(self.numbers[number])
 
 
+class Several:
+    """Volumes of several sources, each as often as any other, whatever its size.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        Each with an end.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = tuple(sources)
+        self.places = [(each, n) for each in sources for n in range(each.volumes or 0)]
+        self.volumes: int | None = len(self.places)
+        self.shape: Extents = tuple(map(min, *(each.shape for each in sources)))
+        self.description: dict[str, Any] = {"sources": [each.description for each in sources]}
+
+    def read(self, number: int) -> Volume:
+        """Read the volume at place `number` of all."""
+        source, place = self.places[number]
+        volume = source.read(place)
+        if volume.live is None:  # those of a batch are alike
+            volume = volume._replace(live=np.ones(volume.shape[:2], bool))
+        return volume
+
+
 def is_raw(data: str | os.PathLike[str]) -> bool:
     """Whether data are a folder of raw samples.
 
@@ -228,7 +255,7 @@ def is_raw(data: str | os.PathLike[str]) -> bool:
 
 
 def source_of(
-    data: str | os.PathLike[str],
+    data: Data,
     labels: Sequence[str],
     *,
     shape: Sequence[int] | None = None,
@@ -239,8 +266,8 @@ def source_of(
 
     Parameters
     ----------
-    data : path-like or "synthetic"
-        A folder of raw samples, a survey in Zarr, or the generator.
+    data : path-like or "synthetic", or a sequence of paths
+        A folder of raw samples, a survey in Zarr, several of them, or the generator.
     labels : sequence of str
     shape : sequence of int, optional
         Of raw samples: (inlines, crosslines, samples).
@@ -252,9 +279,38 @@ def source_of(
     TrainingDataError
         If there is no such data, or it is of no use.
     """
-    if is_raw(data):
-        return RawFolder(data, labels, shape)
-    return Synthetic(labels, size, seed) if data == "synthetic" else Survey(data, labels)
+    places = each_of(data)
+
+    def read(place: str | os.PathLike[str]) -> Source:
+        if is_raw(place):
+            return RawFolder(place, labels, shape)
+        if place == "synthetic":
+            return Synthetic(labels, size, seed)
+        return Survey(place, labels, 1 / len(places))
+
+    if len(places) == 1:
+        return read(places[0])
+    if "synthetic" in places:
+        raise TrainingDataError("synthetic: has no end; train on it alone, or on the others alone")
+    if len({on_disk(place).resolve() for place in places}) < len(places):
+        raise TrainingDataError(f"data {', '.join(map(str, places))}: one of them is there twice")
+    sources = [read(place) for place in places]
+    intervals = {s.interval for s in sources if isinstance(s, Survey)}
+    if len(intervals) > 1:
+        warnings.warn(
+            f"{', '.join(map(str, places))}: are sampled every {', '.join(sorted(intervals))}; to "
+            "a network a sample is a sample: resample them alike where that matters",
+            stacklevel=2,
+        )
+    return Several(sources)
+
+
+def each_of(data: Data) -> list[Any]:
+    """Return the places of data, of which there may be one or several."""
+    places = [*data] if isinstance(data, (list, tuple)) else [data]
+    if not places:
+        raise TrainingDataError("data: there are none; pass one or several")
+    return places
 
 
 def split(source: Source, crop: Sequence[int]) -> tuple[Source, Source]:
@@ -276,6 +332,9 @@ def split(source: Source, crop: Sequence[int]) -> tuple[Source, Source]:
     if isinstance(source, Synthetic):
         seed = source.seed + HELD_OUT
         return source, Synthetic(source.labels, source.shape[0], seed, source.ranges)
+    if isinstance(source, Several):
+        parts, held_out = zip(*(split(each, crop) for each in source.sources), strict=True)
+        return Several(parts), Several(held_out)
     if isinstance(source, Survey):
         return source.split(crop)
     assert source.volumes is not None

@@ -30,7 +30,7 @@ from .volumes import (
     with_labels,
 )
 
-_CACHE = 1 << 30  # bytes of a survey's blocks that each process keeps
+_CACHE = 1 << 30  # bytes of surveys' blocks that each process keeps
 
 
 class Survey:
@@ -42,6 +42,8 @@ class Survey:
         Opened by `outcrop.open`; blocks that were read are kept.
     labels : sequence of str
         Names of the variables.
+    share : float
+        Of what a process keeps of surveys.
 
     Raises
     ------
@@ -53,7 +55,9 @@ class Survey:
 
     volumes: int | None = 1
 
-    def __init__(self, path: str | os.PathLike[str], labels: Sequence[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], labels: Sequence[str], share: float = 1.0
+    ) -> None:
         from ..survey import open as open_survey
 
         try:
@@ -73,6 +77,9 @@ class Survey:
                     f"instead of {', '.join(dims)}"
                 )
         self.dataset = survey[list(names)].transpose(*dims, ...)
+        self.cache = int(_CACHE * share) // len(names)
+        steps = np.diff(self.dataset[dims[2]].to_numpy()[:2])
+        self.interval = f"{steps.sum():g} {self.dataset[dims[2]].attrs.get('units', '')}".strip()
         try:
             found = [_check_lazily(self.dataset[name], f"{path}: {name}") for name in labels]
             self.statistics, fingerprint = statistics(survey["amplitude"])
@@ -92,7 +99,7 @@ class Survey:
         live = self.dataset.coords.get("live")
         self.volume = Volume(
             {
-                str(name): Blocks(variable.data, _CACHE // len(self.dataset.data_vars))
+                str(name): Blocks(variable.data, self.cache)
                 for name, variable in self.dataset.data_vars.items()
             },
             self.statistics,

@@ -65,6 +65,12 @@ class Source(Protocol):
         ...
 
 
+def places_of(description: Mapping[str, Any]) -> list[str]:
+    """Folders and surveys that a source of this description reads, or "synthetic"."""
+    parts = description.get("sources", [description])
+    return [part.get("folder") or part.get("survey") or "synthetic" for part in parts]
+
+
 def statistics_of(amplitude: Array) -> Statistics:
     """Statistics of a volume in memory."""
     return Statistics(
