@@ -1,5 +1,6 @@
 """Training: data that are named when they are bad, losses, and runs that can be relied on."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -34,6 +35,7 @@ from outcrop.errors import (
     TrainingDivergedError,
     WeightsError,
 )
+from outcrop.models.card import OutputCard, probability
 from outcrop.training import augment, fitting, losses, objectives
 from outcrop.training.blocks import Blocks
 from outcrop.training.crops import Crops, Numbers, _Corners
@@ -814,6 +816,7 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"validation_samples": 0}, "validation_samples 0"),
         ({"size": 0}, "size 0"),
         ({"nodes": 0}, "nodes 0"),
+        ({"patience": 0}, "patience 0: choose at least 1"),
         ({"workers": -1}, "workers -1"),
         ({"seed": -1}, "seed -1"),
         ({"averaging": 2}, "averaging 2: .*less than 1"),
@@ -1089,6 +1092,59 @@ def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
     assert [e["step"] for e in after] == [4, 8, 12]
 
 
+def own_network():
+    """Of logits of two outputs, part of it frozen; it drops out, and has kernels of two axes."""
+    torch.manual_seed(0)
+    first = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.BatchNorm3d(4))
+    network = torch.nn.Sequential(
+        first.requires_grad_(False),
+        torch.nn.Dropout(0.3),
+        torch.nn.Flatten(3),
+        torch.nn.Conv2d(4, 4, 1),
+        torch.nn.Unflatten(3, (16, 16)),
+        torch.nn.Conv3d(4, 2, 3, padding=1),
+    ).eval()
+    dip = OutputCard("fault_dip", "fault dip", "degree", (0, 180), 180.0)
+    network.card = dataclasses.replace(
+        CARD, name="mine", outputs=(probability("fault"), dip), axes=("inline", "crossline", "z"),
+        multiple=(16, 16, 16), activation="sigmoid",
+    )  # fmt: skip
+    return network
+
+
+def test_own_networks_are_trained_but_for_what_is_frozen_and_resumed(tmp_path):
+    options = {**QUICK, "averaging": 0, "learning_rate": 0.01, "schedule": "constant"}
+    whole = fit(own_network(), out=tmp_path / "whole", **options, epochs=2)
+    fit(own_network(), out=tmp_path / "run", **options, epochs=1)
+    parts = fit(own_network(), out=tmp_path / "run", **options, epochs=2, resume=True)
+    start = own_network().state_dict()
+    for key, one in whole.state_dict().items():
+        assert torch.equal(one, parts.state_dict()[key])
+        assert torch.equal(one, start[key]) == key.startswith("0.")  # norms' statistics, too
+    assert {"fault/dice", "fault_dip/mae"} < history(tmp_path / "run")["best"].keys()
+    assert history(tmp_path / "run")["settings"]["network"] == "mine"
+
+    other = own_network().requires_grad_()
+    with pytest.raises(ResumeError, match="begun with frozen"):
+        fit(other, out=tmp_path / "run", **options, epochs=2, resume=True)
+    small = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3))
+    small.card = other.card
+    for network, more, says in (
+        (torch.nn.Conv3d(1, 1, 1), {}, "a Conv3d without a card"),
+        (other, {"weights": "synthetic-v1"}, "a module has its weights"),
+        (own_network().requires_grad_(False), {}, "none of its parameters requires a gradient"),
+        (
+            small,
+            {},
+            r"evaluated, it returns \(1, 1, 14, 14, 14\) for fault of a crop of 16 × 16 × 16",
+        ),
+        (other, {"crop": 32}, r"fails on a crop of 32 × 32 × 32 \(inline, crossline, z\): "),
+    ):
+        with pytest.raises(ArgumentError, match=f"^network: .*{says}"):
+            fit(network, out=tmp_path / "none", **options | more)
+    assert not (tmp_path / "none").exists()
+
+
 def test_stopped_in_its_first_epoch_it_is_resumed_all_the_same(tmp_path, monkeypatch):
     options = {**QUICK, "epochs": 1}
     whole = fit("faultseg3d", out=tmp_path / "whole", **options)
@@ -1189,7 +1245,7 @@ def test_what_a_run_would_replace_is_there_until_it_can_begin(tmp_path):
 
 def test_the_last_epoch_is_kept_though_an_earlier_one_is_better(tmp_path):
     nothing = {"learning_rate": 1e-30, "averaging": 0.0}  # changes
-    fit("faultseg3d", out=tmp_path, **QUICK, **nothing, epochs=3)
+    fit("faultseg3d", out=tmp_path, **QUICK, **nothing, epochs=9, patience=2)
     kept = {
         name: torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
         for name in ("best", "last")

@@ -61,6 +61,10 @@ def command(
     schedule: Annotated[
         str, typer.Option(help="Of the learning rate: cosine, plateau or constant.")
     ] = "cosine",
+    patience: Annotated[
+        int | None,
+        typer.Option(help="End after so many epochs without a better validation loss."),
+    ] = None,
     averaging: Annotated[
         float, typer.Option(help="Decay of the moving average of the weights; 0 for none.")
     ] = 0.995,
@@ -122,6 +126,7 @@ def command(
         loss=loss,
         learning_rate=learning_rate,
         schedule=schedule,
+        patience=patience,
         averaging=averaging,
         precision=precision,
         activations=activations,

@@ -15,7 +15,7 @@ from ..errors import TrainingDataError
 from ..models.card import Card
 from ..models.normalization import NORMALIZATIONS, Statistics, absent
 from .augment import apparent_dip, augmented, draw_stretch, rescaled, stretched
-from .volumes import Array, Source, Volume, places_of
+from .volumes import AXES, Array, Source, Volume, places_of
 
 _LEAST = 0.25  # traces of a crop that are there
 _DRAWS = 32  # of a crop, until it has every label somewhere
@@ -136,8 +136,7 @@ class Crops(Dataset[dict[str, Tensor]]):
 
     def _axes(self) -> tuple[int, ...]:
         """Axis of the volume for each of the network's."""
-        places = {"inline": 0, "crossline": 1, "trace": 1, "z": 2}
-        return tuple(places[name] for name in self.card.axes)
+        return tuple(AXES[name] for name in self.card.axes)
 
     def _turned(self, values: Array) -> Array:
         axes = self._axes()

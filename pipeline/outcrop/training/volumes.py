@@ -13,6 +13,7 @@ from ..models.normalization import Statistics
 
 Array = np.ndarray
 QUANTITIES = ("rgt", "dhr", "fault_dip", "fault_strike")  # other labels: probabilities
+AXES = {"inline": 0, "crossline": 1, "trace": 1, "z": 2}  # of a network, in a volume
 Extents = tuple[int, ...]  # inlines, crosslines, samples
 
 
