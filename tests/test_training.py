@@ -1113,7 +1113,7 @@ def own_network():
 
 
 def test_own_networks_are_trained_but_for_what_is_frozen_and_resumed(tmp_path):
-    options = {**QUICK, "averaging": 0, "learning_rate": 0.01, "schedule": "constant"}
+    options = {**QUICK, "learning_rate": 0.01, "schedule": "constant"}
     whole = fit(own_network(), out=tmp_path / "whole", **options, epochs=2)
     fit(own_network(), out=tmp_path / "run", **options, epochs=1)
     parts = fit(own_network(), out=tmp_path / "run", **options, epochs=2, resume=True)

@@ -41,7 +41,7 @@ def averaged(decay: float, average: Tensor, weights: Tensor, steps: Tensor) -> T
     most of it for as long as that takes.
     """
     kept = ((1 + steps) / (10 + steps)).clamp_max(decay).to(average.dtype)
-    return average * kept + weights * (1 - kept)
+    return average + (weights - average) * (1 - kept)  # what does not change stays, to the last bit
 
 
 def as_read(outputs: Batch, card: Card, live: Tensor | None = None) -> Batch:
