@@ -485,6 +485,10 @@ def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_the_mean(
         assert len(np.unique(between)) == dead.any()
         assert ((between > 0.4) & (between < 0.6)).all()
     assert seen
+    # Positions are those in the survey, as in prediction, of which this is the last third.
+    crops = Crops(held_out, outcrop.models.card("unet25d"), {"fault": 1.0}, (16, 16, 16))
+    across = next(p for p in crops[0]["input"][1:] if len(p[:, 0, 0].unique()) > 1)
+    assert torch.allclose(across[:, 0, 0].sort()[0], torch.arange(32, 48) / 47)
     part = held_out.read(0).values["rgt"][slice(0, 16), slice(2, 18), slice(3, 19)]
     np.testing.assert_array_equal(part, made.rgt[32:48, 2:18, 3:19])
 

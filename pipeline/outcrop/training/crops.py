@@ -88,10 +88,12 @@ class Crops(Dataset[dict[str, Tensor]]):
         if self.augment:
             crop = augmented(stretched(crop, self.size[2]), rng)
             crop, statistics = rescaled(crop, statistics, rng)
-        # Where the crop's voxels are, as a share of the volume.
+        # Where the crop's voxels are, as a share of the survey.
         places = [
-            np.linspace(a, a + s - 1, size) / max(n - 1, 1)
-            for a, s, size, n in zip(starts, sizes, self.size, extents, strict=True)
+            (first + np.linspace(a, a + s - 1, size)) / max(n - 1, 1)
+            for first, a, s, size, n in zip(
+                volume.start, starts, sizes, self.size, volume.whole or extents, strict=True
+            )
         ]
         return self._tensors(crop, statistics, places)
 

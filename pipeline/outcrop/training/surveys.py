@@ -92,6 +92,7 @@ class Survey:
             "survey": str(Path(path).absolute()),
             "fingerprint": hashlib.sha256(repr((fingerprint, sums)).encode()).hexdigest(),
         }
+        self.start, self.whole = (0, 0, 0), self.dataset["amplitude"].shape
         self._open()
 
     def _open(self) -> None:
@@ -105,6 +106,8 @@ class Survey:
             self.statistics,
             None if live is None else live.to_numpy(),
             self.dataset["labelled"].to_numpy(),
+            self.start,
+            self.whole,
         )
 
     def part(self, dim: str, start: int, stop: int) -> Survey:
@@ -113,6 +116,7 @@ class Survey:
         other.dataset = self.dataset.isel({dim: slice(start, stop)})
         first, last = other.dataset[dim].to_numpy()[[0, -1]].tolist()
         other.description = {**self.description, dim: [first, last]}
+        other.start = (start, 0, 0) if dim == "inline" else (0, start, 0)
         other._open()
         return other
 

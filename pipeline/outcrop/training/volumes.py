@@ -31,12 +31,18 @@ class Volume(NamedTuple):
         (inlines, crosslines), bool: where there are traces.
     labelled : numpy.ndarray or None
         (inlines, crosslines), bool: which of them, at least one, have labels; all unless given.
+    start : tuple of int
+        Where it begins in the survey that it is a part of.
+    whole : tuple of int or None
+        Extents of that survey; its own unless given.
     """
 
     values: Mapping[str, Any]
     statistics: Statistics
     live: Array | None = None
     labelled: Array | None = None
+    start: Extents = (0, 0, 0)
+    whole: Extents | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
