@@ -39,13 +39,14 @@ from outcrop.models.card import OutputCard, probability
 from outcrop.training import augment, fitting, losses, objectives
 from outcrop.training.blocks import Blocks
 from outcrop.training.crops import Crops, Numbers, _Corners
-from outcrop.training.fitting import _sources, fit
+from outcrop.training.data import source_of, sources_of, split
+from outcrop.training.fitting import fit
 from outcrop.training.geology import Fault
 from outcrop.training.module import Activations, TrainingModule, averaged
 from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey
 from outcrop.training.run import draw
-from outcrop.training.sources import RawFolder, Synthetic, source_of, split
+from outcrop.training.sources import RawFolder, Synthetic
 from outcrop.training.surveys import Survey
 from outcrop.training.synthetic import synthetic_survey
 from outcrop.training.volumes import Volume, statistics_of
@@ -251,7 +252,7 @@ def test_dips_of_sections_are_what_the_section_shows(shape, tmp_path):
     write_sections(folder) if shape[0] == 1 else write_volumes(folder, shape)
     card = outcrop.models.card("mtl-infer-2d")
     objective = objective_of(card)
-    source, _ = _sources(folder, None, objective, card, (1, 32, 32), shape, 128, 0)
+    source, _ = sources_of(folder, None, objective, card, (1, 32, 32), shape, 128, 0)
     crops = Crops(source, card, objective.labels, (1, 32, 32))
     directions = set()
     for number in range(16):
@@ -464,9 +465,17 @@ def test_blocks_are_slices_and_few_are_kept():
         assert blocks.size <= blocks.cache or len(blocks.kept) == 1
 
 
-def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_the_mean(tmp_path):
+def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_the_mean(
+    tmp_path, monkeypatch
+):
     made = write_zarr(tmp_path / "survey.zarr")
-    source = Survey(tmp_path / "survey.zarr", ("fault", "rgt"))
+    asked, to_numpy = [], xr.DataArray.to_numpy
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            xr.DataArray, "to_numpy", lambda self: asked.append(self.name) or to_numpy(self)
+        )
+        source = Survey(tmp_path / "survey.zarr", ("fault", "rgt"))
+    assert asked.count("live") < 10  # not for each of the 18 blocks: there may be 100,000
     live = made.amplitude.to_numpy()[made.live.to_numpy()]
     assert source.statistics.mean == pytest.approx(float(live.mean()), abs=1e-6)
     train, held_out = split(source, (16, 16, 16))
@@ -504,7 +513,7 @@ def test_several_surveys_are_learnt_from_alike(tmp_path):
     write_folder(raw, count=2, shape=(16, 16, 16), labels=("fault",))
     how = (objective_of(CARD), CARD, (16, 16, 16), None, 128, 0)
     with pytest.warns(UserWarning, match=r"sampled every 2 ms, 4 ms; to a network"):
-        train, held_out = _sources([one, other, raw], None, *how)
+        train, held_out = sources_of([one, other, raw], None, *how)
     assert [source.volumes for source in (train, held_out)] == [3, 3]
     shapes = {source.read(n).shape for source in (train, held_out) for n in range(3)}
     assert shapes == {(32, 20, 24), (16, 20, 24), (34, 24, 20), (34, 16, 20), (16, 16, 16)}
@@ -523,9 +532,9 @@ def test_several_surveys_are_learnt_from_alike(tmp_path):
         ([], "there are none"),
     ):
         with pytest.raises(TrainingDataError, match=says):
-            _sources(places, None, *how)
+            sources_of(places, None, *how)
     with pytest.raises(TrainingDataError, match=r"raw: 16 × 16 × 16 samples are less than a crop"):
-        _sources([other, raw], [raw, one], *how[:2], (16, 16, 20), *how[3:])
+        sources_of([other, raw], [raw, one], *how[:2], (16, 16, 20), *how[3:])
 
     run = tmp_path / "run"
     words = ("train", "faultseg3d", "--data", one, "--data", other, "--out", run, *COMMAND[4:])
@@ -936,22 +945,11 @@ def test_gradients_are_the_same_with_and_without_offloading(mode, tmp_path):
 def test_one_epoch_on_two_samples_overfits_and_what_a_run_leaves_predicts_the_same(tmp_path):
     write_folder(tmp_path / "raw", shape=(16, 16, 16), labels=("fault",))
     run = tmp_path / "run"
-    model = fit(
-        "faultseg3d",
-        tmp_path / "raw",
-        validation=tmp_path / "raw",
-        out=run,
-        crop=16,
-        per_volume=1,
-        augment=False,
-        epochs=1,
-        samples=40,
-        validation_samples=2,
-        schedule="constant",
-        averaging=0,
-        workers=0,
-        accelerator="cpu",
-    )
+    how = {"crop": 16, "per_volume": 1, "augment": False, "epochs": 1, "samples": 40}
+    how |= {"validation": tmp_path / "raw", "validation_samples": 2, "schedule": "constant"}
+    how |= {"averaging": 0, "workers": 0, "accelerator": "cpu"}
+    with pytest.warns(UserWarning, match="raw: to train and to validate with: the scores say"):
+        model = fit("faultseg3d", tmp_path / "raw", out=run, **how)
     record = history(run)
     assert {p.name for p in run.iterdir()} == {
         "checkpoints", "predictions.png", "tensorboard", "training.json", "weights.safetensors",

@@ -30,15 +30,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..errors import ArgumentError, TrainingDataError
+from ..errors import ArgumentError
 from ..models.card import Card
 from ..models.weights import digest
 from ..storage import on_disk
 from .arguments import check, check_half, extents_of, time_of
 from .crops import Crops, Numbers
+from .data import Data, sources_of
 from .module import Activations, TrainingModule, averaged
 from .networks import check_network, inferring, network_of
-from .objectives import Objective
 from .run import (
     BEST,
     LAST,
@@ -51,8 +51,6 @@ from .run import (
     finish,
     naming_failure,
 )
-from .sources import HELD_OUT, Data, Several, each_of, is_raw, source_of, split
-from .volumes import Source, places_of
 
 _LANES = 4  # volumes by turns, of batches
 _MIXED = 4  # volumes at most that the crops of a batch come from
@@ -216,7 +214,7 @@ def fit(
         check_network(model, objective, extents)
         settings |= {"network": card.name or type(network).__name__, "weights": None}
         settings["frozen"] = [n for n, p in model.named_parameters() if not p.requires_grad]
-    sources = _sources(data, validation, objective, fed, extents, shape, size, seed)
+    sources = sources_of(data, validation, objective, fed, extents, shape, size, seed)
     settings |= {n: s.description for n, s in zip(("data", "validation"), sources, strict=True)}
     settings |= {"start_sha256": digest(model), "infer_sha256": infer and digest(infer)}
     folder = on_disk(out)
@@ -305,48 +303,6 @@ _FREE = {
     "epochs", "max_time", "patience", "workers", "accelerator", "devices", "nodes", "strategy",
     "activations", "activations_path",
 }  # fmt: skip
-
-
-def _sources(
-    data: Data,
-    validation: Data | None,
-    objective: Objective,
-    card: Card,
-    extents: Sequence[int],
-    shape: Sequence[int] | None,
-    size: int,
-    seed: int,
-) -> tuple[Source, Source]:
-    """What to train and to validate with, checked."""
-    given = [data] if validation is None else [data, validation]
-    raw = [is_raw(place) for each in given for place in each_of(each)]
-    if shape is not None and not any(raw):
-        raise ArgumentError(
-            f"shape {tuple(shape)}: of raw samples, which {data} is not; leave it out (--shape)"
-        )
-
-    def read(places: Data, seed: int) -> Source:
-        labels = list(objective.labels)
-        apparent = [is_raw(p) and shape is not None and shape[0] == 1 for p in each_of(places)]
-        if card.sections and "fault_dip" in labels and not all(apparent):
-            labels.append("fault_strike")  # for the dip that a section shows
-        return source_of(places, labels, shape=shape, size=size, seed=seed)
-
-    training = read(data, seed)
-    if validation is None:
-        training, held_out = split(training, extents)
-    else:
-        held_out = read(validation, seed + HELD_OUT)
-    for source in (training, held_out):
-        for each in source.sources if isinstance(source, Several) else [source]:
-            if any(n < c for n, c in zip(each.shape, extents, strict=True)):
-                (where,) = places_of(each.description)
-                raise TrainingDataError(
-                    f"{f'{where}, size {size}' if where == 'synthetic' else where}: "
-                    f"{' × '.join(map(str, each.shape))} samples are less than a crop of "
-                    f"{' × '.join(map(str, extents))}; take smaller crops"
-                )
-    return training, held_out
 
 
 def _callbacks(

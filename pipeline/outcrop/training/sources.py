@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, TrainingDataError
-from ..output import is_complete, is_unfinished
-from ..storage import on_disk
 from .recipes import RANGES, Ranges, random_survey
-from .surveys import Survey
 from .synthetic import LABELS
 from .volumes import (
     Array,
@@ -34,9 +30,7 @@ from .volumes import (
 
 # Labels by the suffixes of the multi-task networks' files, and what their values are times.
 _RAW = {"fault": "fsem", "fault_dip": "fdip", "fault_strike": "fstrike"}
-Data = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _HALF_TURNS = ("fault_dip", "fault_strike")
-HELD_OUT = 1_000_000  # between the seeds of synthetic surveys to train and to validate with
 
 
 class Synthetic:
@@ -228,120 +222,3 @@ class Several:
         if volume.live is None:  # those of a batch are alike
             volume = volume._replace(live=np.ones(volume.shape[:2], bool))
         return volume
-
-
-def is_raw(data: str | os.PathLike[str]) -> bool:
-    """Whether data are a folder of raw samples.
-
-    Raises
-    ------
-    TrainingDataError
-        If there is no such data.
-    """
-    if not isinstance(data, (str, os.PathLike)):
-        raise TrainingDataError(
-            f"data: is a {type(data).__name__}; pass synthetic, a folder of raw samples, or the "
-            "path of a survey in Zarr"
-        )
-    if data == "synthetic":
-        return False
-    path = on_disk(data)
-    if not path.is_dir():
-        raise TrainingDataError(
-            f"{path}: no such folder; pass synthetic, a folder of raw samples or a survey in Zarr"
-        )
-    old = (path / ".zgroup").is_file()  # which opening the survey explains
-    return not (old or is_complete(path) or is_unfinished(path))
-
-
-def source_of(
-    data: Data,
-    labels: Sequence[str],
-    *,
-    shape: Sequence[int] | None = None,
-    size: int = 128,
-    seed: int = 0,
-) -> Source:
-    """Source of training volumes.
-
-    Parameters
-    ----------
-    data : path-like or "synthetic", or a sequence of paths
-        A folder of raw samples, a survey in Zarr, several of them, or the generator.
-    labels : sequence of str
-    shape : sequence of int, optional
-        Of raw samples: (inlines, crosslines, samples).
-    size, seed : int
-        Of synthetic surveys.
-
-    Raises
-    ------
-    TrainingDataError
-        If there is no such data, or it is of no use.
-    """
-    places = each_of(data)
-
-    def read(place: str | os.PathLike[str]) -> Source:
-        if is_raw(place):
-            return RawFolder(place, labels, shape)
-        if place == "synthetic":
-            return Synthetic(labels, size, seed)
-        return Survey(place, labels, 1 / len(places))
-
-    if len(places) == 1:
-        return read(places[0])
-    if "synthetic" in places:
-        raise TrainingDataError("synthetic: has no end; train on it alone, or on the others alone")
-    if len({on_disk(place).resolve() for place in places}) < len(places):
-        raise TrainingDataError(f"data {', '.join(map(str, places))}: one of them is there twice")
-    sources = [read(place) for place in places]
-    intervals = {s.interval for s in sources if isinstance(s, Survey)}
-    if len(intervals) > 1:
-        warnings.warn(
-            f"{', '.join(map(str, places))}: are sampled every {', '.join(sorted(intervals))}; to "
-            "a network a sample is a sample: resample them alike where that matters",
-            stacklevel=2,
-        )
-    return Several(sources)
-
-
-def each_of(data: Data) -> list[Any]:
-    """Return the places of data, of which there may be one or several."""
-    places = [*data] if isinstance(data, (list, tuple)) else [data]
-    if not places:
-        raise TrainingDataError("data: there are none; pass one or several")
-    return places
-
-
-def split(source: Source, crop: Sequence[int]) -> tuple[Source, Source]:
-    """Hold out a part of a source to validate with.
-
-    The generator's is drawn from another seed; of a folder it is the last tenth of the samples.
-
-    Parameters
-    ----------
-    source : Source
-    crop : sequence of int
-        (inlines, crosslines, samples) that either part must have.
-
-    Raises
-    ------
-    TrainingDataError
-        If there is too little to hold some out.
-    """
-    if isinstance(source, Synthetic):
-        seed = source.seed + HELD_OUT
-        return source, Synthetic(source.labels, source.shape[0], seed, source.ranges)
-    if isinstance(source, Several):
-        parts, held_out = zip(*(split(each, crop) for each in source.sources), strict=True)
-        return Several(parts), Several(held_out)
-    if isinstance(source, Survey):
-        return source.split(crop)
-    assert source.volumes is not None
-    if source.volumes < 2:
-        raise TrainingDataError(
-            f"{source.description['folder']}: has a single sample, and one must be held out; pass "
-            "validation data"
-        )
-    cut = source.volumes - max(source.volumes // 10, 1)
-    return Part(source, range(cut)), Part(source, range(cut, source.volumes))

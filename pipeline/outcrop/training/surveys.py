@@ -162,13 +162,14 @@ def _check_lazily(label: xr.DataArray, where: str) -> tuple[int, Array]:
     numpy.ndarray
         (inlines, crosslines), bool: traces that are there with labels that are known.
     """
-    live, lowest, highest, total = label.coords.get("live"), np.inf, -np.inf, 0
+    lowest, highest, total = np.inf, -np.inf, 0
+    live = label.coords["live"].to_numpy() if "live" in label.coords else None
     some, unknown = np.zeros(label.shape[:2], bool), 0
     blocks = Blocks(label.data, 0)
     for box in dask.array.core.slices_from_chunks(label.data.chunks):
         with naming_bad_chunk(label, box), naming_refusal(where, "then run the same command again"):
             values = blocks[box]
-        there = np.True_ if live is None else live.to_numpy()[box[:2]][:, :, None]
+        there = np.True_ if live is None else live[box[:2]][:, :, None]
         values = np.where(there, values, 0)  # what is elsewhere is not learnt from
         total += int(place_sum(values, [(s.start, s.stop) for s in box]))
         total %= 2**64
