@@ -3,8 +3,6 @@
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -17,17 +15,12 @@ import xarray as xr
 from nbclient import NotebookClient
 
 import outcrop
+from command_line import outcrop_command, script_command
 from outcrop import models
 from outcrop.errors import OutputExistsError
 
 ROOT = Path(__file__).parents[1]
 F3 = ROOT / "tests" / "data" / "segy" / "f3.sgy"
-
-
-def run(*command, cwd):
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
 
 
 def whole(survey, faults, weights="seeded"):
@@ -56,8 +49,8 @@ def demo(tmp_path_factory):
     (folder / "out" / "synthetic.zarr" / "unfinished" / "zarr.json").write_text("{}")
     for name in ("synthetic.sgy", "faults.sgy", "sections.png"):
         (folder / "out" / name).write_text("cut off")
-    command = ("-m", "outcrop.cli.main", "demo", "--out", "out", "--size", 44, "--workers", 2)
-    return folder / "out", run(*command, cwd=folder)
+    command = ("demo", "--out", "out", "--size", 44, "--workers", 2)
+    return folder / "out", outcrop_command(*command, cwd=folder)
 
 
 def test_demo_runs_and_says_what_it_found(demo):
@@ -158,8 +151,8 @@ def test_notebook_runs_and_shows_what_it_says(tmp_path, monkeypatch):
 
 def test_workflow_finds_faults_and_goes_on_where_it_stopped(tmp_path):
     script = ROOT / "workflows" / "faults.py"
-    command = (script, F3, "results", "--weights", "seeded", "--cluster", "local", "--workers", 1)
-    done = run(*command, cwd=tmp_path)
+    how = ("--weights", "seeded", "--cluster", "local", "--workers", 1)
+    done = script_command(script, F3, "results", *how, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "results"
     assert {"survey.zarr", "faults.zarr", "faults.sgy", "faults.png"} == {
@@ -193,10 +186,10 @@ def test_workflow_finds_faults_and_goes_on_where_it_stopped(tmp_path):
 
 def test_workflow_explains_itself_and_its_errors(tmp_path):
     script = ROOT / "workflows" / "faults.py"
-    shown = run(script, "--help", cwd=tmp_path)
+    shown = script_command(script, "--help", cwd=tmp_path)
     assert shown.returncode == 0
     assert "--memory" in shown.stdout
-    done = run(script, "nowhere.sgy", "out", "--weights", "seeded", cwd=tmp_path)
+    done = script_command(script, "nowhere.sgy", "out", "--weights", "seeded", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "nowhere.sgy" in done.stderr

@@ -22,6 +22,7 @@ import typer.main
 from typer.testing import CliRunner
 
 import outcrop
+from command_line import outcrop_command
 from outcrop.cli.main import app, main
 
 ROOT = Path(__file__).parents[1]
@@ -268,7 +269,7 @@ def test_readme_runs(tmp_path: Path) -> None:
                 "--epochs 1 --samples 2 --val-samples 1 --crop 24 --size 32 --workers 0"
             )
         if words[0] == "outcrop" and words[1] not in ("demo", "view"):
-            result = run(sys.executable, "-m", "outcrop.cli.main", *words[1:], cwd=tmp_path)
+            result = outcrop_command(*words[1:], cwd=tmp_path)
             assert result.returncode == 0, f"{command}\n{result.stderr}"
             done.append(command)
     for path in tmp_path.iterdir():

@@ -1,5 +1,6 @@
 """Training: data that are named when they are bad, losses, and runs that can be relied on."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_f1_score
 
 import outcrop
+from command_line import outcrop_command, script_command
 from outcrop.errors import (
     ArgumentError,
     OutcropError,
@@ -33,16 +35,18 @@ from outcrop.errors import (
     TrainingDivergedError,
     WeightsError,
 )
+from outcrop.models.card import OutputCard, probability
 from outcrop.training import augment, fitting, losses, objectives
 from outcrop.training.blocks import Blocks
 from outcrop.training.crops import Crops, Numbers, _Corners
-from outcrop.training.fitting import _sources, fit
+from outcrop.training.data import source_of, sources_of, split
+from outcrop.training.fitting import fit
 from outcrop.training.geology import Fault
 from outcrop.training.module import Activations, TrainingModule, averaged
 from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey
 from outcrop.training.run import draw
-from outcrop.training.sources import RawFolder, Synthetic, source_of, split
+from outcrop.training.sources import RawFolder, Synthetic
 from outcrop.training.surveys import Survey
 from outcrop.training.synthetic import synthetic_survey
 from outcrop.training.volumes import Volume, statistics_of
@@ -248,7 +252,7 @@ def test_dips_of_sections_are_what_the_section_shows(shape, tmp_path):
     write_sections(folder) if shape[0] == 1 else write_volumes(folder, shape)
     card = outcrop.models.card("mtl-infer-2d")
     objective = objective_of(card)
-    source, _ = _sources(folder, None, objective, card, (1, 32, 32), shape, 128, 0)
+    source, _ = sources_of(folder, None, objective, card, (1, 32, 32), shape, 128, 0)
     crops = Crops(source, card, objective.labels, (1, 32, 32))
     directions = set()
     for number in range(16):
@@ -461,9 +465,17 @@ def test_blocks_are_slices_and_few_are_kept():
         assert blocks.size <= blocks.cache or len(blocks.kept) == 1
 
 
-def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_the_mean(tmp_path):
+def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_the_mean(
+    tmp_path, monkeypatch
+):
     made = write_zarr(tmp_path / "survey.zarr")
-    source = Survey(tmp_path / "survey.zarr", ("fault", "rgt"))
+    asked, to_numpy = [], xr.DataArray.to_numpy
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            xr.DataArray, "to_numpy", lambda self: asked.append(self.name) or to_numpy(self)
+        )
+        source = Survey(tmp_path / "survey.zarr", ("fault", "rgt"))
+    assert asked.count("live") < 10  # not for each of the 18 blocks: there may be 100,000
     live = made.amplitude.to_numpy()[made.live.to_numpy()]
     assert source.statistics.mean == pytest.approx(float(live.mean()), abs=1e-6)
     train, held_out = split(source, (16, 16, 16))
@@ -482,8 +494,60 @@ def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_the_mean(
         assert len(np.unique(between)) == dead.any()
         assert ((between > 0.4) & (between < 0.6)).all()
     assert seen
+    # Positions are those in the survey, as in prediction, of which this is the last third.
+    crops = Crops(held_out, outcrop.models.card("unet25d"), {"fault": 1.0}, (16, 16, 16))
+    across = next(p for p in crops[0]["input"][1:] if len(p[:, 0, 0].unique()) > 1)
+    assert torch.allclose(across[:, 0, 0].sort()[0], torch.arange(32, 48) / 47)
     part = held_out.read(0).values["rgt"][slice(0, 16), slice(2, 18), slice(3, 19)]
     np.testing.assert_array_equal(part, made.rgt[32:48, 2:18, 3:19])
+
+
+def test_several_surveys_are_learnt_from_alike(tmp_path):
+    """Of other sizes, intervals and units, one without some traces, and a folder beside them."""
+    write_zarr(one := tmp_path / "one.zarr")
+    other, raw = tmp_path / "other.zarr", tmp_path / "raw"
+    made = random_survey((34, 40, 20), 9, labels=("fault",))
+    made["amplitude"] = made.amplitude * 1000 + 50
+    made = made.assign_coords(twt=made.twt.copy(data=made.twt / 2))
+    made.to_zarr(other, zarr_format=3)
+    write_folder(raw, count=2, shape=(16, 16, 16), labels=("fault",))
+    how = (objective_of(CARD), CARD, (16, 16, 16), None, 128, 0)
+    with pytest.warns(UserWarning, match=r"sampled every 2 ms, 4 ms; to a network"):
+        train, held_out = sources_of([one, other, raw], None, *how)
+    assert [source.volumes for source in (train, held_out)] == [3, 3]
+    shapes = {source.read(n).shape for source in (train, held_out) for n in range(3)}
+    assert shapes == {(32, 20, 24), (16, 20, 24), (34, 24, 20), (34, 16, 20), (16, 16, 16)}
+    crops = Crops(train, CARD, {"fault": 1.0}, (16, 16, 16), per_volume=2)
+    batch = next(iter(DataLoader(crops, 24, sampler=range(24))))
+    assert {len(batch[name]) for name in ("input", "fault", "live")} == {24}
+    deviations = batch["input"].std((1, 2, 3, 4)).reshape(4, 3, 2)  # each is in every turn
+    assert 0.5 < deviations.min() < deviations.max() < 2
+
+    small = random_survey((20, 16, 16), 3, labels=("fault",))
+    small.to_zarr(tmp_path / "small.zarr", zarr_format=3)
+    for places, says in (
+        ((one, "synthetic"), "^synthetic: has no end"),
+        ((one, other, one), "one of them is there twice"),
+        ((one, tmp_path / "small.zarr"), r"small\.zarr: 20 inlines are too few to hold some out"),
+        ([], "there are none"),
+    ):
+        with pytest.raises(TrainingDataError, match=says):
+            sources_of(places, None, *how)
+    with pytest.raises(TrainingDataError, match=r"raw: 16 × 16 × 16 samples are less than a crop"):
+        sources_of([other, raw], [raw, one], *how[:2], (16, 16, 20), *how[3:])
+
+    run = tmp_path / "run"
+    words = ("train", "faultseg3d", "--data", one, "--data", other, "--out", run, *COMMAND[4:])
+    done = outcrop_command(*words, "--epochs", 1, "--batch", 2)
+    assert done.returncode == 0, done.stderr
+    settings = history(run)["settings"]
+    kept = {
+        name: [s["survey"] for s in settings[name]["sources"]] for name in ("data", "validation")
+    }
+    assert kept == {name: [str(one), str(other)] for name in kept}
+    shutil.move(other, run / "other.zarr")
+    with pytest.raises(ArgumentError, match="the data"):
+        fit("faultseg3d", [one, run / "other.zarr"], out=run, **QUICK, overwrite=True)
 
 
 def write_half(path, beyond):
@@ -677,6 +741,9 @@ def test_bad_surveys_are_named(tmp_path):
     flat.drop_encoding().to_zarr(tmp_path / "flat.zarr", zarr_format=3)
     with pytest.raises(TrainingDataError, match="fault has dimensions inline, crossline"):
         Survey(tmp_path / "flat.zarr", ("fault",))
+    made.drop_encoding().to_zarr(tmp_path / "old.zarr", zarr_format=2)
+    with pytest.raises(TrainingDataError, match="is in Zarr format 2; write it in format 3"):
+        source_of(tmp_path / "old.zarr", ("fault",))
 
 
 def test_a_package_that_training_needs_is_named(monkeypatch):
@@ -762,6 +829,7 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"validation_samples": 0}, "validation_samples 0"),
         ({"size": 0}, "size 0"),
         ({"nodes": 0}, "nodes 0"),
+        ({"patience": 0}, "patience 0: choose at least 1"),
         ({"workers": -1}, "workers -1"),
         ({"seed": -1}, "seed -1"),
         ({"averaging": 2}, "averaging 2: .*less than 1"),
@@ -831,7 +899,8 @@ def rank(values):
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
 @pytest.mark.parametrize("network", ["faultseg3d", "mtl-refine-2d"])
 def test_precisions_train_and_leave_float32(network, precision, tmp_path):
-    more = {"infer_weights": "seeded", "crop": 32} if "refine" in network else {"crop": 24}
+    more = {"infer_weights": "seeded"} if "refine" in network else {}
+    more["crop"] = 24 if (network, precision[:4]) == ("faultseg3d", "bf16") else 16
     options = {**QUICK, "samples": 2, "epochs": 1, "precision": precision, **more}
     model = fit(network, out=tmp_path, **options)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -874,41 +943,15 @@ def test_gradients_are_the_same_with_and_without_offloading(mode, tmp_path):
         assert torch.equal(one, other)
 
 
-def test_one_epoch_on_two_samples_overfits(tmp_path):
-    write_folder(tmp_path / "raw", shape=(24, 24, 24), labels=("fault",))
-    how = {"crop": 24, "per_volume": 1, "validation_samples": 2, "augment": False, "epochs": 1}
-    how |= {"precision": "bf16-mixed", "schedule": "constant", "averaging": 0}
-    how |= {"workers": 0, "accelerator": "cpu", "validation": tmp_path / "raw"}
-    losses = []
-    for samples, rate in ((1, 1e-9), (110, 1e-3)):  # as it begins, and after the epoch
-        torch.manual_seed(0)
-        out = tmp_path / str(samples)
-        fit("faultseg3d", tmp_path / "raw", out=out, samples=samples, learning_rate=rate, **how)
-        losses.append(history(out)["epochs"][-1]["val_loss"])
-    assert losses[1] < 0.5 * losses[0], losses
-
-
-def test_two_samples_are_overfitted_and_what_a_run_leaves_predicts_the_same(tmp_path):
-    write_folder(tmp_path / "raw", shape=(24, 24, 24), labels=("fault",))
+def test_one_epoch_on_two_samples_overfits_and_what_a_run_leaves_predicts_the_same(tmp_path):
+    write_folder(tmp_path / "raw", shape=(16, 16, 16), labels=("fault",))
     run = tmp_path / "run"
-    model = fit(
-        "faultseg3d",
-        tmp_path / "raw",
-        validation=tmp_path / "raw",
-        out=run,
-        crop=24,
-        per_volume=1,
-        augment=False,
-        epochs=5,
-        samples=10,
-        validation_samples=2,
-        averaging=0,
-        workers=0,
-        accelerator="cpu",
-    )
+    how = {"crop": 16, "per_volume": 1, "augment": False, "epochs": 1, "samples": 40}
+    how |= {"validation": tmp_path / "raw", "validation_samples": 2, "schedule": "constant"}
+    how |= {"averaging": 0, "workers": 0, "accelerator": "cpu"}
+    with pytest.warns(UserWarning, match="raw: to train and to validate with: the scores say"):
+        model = fit("faultseg3d", tmp_path / "raw", out=run, **how)
     record = history(run)
-    losses_ = [epoch["train/loss"] for epoch in record["epochs"]]
-    assert losses_[-1] < 0.5 * losses_[0]
     assert {p.name for p in run.iterdir()} == {
         "checkpoints", "predictions.png", "tensorboard", "training.json", "weights.safetensors",
     }  # fmt: skip
@@ -916,19 +959,25 @@ def test_two_samples_are_overfitted_and_what_a_run_leaves_predicts_the_same(tmp_
     assert any(p.name.startswith("events") for p in (run / "tensorboard").iterdir())
 
     # Checkpoints and weights open as they are, and predict the same.
-    x = torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     for name in ("weights.safetensors", "checkpoints/best.ckpt"):
         loaded = outcrop.models.load("faultseg3d", weights=run / name)
         assert torch.equal(loaded(x), model(x))
     assert record["weights_sha256"] == outcrop.models.weights.digest(model)
 
-    # The metric is the Dice coefficient of whole crops.
+    # The loss has fallen, and the metric is the Dice coefficient of whole crops.
     source = RawFolder(tmp_path / "raw", ("fault",))
     both = [source.read(n) for n in range(2)]
     inputs = [(v.values["amplitude"] - v.statistics.mean) / v.statistics.deviation for v in both]
-    with torch.inference_mode():
-        found = [model(torch.from_numpy(i.T[None, None].copy())) for i in inputs]
     labels = [torch.from_numpy(v.values["fault"].T[None, None].copy()) for v in both]
+    values, start = [], outcrop.models.load("faultseg3d", weights="seeded")
+    for network in (start, model):
+        with torch.inference_mode():
+            found = [network(torch.from_numpy(i.T[None, None].copy())) for i in inputs]
+        each = map(losses.dice_cross_entropy, found, labels)
+        values.append(float(sum(each)) / 2)
+    assert record["best"]["val_loss"] == pytest.approx(values[1], abs=1e-4)
+    assert values[1] < 0.5 * values[0]
     dice = binary_f1_score(torch.cat(found), torch.cat(labels) > 0.5)
     assert record["best"]["fault/dice"] == pytest.approx(float(dice), abs=1e-3)
 
@@ -973,7 +1022,7 @@ def test_pictures_of_images_are_as_those_of_amplitudes(tmp_path, monkeypatch):
 COMMAND = (
     "train", "faultseg3d", "--size", "32", "--crop", "16", "--samples", "4",
     "--val-samples", "2", "--per-volume", "2", "--workers", "1", "--accelerator", "cpu",
-    "--epochs", "4", "--seed", "3",
+    "--epochs", "3", "--seed", "3",
 )  # fmt: skip
 
 
@@ -1013,7 +1062,7 @@ main()
 def test_two_processes_share_the_crops_and_learn_at_one_rate(tmp_path):
     run, script = tmp_path / "run", tmp_path / "telling.py"
     script.write_text(TELLING)
-    words = "train faultseg3d --data synthetic --size 32 --crop 32 --epochs 9999 --samples 4"
+    words = "train faultseg3d --data synthetic --size 16 --crop 16 --epochs 9999 --samples 4"
     how = "--val-samples 2 --workers 0 --accelerator cpu --devices 2 --strategy ddp"
     command = [sys.executable, str(script), *words.split(), *how.split(), "--max-time", "0:1:0"]
     subprocess.run([*command, "--out", str(run)], cwd=tmp_path, check=True, timeout=300)
@@ -1026,7 +1075,7 @@ def test_two_processes_share_the_crops_and_learn_at_one_rate(tmp_path):
 
 
 def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
-    options = {**QUICK, "epochs": 4, "seed": 3}
+    options = {**QUICK, "epochs": 3, "seed": 3}
     whole = fit("faultseg3d", out=tmp_path / "whole", **options)
 
     run = tmp_path / "run"
@@ -1043,7 +1092,60 @@ def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
         assert torch.equal(one, other)
     before, after = (history(tmp_path / name)["epochs"] for name in ("whole", "run"))
     assert [e["val_loss"] for e in before] == [e["val_loss"] for e in after]
-    assert [e["step"] for e in after] == [4, 8, 12, 16]
+    assert [e["step"] for e in after] == [4, 8, 12]
+
+
+def own_network():
+    """Of logits of two outputs, part of it frozen; it drops out, and has kernels of two axes."""
+    torch.manual_seed(0)
+    first = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.BatchNorm3d(4))
+    network = torch.nn.Sequential(
+        first.requires_grad_(False),
+        torch.nn.Dropout(0.3),
+        torch.nn.Flatten(3),
+        torch.nn.Conv2d(4, 4, 1),
+        torch.nn.Unflatten(3, (16, 16)),
+        torch.nn.Conv3d(4, 2, 3, padding=1),
+    ).eval()
+    dip = OutputCard("fault_dip", "fault dip", "degree", (0, 180), 180.0)
+    network.card = dataclasses.replace(
+        CARD, name="mine", outputs=(probability("fault"), dip), axes=("inline", "crossline", "z"),
+        multiple=(16, 16, 16), activation="sigmoid",
+    )  # fmt: skip
+    return network
+
+
+def test_own_networks_are_trained_but_for_what_is_frozen_and_resumed(tmp_path):
+    options = {**QUICK, "learning_rate": 0.01, "schedule": "constant"}
+    whole = fit(own_network(), out=tmp_path / "whole", **options, epochs=2)
+    fit(own_network(), out=tmp_path / "run", **options, epochs=1)
+    parts = fit(own_network(), out=tmp_path / "run", **options, epochs=2, resume=True)
+    start = own_network().state_dict()
+    for key, one in whole.state_dict().items():
+        assert torch.equal(one, parts.state_dict()[key])
+        assert torch.equal(one, start[key]) == key.startswith("0.")  # norms' statistics, too
+    assert {"fault/dice", "fault_dip/mae"} < history(tmp_path / "run")["best"].keys()
+    assert history(tmp_path / "run")["settings"]["network"] == "mine"
+
+    other = own_network().requires_grad_()
+    with pytest.raises(ResumeError, match="begun with frozen"):
+        fit(other, out=tmp_path / "run", **options, epochs=2, resume=True)
+    small = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3))
+    small.card = other.card
+    for network, more, says in (
+        (torch.nn.Conv3d(1, 1, 1), {}, "a Conv3d without a card"),
+        (other, {"weights": "synthetic-v1"}, "a module has its weights"),
+        (own_network().requires_grad_(False), {}, "none of its parameters requires a gradient"),
+        (
+            small,
+            {},
+            r"evaluated, it returns \(1, 1, 14, 14, 14\) for fault of a crop of 16 × 16 × 16",
+        ),
+        (other, {"crop": 32}, r"fails on a crop of 32 × 32 × 32 \(inline, crossline, z\): "),
+    ):
+        with pytest.raises(ArgumentError, match=f"^network: .*{says}"):
+            fit(network, out=tmp_path / "none", **options | more)
+    assert not (tmp_path / "none").exists()
 
 
 def test_stopped_in_its_first_epoch_it_is_resumed_all_the_same(tmp_path, monkeypatch):
@@ -1146,7 +1248,7 @@ def test_what_a_run_would_replace_is_there_until_it_can_begin(tmp_path):
 
 def test_the_last_epoch_is_kept_though_an_earlier_one_is_better(tmp_path):
     nothing = {"learning_rate": 1e-30, "averaging": 0.0}  # changes
-    fit("faultseg3d", out=tmp_path, **QUICK, **nothing, epochs=3)
+    fit("faultseg3d", out=tmp_path, **QUICK, **nothing, epochs=9, patience=2)
     kept = {
         name: torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
         for name in ("best", "last")
@@ -1257,11 +1359,8 @@ def test_notebook_runs_and_shows_what_it_says(tmp_path, monkeypatch):
 def test_workflow_trains_and_predicts(tmp_path):
     write_zarr(tmp_path / "survey.zarr", (32, 24, 24))
     script = ROOT / "workflows" / "train.py"
-    command = [
-        sys.executable, str(script), "survey.zarr", "results", "--crop", "16", "--epochs", "1",
-        "--samples", "2",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    how = ("--crop", 16, "--epochs", 1, "--samples", 2)
+    done = script_command(script, "survey.zarr", "results", *how, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     faults = xr.open_zarr(tmp_path / "results" / "faults.zarr")
     assert faults.fault_probability.shape == (32, 24, 24)

@@ -21,12 +21,12 @@ def command(
     ],
     out: Annotated[str, typer.Option(help="Folder for checkpoints, weights and the record.")],
     data: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            help="'synthetic', a folder of raw samples (0.bin, 0_fsem.bin, ...), or a survey in "
-            "Zarr with label variables."
+            help="'synthetic' (default), a folder of raw samples (0.bin, 0_fsem.bin, ...), or a "
+            "survey in Zarr with label variables; several times for several of them."
         ),
-    ] = "synthetic",
+    ] = None,
     weights: Annotated[
         str, typer.Option(help="To start from: a file, 'seeded', or weights that outcrop ships.")
     ] = "seeded",
@@ -36,7 +36,8 @@ def command(
         str | None, typer.Option(help="Of mtl-infer, whose outputs mtl-refine refines.")
     ] = None,
     validation: Annotated[
-        str | None, typer.Option(help="Data to validate with; a part is held out unless given.")
+        list[str] | None,
+        typer.Option(help="Data to validate with, as --data; a part is held out unless given."),
     ] = None,
     shape: Shape = None,
     size: Annotated[int, typer.Option(help="Of synthetic surveys, along each axis.")] = 128,
@@ -65,6 +66,10 @@ def command(
     schedule: Annotated[
         str, typer.Option(help="Of the learning rate: cosine, plateau or constant.")
     ] = "cosine",
+    patience: Annotated[
+        int | None,
+        typer.Option(help="End after so many epochs without a better validation loss."),
+    ] = None,
     averaging: Annotated[
         float, typer.Option(help="Decay of the moving average of the weights; 0 for none.")
     ] = 0.995,
@@ -107,12 +112,12 @@ def command(
 
     training.fit(
         network,
-        data,
+        data or "synthetic",
         out=out,
         weights=weights,
         options=options_of(option, tasks),
         infer_weights=infer_weights,
-        validation=validation,
+        validation=validation or None,
         shape=None if shape is None else extents_of(shape),
         size=size,
         crop=_numbers(crop),
@@ -126,6 +131,7 @@ def command(
         loss=loss,
         learning_rate=learning_rate,
         schedule=schedule,
+        patience=patience,
         averaging=averaging,
         precision=precision,
         activations=activations,

@@ -280,7 +280,7 @@ class _Saver:
                     self.weights.add(StorageWeakRef(own.untyped_storage()))
 
     def pack(self, tensor: Tensor) -> _Watched | _View | _Compressed:
-        with self.lock, self._naming_refusal():
+        with self.lock, self._naming_refusal(), torch._C.DisableTorchFunctionSubclass():
             self._settle(_PENDING)
             if self._stays(tensor):
                 return _Watched(tensor)
@@ -315,7 +315,11 @@ class _Saver:
                 self.pending.clear()  # a piece that is not written keeps its original
 
     def _stays(self, tensor: Tensor) -> bool:
-        if type(tensor) is not Tensor or tensor.layout != torch.strided:
+        # Subclasses that Python alone sees, as MetaTensor, are plain memory; DTensor is none.
+        plain = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+        if not plain or isinstance(tensor, nn.Parameter):
+            return True
+        if tensor.layout != torch.strided or tensor.is_nested:
             return True
         if tensor.device.type not in ("cpu", "cuda") or tensor.is_conj() or tensor.is_neg():
             return True

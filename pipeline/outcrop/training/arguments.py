@@ -23,7 +23,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(
         (
             "size", "per_volume", "epochs", "samples", "validation_samples", "batch",
-            "accumulate", "nodes",
+            "accumulate", "nodes", "patience",
         ),
         (1, math.inf, "at least 1"),
     ),
@@ -41,6 +41,8 @@ def check(arguments: Mapping[str, Any]) -> None:
             raise ArgumentError(f"{name} {arguments[name]!r}: choose one of {', '.join(known)}")
     for name, (low, high, allowed) in _RANGES.items():
         value, whole = arguments[name], name not in ("learning_rate", "averaging")
+        if value is None and name == "patience":
+            continue
         if not isinstance(value, Real) or (whole and not isinstance(value, Integral)):
             what = "a whole number" if whole else "a number"
             raise ArgumentError(f"{name} {value!r}: choose {what}, {allowed}")

@@ -15,7 +15,7 @@ from ..errors import TrainingDataError
 from ..models.card import Card
 from ..models.normalization import NORMALIZATIONS, Statistics, absent
 from .augment import apparent_dip, augmented, draw_stretch, rescaled, stretched
-from .volumes import Array, Source, Volume
+from .volumes import AXES, Array, Source, Volume, places_of
 
 _LEAST = 0.25  # traces of a crop that are there
 _DRAWS = 32  # of a crop, until it has every label somewhere
@@ -88,10 +88,12 @@ class Crops(Dataset[dict[str, Tensor]]):
         if self.augment:
             crop = augmented(stretched(crop, self.size[2]), rng)
             crop, statistics = rescaled(crop, statistics, rng)
-        # Where the crop's voxels are, as a share of the volume.
+        # Where the crop's voxels are, as a share of the survey.
         places = [
-            np.linspace(a, a + s - 1, size) / max(n - 1, 1)
-            for a, s, size, n in zip(starts, sizes, self.size, extents, strict=True)
+            (first + np.linspace(a, a + s - 1, size)) / max(n - 1, 1)
+            for first, a, s, size, n in zip(
+                volume.start, starts, sizes, self.size, volume.whole or extents, strict=True
+            )
         ]
         return self._tensors(crop, statistics, places)
 
@@ -136,8 +138,7 @@ class Crops(Dataset[dict[str, Tensor]]):
 
     def _axes(self) -> tuple[int, ...]:
         """Axis of the volume for each of the network's."""
-        places = {"inline": 0, "crossline": 1, "trace": 1, "z": 2}
-        return tuple(places[name] for name in self.card.axes)
+        return tuple(AXES[name] for name in self.card.axes)
 
     def _turned(self, values: Array) -> Array:
         axes = self._axes()
@@ -172,8 +173,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         try:
             yield
         except Exception as error:  # storage and codecs raise anything
-            place = self.source.description
-            where = place.get("folder") or place.get("survey") or "synthetic"
+            where = ", ".join(places_of(self.source.description))
             reason = " ".join(str(error).split())
             raise TrainingDataError(
                 f"{where}: cannot be read any more ({reason}); restore it, and go on by resume "

@@ -1,4 +1,4 @@
-"""`fit`: train a network of the zoo."""
+"""`fit`: train a network."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
     Callback,
+    EarlyStopping,
     LearningRateMonitor,
     Timer,
     WeightAveraging,
@@ -29,15 +30,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .. import models
-from ..errors import ArgumentError, TrainingDataError
+from ..errors import ArgumentError
 from ..models.card import Card
+from ..models.own import is_own
 from ..models.weights import digest
 from ..storage import on_disk
 from .arguments import check, check_half, extents_of, time_of
 from .crops import Crops, Numbers
+from .data import Data, sources_of
 from .module import Activations, TrainingModule, averaged
-from .objectives import Objective, objective_of
+from .networks import check_network, inferring, network_of
 from .run import (
     BEST,
     LAST,
@@ -50,22 +52,20 @@ from .run import (
     finish,
     naming_failure,
 )
-from .sources import HELD_OUT, is_raw, source_of, split
-from .volumes import Source
 
 _LANES = 4  # volumes by turns, of batches
 _MIXED = 4  # volumes at most that the crops of a batch come from
 
 
 def fit(
-    network: str,
-    data: str | os.PathLike[str] = "synthetic",
+    network: str | nn.Module,
+    data: Data = "synthetic",
     *,
     out: str | os.PathLike[str],
     weights: str | os.PathLike[str] = "seeded",
     options: dict[str, Any] | None = None,
     infer_weights: str | os.PathLike[str] | None = None,
-    validation: str | os.PathLike[str] | None = None,
+    validation: Data | None = None,
     shape: Sequence[int] | None = None,
     size: int = 128,
     crop: int | Sequence[int] = 64,
@@ -79,6 +79,7 @@ def fit(
     loss: str = "dice-bce",
     learning_rate: float = 1e-3,
     schedule: str = "cosine",
+    patience: int | None = None,
     averaging: float = 0.995,
     precision: str = "32-true",
     activations: str = "device",
@@ -95,7 +96,7 @@ def fit(
     overwrite: bool = False,
     progress: bool = False,
 ) -> nn.Module:
-    """Train a network of the zoo.
+    """Train a network.
 
     The folder `out` then holds ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` (by
     validation loss), ``weights.safetensors`` (the best, for `models.load`), ``training.json``
@@ -104,13 +105,15 @@ def fit(
 
     Parameters
     ----------
-    network : str
-        In the zoo. Those that need more than amplitudes, or tell classes apart, are not trained
-        here.
-    data : path-like or "synthetic"
+    network : str or torch.nn.Module
+        In the zoo, or your own with a `card`: "FILE.py:NAME", or a module, which is trained in
+        place, without those of its parameters that require no gradient. Those that need more than amplitudes, or tell classes
+        apart, are not trained here.
+    data : path-like or "synthetic", or a sequence of paths
         "synthetic": surveys of `recipes.random_survey`, each drawn when it is needed. A folder of
         raw samples as `sources.RawFolder` reads it. A survey in Zarr with label variables (fault,
-        rgt, karst, ...) beside amplitude.
+        rgt, karst, ...) beside amplitude. Of several, of whatever sizes, each is normalised by
+        itself and seen as often as any other.
     out : path-like
         Folder to write to.
     weights : path-like, "seeded" or one that comes with outcrop
@@ -119,9 +122,9 @@ def fit(
         Of the network's constructor.
     infer_weights : path-like or "seeded", optional
         Of the mtl-infer network whose outputs an mtl-refine network learns to refine.
-    validation : path-like or "synthetic", optional
+    validation : path-like or "synthetic", or a sequence of paths, optional
         Data as `data`; unless given, a part is held out: synthetic surveys of another seed, the
-        last tenth of the samples of a folder, or of the lines of a survey.
+        last tenth of the samples of each folder, or of the lines of each survey.
     shape : sequence of int, optional
         Of raw samples: (inlines, crosslines, samples). Cubes unless given. Of one inline they are
         sections, and their dips those that a section shows.
@@ -143,6 +146,8 @@ def fit(
         Of probabilities, see `outcrop.training.losses`; other outputs have theirs.
     learning_rate, schedule
         As for `module.TrainingModule`.
+    patience : int, optional
+        End after so many epochs without a better validation loss.
     averaging : float
         Decay of the moving average of the weights that is validated and kept; 0 for none. It is
         less in the first steps.
@@ -201,14 +206,17 @@ def fit(
     settings = {k: v for k, v in locals().items() if k not in _UNRECORDED}
     check(settings)
     limit = time_of(max_time)
-    objective_of(models.card(network), loss)  # of what cannot be trained nothing is loaded
-    model = models.load(network, weights=weights, **options).requires_grad_(True).train()
+    model, objective = network_of(network, weights, options, loss)
     card: Card = model.card  # type: ignore[assignment]
-    objective = objective_of(card, loss)
-    infer = _infer(network, infer_weights, options)
+    infer = inferring(card.name, infer_weights)
     fed: Card = card if infer is None else infer.card  # type: ignore[assignment]
     extents = extents_of(crop, fed)
-    sources = _sources(data, validation, objective, fed, extents, shape, size, seed)
+    if not isinstance(network, str) or is_own(network):
+        check_network(model, objective, extents)
+    if not isinstance(network, str):
+        settings |= {"network": card.name or type(network).__name__, "weights": None}
+        settings["frozen"] = [n for n, p in model.named_parameters() if not p.requires_grad]
+    sources = sources_of(data, validation, objective, fed, extents, shape, size, seed)
     settings |= {n: s.description for n, s in zip(("data", "validation"), sources, strict=True)}
     settings |= {"start_sha256": digest(model), "infer_sha256": infer and digest(infer)}
     folder = on_disk(out)
@@ -222,7 +230,10 @@ def fit(
         precision=precision,
         max_epochs=epochs,
         accumulate_grad_batches=accumulate,
-        callbacks=[*_callbacks(folder, averaging, limit, record), *([Bar()] if progress else [])],
+        callbacks=[
+            *_callbacks(folder, averaging, limit, patience, record),
+            *([Bar()] if progress else []),
+        ],
         enable_progress_bar=progress,
     )
     if isinstance(trainer.accelerator, CPUAccelerator):
@@ -266,7 +277,7 @@ def fit(
     )
     # Lightning reads checkpoints before it goes over to double precision.
     dtype = torch.float64 if precision == "64-true" else torch.float32
-    model.to(dtype=dtype, memory_format=_layout(card))  # type: ignore[call-overload]
+    model.to(dtype=dtype, memory_format=_layout(model))  # type: ignore[call-overload]
     module = TrainingModule(
         model,
         objective,
@@ -274,6 +285,7 @@ def fit(
         learning_rate=learning_rate,
         schedule=schedule,
         activations=Activations(activations, activations_path, compress),
+        seed=seed,
     )
     with _quiet():
         L.seed_everything(seed, workers=True, verbose=False)
@@ -290,70 +302,17 @@ def fit(
 _UNRECORDED = {"out", "resume", "overwrite", "progress"}
 # What may differ between a run and the one that goes on with it.
 _FREE = {
-    "epochs", "max_time", "workers", "accelerator", "devices", "nodes", "strategy",
+    "epochs", "max_time", "patience", "workers", "accelerator", "devices", "nodes", "strategy",
     "activations", "activations_path",
 }  # fmt: skip
 
 
-def _infer(
-    network: str, weights: str | os.PathLike[str] | None, options: dict[str, Any]
-) -> nn.Module | None:
-    """Network whose outputs a refinement network refines."""
-    refines = network.startswith("mtl-refine")
-    if refines != (weights is not None):
-        raise ArgumentError(
-            f"{network}: learns from the outputs of {network.replace('refine', 'infer')}; pass its "
-            "weights as infer_weights (--infer-weights)"
-            if refines
-            else f"infer_weights: for mtl-refine networks, not for {network}"
-        )
-    if weights is None:
-        return None
-    return models.load(network.replace("refine", "infer"), weights=weights)
-
-
-def _sources(
-    data: str | os.PathLike[str],
-    validation: str | os.PathLike[str] | None,
-    objective: Objective,
-    card: Card,
-    extents: Sequence[int],
-    shape: Sequence[int] | None,
-    size: int,
-    seed: int,
-) -> tuple[Source, Source]:
-    """What to train and to validate with, checked."""
-    raw = [is_raw(place) for place in (data, validation) if place is not None]
-    if shape is not None and not any(raw):
-        raise ArgumentError(
-            f"shape {tuple(shape)}: of raw samples, which {data} is not; leave it out (--shape)"
-        )
-
-    def read(place: str | os.PathLike[str], seed: int) -> Source:
-        labels = list(objective.labels)
-        apparent = is_raw(place) and shape is not None and shape[0] == 1
-        if card.sections and "fault_dip" in labels and not apparent:
-            labels.append("fault_strike")  # for the dip that a section shows
-        return source_of(place, labels, shape=shape, size=size, seed=seed)
-
-    training = read(data, seed)
-    if validation is None:
-        training, held_out = split(training, extents)
-    else:
-        held_out = read(validation, seed + HELD_OUT)
-    for source in (training, held_out):
-        if any(n < c for n, c in zip(source.shape, extents, strict=True)):
-            place = source.description
-            where = place.get("folder") or place.get("survey") or f"synthetic, size {size}"
-            raise TrainingDataError(
-                f"{where}: {' × '.join(map(str, source.shape))} samples are less than a crop of "
-                f"{' × '.join(map(str, extents))}; take smaller crops"
-            )
-    return training, held_out
-
-
 def _callbacks(
-    folder: Path, averaging: float, max_time: timedelta | None, record: Record
+    folder: Path,
+    averaging: float,
+    max_time: timedelta | None,
+    patience: int | None,
+    record: Record,
 ) -> list[Callback]:
     kept = partial(Checkpoint, folder / "checkpoints", enable_version_counter=False)
     callbacks: list[Callback] = [
@@ -365,6 +324,8 @@ def _callbacks(
     ]
     if averaging:
         callbacks.append(WeightAveraging(avg_fn=partial(averaged, averaging)))
+    if patience is not None:
+        callbacks.append(EarlyStopping("val_loss", patience=patience))
     if max_time is not None:
         callbacks.append(Timer(max_time, interval="epoch", verbose=False))
     return callbacks
@@ -393,8 +354,12 @@ def _trainer(folder: Path, **options: Any) -> L.Trainer:
         raise ArgumentError(f"{given}: Lightning says: {' '.join(str(error).split())}") from error
 
 
-def _layout(card: Card) -> torch.memory_format:
-    return torch.channels_last if len(card.axes) == 2 else torch.channels_last_3d
+def _layout(model: nn.Module) -> torch.memory_format:
+    """Channels last, unless kernels are of two and of three axes."""
+    ranks = {p.ndim for p in model.parameters()} & {4, 5}
+    if len(ranks) != 1:
+        return torch.preserve_format
+    return torch.channels_last if ranks == {4} else torch.channels_last_3d
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def averaged(decay: float, average: Tensor, weights: Tensor, steps: Tensor) -> T
     most of it for as long as that takes.
     """
     kept = ((1 + steps) / (10 + steps)).clamp_max(decay).to(average.dtype)
-    return average * kept + weights * (1 - kept)
+    return average + (weights - average) * (1 - kept)  # what does not change stays, to the last bit
 
 
 def as_read(outputs: Batch, card: Card, live: Tensor | None = None) -> Batch:
@@ -89,6 +89,8 @@ class TrainingModule(L.LightningModule):
         https://doi.org/10.48550/arXiv.1608.03983. "plateau" halves it when the validation loss
         has not fallen for 5 epochs.
     activations : Activations
+    seed : int
+        Of what a network draws in training, as what it drops out.
     """
 
     def __init__(
@@ -100,8 +102,10 @@ class TrainingModule(L.LightningModule):
         learning_rate: float = 1e-3,
         schedule: str = "cosine",
         activations: Activations = Activations(),
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        self.seed = seed
         self.model, self.objective = model, objective
         self.learning_rate, self.schedule, self.activations = learning_rate, schedule, activations
         # Not a submodule: neither trained nor in the checkpoints.
@@ -122,6 +126,11 @@ class TrainingModule(L.LightningModule):
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Outputs by label, of `input` and, unless it is everywhere, where it is `live`."""
         return self(batch["input"], batch.get("live"))
+
+    def on_train_batch_start(self, batch: Batch, number: int) -> None:
+        """Draw in each epoch what would be drawn in it, had the run not been resumed."""
+        if number == 0:  # loaders have drawn what they do
+            torch.manual_seed(self.seed + self.current_epoch)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Sum of the losses of a batch."""

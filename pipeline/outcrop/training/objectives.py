@@ -20,7 +20,7 @@ from torchmetrics.classification import (
 from torchmetrics.functional import spearman_corrcoef
 
 from ..errors import ArgumentError
-from ..models.card import Card
+from ..models.card import ACTIVATIONS, Card
 from ..models.cards import CARDS
 from .losses import (
     angle_loss,
@@ -61,24 +61,32 @@ class Objective:
         What it learns, and by what to divide it: the network's unit.
     losses : dict of str to callable
         For each label.
-    keys : dict of str to str or None
-        For each label, where it is in what the network returns; None for a plain tensor.
+    keys : dict of str to str or int
+        For each label, where it is in what the network returns: a name, or the number of a channel.
+    activation : callable
+        Of what the network returns.
     """
 
     labels: dict[str, float]
     losses: dict[str, Loss]
-    keys: dict[str, str | None]
+    keys: dict[str, str | int]
+    activation: Callable[[Tensor], Tensor]
 
     def outputs(self, model: nn.Module, x: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
         """Evaluate the network: (batch, 1, ...) float32 by label; auxiliary ones as "label/1"."""
         with _WholeSigmoid():
-            if hasattr(model, "logits"):
+            card: Card = model.card  # type: ignore[assignment]
+            if hasattr(model, "logits") and card.name in CARDS:
                 ((name, _),) = self.labels.items()
                 logits: Callable[..., list[Tensor]] = model.logits  # type: ignore[assignment]
                 first, *others = (torch.sigmoid(y.float()) for y in logits(x))
                 return {name: first, **{f"{name}/{i}": y for i, y in enumerate(others, 1)}}
             y = model(**x) if isinstance(x, dict) else model(x)
-        return {name: (y if key is None else y[key]).float() for name, key in self.keys.items()}
+        found = {}
+        for name, key in self.keys.items():
+            part = y[key] if isinstance(key, str) else y[:, key : key + 1]
+            found[name] = self.activation(part.float())
+        return found
 
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss of each label; what is trained is their sum."""
@@ -165,23 +173,22 @@ def objective_of(card: Card, loss: str = "dice-bce") -> Objective:
     # Refinement takes all that inference gives, whatever it was built to refine.
     given = {"amplitude", "", *(o.name for o in CARDS.get(card.name, card).outputs if o)}
     strange = [i.name for i in card.inputs if i.name not in given]
-    if strange or None in card.outputs or card.activation != "none" or not card.outputs:
+    if strange or None in card.outputs or card.activation == "softmax" or not card.outputs:
         why = f"it needs {strange[0]}" if strange else "it tells classes apart"
-        if card.activation == "sigmoid":
-            why = "its card applies the sigmoid, which the network itself has to"
         raise ArgumentError(
             f"{card.name}: outcrop has no training for it ({why}); train it with losses of your "
             "own and load its weights"
         )
     outputs = [o for o in card.outputs if o is not None]
     several = card.separate or card.name.startswith("mtl")
-    labels, losses, keys = {}, {}, {}
-    for output in outputs:
+    labels, losses = {}, {}
+    keys: dict[str, str | int] = {}
+    for number, output in enumerate(outputs):
         name = output.name.removesuffix("_probability")
         labels[name] = output.scale
         losses[name] = _OF_LABEL[name] if name in QUANTITIES else LOSSES[loss]
-        keys[name] = output.suffix if several else None
-    return Objective(labels, losses, keys)
+        keys[name] = output.suffix if several else number
+    return Objective(labels, losses, keys, ACTIVATIONS[card.activation])
 
 
 class _WholeSigmoid(TorchFunctionMode):

@@ -27,6 +27,7 @@ from ..output import check_apart
 from ..storage import naming_refusal, remove, write_whole
 from ..view.save import save
 from .module import TrainingModule
+from .volumes import places_of
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 WEIGHTS, PICTURE = "weights.safetensors", "predictions.png"
@@ -90,8 +91,9 @@ def begin(
                 "folder, or pass overwrite (--overwrite)"
             )
         for name in ("data", "validation"):
-            place = settings[name]
-            check_apart(place.get("folder") or place.get("survey"), folder, what=f"the {name}")
+            for place in places_of(settings[name]):
+                if place != "synthetic":
+                    check_apart(place, folder, what=f"the {name}")
         for name in ("weights", "infer_weights"):
             given = settings[name]
             if given is not None and Path(given).is_file():

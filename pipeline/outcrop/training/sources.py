@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, TrainingDataError
-from ..output import is_complete, is_unfinished
-from ..storage import on_disk
 from .recipes import RANGES, Ranges, random_survey
-from .surveys import Survey
 from .synthetic import LABELS
 from .volumes import (
     Array,
@@ -34,7 +31,6 @@ from .volumes import (
 # Labels by the suffixes of the multi-task networks' files, and what their values are times.
 _RAW = {"fault": "fsem", "fault_dip": "fdip", "fault_strike": "fstrike"}
 _HALF_TURNS = ("fault_dip", "fault_strike")
-HELD_OUT = 1_000_000  # between the seeds of synthetic surveys to train and to validate with
 
 
 class Synthetic:
@@ -203,85 +199,26 @@ class Part:
         return self.source.read(self.numbers[number])
 
 
-def is_raw(data: str | os.PathLike[str]) -> bool:
-    """Whether data are a folder of raw samples.
-
-    Raises
-    ------
-    TrainingDataError
-        If there is no such data.
-    """
-    if not isinstance(data, (str, os.PathLike)):
-        raise TrainingDataError(
-            f"data: is a {type(data).__name__}; pass synthetic, a folder of raw samples, or the "
-            "path of a survey in Zarr"
-        )
-    if data == "synthetic":
-        return False
-    path = on_disk(data)
-    if not path.is_dir():
-        raise TrainingDataError(
-            f"{path}: no such folder; pass synthetic, a folder of raw samples or a survey in Zarr"
-        )
-    return not (is_complete(path) or is_unfinished(path))
-
-
-def source_of(
-    data: str | os.PathLike[str],
-    labels: Sequence[str],
-    *,
-    shape: Sequence[int] | None = None,
-    size: int = 128,
-    seed: int = 0,
-) -> Source:
-    """Source of training volumes.
+class Several:
+    """Volumes of several sources, each as often as any other, whatever its size.
 
     Parameters
     ----------
-    data : path-like or "synthetic"
-        A folder of raw samples, a survey in Zarr, or the generator.
-    labels : sequence of str
-    shape : sequence of int, optional
-        Of raw samples: (inlines, crosslines, samples).
-    size, seed : int
-        Of synthetic surveys.
-
-    Raises
-    ------
-    TrainingDataError
-        If there is no such data, or it is of no use.
+    sources : sequence of Source
+        Each with an end.
     """
-    if is_raw(data):
-        return RawFolder(data, labels, shape)
-    return Synthetic(labels, size, seed) if data == "synthetic" else Survey(data, labels)
 
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = tuple(sources)
+        self.places = [(each, n) for each in sources for n in range(each.volumes or 0)]
+        self.volumes: int | None = len(self.places)
+        self.shape: Extents = tuple(map(min, *(each.shape for each in sources)))
+        self.description: dict[str, Any] = {"sources": [each.description for each in sources]}
 
-def split(source: Source, crop: Sequence[int]) -> tuple[Source, Source]:
-    """Hold out a part of a source to validate with.
-
-    The generator's is drawn from another seed; of a folder it is the last tenth of the samples.
-
-    Parameters
-    ----------
-    source : Source
-    crop : sequence of int
-        (inlines, crosslines, samples) that either part must have.
-
-    Raises
-    ------
-    TrainingDataError
-        If there is too little to hold some out.
-    """
-    if isinstance(source, Synthetic):
-        seed = source.seed + HELD_OUT
-        return source, Synthetic(source.labels, source.shape[0], seed, source.ranges)
-    if isinstance(source, Survey):
-        return source.split(crop)
-    assert source.volumes is not None
-    if source.volumes < 2:
-        raise TrainingDataError(
-            f"{source.description['folder']}: has a single sample, and one must be held out; pass "
-            "validation data"
-        )
-    cut = source.volumes - max(source.volumes // 10, 1)
-    return Part(source, range(cut)), Part(source, range(cut, source.volumes))
+    def read(self, number: int) -> Volume:
+        """Read the volume at place `number` of all."""
+        source, place = self.places[number]
+        volume = source.read(place)
+        if volume.live is None:  # those of a batch are alike
+            volume = volume._replace(live=np.ones(volume.shape[:2], bool))
+        return volume

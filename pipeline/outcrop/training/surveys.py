@@ -30,7 +30,7 @@ from .volumes import (
     with_labels,
 )
 
-_CACHE = 1 << 30  # bytes of a survey's blocks that each process keeps
+_CACHE = 1 << 30  # bytes of surveys' blocks that each process keeps
 
 
 class Survey:
@@ -42,6 +42,8 @@ class Survey:
         Opened by `outcrop.open`; blocks that were read are kept.
     labels : sequence of str
         Names of the variables.
+    share : float
+        Of what a process keeps of surveys.
 
     Raises
     ------
@@ -53,7 +55,9 @@ class Survey:
 
     volumes: int | None = 1
 
-    def __init__(self, path: str | os.PathLike[str], labels: Sequence[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], labels: Sequence[str], share: float = 1.0
+    ) -> None:
         from ..survey import open as open_survey
 
         try:
@@ -73,6 +77,9 @@ class Survey:
                     f"instead of {', '.join(dims)}"
                 )
         self.dataset = survey[list(names)].transpose(*dims, ...)
+        self.cache = int(_CACHE * share) // len(names)
+        steps = np.diff(self.dataset[dims[2]].to_numpy()[:2])
+        self.interval = f"{steps.sum():g} {self.dataset[dims[2]].attrs.get('units', '')}".strip()
         try:
             found = [_check_lazily(self.dataset[name], f"{path}: {name}") for name in labels]
             self.statistics, fingerprint = statistics(survey["amplitude"])
@@ -85,6 +92,7 @@ class Survey:
             "survey": str(Path(path).absolute()),
             "fingerprint": hashlib.sha256(repr((fingerprint, sums)).encode()).hexdigest(),
         }
+        self.start, self.whole = (0, 0, 0), self.dataset["amplitude"].shape
         self._open()
 
     def _open(self) -> None:
@@ -92,12 +100,14 @@ class Survey:
         live = self.dataset.coords.get("live")
         self.volume = Volume(
             {
-                str(name): Blocks(variable.data, _CACHE // len(self.dataset.data_vars))
+                str(name): Blocks(variable.data, self.cache)
                 for name, variable in self.dataset.data_vars.items()
             },
             self.statistics,
             None if live is None else live.to_numpy(),
             self.dataset["labelled"].to_numpy(),
+            self.start,
+            self.whole,
         )
 
     def part(self, dim: str, start: int, stop: int) -> Survey:
@@ -106,6 +116,7 @@ class Survey:
         other.dataset = self.dataset.isel({dim: slice(start, stop)})
         first, last = other.dataset[dim].to_numpy()[[0, -1]].tolist()
         other.description = {**self.description, dim: [first, last]}
+        other.start = (start, 0, 0) if dim == "inline" else (0, start, 0)
         other._open()
         return other
 
@@ -151,13 +162,14 @@ def _check_lazily(label: xr.DataArray, where: str) -> tuple[int, Array]:
     numpy.ndarray
         (inlines, crosslines), bool: traces that are there with labels that are known.
     """
-    live, lowest, highest, total = label.coords.get("live"), np.inf, -np.inf, 0
+    lowest, highest, total = np.inf, -np.inf, 0
+    live = label.coords["live"].to_numpy() if "live" in label.coords else None
     some, unknown = np.zeros(label.shape[:2], bool), 0
     blocks = Blocks(label.data, 0)
     for box in dask.array.core.slices_from_chunks(label.data.chunks):
         with naming_bad_chunk(label, box), naming_refusal(where, "then run the same command again"):
             values = blocks[box]
-        there = np.True_ if live is None else live.to_numpy()[box[:2]][:, :, None]
+        there = np.True_ if live is None else live[box[:2]][:, :, None]
         values = np.where(there, values, 0)  # what is elsewhere is not learnt from
         total += int(place_sum(values, [(s.start, s.stop) for s in box]))
         total %= 2**64

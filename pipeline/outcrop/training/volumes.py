@@ -13,6 +13,7 @@ from ..models.normalization import Statistics
 
 Array = np.ndarray
 QUANTITIES = ("rgt", "dhr", "fault_dip", "fault_strike")  # other labels: probabilities
+AXES = {"inline": 0, "crossline": 1, "trace": 1, "z": 2}  # of a network, in a volume
 Extents = tuple[int, ...]  # inlines, crosslines, samples
 
 
@@ -30,12 +31,18 @@ class Volume(NamedTuple):
         (inlines, crosslines), bool: where there are traces.
     labelled : numpy.ndarray or None
         (inlines, crosslines), bool: which of them, at least one, have labels; all unless given.
+    start : tuple of int
+        Where it begins in the survey that it is a part of.
+    whole : tuple of int or None
+        Extents of that survey; its own unless given.
     """
 
     values: Mapping[str, Any]
     statistics: Statistics
     live: Array | None = None
     labelled: Array | None = None
+    start: Extents = (0, 0, 0)
+    whole: Extents | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,6 +70,12 @@ class Source(Protocol):
     def read(self, number: int) -> Volume:
         """Return a volume."""
         ...
+
+
+def places_of(description: Mapping[str, Any]) -> list[str]:
+    """Folders and surveys that a source of this description reads, or "synthetic"."""
+    parts = description.get("sources", [description])
+    return [part.get("folder") or part.get("survey") or "synthetic" for part in parts]
 
 
 def statistics_of(amplitude: Array) -> Statistics:
