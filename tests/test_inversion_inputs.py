@@ -1235,13 +1235,15 @@ def test_gathers_are_drawn_as_the_last_band_has_them(tmp_path):
     observed["wavelet"] = inversion.ricker(14.0, 0.0015, 600)
     observed = observed.assign(amplitude=observed.amplitude.astype(">f4"))
 
-    def drawn(slowest, corner):
+    def drawn(slowest, corner, changed="vp"):
         history = xr.concat([on.vp, on.vp - 2000.0 + slowest], "iteration")
         numbers = {"misfit": ("iteration", [2.0, 1.0]), "corner": ("iteration", [corner] * 2)}
-        found = xr.Dataset({"vp": history[-1], "vp_history": history, **numbers})
+        models = {"vp": history[-1], changed: history[-1], f"{changed}_history": history}
+        found = xr.Dataset({**models, **numbers})
         return draw_inversion(found, observed, tmp_path / f"{slowest}", pml_width=PML)
 
     assert [path.name for path in drawn(1990.0, 8.0)] == ["models.png", "misfit.png", "gathers.png"]
+    assert drawn(1990.0, 8.0, "density")[0].name == "models-density.png"
     for slowest, corner in ((1000.0, 8.0), (1980.0, np.nan)):
         with pytest.warns(UserWarning, match="gathers.png: is not drawn: spacing 20 m"):
             assert len(drawn(slowest, corner)) == 2

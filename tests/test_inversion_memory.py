@@ -91,7 +91,7 @@ SURVEYS = {
     "compressed on disk": ((24, 32, 32), 8, 120, 0.0013),
     "bands": (LINE, 380, 800, 0.0013),
     "correlation": (LINE, 380, 800, 0.0013),
-    "envelope": (LINE, 380, 800, 0.0013),
+    "envelope": (LINE, 380, 1600, 0.0013),
     "substeps": (LINE, 380, 300, 0.004),
     "between": ((10, 16, 16), 8, 120, 0.0013),
     "long traces": (LINE, 380, 2000, 0.0013),

@@ -249,7 +249,7 @@ def _to_one(residuals: Tensor) -> float:
     Where amplitudes are small, products of two wavefields would otherwise be below what float32
     holds.
     """
-    largest = float(residuals.abs().max())
+    largest = max(float(residuals.max()), -float(residuals.min()))
     exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
     return 2.0 ** max(-_RANGE, min(_RANGE, -exponent))
 
