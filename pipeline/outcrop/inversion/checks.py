@@ -101,7 +101,8 @@ def check_sampling(
             "frequency, or more samples"
         )
     speeds = {name: model[name].to_numpy() for name in ("vp", "vs") if name in model}
-    check_dispersion(speeds, grid, equation, low_pass(wavelet, corner, step), step, accuracy)
+    highest = highest_frequency(low_pass(wavelet, corner, step), step)
+    check_dispersion(speeds, grid, equation, highest, accuracy)
     longest = largest_time_step(grid, max_velocity)
     if step > longest * (1 + 1e-9) and not substeps:
         wider, above, lower = step / longest, "", ""
@@ -122,8 +123,7 @@ def check_dispersion(
     speeds: Mapping[str, np.ndarray],
     grid: Grid,
     equation: str,
-    wavelet: np.ndarray,
-    step: float,
+    highest: float,
     accuracy: int,
 ) -> None:
     """Raise `SamplingError` if a grid is too coarse for the slowest waves: see `check_sampling`.
@@ -134,13 +134,10 @@ def check_dispersion(
         `vp`, and `vs` where the equation has it, m/s.
     grid : Grid
     equation : str
-    wavelet : ndarray, (shot or 1, time)
-        As it is propagated, filtered.
-    step : float
-        Time step, s.
+    highest : float
+        Frequency that is propagated, Hz.
     accuracy : int
     """
-    highest = highest_frequency(wavelet, step)
     slowest, what = float(speeds["vp"].min()), "vp"
     if equation == "elastic" and (solid := speeds["vs"] > 0).any():
         slowest, what = float(speeds["vs"][solid].min()), "vs"

@@ -18,7 +18,7 @@ from ..output import check_apart, check_free
 from ..storage import goes_on, naming_refusal, on_disk
 from ..survey.geometry import check_choice
 from .arguments import Bounds, bounds_of, check_parameters, mask_weights, steps_of
-from .bands import low_pass
+from .bands import highest_frequency, low_pass
 from .checks import SamplingError, check_dispersion
 from .evaluation import Evaluator
 from .experiment import Experiment, Shots, options_of, set_up
@@ -260,6 +260,7 @@ class _Inversion:
             for name in stepper.x
         }
         self.iteration, self.too_slow = 0, False
+        self.highest: dict[float | None, float] = {}  # frequency of each band, Hz
 
     def run(
         self,
@@ -275,6 +276,8 @@ class _Inversion:
         else:
             self.iteration, self.base = state["iteration"], state["base"]
             self.stepper.load(state["stepper"])
+        wavelet, step = self.experiment.wavelet, self.experiment.physics.time_step
+        self.highest = {c: highest_frequency(low_pass(wavelet, c, step), step) for c in bands}
         last = iterations * len(bands)
         while self.iteration < last:
             corner = bands[self.iteration // iterations]
@@ -307,11 +310,8 @@ class _Inversion:
         grid, physics = self.experiment.grid, self.experiment.physics
         speeds = {p: self.experiment.model[p].to_numpy() for p in physics.parameters}
         speeds.update(self._values(self.base))
-        emitted = low_pass(self.experiment.wavelet, corner, physics.time_step)
         try:
-            check_dispersion(
-                speeds, grid, physics.equation, emitted, physics.time_step, physics.accuracy
-            )
+            check_dispersion(speeds, grid, physics.equation, self.highest[corner], physics.accuracy)
         except SamplingError as error:
             self.too_slow = True
             warnings.warn(
