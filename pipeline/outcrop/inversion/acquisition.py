@@ -179,6 +179,13 @@ def surface_grid(
     -------
     xarray.Dataset
         As `positions` gives. Positions are those of samples of the model.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is of another kind, or the model has no room for so many.
+    SurveyError
+        If the model lacks something.
     """
     check_kinds(
         {
@@ -256,6 +263,13 @@ def streamer(
     -------
     xarray.Dataset
         As `positions` gives, with receivers of each shot.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is of another kind, or does not fit the model.
+    SurveyError
+        If the model lacks something.
     """
     check_kinds(
         {
