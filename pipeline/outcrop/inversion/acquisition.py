@@ -8,9 +8,8 @@ import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, SurveyError
-
-# Axes of a model, the slowest first. Positions are in metres along the same axes.
-DIMS = ("depth", "crossline", "inline")
+from .kinds import check_kinds
+from .model import DIMS, Model, grid_of, open_model
 
 
 def ricker(frequency: float, time_step: float, samples: int) -> xr.DataArray:
@@ -32,13 +31,20 @@ def ricker(frequency: float, time_step: float, samples: int) -> xr.DataArray:
     Raises
     ------
     ArgumentError
-        If the frequency is not between 0 and the Nyquist frequency.
+        If the frequency is not between 0 and the Nyquist frequency, or one is no number.
 
     References
     ----------
     .. [1] Ricker, N., 1953, The form and laws of propagation of seismic wavelets: Geophysics,
        18, 10-40, https://doi.org/10.1190/1.1437843
     """
+    check_kinds(
+        {
+            "ricker: frequency": frequency,
+            "ricker: time_step": time_step,
+            "ricker: samples": samples,
+        }
+    )
     if not (time_step > 0 and 0 < frequency < 0.5 / time_step):
         raise ArgumentError(
             f"ricker: {frequency:g} Hz is not between 0 and the Nyquist frequency of a time step "
@@ -57,8 +63,16 @@ def wavelet(values: Sequence[float] | np.ndarray, time_step: float) -> xr.DataAr
     values : array_like
     time_step : float
         In seconds.
+
+    Raises
+    ------
+    ArgumentError
+        If they are no numbers over one or two axes.
     """
-    values = np.asarray(values, dtype=np.float64)
+    check_kinds({"wavelet: time_step": time_step})
+    values = _numbers(values, "wavelet")
+    if values.ndim not in (1, 2) or not values.size:
+        raise ArgumentError(f"wavelet: has shape {values.shape}; pass samples, ([shot,] time)")
     time = time_step * np.arange(values.shape[-1])
     return xr.DataArray(
         values,
@@ -96,9 +110,13 @@ def positions(
     Raises
     ------
     ArgumentError
-        If the shapes do not fit each other.
+        If the shapes do not fit each other, or something is no number or no axis of a model.
     """
-    sources, receivers = (np.asarray(p, dtype=np.float64) for p in (sources, receivers))
+    if isinstance(dims, str) or len({*dims} & {*DIMS}) < len(dims):
+        raise ArgumentError(f"dims={dims!r}: pass some of {', '.join(DIMS)}")
+    if not isinstance(wavelet, xr.DataArray):
+        raise ArgumentError(f"wavelet: is a {type(wavelet).__name__}; pass what ricker gives")
+    sources, receivers = _numbers(sources, "sources"), _numbers(receivers, "receivers")
     if sources.ndim != 2 or receivers.ndim not in (2, 3) or sources.shape[-1] != len(dims):
         raise ArgumentError(
             f"sources {sources.shape}, receivers {receivers.shape}: pass (shot, {len(dims)}) and "
@@ -108,6 +126,11 @@ def positions(
         raise ArgumentError(
             f"receivers {receivers.shape}: do not fit sources {sources.shape}; pass "
             f"({len(sources)}, receiver, {len(dims)}), or (receiver, {len(dims)}) for all shots"
+        )
+    if wavelet.sizes.get("shot", len(sources)) != len(sources):
+        raise ArgumentError(
+            f"wavelet: has {wavelet.sizes['shot']} shots, and there are {len(sources)} sources; "
+            "pass one for each, or one for all"
         )
     spread = ("shot", "receiver")[-(receivers.ndim - 1) :]
     variables: dict[str, tuple] = {}
@@ -119,8 +142,18 @@ def positions(
     return xr.Dataset({"wavelet": wavelet}, coords=variables)
 
 
+def _numbers(given: object, name: str) -> np.ndarray:
+    try:
+        found = np.asarray(given)
+        if found.dtype.kind not in "iuf":
+            raise ValueError(f"of type {found.dtype}")
+        return found.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{name}: no array of numbers: {error}") from None
+
+
 def surface_grid(
-    velocity: xr.DataArray | xr.Dataset,
+    velocity: Model,
     *,
     sources: tuple[int, ...],
     receivers: tuple[int, ...],
@@ -132,7 +165,7 @@ def surface_grid(
 
     Parameters
     ----------
-    velocity : xarray.DataArray or xarray.Dataset
+    velocity : xarray.DataArray, xarray.Dataset or path
         The model that they lie on.
     sources, receivers : tuple of int
         How many along crossline and inline; along the line in 2-D.
@@ -146,18 +179,35 @@ def surface_grid(
     -------
     xarray.Dataset
         As `positions` gives. Positions are those of samples of the model.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is of another kind, or the model has no room for so many.
+    SurveyError
+        If the model lacks something.
     """
-    dims = [d for d in DIMS if d in velocity.dims]
+    check_kinds(
+        {
+            "velocity": velocity,
+            "surface_grid: sources": sources,
+            "surface_grid: receivers": receivers,
+            "surface_grid: depth": depth,
+            "surface_grid: inset": inset,
+        }
+    )
+    model = open_model(velocity)
+    dims = grid_of(model).dims
     lateral = dims[1:]
     for name, counts in (("sources", sources), ("receivers", receivers)):
-        if np.shape(counts) != (len(lateral),) or min(counts) < 1:
+        if len(counts) != len(lateral):
             raise ArgumentError(f"{name} {counts}: pass how many along {', '.join(lateral)}")
-    level = float(velocity["depth"][1]) if depth is None else float(depth)
+    level = float(model["depth"][1]) if depth is None else float(depth)
 
     def spread(counts: tuple[int, ...]) -> np.ndarray:
         axes = [np.array([level])]
         for dim, count in zip(lateral, counts, strict=True):
-            at = velocity[dim].to_numpy().astype(np.float64)
+            at = model[dim].to_numpy().astype(np.float64)
             if at.size < count + 2 * inset:
                 raise ArgumentError(
                     f"{count} positions along {dim}: the model has {at.size} samples there, "
@@ -173,7 +223,7 @@ def surface_grid(
 
 
 def streamer(
-    velocity: xr.DataArray | xr.Dataset,
+    velocity: Model,
     *,
     first: tuple[float, ...],
     shots: int,
@@ -191,7 +241,7 @@ def streamer(
 
     Parameters
     ----------
-    velocity : xarray.DataArray or xarray.Dataset
+    velocity : xarray.DataArray, xarray.Dataset or path
         The model.
     first : tuple of float
         First source position in metres: (crossline, inline), or (inline,) in 2-D.
@@ -213,15 +263,38 @@ def streamer(
     -------
     xarray.Dataset
         As `positions` gives, with receivers of each shot.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is of another kind, or does not fit the model.
+    SurveyError
+        If the model lacks something.
     """
-    dims = [d for d in DIMS if d in velocity.dims]
+    check_kinds(
+        {
+            "velocity": velocity,
+            "streamer: first": first,
+            "streamer: shots": shots,
+            "streamer: shot_spacing": shot_spacing,
+            "streamer: receivers": receivers,
+            "streamer: receiver_spacing": receiver_spacing,
+            "streamer: offset": offset,
+            "streamer: cables": cables,
+            "streamer: cable_spacing": cable_spacing,
+            "streamer: source_depth": source_depth,
+            "streamer: receiver_depth": receiver_depth,
+        }
+    )
+    model = open_model(velocity)
+    dims = grid_of(model).dims
     if len(first) != len(dims) - 1 or (len(dims) == 2 and cables != 1):
         raise ArgumentError(
             f"first {first}, {cables} cables: pass the position along {', '.join(dims[1:])}"
             + ("" if len(dims) == 3 else " and one cable")
         )
     sails = 1.0 if shot_spacing >= 0 else -1.0
-    level = float(velocity["depth"][1])
+    level = float(model["depth"][1])
     sources = np.tile(np.array([level, *first], dtype=np.float64), (shots, 1))
     if source_depth is not None:
         sources[:, 0] = source_depth

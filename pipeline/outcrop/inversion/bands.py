@@ -56,6 +56,10 @@ def highest_frequency(wavelet: np.ndarray, time_step: float) -> float:
     time_step : float
     """
     length = max(4096, 4 * wavelet.shape[-1])
-    amplitude = np.abs(np.fft.rfft(wavelet, length, axis=-1)).reshape(-1, length // 2 + 1).max(0)
+    rows, amplitude = wavelet.reshape(-1, wavelet.shape[-1]), np.zeros(length // 2 + 1)
+    count = max(1, _PIECE // (16 * length))
+    for start in range(0, len(rows), count):
+        spectrum = np.abs(np.fft.rfft(rows[start : start + count], length, axis=-1))
+        amplitude = np.maximum(amplitude, spectrum.max(axis=0))
     above = np.flatnonzero(amplitude >= 0.1 * amplitude.max())
     return float(np.fft.rfftfreq(length, time_step)[above[-1]])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, GeometryError, OutcropError, SurveyError
-from .acquisition import DIMS, check_acquisition, order, time_step
+from .acquisition import check_acquisition, order, time_step
 from .bands import highest_frequency, low_pass
 from .gathers import Gathers
-from .model import Grid
+from .model import DIMS, Grid
 from .physics import EQUATIONS, REACH, load_deepwave
 
 # Shots whose positions are looked at together.
@@ -100,23 +100,9 @@ def check_sampling(
             "wavelet: is cut off at the start or the end of the traces; shift it, take a higher "
             "frequency, or more samples"
         )
-    deepwave = load_deepwave()
+    speeds = {name: model[name].to_numpy() for name in ("vp", "vs") if name in model}
     highest = highest_frequency(low_pass(wavelet, corner, step), step)
-    slowest, what = float(model["vp"].min()), "vp"
-    if equation == "elastic" and (model["vs"] > 0).any():
-        slowest, what = float(model["vs"].where(model["vs"] > 0).min()), "vs"
-    needed = deepwave.suggest_discretisation(
-        slowest, highest, len(grid.dims), accuracy, propagator=equation, min_points_per_wavelength=1
-    )
-    coarsest = max(grid.spacing)
-    if coarsest > needed.grid_spacing[0] * (1 + 1e-6):
-        points = slowest / highest / coarsest
-        raise SamplingError(
-            f"spacing {coarsest:g} m: {points:.2g} points in the shortest wavelength "
-            f"({slowest:g} m/s of {what} at {highest:.3g} Hz), and accuracy {accuracy} needs "
-            f"{needed.points_per_wavelength:g}; take a spacing of {_down(needed.grid_spacing[0])} "
-            f"m, or nothing above {_down(highest * needed.grid_spacing[0] / coarsest)} Hz"
-        )
+    check_dispersion(speeds, grid, equation, highest, accuracy)
     longest = largest_time_step(grid, max_velocity)
     if step > longest * (1 + 1e-9) and not substeps:
         wider, above, lower = step / longest, "", ""
@@ -130,6 +116,42 @@ def check_sampling(
             f"spacing of {_list(grid.spacing)} m; take {_down(1000 * longest)} ms, or a spacing of "
             f"{_list([_up(s * wider) for s in grid.spacing])} m, or let Deepwave step in between "
             "with substeps=True (substeps: true)" + lower
+        )
+
+
+def check_dispersion(
+    speeds: Mapping[str, np.ndarray],
+    grid: Grid,
+    equation: str,
+    highest: float,
+    accuracy: int,
+) -> None:
+    """Raise `SamplingError` if a grid is too coarse for the slowest waves: see `check_sampling`.
+
+    Parameters
+    ----------
+    speeds : mapping of str to ndarray
+        `vp`, and `vs` where the equation has it, m/s.
+    grid : Grid
+    equation : str
+    highest : float
+        Frequency that is propagated, Hz.
+    accuracy : int
+    """
+    slowest, what = float(speeds["vp"].min()), "vp"
+    if equation == "elastic" and (solid := speeds["vs"] > 0).any():
+        slowest, what = float(speeds["vs"][solid].min()), "vs"
+    needed = load_deepwave().suggest_discretisation(
+        slowest, highest, len(grid.dims), accuracy, propagator=equation, min_points_per_wavelength=1
+    )
+    coarsest = max(grid.spacing)
+    if coarsest > needed.grid_spacing[0] * (1 + 1e-6):
+        points = slowest / highest / coarsest
+        raise SamplingError(
+            f"spacing {coarsest:g} m: {points:.2g} points in the shortest wavelength "
+            f"({slowest:g} m/s of {what} at {highest:.3g} Hz), and accuracy {accuracy} needs "
+            f"{needed.points_per_wavelength:g}; take a spacing of {_down(needed.grid_spacing[0])} "
+            f"m, or nothing above {_down(highest * needed.grid_spacing[0] / coarsest)} Hz"
         )
 
 

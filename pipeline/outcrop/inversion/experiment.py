@@ -63,7 +63,8 @@ class Options:
     storage_compression : bool
         Keep it in 8 bits a value: lossy, and of no use around sources, where the model then stays.
     checkpoint_segments : int, optional
-        Keep the wavefield of one of so many pieces of the time, and compute others again.
+        Keep the wavefield of one of so many pieces of the time, and compute others again; not with
+        the acoustic equation below a free surface.
     memory : str or int, optional
         What one process may take; what it has to give unless given.
     batch_size : int, optional
@@ -113,6 +114,13 @@ class Options:
             )
         if self.accuracy not in (2, 4, 6, 8):
             raise ArgumentError(f"accuracy={self.accuracy}: choose one of 2, 4, 6, 8")
+        pieces, mirrored = self.checkpoint_segments or 1, self.free_surface and self.accuracy > 2
+        if self.equation == "acoustic" and mirrored and pieces > 1:
+            raise ArgumentError(
+                f"checkpoint_segments={pieces}: what Deepwave's acoustic equation has above a free "
+                "surface is lost between segments, and with it the third digit of the gradient; "
+                'keep wavefields on disk, storage_mode="disk" (storage_mode: disk)'
+            )
 
     def record(self) -> dict[str, Any]:
         """What decides on the result, for a later call to compare."""
@@ -279,7 +287,9 @@ def set_up(
         precision=options.precision,
         device=options.device,
         storage_mode=options.storage_mode,
-        storage_path=None if options.storage_path is None else os.fspath(options.storage_path),
+        storage_path=None
+        if options.storage_path is None
+        else os.path.abspath(options.storage_path),
         storage_compression=options.storage_compression,
         checkpoint_segments=options.checkpoint_segments,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import warnings
@@ -15,12 +14,12 @@ import xarray as xr
 from torch import Tensor
 
 from ..arrays import native
-from ..errors import ResumeError, SurveyError
-from ..output import Output, check_apart, check_free
+from ..output import check_apart, check_free
 from ..storage import goes_on, naming_refusal, on_disk
 from ..survey.geometry import check_choice
 from .arguments import Bounds, bounds_of, check_parameters, mask_weights, steps_of
-from .bands import low_pass
+from .bands import highest_frequency, low_pass
+from .checks import SamplingError, check_dispersion
 from .evaluation import Evaluator
 from .experiment import Experiment, Shots, options_of, set_up
 from .history import History, begin, begun_with, open_inversion
@@ -34,12 +33,11 @@ from .shaping import Shape
 from .shots import Shots as Job
 from .shots import cut
 from .tasks import Team
+from .traces import check_traces
 
 if TYPE_CHECKING:
     from distributed import Client
 
-_CHECKED = 64  # shots whose traces one task looks at
-_SEEN = "checked "  # in the journal, before the digest of the traces
 # Of a parameter's largest value: its largest change in the first step.
 _FIRST = {"lbfgs": 0.02, "adam": 0.005, "sgd": 0.005}
 
@@ -261,7 +259,8 @@ class _Inversion:
             name: shape.clamp(name, torch.as_tensor(experiment.model[name].to_numpy()).double())
             for name in stepper.x
         }
-        self.iteration = 0
+        self.iteration, self.too_slow = 0, False
+        self.highest: dict[float | None, float] = {}  # frequency of each band, Hz
 
     def run(
         self,
@@ -277,15 +276,14 @@ class _Inversion:
         else:
             self.iteration, self.base = state["iteration"], state["base"]
             self.stepper.load(state["stepper"])
+        wavelet, step = self.experiment.wavelet, self.experiment.physics.time_step
+        self.highest = {c: highest_frequency(low_pass(wavelet, c, step), step) for c in bands}
         last = iterations * len(bands)
         while self.iteration < last:
             corner = bands[self.iteration // iterations]
             if self.iteration % iterations == 0:
                 self.stepper.restart()
-            # At the start of a band the base is the model; its gradient is what is committed.
-            value, gradients = self._evaluate(self.base, corner)
-            history.write_gradient(self.iteration, value, corner, gradients)
-            told(self.iteration, value)
+            self._look(history, corner, told)
             self.stepper.step(lambda corner=corner: self._at_x(corner))  # type: ignore[misc]
             self.base = self._clamped(self._moved())
             self.iteration += 1
@@ -298,9 +296,29 @@ class _Inversion:
                 }
             )
             self.evaluator.commit()
-        value, gradients = self._evaluate(self.base, bands[-1])
-        history.write_gradient(last, value, bands[-1], gradients)
-        told(last, value)
+        self._look(history, bands[-1], told)
+
+    def _look(
+        self, history: History, corner: float | None, told: Callable[[int, float], None]
+    ) -> None:
+        """Write misfit and gradient of the model, and say so if it has become too slow."""
+        value, gradients = self._evaluate(self.base, corner)
+        history.write_gradient(self.iteration, value, corner, gradients)
+        told(self.iteration, value)
+        if self.too_slow:
+            return
+        grid, physics = self.experiment.grid, self.experiment.physics
+        speeds = {p: self.experiment.model[p].to_numpy() for p in physics.parameters}
+        speeds.update(self._values(self.base))
+        try:
+            check_dispersion(speeds, grid, physics.equation, self.highest[corner], physics.accuracy)
+        except SamplingError as error:
+            self.too_slow = True
+            warnings.warn(
+                f"the model of iteration {self.iteration} has become too slow: {error}, or raise "
+                "the lower bound (bounds:)",
+                stacklevel=4,
+            )
 
     def _at_x(self, corner: float | None) -> tuple[float, dict[str, Tensor]]:
         """Misfit where the optimiser is, and its gradient with respect to what it moves."""
@@ -341,45 +359,3 @@ class _Inversion:
 
     def _values(self, model: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return {n: v.numpy().astype(self.experiment.physics.precision) for n, v in model.items()}
-
-
-def check_traces(
-    team: Team, output: Output, experiment: Experiment, *, encoded: bool = False
-) -> str:
-    """Look at every observed trace, and return the SHA-256 of all.
-
-    Raises
-    ------
-    SurveyError
-        If one is not finite, a shot silent, or, where shots are encoded, a trace.
-    ResumeError
-        If an earlier call began with others.
-    """
-    count = experiment.gathers.count
-    pieces = (tuple(range(k, min(k + _CHECKED, count))) for k in range(0, count, _CHECKED))
-    found: dict[tuple[int, ...], tuple[str, int]] = {}
-    team.run(
-        (("check", piece) for piece in pieces), lambda task, told: found.update({task[1]: told})
-    )
-    name = experiment.path or "shots"
-    if silent := sum(count for _, count in found.values()):
-        if encoded:
-            raise SurveyError(
-                f"{name}: {silent:,} traces are zero throughout, and with encoding shots that fire "
-                "together need all; leave out their receivers, or choose subset"
-            )
-        warnings.warn(
-            f"{name}: {silent:,} traces are zero throughout; they are left out as dead",
-            stacklevel=3,
-        )
-    traces = hashlib.sha256("".join(found[p][0] for p in sorted(found)).encode()).hexdigest()
-    begun = {key for key in output.finished if key.startswith(_SEEN)}
-    if begun - {_SEEN + traces}:
-        raise ResumeError(
-            f"{output.path}: holds an unfinished output begun with other traces than those of "
-            f"{experiment.path or 'the shots'} now; pass those again, or overwrite=True "
-            "(--overwrite)"
-        )
-    if not begun:
-        output.finish(_SEEN + traces)
-    return traces

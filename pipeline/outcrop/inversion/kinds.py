@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from ..errors import ArgumentError
 Kind = tuple[Callable[[Any], bool], str]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, of whatever library."""
     if isinstance(value, (str, bytes, bool)):
         return False
     try:
@@ -36,7 +37,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_pair(value: Any) -> bool:
-    return _is_list(value) and len(value) == 2 and all(map(_is_number, value))
+    return _is_list(value) and len(value) == 2 and all(map(is_number, value))
 
 
 def _whole_from(least: int) -> Kind:
@@ -48,15 +49,20 @@ def _each(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda v: all(map(test, v.values())) if isinstance(v, Mapping) else test(v)
 
 
-_NUMBER: Kind = _is_number, "a number"
-_NOT_NEGATIVE: Kind = lambda v: _is_number(v) and v >= 0, "a number, 0 or more"
-_POSITIVE: Kind = lambda v: _is_number(v) and v > 0, "a number above 0"
+_NUMBER: Kind = is_number, "a number"
+_NOT_NEGATIVE: Kind = lambda v: is_number(v) and v >= 0, "a number, 0 or more"
+_POSITIVE: Kind = lambda v: is_number(v) and v > 0, "a number above 0"
 _PATH: Kind = lambda v: isinstance(v, (str, os.PathLike)), "a path"
+_COUNTS: Kind = (
+    lambda v: _is_list(v) and all(_is_whole(n) and n >= 1 for n in v),
+    "how many along each lateral axis, 1 or more",
+)
 _SWITCH: Kind = lambda v: isinstance(v, (bool, np.bool_)), "true or false"
 
 _OPTIONAL = {
     "optimiser_options", "step", "bounds", "subset", "encoding", "storage_path",
     "checkpoint_segments", "batch_size", "wavelet", "mask", "interval", "shots",
+    "surface_grid: depth", "streamer: source_depth", "streamer: receiver_depth",
 }  # fmt: skip
 _KINDS: dict[str, Kind] = {
     "parameters": (
@@ -65,9 +71,9 @@ _KINDS: dict[str, Kind] = {
     ),
     "iterations": _whole_from(1),
     "optimiser_options": (lambda v: isinstance(v, Mapping), "names and their values"),
-    "step": (_each(_is_number), "a number, or one for each parameter"),
+    "step": (_each(is_number), "a number, or one for each parameter"),
     "bands": (
-        lambda v: _is_list(v) and all(b is None or _is_number(b) for b in v),
+        lambda v: _is_list(v) and all(b is None or is_number(b) for b in v),
         "a list of corners in Hz, None (null) for no filter",
     ),
     "bounds": (_each(_is_pair), "the lower and the upper one, or both for each parameter"),
@@ -105,6 +111,28 @@ _KINDS: dict[str, Kind] = {
     "azimuth": _NUMBER,
     "interval": _POSITIVE,
     "device": (lambda v: re.fullmatch(r"cpu|cuda(:\d+)?", str(v)) is not None, "cpu or cuda"),
+    # Of acquisitions.
+    "surface_grid: sources": _COUNTS,
+    "surface_grid: receivers": _COUNTS,
+    "surface_grid: depth": _NUMBER,
+    "surface_grid: inset": _whole_from(0),
+    "streamer: first": (
+        lambda v: _is_list(v) and all(map(is_number, v)),
+        "a number for each lateral axis, m",
+    ),
+    "streamer: shots": _whole_from(1),
+    "streamer: shot_spacing": _NUMBER,
+    "streamer: receivers": _whole_from(1),
+    "streamer: receiver_spacing": _NUMBER,
+    "streamer: offset": _NUMBER,
+    "streamer: cables": _whole_from(1),
+    "streamer: cable_spacing": _NUMBER,
+    "streamer: source_depth": _NUMBER,
+    "streamer: receiver_depth": _NUMBER,
+    "ricker: frequency": (lambda v: isinstance(v, Real), "a number, Hz"),
+    "ricker: time_step": (lambda v: isinstance(v, Real), "a number, s"),
+    "ricker: samples": _whole_from(1),
+    "wavelet: time_step": _POSITIVE,
     # What a run file alone holds.
     "output": _PATH,
     "true": _PATH,

@@ -16,7 +16,6 @@ from .arguments import mask_weights
 from .evaluation import Evaluator
 from .experiment import Shots, options_of, set_up
 from .history import History, begun_with, open_inversion
-from .inverting import check_traces
 from .kinds import check_kinds
 from .memory import choose
 from .model import Model
@@ -24,6 +23,7 @@ from .selection import digest
 from .shots import Shots as Job
 from .shots import cut
 from .tasks import Team
+from .traces import check_traces
 
 if TYPE_CHECKING:
     from distributed import Client

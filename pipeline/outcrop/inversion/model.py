@@ -14,8 +14,10 @@ import xarray as xr
 from ..arrays import naming_damage, open_dataset, spoken
 from ..errors import ArgumentError, SurveyError
 from ..output import is_complete
-from .acquisition import DIMS
+from .kinds import is_number
 
+# Axes of a model, the slowest first. Positions are in metres along the same axes.
+DIMS = ("depth", "crossline", "inline")
 # What a model may hold: units, their names, and the least that a value may be.
 PARAMETERS = {
     "vp": ("m/s", "P-wave velocity", 1.0),
@@ -63,10 +65,10 @@ def velocity(
     """
     vp = np.asarray(vp)
     names = tuple(dims) if dims is not None else (DIMS if vp.ndim == 3 else ("depth", "inline"))
-    if vp.ndim != len(names):
+    if vp.ndim != len(names) or len(set(names)) < len(names):
         raise ArgumentError(f"vp: has shape {vp.shape}; pass values over {', '.join(names)}")
     for name, given in (("spacing", spacing), ("origin", origin)):
-        if np.shape(given) not in ((), (vp.ndim,)):
+        if np.shape(given) not in ((), (vp.ndim,)) or not all(map(is_number, np.ravel(given))):
             raise ArgumentError(f"{name}={given!r}: pass one number, or one for each axis")
     steps, starts = (np.broadcast_to(a, (vp.ndim,)) for a in (spacing, origin))
     coords = {

@@ -25,9 +25,9 @@ from ..survey.decode import decode
 from ..survey.geometry import check_choice, scaled, vertical_axis
 from ..survey.parts import count_replaced, finish, run, threads
 from ..survey.segy import FIELDS, SegyFile, field
-from .acquisition import DIMS
 from .gathers import open_shots
 from .kinds import check_kinds
+from .model import DIMS
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ Batch = tuple[Group, ...]
 GROUP = 8
 # Bytes of a block that is returned at once while Deepwave propagates.
 _SMALL = 2**16
+# Powers of two that float32 holds, both ways.
+_RANGE = 126
 
 
 def cut(groups: Sequence[Group], size: int) -> list[Batch]:
@@ -124,12 +127,16 @@ class Shots(Job):
         with self._large_returned():
             traces = self._record(model, wavelet, batch)
             observed, live = self._observed(batch, corner)
-            modelled = _reached(traces, live)
+            recorded = traces.detach().requires_grad_()
+            modelled = _reached(recorded, live)
             value = MISFITS[self.misfit](modelled, observed.to(traces))
             value.backward()
+            residuals = _grad(recorded)
+            scale = _to_one(residuals)
+            traces.backward(residuals.mul_(scale))
         found = {"misfit": np.array(value.item(), dtype=np.float64)}
         for name in evaluation.gradients:
-            found[name] = _grad(model[name]).cpu().numpy()
+            found[name] = _grad(model[name]).div_(scale).cpu().numpy()
         if not all(np.isfinite(v).all() for v in found.values()):
             shots = sorted({shot for group in batch for shot, _ in group})
             raise OutcropError(
@@ -137,7 +144,7 @@ class Shots(Job):
                 "and at the amplitudes of these shots"
             )
         save(target, found)
-        del traces, modelled, value, model
+        del traces, recorded, residuals, modelled, value, model
         self._tidy()
 
     def merge(self, evaluation: Evaluation, level: int, group: int, count: int) -> None:
@@ -234,6 +241,17 @@ def _reached(traces: Tensor, live: Tensor) -> Tensor:
         least = torch.finfo(traces.dtype).eps ** 2 * peaks.amax(1, keepdim=True)
         still = (peaks <= least)[live]
     return traces[live].masked_fill_(still[:, None], 0)
+
+
+def _to_one(residuals: Tensor) -> float:
+    """A power of two, so that no bit changes, that brings the largest magnitude to about 1.
+
+    Where amplitudes are small, products of two wavefields would otherwise be below what float32
+    holds.
+    """
+    largest = max(float(residuals.max()), -float(residuals.min()))
+    exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
+    return 2.0 ** max(-_RANGE, min(_RANGE, -exponent))
 
 
 def levels(count: int) -> list[tuple[int, int]]:

@@ -36,8 +36,9 @@ def draw_inversion(
 ) -> list[Path]:
     """Draw an inversion into `models.png`, `misfit.png` and `gathers.png`.
 
-    Gathers are drawn as the last band has them. If they cannot be modelled over one of the models,
-    such as for a spacing that is too wide for what became slower, a warning says so.
+    Of other parameters than vp that changed there is a `models-NAME.png` each. Gathers are drawn as
+    the last band has them. If they cannot be modelled over one of the models, such as for a spacing
+    that is too wide for what became slower, a warning says so.
 
     Parameters
     ----------
@@ -62,12 +63,18 @@ def draw_inversion(
     """
     folder = Path(folder)
     start, last = (_model(found, iteration) for iteration in (0, -1))
-    models = {"start": start["vp"], "inverted": last["vp"]}
-    if true is not None:
-        models = {"start": start["vp"], "true": true, "inverted": last["vp"]}
-    paths = [folder / name for name in ("models.png", "misfit.png", "gathers.png")]
-    draw_models(models, path=paths[0])
-    draw_misfit(found, path=paths[1])
+    paths = []
+    for name in start:
+        if f"{name}_history" not in found:
+            continue
+        models = {"start": start[name]}
+        if true is not None and name == "vp":
+            models["true"] = true
+        models["inverted"] = last[name]
+        paths.append(folder / ("models.png" if name == "vp" else f"models-{name}.png"))
+        draw_models(models, path=paths[-1])
+    paths += [folder / "misfit.png", folder / "gathers.png"]
+    draw_misfit(found, path=paths[-2])
     number = observed.sizes["shot"] // 2 if shot is None else shot
     one = observed.isel(shot=[number]).load()
     if wavelet is not None:
@@ -76,9 +83,9 @@ def draw_inversion(
     try:
         gathers = _gathers(one, {"start": start, "inverted": last}, found, options)
     except OutcropError as error:
-        warnings.warn(f"{paths[2]}: is not drawn: {error}", stacklevel=2)
-        return paths[:2]
-    draw_gathers(gathers, path=paths[2], title=f"shot {number}")
+        warnings.warn(f"{paths[-1]}: is not drawn: {error}", stacklevel=2)
+        return paths[:-1]
+    draw_gathers(gathers, path=paths[-1], title=f"shot {number}")
     return paths
 
 
