@@ -107,8 +107,8 @@ def fit(
     ----------
     network : str or torch.nn.Module
         In the zoo, or your own with a `card`: "FILE.py:NAME", or a module, which is trained in
-        place, without those of its parameters that require no gradient. Those that need more than amplitudes, or tell classes
-        apart, are not trained here.
+        place, without those of its parameters that require no gradient. Those that need more than
+        amplitudes, or tell classes apart, are not trained here.
     data : path-like or "synthetic", or a sequence of paths
         "synthetic": surveys of `recipes.random_survey`, each drawn when it is needed. A folder of
         raw samples as `sources.RawFolder` reads it. A survey in Zarr with label variables (fault,
