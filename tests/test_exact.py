@@ -154,7 +154,7 @@ cases = (
 )
 
 
-@settings(max_examples=24, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(*cases)
 def test_random_networks(data, rank, recipe, shape, tile, mode, seed):
     """By a plan made for tiles, and by one drawn at random."""

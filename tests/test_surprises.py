@@ -111,6 +111,17 @@ def test_switches_in_the_forward():
         capture(Apply(autocast, conv(4, 4)).eval(), [torch.zeros(SHAPE)])
 
 
+def test_exponentials_of_matrices_in_a_part_of_a_larger_tensor():
+    def function(x):
+        y = x.sin()  # whose halo the average needs
+        matrices = y.unflatten(1, (2, 2)).movedim((1, 2), (-2, -1))
+        return torch.linalg.matrix_exp(matrices).sum((-2, -1))[:, None] + F.avg_pool2d(y, 3, 1, 1)
+
+    x = torch.randn(1, 4, 9, 10, dtype=torch.float64)
+    found = whole_volume(Apply(function).eval(), x, tile=(4, 5), storage_mode="none")
+    assert (found - function(x)).abs().max() <= 1e-12
+
+
 def test_what_was_scripted_is_named():
     scripted = torch.jit.trace(conv(4, 4).eval(), torch.zeros(SHAPE))
     with pytest.raises(UnsupportedOperatorError, match=r"^1: scripted .* the nn\.Module that"):

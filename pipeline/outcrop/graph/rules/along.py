@@ -186,6 +186,11 @@ class Matrices(Pointwise):
     def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
         return None  # beyond the edges matrices may have no inverse
 
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        if node.op == "linalg_matrix_exp":  # which takes no part of a larger tensor as it lies
+            values = {**values, **{name: values[name].contiguous() for name in node.operands}}
+        return super().evaluate(node, box, values, graph)
+
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
