@@ -372,6 +372,9 @@ def plain():
 def broken():
     return 1 / 0
 
+def leaves():
+    raise SystemExit("usage: own.py --data")
+
 built = plain()
 """
 
@@ -421,8 +424,13 @@ def test_networks_in_a_file_of_your_own(own, tmp_path):
     [
         ("beside.py", "no such network; .* one of your own is FILE.py:NAME", {}),
         ("none.py:Salt", "no such file", {}),
-        ("own.py:Pepper", "has no 'Pepper'; it has Options, Salt, plain, broken, built", {}),
+        (
+            "own.py:Pepper",
+            "has no 'Pepper'; it has Options, Salt, plain, broken, leaves, built",
+            {},
+        ),
         ("own.py:broken", "own.py:broken: ZeroDivisionError at line 31: division by zero", {}),
+        ("own.py:leaves", "own.py:leaves: SystemExit at line 34: usage", {}),
         ("own.py:Salt", "unexpected keyword argument 'height'", {"height": 2}),
         ("own.py:built", "takes no options", {"width": 2}),
         ("own.py:__name__", "gives no network but str", {}),

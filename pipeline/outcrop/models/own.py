@@ -50,7 +50,7 @@ def build(name: str, options: Mapping[str, Any], seed: int) -> nn.Module:
             made: Any = getattr(module, what, None)
             calls = callable(made) and not isinstance(made, nn.Module)
             network = made(**options) if calls else made
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # such as of a script's command line
             frames = traceback.extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
             where = f" at line {lines[-1]}" if lines else ""
