@@ -1,11 +1,23 @@
-"""Memory in pages of its own: huge ones, or pinned, so that a GPU copies beside its computing."""
+"""Memory in pages of its own: huge ones, mapped ones, or pinned, so that a GPU copies meanwhile."""
 
 from __future__ import annotations
 
 import mmap
+import sys
+import weakref
 
 import torch
 from torch import Tensor
+
+# Tensors that outlive a tile lie in such pages from this size on.
+LARGE = 2**25
+# Whether the system takes pages back at once, and makes fresh ones where they are touched again.
+TAKES_BACK = sys.platform == "linux"
+# A part of a huge page is taken back only with all of it.
+HUGE = 2**21
+
+# What is mapped now, by address.
+_mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
 
 
 def pages(size: int) -> Tensor:
@@ -13,7 +25,38 @@ def pages(size: int) -> Tensor:
     memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)[:size]
+    return mapped(memory)[:size]
+
+
+def mapped(memory: mmap.mmap, start: int = 0) -> Tensor:
+    """Make a 1-D uint8 tensor of what is mapped, from `start` on."""
+    data = torch.frombuffer(memory, dtype=torch.uint8, offset=start)
+    _mapped[data.data_ptr()] = memory
+    return data
+
+
+def forget_pages(tensor: Tensor, start: int = 0, stop: int | None = None) -> None:
+    """Drop the resident pages of a tensor that was mapped, or of a view of it.
+
+    As they are touched they come back from the file, where there is one, and empty else. Any other
+    tensor is left alone.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+    start, stop : int
+        Bytes of its storage that may go; all unless given.
+    """
+    memory = _mapped.get(tensor.untyped_storage().data_ptr())
+    if memory is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    if stop is None:
+        memory.madvise(mmap.MADV_DONTNEED)
+        return
+    at = tensor.untyped_storage().data_ptr()
+    start, stop = to_whole_pages(start), (at + stop) // HUGE * HUGE - at
+    if stop > start:
+        memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 def to_whole_pages(size: int) -> int:

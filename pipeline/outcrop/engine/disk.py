@@ -15,20 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, OutcropError
-
-# What is mapped now, by address.
-_mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
-
-
-def forget_pages(tensor: Tensor) -> None:
-    """Drop the resident pages of a tensor that `ScratchFile.map` returned, or of a view of it.
-
-    They come back from the file as they are touched; what was written to the tensor is lost.
-    Any other tensor is left alone.
-    """
-    pages = _mapped.get(tensor.untyped_storage().data_ptr())
-    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
-        pages.madvise(mmap.MADV_DONTNEED)
+from ..pages import mapped
 
 
 def scratch_folder(option: str, path: str | os.PathLike[str] | None) -> Path:
@@ -129,9 +116,7 @@ class ScratchFile:
             )
         if room is not None:
             weakref.finalize(pages, id, room).atexit = False
-        data = torch.frombuffer(pages, dtype=torch.uint8, offset=before)
-        _mapped[data.data_ptr()] = pages
-        return data
+        return mapped(pages, before)
 
     def expect(self, start: int, size: int) -> None:
         """Let the system read ahead what will soon be mapped, where it can."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .disk import forget_pages
+from ..pages import forget_pages
 
 _LARGE = 2**25  # bytes of an input
 _SLAB = 2**23  # of it at a time

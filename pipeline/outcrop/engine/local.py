@@ -12,6 +12,7 @@ from torch import Tensor
 from ..graph import Graph
 from ..planner import Plan
 from .chunks import held_chunks
+from .freeing import Freeing
 from .globals import GlobalStore, to_merge
 from .memory import (
     ALL,
@@ -100,15 +101,17 @@ def run_local(
             elif before_removal is not None:  # tiles are written over others
                 before_removal()
             todo = ((n, tile) for n, tile in plan.tiles(step) if (i, n) not in finished)
+            spent = [name for name in plan.places if name in used and used[name][1] == k]
+            freeing = Freeing(graph, stage, {name: stores[name] for name in spent})
             for n, took in run_tiles(runners[i], todo, peak):
                 if on_tile is not None:
                     on_tile(i, n, took)
+                freeing.after(n)
             if step.stop < stage.lattice.counts[plan.axis]:
                 continue
             del runners[i]
             written.add(i)
             finish_globals(stores, to_merge(plan, i, written.__contains__), stage.count)
-            spent = [name for name in plan.places if name in used and used[name][1] == k]
             if spent and before_removal is not None:
                 before_removal()
             for name in spent:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError
-from ..pages import pages
+from ..pages import LARGE, pages
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -124,7 +124,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str =
     device : torch.device or str
     """
     size = math.prod(shape) * dtype.itemsize
-    if torch.device(device).type != "cpu" or size < USUAL or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if torch.device(device).type != "cpu" or size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(tuple(shape), dtype=dtype, device=device)
     return pages(size).view(dtype).view(tuple(shape))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from ..graph import Box
 from ..graph.boxes import Shape
+from ..pages import forget_pages
 from .memory import empty
 
 
@@ -95,6 +98,22 @@ class MemoryStore:
 
     def remove(self) -> None:
         del self.tensor
+
+    def outer(self, dim: int) -> list[int]:
+        """For each dimension, its extent if it lies outside of this one in memory, else 1."""
+        shape, strides = self.tensor.shape, self.tensor.stride()
+        return [n if s > strides[dim] else 1 for n, s in zip(shape, strides, strict=True)]
+
+    def forget(self, dim: int, before: int) -> None:
+        """Give back the memory of what lies before a point along a dimension.
+
+        Nothing reads it any more.
+        """
+        strides = self.tensor.stride()
+        for index in itertools.product(*map(range, self.outer(dim))):
+            start = sum(map(operator.mul, index, strides))
+            ends = start, start + before * strides[dim]
+            forget_pages(self.tensor, *(self.tensor.itemsize * end for end in ends))
 
 
 class ArrayStore:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..errors import MemoryBudgetError, UnsupportedOperatorError
 from ..graph import RULES, Box, Graph, Reduce, Rule, tiles
 from ..graph.propagate import last_uses, overwritten
+from ..pages import HUGE
 from ..patience import patiently
 from ..planner import Stage
 from ..planner.frames import Frame, Frames
@@ -81,7 +83,8 @@ class StageRunner:
         self.frames = Frames(graph, stage)
         self.reducing, self.kept = self.frames.reducing, self.frames.kept
         last = last_uses(graph, stage.nodes, self.kept)
-        self.unwritten: dict[str, int] = {}  # bytes of outputs in memory
+        # Bytes of outputs in memory, and of layers of them.
+        self.unwritten: dict[tuple[str, int | None], int] = {}
         self.halvings = 0  # of every tile, since memory ran out
         spare = overwritten(graph, stage.nodes, stage.inputs, self.kept)
         central = self.frames.central
@@ -262,7 +265,7 @@ class StageRunner:
         for name, box, part in results.parts:
             store = self.stores[name]
             if self.watch is not None:
-                self.watch.make_room(self._fresh(name, part))
+                self.watch.make_room(self._fresh(name, box, part))
             if store.slow:
                 patiently(partial(store.write, box, part))
             else:
@@ -272,14 +275,20 @@ class StageRunner:
             assert isinstance(target, GlobalStore)
             patiently(partial(target.put, number, state))
 
-    def _fresh(self, name: str, part: Tensor) -> int:
-        """Bytes that may be taken to write a part: in huge pages much else comes with it."""
-        if not isinstance(self.stores[name], MemoryStore):
+    def _fresh(self, name: str, box: Box, part: Tensor) -> int:
+        """Bytes that may be taken to write a part: in huge pages all of its layer comes with it."""
+        store = self.stores[name]
+        if not isinstance(store, MemoryStore):
             return part.nbytes
-        size = self.graph.layouts[name].width * self.stage.domain.size * part.itemsize
-        rest = self.unwritten.setdefault(name, size)
-        self.unwritten[name] = max(0, rest - part.nbytes)
-        return rest
+        domain = self.stage.domain
+        layer = box.spanning(range(1, len(box.shape)), domain.shape)
+        width = self.graph.layouts[name].width * part.itemsize
+        left = []
+        for key, size in ((name, None), domain.size), ((name, box.start[0]), layer.size):
+            left.append(self.unwritten.setdefault(key, width * size))
+            self.unwritten[key] = max(0, left[-1] - part.nbytes)
+        ends = 2 * HUGE * math.prod(store.outer(store.tensor.ndim - self.graph.rank))
+        return min(left[0], left[1] + ends)
 
     def moved(self, tensors: Iterable[tuple[str, Tensor]]) -> int:
         """Bytes of those tensors that lie outside of the memory of what computes."""

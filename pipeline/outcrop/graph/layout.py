@@ -95,7 +95,7 @@ class Layout:
 
     def to_store(self, value: Tensor, box: Box) -> Tensor:
         """Bring the tensor on `box` into the form of a store."""
-        if self._is_image:
+        if self.is_image:
             return value
         factors = self._factors
         split = value.reshape(self._split(box))
@@ -104,7 +104,7 @@ class Layout:
 
     def from_store(self, value: Tensor, box: Box) -> Tensor:
         """Undo `to_store`."""
-        if self._is_image:
+        if self.is_image:
             return value
         rank = len(self.grid)
         missing = [value.ndim - rank + a for a in range(rank) if a not in self.held]
@@ -114,7 +114,8 @@ class Layout:
         return value.squeeze(missing).permute(back).reshape(self.local(box))
 
     @property
-    def _is_image(self) -> bool:
+    def is_image(self) -> bool:
+        """Whether it is stored as it is: the axes of the grid last, in their order."""
         rank = len(self.grid)
         return self.dims[-rank:] == tuple((a,) for a in range(rank)) and not any(self.dims[:-rank])
 

@@ -63,6 +63,8 @@ class Cost:
         Of all tiles, as in `Stage`.
     read_bytes, written_bytes, tile_bytes : int
         What one tile reads, writes, and takes while it is evaluated.
+    rows : tuple of (int, int)
+        What a tile in the middle takes of each input along the first axis: from where to where.
     """
 
     tile: Shape
@@ -74,6 +76,7 @@ class Cost:
     read_bytes: int
     written_bytes: int
     tile_bytes: int
+    rows: tuple[tuple[int, int], ...]
 
 
 class _Work(NamedTuple):
@@ -86,6 +89,7 @@ class _Work(NamedTuple):
     written: int
     tiles: int
     tile_bytes: int
+    rows: tuple[tuple[int, int], ...]
 
 
 def part(graph: Graph, outputs: tuple[str, ...], reduces: tuple[str, ...], given: set[str]) -> Part:
@@ -205,6 +209,7 @@ class Costs:
             sum(work.inputs),
             work.written,
             work.tile_bytes,
+            work.rows,
         )
 
     def _work(self, part: Part, domain: Box, tile: Shape) -> _Work:
@@ -300,6 +305,7 @@ class Costs:
             sum(self.bytes(name, middle.size) for name in part.outputs),
             tiles,
             tile_bytes,
+            tuple((most[name].start[0], most[name].stop[0]) for name in part.inputs),
         )
 
     def _held_back(self, tiles: int) -> float:

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from ..graph import Box, Graph
 from ..graph.boxes import Shape
+from ..pages import LARGE, TAKES_BACK
 from .cost import Cost, Costs, Part, balanced
 from .cuts import Cuts
+from .freed import Freed
 
 # What libraries keep for themselves once convolutions have run.
 _RUNTIME_BYTES = 40 * 10**6
@@ -99,6 +101,8 @@ class Task:
 class Offer(NamedTuple):
     """Tiles to choose from for a stage: what each costs, and the bytes that it needs.
 
+    Beside all that is stored while the stage runs; what it frees meanwhile is taken off.
+
     Attributes
     ----------
     fastest : list
@@ -126,6 +130,8 @@ class Draft:
         Global values.
     offers : dict
         Of stages, that drafts share whose tasks differ in their budgets alone.
+    freed : Freed
+        Of the task's graph.
 
     Attributes
     ----------
@@ -145,13 +151,14 @@ class Draft:
         places: Mapping[str, str],
         reductions: set[str],
         offers: dict[tuple[object, ...], Offer],
+        freed: Freed,
     ) -> None:
         self.task, self.graph, self.costs, self.places = task, task.graph, costs, dict(places)
-        self.reductions = reductions
+        self.reductions, self.freed = reductions, freed
         self.parts = cuts.parts({*places, *reductions})
         self.last = {n: i for i, p in enumerate(self.parts) for n in p.inputs}
         self.resident = self._resident()
-        self.offers = [self._offer(part, offers) for part in self.parts]
+        self.offers = [self._offer(i, part, offers) for i, part in enumerate(self.parts)]
         self.chosen: list[Cost] = []
         self.needs: list[int] = []
         self.excess = 0
@@ -226,12 +233,14 @@ class Draft:
         outputs = set(self.task.outputs)
         held, made = self._stored("device"), 0
         for i, part in enumerate(self.parts):
-            for name in outputs.intersection(part.outputs):
-                if self.task.holds_output:
-                    size = self.graph.itemsize(name, self.task.output_itemsize)
-                    made += size * math.prod(self.graph.shape(name))
+            if self.task.holds_output:
+                made += sum(map(self._output_bytes, outputs.intersection(part.outputs)))
             held[i] += every + made
         return held
+
+    def _output_bytes(self, name: str) -> int:
+        size = self.graph.itemsize(name, self.task.output_itemsize)
+        return size * math.prod(self.graph.shape(name))
 
     def _stored(self, place: str) -> list[int]:
         """Bytes of stored tensors that lie at a place while each stage runs."""
@@ -269,18 +278,37 @@ class Draft:
             return self.task.domain
         return self.graph.whole(part.kept(self.graph)[0])
 
-    def _offer(self, part: Part, known: dict[tuple[object, ...], Offer]) -> Offer:
+    def _offer(self, i: int, part: Part, known: dict[tuple[object, ...], Offer]) -> Offer:
         """Every shape of tile that is considered for a stage."""
-        key = part, *(self.places.get(n) for n in (*part.inputs, *part.outputs))
+        spent = {n: self.bytes(n) for n in part.inputs if self.last[n] == i and self._is_paged(n)}
+        key = part, *(self.places.get(n) for n in (*part.inputs, *part.outputs)), *spent
         if key not in known:
             domain = self.domain(part)
+            made = {n: self.bytes(n) for n in part.outputs if self._is_paged(n)}
+            if self.task.holds_output:
+                images = (n for n in self.task.outputs if self.graph.layouts[n].is_image)
+                sizes = {n: self._output_bytes(n) for n in images if n in part.outputs}
+                made |= {n: size for n, size in sizes.items() if size >= LARGE}
             costs = (
                 self.costs.cost(part, domain, tile, self.places)
                 for tile in self.task.shapes(self.costs, part, domain)
             )
-            options = [(c, self.with_buffers(part, c)) for c in costs]
+            options = [
+                (c, self.with_buffers(part, c) - self.freed.bytes(part, domain, c, spent, made))
+                for c in costs
+            ]
             known[key] = Offer(
                 sorted(options, key=lambda option: option[0].seconds),
                 min(options, key=lambda option: option[1]),
             )
         return known[key]
+
+    def _is_paged(self, name: str) -> bool:
+        """Whether a stored tensor lies in pages that are taken and given back row by row."""
+        return (
+            TAKES_BACK
+            and self.task.device == "cpu"
+            and self.places.get(name) == "device"
+            and not self.task.compressed
+            and self.bytes(name) >= LARGE
+        )

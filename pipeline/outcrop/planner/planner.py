@@ -15,6 +15,7 @@ from ..graph import RULES, Box, Graph, Reduce
 from .cost import Costs
 from .cuts import Cuts, changes, forced
 from .draft import Draft, Offer, Task
+from .freed import Freed
 from .plan import Plan, Stage, format_bytes
 from .rates import Crew, rates
 from .rolling import rolling
@@ -227,9 +228,11 @@ class _Planner:
         }
         self.cuts = Cuts(self.costs, task.outputs, self.first)
         self.offers: dict[tuple[object, ...], Offer] = like.offers if like else {}
+        self.freed: Freed = like.freed if like else Freed(self.costs)
 
     def draft(self, places: Mapping[str, str]) -> Draft:
-        return Draft(self.task, self.costs, self.cuts, places, self.reductions, self.offers)
+        known = self.reductions, self.offers, self.freed
+        return Draft(self.task, self.costs, self.cuts, places, *known)
 
     def search(self, any_that_fits: bool = False) -> Draft:
         """The fastest plan found, or the first that fits; one with an excess if none does."""

@@ -46,7 +46,8 @@ def rolling(plan: Plan, graph: Graph) -> Plan:
 
 def _along(axis: int, plan: Plan, graph: Graph) -> Plan:
     """The same with layers across this axis."""
-    advances = [_Advance(plan, graph, stage, axis) for stage in plan.stages]
+    stored = {name for name, place in plan.places.items() if place == "disk"}
+    advances = [Advance(graph, stage, axis, stored) for stage in plan.stages]
     if max(advance.count / advance.band for advance in advances) <= 1:
         return plan
     writers = {n: a for a in advances for n in a.stage.outputs if plan.places.get(n) == "disk"}
@@ -55,7 +56,7 @@ def _along(axis: int, plan: Plan, graph: Graph) -> Plan:
     steps: list[Step] = []
     layers = dict.fromkeys(writers, 0)
 
-    def may_run(advance: _Advance) -> bool:
+    def may_run(advance: Advance) -> bool:
         return advance.rest > 0 and all(
             advance.reaches(name) <= writers[name].edge
             if name in writers
@@ -103,16 +104,27 @@ def overtaken(plan: Plan, finished: Collection[tuple[int, int]]) -> set[tuple[in
     return set()
 
 
-class _Advance:
-    """How far a stage is, in layers of tiles across an axis."""
+class Advance:
+    """How far a stage is, in layers of tiles across an axis.
 
-    def __init__(self, plan: Plan, graph: Graph, stage: Stage, axis: int) -> None:
+    Parameters
+    ----------
+    graph : Graph
+    stage : Stage
+        Of a plan for that graph.
+    axis : int
+        Of the grid.
+    stored : collection of str
+        Tensors of which is looked at what each layer reads.
+    """
+
+    def __init__(self, graph: Graph, stage: Stage, axis: int, stored: Collection[str]) -> None:
         self.stage, self.axis, self.done = stage, axis, 0
         self.start, self.extent = stage.domain.start[axis], stage.tile[axis]
         self.count = stage.lattice.counts[axis]
         self.band = min(self.count, math.ceil(_TILES * self.count / stage.count))
         self._reads: dict[str, list[tuple[int, int]]] = {
-            name: [] for name in stage.inputs if plan.places.get(name) == "disk"
+            name: [] for name in stage.inputs if name in stored
         }
         for layer in self._layers(graph):
             for name, found in self._reads.items():
@@ -125,7 +137,7 @@ class _Advance:
         }
 
     def _layers(self, graph: Graph) -> Iterator[dict[str, tuple[int, int]]]:
-        """What each layer reads of tensors on disk, along the axis."""
+        """What each layer reads of those tensors, along the axis."""
         if not self._reads:
             return
         frames, lattice, axis = Frames(graph, self.stage), self.stage.lattice, self.axis
