@@ -885,11 +885,25 @@ def test_headers_are_made_of_coordinates(
     with segyio.open(out, ignore_geometry=True) as file:
         assert "BY 2.5 M" in file.text[0].decode()
         assert file.bin[3501] in (1, 0x100)
+    assert "sample every" not in caplog.text
     # One line of it, and headers of the same from then on.
     line = outcrop.export(volume.isel(inline=2), tmp_path / "line.sgy")
     assert outcrop.info(line).traces == int(survey.live[2].sum())
     outcrop.export(survey, tmp_path / "again.sgy")
     assert (tmp_path / "again.sgy").read_bytes() == out.read_bytes()
+
+
+def test_traces_that_are_too_long_for_revision_1(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = np.arange(3 * 70_000, dtype="f4").reshape(1, 3, -1)
+    twt = np.arange(70_000) * 0.004  # as if in seconds
+    volume = xr.DataArray(samples, {"twt": twt}, ("inline", "crossline", "twt"), "amplitude")
+    out = outcrop.export(volume, tmp_path / "o.sgy")
+    assert "twt has a sample every 0.004 ms, and is written so" in caplog.text
+    survey = outcrop.ingest(out, tmp_path / "o.zarr")
+    np.testing.assert_array_equal(survey.amplitude, samples)
+    np.testing.assert_allclose(survey.twt, twt)
 
 
 def test_coordinates_of_which_no_headers_can_be_made(tmp_path: Path) -> None:

@@ -499,6 +499,33 @@ def test_no_file(tmp_path):
         outcrop.ingest(tmp_path, tmp_path / "a.zarr")
 
 
+@pytest.mark.parametrize(("written", "said"), [(5, 1), (1, 5), (5, 0), (3, 2)])
+def test_a_wrong_sample_format(tmp_path, caplog, written, said):
+    path, given = tmp_path / "a.sgy", {1: "ibm", 3: "int16", 5: "ieee"}[written]
+    values = (10 * cube((5, 4, 150), 6) ** 3).astype(FORMATS[written])
+    write_segy(path, values, inlines=INLINES, crosslines=sorted(CROSSLINES), format=written)
+    right = path.read_bytes()
+    exact = outcrop.ingest(path, tmp_path / "a.zarr").load()
+    assert not caplog.text
+    set_bytes(path, 3225, said.to_bytes(2))
+    if said in (1, 5):
+        outcrop.info(path)
+        outcrop.ingest(path, tmp_path / "b.zarr")
+        found = re.findall(
+            r"look like (\w+) floats, and are (\w+) floats by .*--format (\w+)", caplog.text
+        )
+        assert found == 2 * [(given.upper(), {1: "IBM", 5: "IEEE"}[said], given)]
+    else:
+        with pytest.raises(SegyError, match=r"several lengths|sample format 0 .*--format"):
+            outcrop.ingest(path, tmp_path / "b.zarr")
+    caplog.clear()
+    survey = outcrop.ingest(path, tmp_path / "c.zarr", format=given)
+    assert outcrop.info(path, format=given).format.startswith(f"{written} ")
+    assert not caplog.text
+    np.testing.assert_array_equal(survey.amplitude, exact.amplitude)
+    assert outcrop.export(survey, tmp_path / "out.sgy").read_bytes() == right
+
+
 def test_sample_format_that_segyio_does_not_read(tmp_path, segy):
     set_bytes(segy, 3225, b"\0\4")
     with pytest.raises(SegyError, match=r"sample format 4 \(fixed point with gain\)"):

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from ._segy import CdpXByte, CdpYByte, IlineByte, OffsetByte, Truncate, XlineByte
+from ._segy import CdpXByte, CdpYByte, Format, IlineByte, OffsetByte, Truncate, XlineByte
 from ._shared import Cluster, Overwrite, TlsCa, TlsCert, TlsKey, Workers, check_used, tls_of
 
 # Options that go with a survey alone, and with shot gathers alone.
 _SURVEY = (
-    "iline_byte", "xline_byte", "offset_byte", "cdp_x_byte", "cdp_y_byte", "domain", "chunks",
-    "shards", "compressor", "duplicates", "sparse",
+    "iline_byte", "xline_byte", "offset_byte", "cdp_x_byte", "cdp_y_byte", "domain", "format",
+    "chunks", "shards", "compressor", "duplicates", "sparse",
 )  # fmt: skip
 _SHOTS = ("origin", "azimuth")
 
@@ -33,6 +33,7 @@ def command(
         float | None,
         typer.Option(help="Sample interval in ms or m, instead of the one in the headers."),
     ] = None,
+    format: Format = None,
     chunks: Annotated[
         str | None,
         typer.Option(help="Samples compressed together, such as 128,128,128 (time last)."),
@@ -121,6 +122,7 @@ def command(
             cdp_y_byte=cdp_y_byte,
             domain=domain,  # type: ignore[arg-type]
             interval=interval,
+            format=format,
             chunks=_extents("--chunks", chunks),
             shards=_extents("--shards", shards),
             compressor=compressor,

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LIKE = 100  # different samples of one exponent that tell how they are distributed
 _COORDINATES = [(181, 185), (73, 77), (81, 85)]  # of the CDP, the source and the receiver
-_TINY = 0.02  # ms or m; a smaller sample interval is probably meant in ms or m, not µs or mm
+TINY = 0.02  # ms or m; a smaller sample interval is probably meant in ms or m, not µs or mm
 
 
 def strays(numbers: dict[str, np.ndarray]) -> np.ndarray:
@@ -64,7 +65,7 @@ def check_intervals(
     if interval is not None or file.samples < 2:
         return
     taken = vertical[1] - vertical[0]
-    if taken < _TINY:
+    if taken < TINY:
         log.warning(
             "%s: the sample interval is %g ms or m by the headers, which give it in µs or mm; if "
             "they mean %g ms or m, pass interval=%g (--interval)",
@@ -91,6 +92,41 @@ def check_intervals(
             file.path,
             taken,
             usual / 1000,
+        )
+
+
+def warn_of_format(file: SegyFile, stored: np.ndarray) -> None:
+    """Log that samples that the header says are IBM floats are hardly that, or IEEE ones.
+
+    The first four bits of an IBM fraction are not all 0, as it is normalised. Where an IEEE
+    exponent ends in 0, the bits in these places are so in some sixth of the samples.
+
+    Parameters
+    ----------
+    file : SegyFile
+    stored : ndarray of `stored`
+        Some samples.
+    """
+    names = {1: ("IBM", "IEEE"), 5: ("IEEE", "IBM")}
+    if file.format not in names:
+        return
+    native = stored.astype(stored.dtype.newbyteorder("="))
+    words = np.unique(native.view(np.uint32))
+    words = words[(words & 0x800000) == 0]
+    _, counts = np.unique((words >> 24) & 0x7F, return_counts=True)
+    if np.count_nonzero(counts >= _LIKE) < 3:
+        return
+    share = float(np.mean((words & 0xF00000) == 0))
+    if share > 0.05 if file.format == 1 else share < 0.005:
+        said, meant = names[file.format]
+        log.warning(
+            "%s: the samples look like %s floats, and are %s floats by the header (bytes "
+            "3225-3226); if it is wrong, pass format=%s (--format %s)",
+            file.path,
+            meant,
+            said,
+            repr(meant.lower()),
+            meant.lower(),
         )
 
 

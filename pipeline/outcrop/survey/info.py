@@ -15,7 +15,9 @@ from ..progress import track
 from ..storage import Options, Place, Remote, place, size
 from . import geometry
 from .candidates import Candidate, candidates
+from .checks import warn_of_format
 from .decode import FORMATS, decode
+from .encode import format_code
 from .reading import loaded
 from .reading import open as open_survey
 from .schema import vertical_units
@@ -122,6 +124,7 @@ def info(
     cdp_y_byte: int = 185,
     domain: str = "time",
     truncate: bool = False,
+    format: str | None = None,
     storage_options: Options | None = None,
     progress: bool = False,
 ) -> SurveyInfo:
@@ -133,7 +136,7 @@ def info(
     ----------
     path : path-like
         SEG-Y file, or Zarr, here or in an object store.
-    iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte, domain, truncate
+    iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte, domain, truncate, format
         As for `outcrop.ingest`.
     storage_options : mapping, optional
         As for `outcrop.open`.
@@ -157,13 +160,18 @@ def info(
     if isinstance(where, Remote) or where.is_dir() or not where.exists():
         return _of_zarr(where)
     at = geometry.HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
-    return _of_segy(where, at, domain, truncate, progress)
+    return _of_segy(where, at, domain, truncate, format, progress)
 
 
 def _of_segy(
-    path: Path, at: geometry.HeaderBytes, domain: str, truncate: bool, progress: bool
+    path: Path,
+    at: geometry.HeaderBytes,
+    domain: str,
+    truncate: bool,
+    format: str | None,
+    progress: bool,
 ) -> SurveyInfo:
-    file = SegyFile.open(path, truncate)
+    file = SegyFile.open(path, truncate, format_code(format))
     with track(f"scan {path.name}", file.traces * file.trace_bytes, "B", progress) as advance:
         headers = geometry.read_headers(file, at, advance)
     problem, axes, live, found = None, {}, None, []
@@ -179,7 +187,9 @@ def _of_segy(
     except GeometryError as error:
         problem = problem or str(error)
     some = np.unique(np.linspace(0, file.traces - 1, _TRACES).astype(np.int64))
-    samples = np.concatenate([decode(raw, file.format) for _, raw in file.read(some)])
+    stored = np.concatenate([raw for _, raw in file.read(some)])
+    if format is None:
+        warn_of_format(file, stored)
     return SurveyInfo(
         path=str(path),
         kind="SEG-Y",
@@ -188,7 +198,7 @@ def _of_segy(
         units=vertical_units(file, domain),
         traces=file.traces,
         live_fraction=live,
-        amplitudes=_statistics(samples),
+        amplitudes=_statistics(decode(stored, file.format)),
         problem=problem,
         candidates=found,
         format=f"{file.format} ({FORMATS[file.format]})",

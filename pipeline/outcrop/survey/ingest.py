@@ -26,8 +26,9 @@ from ..output import Output, PathLike, check_apart, check_free, is_complete
 from ..progress import track
 from ..storage import Options, Place, Remote, goes_on, naming_refusal, on_disk, place, size
 from . import schema
-from .checks import check_intervals, warn_of_coordinates, warn_of_weights
+from .checks import check_intervals, warn_of_coordinates, warn_of_format, warn_of_weights
 from .decode import decode
+from .encode import format_code
 from .geometry import HeaderBytes, Headers, check_choice, make_grid, read_headers, vertical_axis
 from .parts import (
     Job,
@@ -62,6 +63,7 @@ def ingest(
     cdp_y_byte: int = 185,
     domain: Literal["time", "depth"] = "time",
     interval: float | None = None,
+    format: str | None = None,
     chunks: Sequence[int] | None = None,
     shards: Sequence[int] | None = None,
     compressor: str | BytesBytesCodec | None = "zstd:3",
@@ -104,6 +106,9 @@ def ingest(
         What the samples run along: two-way time in ms, or depth in m.
     interval : float, optional
         Of the samples in ms, or m (feet, where the file says so), instead of that in the headers.
+    format : str, optional
+        Sample format, instead of the one in the header where that is wrong: "ibm", "ieee", or
+        another one that `outcrop.export` writes.
     chunks, shards : sequence of int, optional
         Extents of the pieces of `amplitude` that are compressed one by one, and of the objects
         they are stored in: multiples of the chunks. Equal: no shards.
@@ -150,6 +155,7 @@ def ingest(
     check_choice("domain", domain, ("time", "depth"))
     check_choice("duplicates", duplicates, ("error", "first", "last", "mean"))
     check_choice("nonfinite", nonfinite, ("error", "zero"))
+    code = format_code(format)
     path = place(zarr, storage_options)
     check_apart(segy, path, what="the SEG-Y")
     check_free(path, overwrite)
@@ -157,7 +163,7 @@ def ingest(
     codec = schema.codec(compressor)
     at = HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
 
-    file = SegyFile.open(segy, truncate)
+    file = SegyFile.open(segy, truncate, code)
     vertical = vertical_axis(file, interval)
     length = file.traces * file.trace_bytes
     with track(f"scan {file.path.name}", length, "B", progress) as advance:
@@ -182,6 +188,9 @@ def ingest(
         file, headers, grid, at, vertical, domain, chunk, shard, codec
     )
     sample = _sample(file)
+    if code is None:
+        warn_of_format(file, sample)
+    sample = decode(sample, file.format)
     if nonfinite == "error" and not np.isfinite(sample).all():
         raise _nonfinite_error(file, headers, vertical, client)
 
@@ -192,6 +201,7 @@ def ingest(
         "bytes": template.attrs["segy"]["bytes"],
         "domain": domain,
         "interval": interval,
+        "format": format,
         "chunks": chunk,
         "shards": shard,
         "compressor": None if codec is None else codec.to_dict(),
@@ -296,11 +306,11 @@ def _write(
 
 
 def _sample(file: SegyFile) -> np.ndarray:
-    """A few hundred traces from all over the file: (places, neighbours, samples)."""
+    """A few hundred traces from all over, as in the file: (places, neighbours, samples)."""
     neighbours = min(32, file.traces)
     starts = np.linspace(0, file.traces - neighbours, 8).astype(np.int64)
     runs = [np.arange(start, start + neighbours) for start in starts]
-    traces = [decode(raw, file.format) for run in runs for _, raw in file.read(run)]
+    traces = [raw for run in runs for _, raw in file.read(run)]
     return np.concatenate(traces).reshape(len(runs), neighbours, -1)
 
 

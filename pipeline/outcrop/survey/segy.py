@@ -114,7 +114,9 @@ class SegyFile:
     traces: int
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], truncate: bool = False) -> SegyFile:
+    def open(
+        cls, path: str | os.PathLike[str], truncate: bool = False, format: int | None = None
+    ) -> SegyFile:
         """Find out how a file is laid out, byte order included.
 
         Parameters
@@ -122,6 +124,8 @@ class SegyFile:
         path : path-like
         truncate : bool
             Of a file that ends in the middle of a trace, take the whole traces.
+        format : int, optional
+            Sample format, instead of the one in the header.
 
         Raises
         ------
@@ -141,7 +145,7 @@ class SegyFile:
                 f"{not_segy}{size:,} bytes are fewer than its file header's 3,600; "
                 "check the path, or copy the file again"
             )
-        order, format = _order_and_format(head, not_segy)
+        order, format = _order_and_format(head, not_segy, format)
         first = _first_trace(path, head, order, not_segy)
         samples = _binary(head, 3221, "u2", order)
         if is_revision_2(head):
@@ -343,21 +347,24 @@ def is_revision_2(head: bytes | bytearray) -> bool:
     return 2 in head[3500:3502]
 
 
-def _order_and_format(head: bytes, not_segy: str) -> tuple[Order, int]:
+def _order_and_format(head: bytes, not_segy: str, given: int | None) -> tuple[Order, int]:
     """Byte order and sample format: the format code makes sense in one order only."""
     orders: tuple[Order, Order] = (">", "<")
     for order in orders:
         format = _binary(head, 3225, "u2", order)
-        if format in DTYPES:
-            return order, format
+        if format in DTYPES or (given and format in _UNREAD):
+            return order, given or format
         if format in _UNREAD:
             raise SegyError(
                 f"{not_segy.removesuffix('not SEG-Y: ')}sample format {format} ("
                 f"{_UNREAD[format]}) is not read; convert the file to one of {list(DTYPES)}"
             )
+    if given:
+        return ">", given
     raise SegyError(
         f"{not_segy}sample format {_binary(head, 3225, 'u2', '>')} (bytes 3225-3226) is none of "
-        f"{', '.join(map(str, DTYPES))} in either byte order; check the path, or correct the header"
+        f"{', '.join(map(str, DTYPES))} in either byte order; check the path, or pass format= "
+        "(--format), such as ibm or ieee, where the header is wrong"
     )
 
 

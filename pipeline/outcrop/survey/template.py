@@ -89,7 +89,7 @@ def of_file(path: Path, at: HeaderBytes) -> Template:
     try:
         file = SegyFile.open(path)
     except SegyError as error:
-        if "--truncate" not in str(error):
+        if "(--" not in str(error):
             raise
         fact = str(error).partition("; ")[0]  # its remedies are for reading
         raise SegyError(f"{fact}; {_SURVEY}") from error
