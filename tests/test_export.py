@@ -337,6 +337,10 @@ def test_headers_that_are_none(f3: xr.Dataset, tmp_path: Path) -> None:
     unknown = f3.assign(header_Nonsense=f3["trace_index"])
     with pytest.raises(SurveyError, match=r"Nonsense"):
         outcrop.export(unknown, tmp_path / "out.sgy")
+    with pytest.raises(SurveyError, match="header_CDP would not be a number in all traces"):
+        outcrop.export(f3.where(f3.inline > 120), tmp_path / "out.sgy")
+    with pytest.raises(SurveyError, match="trace_index lies on trace, and"):
+        outcrop.export(f3.stack(trace=("inline", "crossline")), tmp_path / "out.sgy")
     for part, gone in (
         (f3.drop_vars("header_CDP_Y"), "header_CDP_Y, which"),
         (f3[["amplitude"]], r"header_\w+, header_\w+, header_\w+, …, which"),
@@ -920,6 +924,7 @@ def test_coordinates_of_which_no_headers_can_be_made(tmp_path: Path) -> None:
         ),
         (volume.drop_vars("twt"), "twt has no coordinate"),
         (volume.assign_coords(inline=volume.inline + 0.5), "header_INLINE_3D"),
+        (volume.assign_coords(inline=[*"abcde"]), "header_INLINE_3D would not be a number"),
         (volume.expand_dims(angle=[1, 2]), "dimensions .*angle.*select along the others"),
         (volume.where(volume.live, drop=False).assign_coords(live=volume.live & False), "no trace"),
     ]:

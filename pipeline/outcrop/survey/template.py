@@ -147,6 +147,11 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
     survey = survey.reset_coords("trace_index").expand_dims(one)
     first, step = kept["vertical"][0], np.diff(kept["vertical"]).sum()
     lateral = [d for d in LATERAL if d in survey["trace_index"].dims]
+    if len(lateral) < survey["trace_index"].ndim:
+        raise SurveyError(
+            f"{name}: trace_index lies on {', '.join(map(str, survey['trace_index'].dims))}, and "
+            "traces on inline, crossline and offset; unstack it"
+        )
     index = survey["trace_index"].transpose(*lateral)
     shape = index.shape
     flat = loaded(index).ravel()
@@ -253,6 +258,11 @@ def put(headers: np.ndarray, name: str, values: np.ndarray, order: Order, where:
     limits = np.iinfo(kind)
     if not values.size:
         return
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise SurveyError(
+            f"{where}: header_{name} would not be a number in all traces; mask the volume alone, "
+            "correct its coordinates, or pass like= (--like)"
+        )
     low, high = values.min(), values.max()
     if not (limits.min <= low and high <= limits.max) or (values != np.rint(values)).any():
         raise SurveyError(
