@@ -13,6 +13,7 @@ from segyio import TraceField
 
 import outcrop
 from command_line import outcrop_command
+from outcrop.cli.info import _print
 from outcrop.errors import SegyError, SurveyError
 from segy_files import cdp, write_segy
 
@@ -75,7 +76,7 @@ def test_real_file():
 
 @pytest.mark.parametrize("sorting", ["inline", "crossline", "random"])
 @pytest.mark.parametrize("at", [(9, 21), (17, 13), (5, 233)])
-def test_candidates(tmp_path, at, sorting):
+def test_candidates(tmp_path, at, sorting, monkeypatch, capsys):
     """The pair that makes sense comes first; of a random order, either way round."""
     path = tmp_path / "a.sgy"
     values = np.zeros((12, 9, 10), dtype="f4")
@@ -92,6 +93,12 @@ def test_candidates(tmp_path, at, sorting):
     if at == (9, 21):  # in common use
         assert (best.inline_byte, best.inlines, best.crosslines) == (9, 12, 9)
         assert "--iline-byte 9 --xline-byte 21 (12 × 9)" in found.problem
+    if (at, sorting) == ((9, 21), "inline"):  # and of a part of the traces
+        monkeypatch.setattr("outcrop.survey.candidates.SOME", 34)
+        found = outcrop.info(path)
+        assert "--xline-byte 21 (4 × 9 of the first 34 traces)" in found.problem
+        _print(found)
+        assert "first 34 traces" in " ".join(capsys.readouterr().out.split())
     again = outcrop.info(path, iline_byte=at[0], xline_byte=at[1])
     assert again.problem is None
     assert again.axes["inline"].step == 3

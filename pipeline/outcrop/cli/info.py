@@ -59,6 +59,8 @@ def _print(found: SurveyInfo) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from ..survey.candidates import SOME
+
     table = Table(title=escape(found.path), show_header=False, title_justify="left")
     for name, value in _rows(found):
         table.add_row(name, escape(value))
@@ -75,7 +77,11 @@ def _print(found: SurveyInfo) -> None:
         console.print("\n".join(seen), markup=False, highlight=False)
     if found.candidates:
         table = Table(
-            "--iline-byte", "--xline-byte", "grid", "filled", title="Regular grids by other bytes"
+            "--iline-byte",
+            "--xline-byte",
+            "grid" if found.traces <= SOME else f"grid of the first {SOME:,} traces",
+            "filled",
+            title="Regular grids by other bytes",
         )
         for c in found.candidates:
             grid = f"{c.inlines:,} × {c.crosslines:,}"

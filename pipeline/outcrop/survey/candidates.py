@@ -13,7 +13,7 @@ from .segy import FIELDS, TRACE_HEADER, Order, SegyFile, number
 if TYPE_CHECKING:
     from .geometry import HeaderBytes
 
-_SOME = 1 << 18  # traces that are looked at, from the start of the file
+SOME = 1 << 18  # traces that are looked at, from the start of the file
 _DUPLICATES = 0.01  # part of the traces that may share a position with another
 _FILLED = 0.5  # part of the positions that must have a trace
 
@@ -63,7 +63,7 @@ def candidates(file: SegyFile, offset_byte: int = 37, most: int = 5) -> list[Can
     most : int
         How many to return.
     """
-    headers = file.headers(0, min(file.traces, _SOME))
+    headers = file.headers(0, min(file.traces, SOME))
     varies = (headers != headers[:1]).any(axis=0)
     columns = []
     seen = set()
@@ -110,7 +110,7 @@ def offset_byte(file: SegyFile, inline_byte: int, crossline_byte: int) -> int | 
     int or None
         Its first byte; None if no field does, or one is rather the inline or the crossline.
     """
-    headers = file.headers(0, min(file.traces, _SOME))
+    headers = file.headers(0, min(file.traces, SOME))
     columns = (_column(number(headers, b, file.order), b) for b in (inline_byte, crossline_byte))
     lines = [column for column in columns if column]
     if len(lines) < 2 or _filled(lines):
@@ -129,10 +129,10 @@ def remedy(file: SegyFile, at: HeaderBytes) -> str:
     found = candidates(file, at.offset)
     if not found:
         return "no other bytes give a regular grid either; correct the headers"
-    best = found[0]
+    best, of = found[0], f" of the first {SOME:,} traces" if file.traces > SOME else ""
     return (
         f"try --iline-byte {best.inline_byte} --xline-byte {best.crossline_byte} "
-        f"({best.inlines:,} × {best.crosslines:,}); outcrop info shows all candidates"
+        f"({best.inlines:,} × {best.crosslines:,}{of}); outcrop info shows all candidates"
     )
 
 
