@@ -104,6 +104,29 @@ def test_candidates(tmp_path, at, sorting, monkeypatch, capsys):
     assert again.axes["inline"].step == 3
 
 
+@pytest.mark.parametrize("regular", [True, False])
+def test_candidates_for_gathers(tmp_path, regular):
+    path, offsets = tmp_path / "a.sgy", range(100, 700, 100)
+    write_segy(
+        path, np.zeros((10, 8, 6, 5)), inlines=range(10), crosslines=range(8), offsets=offsets,
+        iline_byte=9, xline_byte=21,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for n in range(file.tracecount):  # both number the traces of a gather
+            move = 0 if regular else int(rng.integers(-40, 40))
+            offset = file.header[n][TraceField.offset] + move
+            file.header[n] = {TraceField.CDP_TRACE: n % 6 + 1, TraceField.offset: offset}
+    found = outcrop.info(path)
+    assert (found.candidates[0].inline_byte, found.candidates[0].crossline_byte) == (9, 21)
+    # Without the bytes irregular offsets look like those of one gather, with many twice.
+    assert ("at the position of another" in found.problem) == (not regular)
+    assert "try --iline-byte 9 --xline-byte 21 (10 × 8)" in found.problem
+    again = outcrop.info(path, iline_byte=9, xline_byte=21)
+    assert regular == (again.problem is None)
+    assert regular or "pass --offset-byte 25" in again.problem
+
+
 def test_a_single_line_and_feet(tmp_path):
     path = tmp_path / "line.sgy"
     write_segy(

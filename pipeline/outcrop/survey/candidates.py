@@ -20,6 +20,7 @@ _FILLED = 0.5  # part of the positions that must have a trace
 # Pairs of first bytes in common use, the most common first.
 _USUAL = [(189, 193), (9, 21), (17, 21), (9, 13), (17, 13), (5, 21), (181, 185), (221, 225)]
 
+_OF_GATHER = 25  # numbers the traces of a gather
 _SEQUENCE = (1, 5)  # numbers the traces of any file
 
 
@@ -65,27 +66,26 @@ def candidates(file: SegyFile, offset_byte: int = 37, most: int = 5) -> list[Can
     """
     headers = file.headers(0, min(file.traces, SOME))
     varies = (headers != headers[:1]).any(axis=0)
-    columns = []
-    seen = set()
+    columns, offsets, found, seen = [], [], [], set()
     # The usual ones first, so that they stand for others with the same numbers.
     fields = [byte for byte, _ in FIELDS.values()]
     for byte in dict.fromkeys([*itertools.chain(*_USUAL), *fields, *range(1, TRACE_HEADER, 4)]):
         if varies[byte - 1 : min(byte + 3, TRACE_HEADER)].any():
             column = _column(number(headers, byte, file.order), byte)
-            if column and (key := column.index.tobytes()) not in seen:
+            if column and byte == offset_byte:
+                offsets.append(column)
+            elif column and (key := column.index.tobytes()) not in seen:
                 seen.add(key)
                 columns.append(column)
-    offsets = [c for c in columns if c.byte == offset_byte]
-    found = []
-    for pair in itertools.combinations([c for c in columns if c not in offsets], 2):
-        for third in ([], offsets) if offsets else ([],):
-            filled = _filled([*pair, *third])
-            if filled >= _FILLED:
-                slow, fast = sorted(pair, key=lambda c: (c.changes, c.byte))
-                if (fast.byte, slow.byte) in _USUAL:
-                    slow, fast = fast, slow
-                found.append(Candidate(slow.byte, fast.byte, slow.extent, fast.extent, filled))
-                break
+    thirds = [[], offsets, [c for c in columns if c.byte == _OF_GATHER]]
+    for pair in itertools.combinations(columns, 2):
+        bytes_ = {c.byte for c in pair}
+        filled = max(_filled([*pair, *t]) for t in thirds if not bytes_ & {c.byte for c in t})
+        if filled >= _FILLED:
+            slow, fast = sorted(pair, key=lambda c: (c.changes, c.byte))
+            if (fast.byte, slow.byte) in _USUAL:
+                slow, fast = fast, slow
+            found.append(Candidate(slow.byte, fast.byte, slow.extent, fast.extent, filled))
 
     def rank(candidate: Candidate) -> tuple[float, int, int]:
         pair = (candidate.inline_byte, candidate.crossline_byte)
@@ -124,9 +124,11 @@ def offset_byte(file: SegyFile, inline_byte: int, crossline_byte: int) -> int | 
 
 def remedy(file: SegyFile, at: HeaderBytes) -> str:
     """Say which header bytes would do instead."""
-    if byte := offset_byte(file, at.inline, at.crossline):
+    byte = offset_byte(file, at.inline, at.crossline)
+    if byte and byte != at.offset:
         return f"try --offset-byte {byte}, which tells the traces of a gather apart"
     found = candidates(file, at.offset)
+    found = [c for c in found if (c.inline_byte, c.crossline_byte) != (at.inline, at.crossline)]
     if not found:
         return "no other bytes give a regular grid either; correct the headers"
     best, of = found[0], f" of the first {SOME:,} traces" if file.traces > SOME else ""
