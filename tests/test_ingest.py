@@ -441,6 +441,14 @@ def test_stray_traces_that_make_the_grid_sparse(tmp_path, inline, crossline):
     assert not (tmp_path / "a.zarr").exists()
 
 
+def test_traces_without_numbers_that_make_the_grid_sparse(tmp_path, segy):
+    for trace in (3, 8, 9):
+        set_header(segy, trace, INLINE_3D=0, CROSSLINE_3D=0)
+    fact = "5 × 4 without 3 of them .trace 4: inline 0 crossline 0; trace 9: .*correct their"
+    with pytest.raises(GeometryError, match=fact):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+
+
 def test_empty_lines_are_named(tmp_path, caplog):
     path = tmp_path / "a.sgy"
     write_segy(path, cube((7, 4, 30)), inlines=[1, 2, 3, 4, 10, 11, 12], crosslines=CROSSLINES)

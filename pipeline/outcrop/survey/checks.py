@@ -23,6 +23,8 @@ TINY = 0.02  # ms or m; a smaller sample interval is probably meant in ms or m, 
 def strays(numbers: dict[str, np.ndarray]) -> np.ndarray:
     """Find traces on lines that have few, where these are at most one in a hundred.
 
+    Else those with neither an inline nor a crossline number, by which lines are filled up.
+
     Parameters
     ----------
     numbers : dict of str to ndarray of int, (traces,)
@@ -31,14 +33,16 @@ def strays(numbers: dict[str, np.ndarray]) -> np.ndarray:
     Returns
     -------
     ndarray of int
-        Their numbers from 0, ascending; none if they are more.
+        Their numbers from 0, ascending.
     """
     few = np.zeros(next(iter(numbers.values())).size, dtype=bool)
     for values in numbers.values():
         lines, counts = np.unique(values, return_counts=True)
         few |= ~np.isin(values, lines[10 * counts > counts.max()])
     found = np.flatnonzero(few)
-    return found if 100 * found.size <= few.size else found[:0]
+    if 0 < 100 * found.size <= few.size:
+        return found
+    return np.flatnonzero((numbers["inline"] == 0) & (numbers["crossline"] == 0))
 
 
 def check_intervals(
