@@ -11,8 +11,8 @@ from ._shared import Cluster, Overwrite, TlsCa, TlsCert, TlsKey, Workers, check_
 
 # Options that go with a survey alone, and with shot gathers alone.
 _SURVEY = (
-    "iline_byte", "xline_byte", "offset_byte", "cdp_x_byte", "cdp_y_byte", "domain", "format",
-    "chunks", "shards", "compressor", "duplicates", "sparse",
+    "iline_byte", "xline_byte", "offset_byte", "cdp_x_byte", "cdp_y_byte", "domain", "chunks",
+    "shards", "compressor", "duplicates", "sparse",
 )  # fmt: skip
 _SHOTS = ("origin", "azimuth")
 
@@ -103,6 +103,7 @@ def command(
                 origin=_origin(origin),
                 azimuth=azimuth,
                 interval=interval,
+                format=format,
                 truncate=truncate,
                 nonfinite=nonfinite,  # type: ignore[arg-type]
                 overwrite=overwrite,

@@ -26,7 +26,13 @@ from ..output import Output, PathLike, check_apart, check_free, is_complete
 from ..progress import track
 from ..storage import Options, Place, Remote, goes_on, naming_refusal, on_disk, place, size
 from . import schema
-from .checks import check_intervals, warn_of_coordinates, warn_of_format, warn_of_weights
+from .checks import (
+    check_intervals,
+    some_samples,
+    warn_of_coordinates,
+    warn_of_format,
+    warn_of_weights,
+)
 from .decode import decode
 from .encode import format_code
 from .geometry import HeaderBytes, Headers, check_choice, make_grid, read_headers, vertical_axis
@@ -187,7 +193,7 @@ def ingest(
     template, encoding = schema.template(
         file, headers, grid, at, vertical, domain, chunk, shard, codec
     )
-    sample = _sample(file)
+    sample = some_samples(file)
     if code is None:
         warn_of_format(file, sample)
     sample = decode(sample, file.format)
@@ -303,15 +309,6 @@ def _write(
     left = [part for part in parts if part.key not in output.finished]
     run(functools.partial(write, job), left, done, threads(part_bytes), client)
     return count_replaced(output, job.nonfinite)
-
-
-def _sample(file: SegyFile) -> np.ndarray:
-    """A few hundred traces from all over, as in the file: (places, neighbours, samples)."""
-    neighbours = min(32, file.traces)
-    starts = np.linspace(0, file.traces - neighbours, 8).astype(np.int64)
-    runs = [np.arange(start, start + neighbours) for start in starts]
-    traces = [raw for run in runs for _, raw in file.read(run)]
-    return np.concatenate(traces).reshape(len(runs), neighbours, -1)
 
 
 def _check_space(
