@@ -659,6 +659,7 @@ def test_bad_requests(f3: xr.Dataset, tmp_path: Path) -> None:
         (volume, tmp_path / "a.zip", like, OutcropError, "unknown suffix '.zip'.*.sgy"),
         (volume, tmp_path / "no/a.sgy", like, OutcropError, "there is no folder"),
         (f3.drop_attrs(), out, {}, SurveyError, "keeps no SEG-Y headers.*--like"),
+        (f3.drop_vars("trace_index"), out, {}, SurveyError, "headers; .*or drop its attribute segy"),
         (volume, out, {"like": tmp_path / "gone.sgy"}, OutcropError, "gone.sgy"),
         (volume, out, {"like": keep}, OutcropError, "keep.sgy"),
         (volume, out, {**like, "format": "float"}, SurveyError, "format 'float': choose same, ibm"),

@@ -142,6 +142,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         raise SurveyError(
             f"{name}: keeps no SEG-Y headers; pass like= (--like) the SEG-Y or the survey that it "
             "was made from"
+            + (", or drop its attribute segy for headers made of its coordinates" if kept else "")
         )
     one = [d for d in LATERAL if d in survey.coords and not survey[d].ndim]
     survey = survey.reset_coords("trace_index").expand_dims(one)
