@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -180,6 +181,22 @@ def test_any_order_of_dimensions_and_stacks(dims, tmp_path):
     assert found.amplitudes.mean == pytest.approx(there.mean())
     assert found.axes["crossline"].step == 1
     assert found.axes["inline"].step is None  # a part of the lines
+
+
+def test_long_traces_take_no_more_memory(tmp_path, monkeypatch):
+    path, out = tmp_path / "a.sgy", tmp_path / "a.zarr"
+    module = importlib.import_module("outcrop.survey.info")
+    values = np.ones((12, 9, 20), "f4")
+    values[:7] = 2
+    hole = [(i, x) for i in range(8) for x in range(9)]
+    write_segy(path, values, inlines=range(12), crosslines=range(9), missing=hole)
+    outcrop.ingest(path, out, chunks=(12, 9, 10))
+    monkeypatch.setattr(module, "_BLOCK", 2 * 9 * 20 * 4)  # two inlines
+    assert outcrop.info(out).amplitudes.traces == 2 * 9
+    monkeypatch.setattr(module, "_SAMPLES", 5 * 20)
+    for found in (outcrop.info(path), outcrop.info(out)):
+        assert found.amplitudes.traces == 5
+        assert found.amplitudes.minimum == found.amplitudes.maximum == 1
 
 
 def test_nothing_to_tell_of(tmp_path):

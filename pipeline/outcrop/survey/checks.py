@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ENOUGH = 1 << 20  # samples that tell what format they are in
 _LIKE = 100  # different samples of one exponent that tell how they are distributed
 _COORDINATES = [(181, 185), (73, 77), (81, 85)]  # of the CDP, the source and the receiver
 TINY = 0.02  # ms or m; a smaller sample interval is probably meant in ms or m, not µs or mm
@@ -123,8 +124,8 @@ def warn_of_format(file: SegyFile, stored: np.ndarray) -> None:
     names = {1: ("IBM", "IEEE"), 5: ("IEEE", "IBM")}
     if file.format not in names:
         return
-    native = stored.astype(stored.dtype.newbyteorder("="))
-    words = np.unique(native.view(np.uint32))
+    some = stored.reshape(-1)[:: max(1, stored.size // _ENOUGH)]
+    words = np.unique(some.astype(stored.dtype.newbyteorder("=")).view(np.uint32))
     words = words[(words & 0x800000) == 0]
     _, counts = np.unique((words >> 24) & 0x7F, return_counts=True)
     if np.count_nonzero(counts >= _LIKE) < 3:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ..output import PathLike
 
 _TRACES = 1024  # that the statistics are made of, at most
+_SAMPLES = 1 << 22  # of them, at most
+_BLOCK = 32 << 20  # bytes of a survey that are loaded at a time
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def _of_segy(
         axes[vertical] = _axis(geometry.vertical_axis(file))
     except GeometryError as error:
         problem = problem or str(error)
-    some = np.unique(np.linspace(0, file.traces - 1, _TRACES).astype(np.int64))
+    some = _spread(file.traces, _most(file.samples))
     stored = np.concatenate([raw for _, raw in file.read(some)])
     if format is None:
         warn_of_format(file, stored)
@@ -264,7 +266,7 @@ def _of_zarr(path: Place) -> SurveyInfo:
 
 
 def _some_traces(volume: xr.DataArray, live: np.ndarray) -> np.ndarray:
-    """Live traces of up to nine columns of chunks, spread over the survey."""
+    """Live traces of columns of chunks, up to three along each dimension, or of parts of them."""
     stored = volume.encoding.get("preferred_chunks", {})
     chunks = [stored.get(d, n) for d, n in volume.sizes.items()]
     spread = (
@@ -272,11 +274,31 @@ def _some_traces(volume: xr.DataArray, live: np.ndarray) -> np.ndarray:
         for n, c in zip(live.shape, chunks, strict=False)
     )
     found = [np.empty((0, volume.shape[-1]), dtype=volume.dtype)]
-    for corner in itertools.product(*spread):
-        region = tuple(slice(s, s + c) for s, c in zip(corner, chunks, strict=False))
-        found.append(loaded(volume, region)[live[region]])
-    traces = np.concatenate(found)
-    return traces[np.unique(np.linspace(0, len(traces) - 1, _TRACES).astype(int))[-len(traces) :]]
+    corners = list(itertools.product(*spread))
+    for corner in corners:
+        region = [slice(s, s + c) for s, c in zip(corner, chunks, strict=False)]
+        there = live[tuple(region)]
+        lines = corner[0] + np.flatnonzero(there.any(axis=tuple(range(1, there.ndim))))
+        if not lines.size:
+            continue
+        few = max(1, _BLOCK // (volume.dtype.itemsize * volume.shape[-1] * there[0].size))
+        if few < len(there):
+            first = max(corner[0], int(lines[lines.size // 2]) - few // 2)
+            region[0] = slice(first, min(first + few, region[0].stop))
+        traces = loaded(volume, region)[live[tuple(region)]]
+        most = -(-_most(volume.shape[-1]) // len(corners))
+        found.append(traces[_spread(len(traces), most)])
+    return np.concatenate(found)
+
+
+def _most(samples: int) -> int:
+    """Return how many traces of that length are looked at."""
+    return max(1, min(_TRACES, _SAMPLES // samples))
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Indices from all over, ascending, no more than `most`."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def _statistics(traces: np.ndarray) -> Statistics | None:
