@@ -357,6 +357,16 @@ def test_extended_text_headers_of_unknown_number(tmp_path, end):
     np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), cube())
 
 
+@pytest.mark.parametrize("count", [b"\0\1", b"  ", b"\xff\xff", b"\xff\0"])
+def test_extended_text_headers_that_are_not_there(tmp_path, segy, count, caplog):
+    whole = outcrop.ingest(segy, tmp_path / "whole.zarr").load()
+    set_bytes(segy, 3501, b"sw\0\0" + count)  # as some programs fill what revision 0 leaves free
+    survey = outcrop.ingest(segy, tmp_path / "a.zarr").load()
+    assert "extended text headers would be" in caplog.text
+    xr.testing.assert_equal(survey, whole)
+    assert outcrop.export(survey, tmp_path / "out.sgy").read_bytes() == segy.read_bytes()
+
+
 @pytest.mark.parametrize("padding", [360, 3200, 5000])
 def test_revision_2_says_where_the_first_trace_begins(tmp_path, padding):
     path = tmp_path / "a.sgy"
