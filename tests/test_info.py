@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,10 @@ def test_problems_besides_the_grid(tmp_path):
         interval_us=0,
     )  # fmt: skip
     assert "1 traces are at the position of another" in outcrop.info(path).problem
+    nothing = np.full((6, 5, 10), np.nan)
+    write_segy(path, nothing, inlines=range(6), crosslines=range(5), format=5)
+    problem = outcrop.info(path).problem
+    assert re.search(r"300 of the 300 samples looked at are NaN.*--nonfinite zero", problem)
 
 
 @pytest.mark.parametrize("dims", [("crossline", "inline", "twt"), ("twt", "crossline", "inline")])

@@ -192,6 +192,13 @@ def _of_segy(
     stored = np.concatenate([raw for _, raw in file.read(some)])
     if format is None:
         warn_of_format(file, stored)
+    samples = decode(stored, file.format)
+    bad = samples.size - int(np.count_nonzero(np.isfinite(samples)))
+    if bad and not problem:
+        problem = (
+            f"{path}: {bad:,} of the {samples.size:,} samples looked at are NaN or infinite; "
+            "ingest it with nonfinite='zero' (--nonfinite zero) to make them 0"
+        )
     return SurveyInfo(
         path=str(path),
         kind="SEG-Y",
@@ -200,7 +207,7 @@ def _of_segy(
         units=vertical_units(file, domain),
         traces=file.traces,
         live_fraction=live,
-        amplitudes=_statistics(decode(stored, file.format)),
+        amplitudes=_statistics(samples),
         problem=problem,
         candidates=found,
         format=f"{file.format} ({FORMATS[file.format]})",
@@ -303,7 +310,8 @@ def _spread(count: int, most: int) -> np.ndarray:
 
 def _statistics(traces: np.ndarray) -> Statistics | None:
     """Summarise traces: (traces, samples)."""
-    values = traces.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        values = traces.astype(np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:
         return None
