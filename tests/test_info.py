@@ -129,6 +129,20 @@ def test_candidates_for_gathers(tmp_path, regular):
     assert regular or "pass --offset-byte 25" in again.problem
 
 
+def test_candidates_for_gathers_of_a_line(tmp_path):
+    path = tmp_path / "a.sgy"
+    write_segy(
+        path, np.zeros((1, 30, 6, 5)), inlines=[0], crosslines=range(30), offsets=range(6),
+        xline_byte=21,
+    )  # fmt: skip
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for n in range(file.tracecount):  # which gives a grid with 21, too
+            file.header[n] = {TraceField.CDP_TRACE: n % 6 + 1}
+    found = outcrop.info(path)
+    assert "try --iline-byte 189 --xline-byte 21 (1 × 30)" in found.problem
+    assert outcrop.info(path, xline_byte=21).problem is None
+
+
 def test_a_single_line_and_feet(tmp_path):
     path = tmp_path / "line.sgy"
     write_segy(

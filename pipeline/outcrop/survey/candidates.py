@@ -87,10 +87,16 @@ def candidates(file: SegyFile, offset_byte: int = 37, most: int = 5) -> list[Can
                 slow, fast = fast, slow
             found.append(Candidate(slow.byte, fast.byte, slow.extent, fast.extent, filled))
 
-    def rank(candidate: Candidate) -> tuple[float, int, int]:
+    if offsets and not varies[188:192].any():  # gathers of a single line
+        for c in columns:
+            filled = _filled([c, *offsets])
+            if filled >= _FILLED and c.byte not in _SEQUENCE:
+                found.append(Candidate(189, c.byte, 1, c.extent, filled))
+
+    def rank(candidate: Candidate) -> tuple[float, bool, int, int]:
         pair = (candidate.inline_byte, candidate.crossline_byte)
         usual = _USUAL.index(pair) if pair in _USUAL else len(_USUAL)
-        return -round(candidate.filled, 2), usual, sum(pair)
+        return -round(candidate.filled, 2), _OF_GATHER in pair, usual, sum(pair)
 
     if not found and not varies[188:192].any():
         found = _lines(headers, file.order, (*_SEQUENCE, 189, offset_byte))
