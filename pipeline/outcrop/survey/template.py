@@ -189,8 +189,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         if field not in FIELDS:
             raise SurveyError(f"{name}: header_{field} is no SEG-Y trace header field; drop it")
         if not np.can_cast(values.dtype, FIELDS[field][1]):  # found out now rather than midway
-            written = loaded(values).ravel()[cells]
-            put(np.zeros((cells.size, TRACE_HEADER), np.uint8), field, written, order, name)
+            check_field(field, loaded(values).ravel()[cells], name)
     numbers = {d: axes[d][i] for d, i in zip(lateral, places, strict=True)}
     names = {first: field for field, (first, kind) in FIELDS.items() if kind == "i4"}
     for d in lateral:
@@ -247,16 +246,8 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
     )
 
 
-def put(headers: np.ndarray, name: str, values: np.ndarray, order: Order, where: str) -> None:
-    """Set one field of many trace headers, by its name.
-
-    Raises
-    ------
-    SurveyError
-        If the field does not hold the values.
-    """
-    first, kind = FIELDS[name]
-    limits = np.iinfo(kind)
+def check_field(name: str, values: np.ndarray, where: str) -> None:
+    """Raise `SurveyError` if a trace header field, by its name, does not hold the values."""
     if not values.size:
         return
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
@@ -264,12 +255,20 @@ def put(headers: np.ndarray, name: str, values: np.ndarray, order: Order, where:
             f"{where}: header_{name} would not be a number in all traces; mask the volume alone, "
             "correct its coordinates, or pass like= (--like)"
         )
+    first, kind = FIELDS[name]
+    limits = np.iinfo(kind)
     low, high = values.min(), values.max()
     if not (limits.min <= low and high <= limits.max) or (values != np.rint(values)).any():
         raise SurveyError(
             f"{where}: header_{name} runs from {low} to {high}, and bytes {first}-"
             f"{first + limits.bits // 8 - 1} hold whole numbers from {limits.min} to {limits.max}"
         )
+
+
+def put(headers: np.ndarray, name: str, values: np.ndarray, order: Order, where: str) -> None:
+    """Set one field of many trace headers, by its name; raise what `check_field` does."""
+    check_field(name, values, where)
+    first, kind = FIELDS[name]
     dtype = np.dtype(kind).newbyteorder(order)
     stored = np.ascontiguousarray(values.astype(dtype))[:, None].view(np.uint8)
     headers[:, first - 1 : first - 1 + dtype.itemsize] = stored
