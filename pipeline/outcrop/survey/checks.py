@@ -128,7 +128,7 @@ def warn_of_format(file: SegyFile, stored: np.ndarray) -> None:
     words = np.unique(some.astype(stored.dtype.newbyteorder("=")).view(np.uint32))
     words = words[(words & 0x800000) == 0]
     _, counts = np.unique((words >> 24) & 0x7F, return_counts=True)
-    if np.count_nonzero(counts >= _LIKE) < 3:
+    if np.count_nonzero(counts >= _LIKE) < 2:
         return
     share = float(np.mean((words & 0xF00000) == 0))
     if share > 0.05 if file.format == 1 else share < 0.005:
