@@ -337,6 +337,10 @@ def test_headers_that_are_none(f3: xr.Dataset, tmp_path: Path) -> None:
     unknown = f3.assign(header_Nonsense=f3["trace_index"])
     with pytest.raises(SurveyError, match=r"Nonsense"):
         outcrop.export(unknown, tmp_path / "out.sgy")
+    with pytest.raises(SurveyError, match="header_CDP would not be a number in all traces"):
+        outcrop.export(f3.where(f3.inline > 120), tmp_path / "out.sgy")
+    with pytest.raises(SurveyError, match="trace_index lies on trace, and"):
+        outcrop.export(f3.stack(trace=("inline", "crossline")), tmp_path / "out.sgy")
     for part, gone in (
         (f3.drop_vars("header_CDP_Y"), "header_CDP_Y, which"),
         (f3[["amplitude"]], r"header_\w+, header_\w+, header_\w+, …, which"),
@@ -655,6 +659,13 @@ def test_bad_requests(f3: xr.Dataset, tmp_path: Path) -> None:
         (volume, tmp_path / "a.zip", like, OutcropError, "unknown suffix '.zip'.*.sgy"),
         (volume, tmp_path / "no/a.sgy", like, OutcropError, "there is no folder"),
         (f3.drop_attrs(), out, {}, SurveyError, "keeps no SEG-Y headers.*--like"),
+        (
+            f3.drop_vars("trace_index"),
+            out,
+            {},
+            SurveyError,
+            "headers; .*or drop its attribute segy",
+        ),
         (volume, out, {"like": tmp_path / "gone.sgy"}, OutcropError, "gone.sgy"),
         (volume, out, {"like": keep}, OutcropError, "keep.sgy"),
         (volume, out, {**like, "format": "float"}, SurveyError, "format 'float': choose same, ibm"),
@@ -885,11 +896,25 @@ def test_headers_are_made_of_coordinates(
     with segyio.open(out, ignore_geometry=True) as file:
         assert "BY 2.5 M" in file.text[0].decode()
         assert file.bin[3501] in (1, 0x100)
+    assert "sample every" not in caplog.text
     # One line of it, and headers of the same from then on.
     line = outcrop.export(volume.isel(inline=2), tmp_path / "line.sgy")
     assert outcrop.info(line).traces == int(survey.live[2].sum())
     outcrop.export(survey, tmp_path / "again.sgy")
     assert (tmp_path / "again.sgy").read_bytes() == out.read_bytes()
+
+
+def test_traces_that_are_too_long_for_revision_1(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = np.arange(3 * 70_000, dtype="f4").reshape(1, 3, -1)
+    twt = np.arange(70_000) * 0.004  # as if in seconds
+    volume = xr.DataArray(samples, {"twt": twt}, ("inline", "crossline", "twt"), "amplitude")
+    out = outcrop.export(volume, tmp_path / "o.sgy")
+    assert "twt has a sample every 0.004 ms, and is written so" in caplog.text
+    survey = outcrop.ingest(out, tmp_path / "o.zarr")
+    np.testing.assert_array_equal(survey.amplitude, samples)
+    np.testing.assert_allclose(survey.twt, twt)
 
 
 def test_coordinates_of_which_no_headers_can_be_made(tmp_path: Path) -> None:
@@ -906,6 +931,7 @@ def test_coordinates_of_which_no_headers_can_be_made(tmp_path: Path) -> None:
         ),
         (volume.drop_vars("twt"), "twt has no coordinate"),
         (volume.assign_coords(inline=volume.inline + 0.5), "header_INLINE_3D"),
+        (volume.assign_coords(inline=[*"abcde"]), "header_INLINE_3D would not be a number"),
         (volume.expand_dims(angle=[1, 2]), "dimensions .*angle.*select along the others"),
         (volume.where(volume.live, drop=False).assign_coords(live=volume.live & False), "no trace"),
     ]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from segyio import TraceField
 
 import outcrop
 from command_line import outcrop_command
+from outcrop.cli.info import _print
 from outcrop.errors import SegyError, SurveyError
 from segy_files import cdp, write_segy
 
@@ -75,7 +78,7 @@ def test_real_file():
 
 @pytest.mark.parametrize("sorting", ["inline", "crossline", "random"])
 @pytest.mark.parametrize("at", [(9, 21), (17, 13), (5, 233)])
-def test_candidates(tmp_path, at, sorting):
+def test_candidates(tmp_path, at, sorting, monkeypatch, capsys):
     """The pair that makes sense comes first; of a random order, either way round."""
     path = tmp_path / "a.sgy"
     values = np.zeros((12, 9, 10), dtype="f4")
@@ -92,9 +95,52 @@ def test_candidates(tmp_path, at, sorting):
     if at == (9, 21):  # in common use
         assert (best.inline_byte, best.inlines, best.crosslines) == (9, 12, 9)
         assert "--iline-byte 9 --xline-byte 21 (12 × 9)" in found.problem
+    if (at, sorting) == ((9, 21), "inline"):  # and of a part of the traces
+        monkeypatch.setattr("outcrop.survey.candidates.SOME", 34)
+        found = outcrop.info(path)
+        assert "--xline-byte 21 (4 × 9 of the first 34 traces)" in found.problem
+        _print(found)
+        assert "first 34 traces" in " ".join(capsys.readouterr().out.split())
     again = outcrop.info(path, iline_byte=at[0], xline_byte=at[1])
     assert again.problem is None
     assert again.axes["inline"].step == 3
+
+
+@pytest.mark.parametrize("regular", [True, False])
+def test_candidates_for_gathers(tmp_path, regular):
+    path, offsets = tmp_path / "a.sgy", range(100, 700, 100)
+    write_segy(
+        path, np.zeros((10, 8, 6, 5)), inlines=range(10), crosslines=range(8), offsets=offsets,
+        iline_byte=9, xline_byte=21,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for n in range(file.tracecount):  # both number the traces of a gather
+            move = 0 if regular else int(rng.integers(-40, 40))
+            offset = file.header[n][TraceField.offset] + move
+            file.header[n] = {TraceField.CDP_TRACE: n % 6 + 1, TraceField.offset: offset}
+    found = outcrop.info(path)
+    assert (found.candidates[0].inline_byte, found.candidates[0].crossline_byte) == (9, 21)
+    # Without the bytes irregular offsets look like those of one gather, with many twice.
+    assert ("at the position of another" in found.problem) == (not regular)
+    assert "try --iline-byte 9 --xline-byte 21 (10 × 8)" in found.problem
+    again = outcrop.info(path, iline_byte=9, xline_byte=21)
+    assert regular == (again.problem is None)
+    assert regular or "pass --offset-byte 25" in again.problem
+
+
+def test_candidates_for_gathers_of_a_line(tmp_path):
+    path = tmp_path / "a.sgy"
+    write_segy(
+        path, np.zeros((1, 30, 6, 5)), inlines=[0], crosslines=range(30), offsets=range(6),
+        xline_byte=21,
+    )  # fmt: skip
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for n in range(file.tracecount):  # which gives a grid with 21, too
+            file.header[n] = {TraceField.CDP_TRACE: n % 6 + 1}
+    found = outcrop.info(path)
+    assert "try --iline-byte 189 --xline-byte 21 (1 × 30)" in found.problem
+    assert outcrop.info(path, xline_byte=21).problem is None
 
 
 def test_a_single_line_and_feet(tmp_path):
@@ -133,6 +179,10 @@ def test_problems_besides_the_grid(tmp_path):
         interval_us=0,
     )  # fmt: skip
     assert "1 traces are at the position of another" in outcrop.info(path).problem
+    nothing = np.full((6, 5, 10), np.nan)
+    write_segy(path, nothing, inlines=range(6), crosslines=range(5), format=5)
+    problem = outcrop.info(path).problem
+    assert re.search(r"300 of the 300 samples looked at are NaN.*--nonfinite zero", problem)
 
 
 @pytest.mark.parametrize("dims", [("crossline", "inline", "twt"), ("twt", "crossline", "inline")])
@@ -150,6 +200,22 @@ def test_any_order_of_dimensions_and_stacks(dims, tmp_path):
     assert found.amplitudes.mean == pytest.approx(there.mean())
     assert found.axes["crossline"].step == 1
     assert found.axes["inline"].step is None  # a part of the lines
+
+
+def test_long_traces_take_no_more_memory(tmp_path, monkeypatch):
+    path, out = tmp_path / "a.sgy", tmp_path / "a.zarr"
+    module = importlib.import_module("outcrop.survey.info")
+    values = np.ones((12, 9, 20), "f4")
+    values[:7] = 2
+    hole = [(i, x) for i in range(8) for x in range(9)]
+    write_segy(path, values, inlines=range(12), crosslines=range(9), missing=hole)
+    outcrop.ingest(path, out, chunks=(12, 9, 10))
+    monkeypatch.setattr(module, "_BLOCK", 2 * 9 * 20 * 4)  # two inlines
+    assert outcrop.info(out).amplitudes.traces == 2 * 9
+    monkeypatch.setattr(module, "_SAMPLES", 5 * 20)
+    for found in (outcrop.info(path), outcrop.info(out)):
+        assert found.amplitudes.traces == 5
+        assert found.amplitudes.minimum == found.amplitudes.maximum == 1
 
 
 def test_nothing_to_tell_of(tmp_path):

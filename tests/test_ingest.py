@@ -357,6 +357,16 @@ def test_extended_text_headers_of_unknown_number(tmp_path, end):
     np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), cube())
 
 
+@pytest.mark.parametrize("count", [b"\0\1", b"  ", b"\xff\xff", b"\xff\0"])
+def test_extended_text_headers_that_are_not_there(tmp_path, segy, count, caplog):
+    whole = outcrop.ingest(segy, tmp_path / "whole.zarr").load()
+    set_bytes(segy, 3501, b"sw\0\0" + count)  # as some programs fill what revision 0 leaves free
+    survey = outcrop.ingest(segy, tmp_path / "a.zarr").load()
+    assert "extended text headers would be" in caplog.text
+    xr.testing.assert_equal(survey, whole)
+    assert outcrop.export(survey, tmp_path / "out.sgy").read_bytes() == segy.read_bytes()
+
+
 @pytest.mark.parametrize("padding", [360, 3200, 5000])
 def test_revision_2_says_where_the_first_trace_begins(tmp_path, padding):
     path = tmp_path / "a.sgy"
@@ -441,6 +451,14 @@ def test_stray_traces_that_make_the_grid_sparse(tmp_path, inline, crossline):
     assert not (tmp_path / "a.zarr").exists()
 
 
+def test_traces_without_numbers_that_make_the_grid_sparse(tmp_path, segy):
+    for trace in (3, 8, 9):
+        set_header(segy, trace, INLINE_3D=0, CROSSLINE_3D=0)
+    fact = "5 × 4 without 3 of them .trace 4: inline 0 crossline 0; trace 9: .*correct their"
+    with pytest.raises(GeometryError, match=fact):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+
+
 def test_empty_lines_are_named(tmp_path, caplog):
     path = tmp_path / "a.sgy"
     write_segy(path, cube((7, 4, 30)), inlines=[1, 2, 3, 4, 10, 11, 12], crosslines=CROSSLINES)
@@ -497,6 +515,33 @@ def test_no_file(tmp_path):
         outcrop.ingest(tmp_path / "a.sgy", tmp_path / "a.zarr")
     with pytest.raises(SegyError, match="directory"):
         outcrop.ingest(tmp_path, tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize(("written", "said"), [(5, 1), (1, 5), (5, 0), (3, 2)])
+def test_a_wrong_sample_format(tmp_path, caplog, written, said):
+    path, given = tmp_path / "a.sgy", {1: "ibm", 3: "int16", 5: "ieee"}[written]
+    values = (10 * cube((5, 4, 150), 6) ** 3).astype(FORMATS[written])
+    write_segy(path, values, inlines=INLINES, crosslines=sorted(CROSSLINES), format=written)
+    right = path.read_bytes()
+    exact = outcrop.ingest(path, tmp_path / "a.zarr").load()
+    assert not caplog.text
+    set_bytes(path, 3225, said.to_bytes(2))
+    if said in (1, 5):
+        outcrop.info(path)
+        outcrop.ingest(path, tmp_path / "b.zarr")
+        found = re.findall(
+            r"look like (\w+) floats, and are (\w+) floats by .*--format (\w+)", caplog.text
+        )
+        assert found == 2 * [(given.upper(), {1: "IBM", 5: "IEEE"}[said], given)]
+    else:
+        with pytest.raises(SegyError, match=r"several lengths|sample format 0 .*--format"):
+            outcrop.ingest(path, tmp_path / "b.zarr")
+    caplog.clear()
+    survey = outcrop.ingest(path, tmp_path / "c.zarr", format=given)
+    assert outcrop.info(path, format=given).format.startswith(f"{written} ")
+    assert not caplog.text
+    np.testing.assert_array_equal(survey.amplitude, exact.amplitude)
+    assert outcrop.export(survey, tmp_path / "out.sgy").read_bytes() == right
 
 
 def test_sample_format_that_segyio_does_not_read(tmp_path, segy):

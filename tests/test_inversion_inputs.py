@@ -654,7 +654,7 @@ def test_azimuth_turns_positions(gathers, tmp_path):
     np.testing.assert_allclose(found.receiver_inline[0], 10.0)
 
 
-def test_scalars_of_coordinates_that_differ_within_a_shot(gathers, tmp_path):
+def test_scalars_that_differ_within_a_shot_and_no_format(gathers, tmp_path):
     path = tmp_path / "s.sgy"
     write_shots(path, *gathers)
     alike = inversion.ingest_shots(path, tmp_path / "a.zarr")
@@ -664,6 +664,11 @@ def test_scalars_of_coordinates_that_differ_within_a_shot(gathers, tmp_path):
             finer = {f: 10 * header[f] for f in (73, 77, 81, 85)}
             file.header[number] = {**finer, Field.SourceGroupScalar: -100}
     xr.testing.assert_equal(inversion.ingest_shots(path, tmp_path / "b.zarr"), alike)
+    with path.open("r+b") as file:  # and no sample format
+        file.seek(3224)
+        file.write(b"\0\0")
+    found = inversion.ingest_shots(path, tmp_path / "c.zarr", format="ieee")
+    xr.testing.assert_equal(found, alike)
 
 
 def test_shots_that_segy_cannot_tell(gathers, tmp_path):

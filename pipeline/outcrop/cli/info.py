@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._segy import CdpXByte, CdpYByte, IlineByte, OffsetByte, Truncate, XlineByte
+from ._segy import CdpXByte, CdpYByte, Format, IlineByte, OffsetByte, Truncate, XlineByte
 
 if TYPE_CHECKING:
     from ..survey.info import SurveyInfo
@@ -23,6 +23,7 @@ def command(
         str, typer.Option(help="What samples of a SEG-Y run along: time or depth.")
     ] = "time",
     truncate: Truncate = False,
+    format: Format = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell what is in a SEG-Y file or a survey: geometry, samples, amplitudes, header bytes.
@@ -44,6 +45,7 @@ def command(
         cdp_y_byte=cdp_y_byte,
         domain=domain,
         truncate=truncate,
+        format=format,
         progress=not as_json,
     )
     if as_json:
@@ -56,6 +58,8 @@ def _print(found: SurveyInfo) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from ..survey.candidates import SOME
 
     table = Table(title=escape(found.path), show_header=False, title_justify="left")
     for name, value in _rows(found):
@@ -73,7 +77,11 @@ def _print(found: SurveyInfo) -> None:
         console.print("\n".join(seen), markup=False, highlight=False)
     if found.candidates:
         table = Table(
-            "--iline-byte", "--xline-byte", "grid", "filled", title="Regular grids by other bytes"
+            "--iline-byte",
+            "--xline-byte",
+            "grid" if found.traces <= SOME else f"grid of the first {SOME:,} traces",
+            "filled",
+            title="Regular grids by other bytes",
         )
         for c in found.candidates:
             grid = f"{c.inlines:,} × {c.crosslines:,}"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ._segy import CdpXByte, CdpYByte, IlineByte, OffsetByte, Truncate, XlineByte
+from ._segy import CdpXByte, CdpYByte, Format, IlineByte, OffsetByte, Truncate, XlineByte
 from ._shared import Cluster, Overwrite, TlsCa, TlsCert, TlsKey, Workers, check_used, tls_of
 
 # Options that go with a survey alone, and with shot gathers alone.
@@ -33,6 +33,7 @@ def command(
         float | None,
         typer.Option(help="Sample interval in ms or m, instead of the one in the headers."),
     ] = None,
+    format: Format = None,
     chunks: Annotated[
         str | None,
         typer.Option(help="Samples compressed together, such as 128,128,128 (time last)."),
@@ -102,6 +103,7 @@ def command(
                 origin=_origin(origin),
                 azimuth=azimuth,
                 interval=interval,
+                format=format,
                 truncate=truncate,
                 nonfinite=nonfinite,  # type: ignore[arg-type]
                 overwrite=overwrite,
@@ -121,6 +123,7 @@ def command(
             cdp_y_byte=cdp_y_byte,
             domain=domain,  # type: ignore[arg-type]
             interval=interval,
+            format=format,
             chunks=_extents("--chunks", chunks),
             shards=_extents("--shards", shards),
             compressor=compressor,

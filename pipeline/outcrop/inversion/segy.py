@@ -20,8 +20,9 @@ from ..errors import GeometryError, SurveyError
 from ..output import Output, check_apart, check_free
 from ..progress import track
 from ..storage import goes_on, naming_refusal, on_disk
-from ..survey.checks import check_intervals, warn_of_weights
+from ..survey.checks import check_intervals, some_samples, warn_of_format, warn_of_weights
 from ..survey.decode import decode
+from ..survey.encode import format_code
 from ..survey.geometry import check_choice, scaled, vertical_axis
 from ..survey.parts import count_replaced, finish, run, threads
 from ..survey.segy import FIELDS, SegyFile, field
@@ -47,6 +48,7 @@ def ingest_shots(
     origin: tuple[float, float] = (0.0, 0.0),
     azimuth: float = 90.0,
     interval: float | None = None,
+    format: str | None = None,
     truncate: bool = False,
     nonfinite: Literal["error", "zero"] = "error",
     overwrite: bool = False,
@@ -74,6 +76,8 @@ def ingest_shots(
         90 degrees to the left of it. 90: inline is x - x0 and crossline y - y0.
     interval : float, optional
         Of the samples in ms, instead of the one in the headers.
+    format : str, optional
+        Sample format, instead of the one in the header, as for `outcrop.ingest`.
     truncate : bool
         Of a file that ends in the middle of a trace, take the whole traces.
     nonfinite : {"error", "zero"}
@@ -110,12 +114,15 @@ def ingest_shots(
     check_kinds({"origin": origin, "azimuth": azimuth, "interval": interval})
     origin, azimuth = (float(origin[0]), float(origin[1])), float(azimuth)
     interval = None if interval is None else float(interval)
+    code = format_code(format)
     path = on_disk(path)
     check_apart(segy, path, what="the SEG-Y")
     check_free(path, overwrite)
-    file = SegyFile.open(segy, truncate)
+    file = SegyFile.open(segy, truncate, code)
     with track(f"scan {file.path.name}", file.traces * file.trace_bytes, "B", progress) as advance:
         headers = _read_headers(file, advance)
+    if code is None:
+        warn_of_format(file, some_samples(file))
     places = _positions(file, headers, origin, azimuth)
     numbers = _gathers(headers, places)
     template, encoding = _template(file, headers, numbers, places, interval)
@@ -127,6 +134,7 @@ def ingest_shots(
         "origin": list(origin),
         "azimuth": azimuth,
         "interval": interval,
+        "format": format,
     }
     shot_bytes = numbers.shape[1] * file.samples * 4
     with (

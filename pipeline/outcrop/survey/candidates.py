@@ -13,13 +13,14 @@ from .segy import FIELDS, TRACE_HEADER, Order, SegyFile, number
 if TYPE_CHECKING:
     from .geometry import HeaderBytes
 
-_SOME = 1 << 18  # traces that are looked at, from the start of the file
+SOME = 1 << 18  # traces that are looked at, from the start of the file
 _DUPLICATES = 0.01  # part of the traces that may share a position with another
 _FILLED = 0.5  # part of the positions that must have a trace
 
 # Pairs of first bytes in common use, the most common first.
 _USUAL = [(189, 193), (9, 21), (17, 21), (9, 13), (17, 13), (5, 21), (181, 185), (221, 225)]
 
+_OF_GATHER = 25  # numbers the traces of a gather
 _SEQUENCE = (1, 5)  # numbers the traces of any file
 
 
@@ -63,34 +64,39 @@ def candidates(file: SegyFile, offset_byte: int = 37, most: int = 5) -> list[Can
     most : int
         How many to return.
     """
-    headers = file.headers(0, min(file.traces, _SOME))
+    headers = file.headers(0, min(file.traces, SOME))
     varies = (headers != headers[:1]).any(axis=0)
-    columns = []
-    seen = set()
+    columns, offsets, found, seen = [], [], [], set()
     # The usual ones first, so that they stand for others with the same numbers.
     fields = [byte for byte, _ in FIELDS.values()]
     for byte in dict.fromkeys([*itertools.chain(*_USUAL), *fields, *range(1, TRACE_HEADER, 4)]):
         if varies[byte - 1 : min(byte + 3, TRACE_HEADER)].any():
             column = _column(number(headers, byte, file.order), byte)
-            if column and (key := column.index.tobytes()) not in seen:
+            if column and byte == offset_byte:
+                offsets.append(column)
+            elif column and (key := column.index.tobytes()) not in seen:
                 seen.add(key)
                 columns.append(column)
-    offsets = [c for c in columns if c.byte == offset_byte]
-    found = []
-    for pair in itertools.combinations([c for c in columns if c not in offsets], 2):
-        for third in ([], offsets) if offsets else ([],):
-            filled = _filled([*pair, *third])
-            if filled >= _FILLED:
-                slow, fast = sorted(pair, key=lambda c: (c.changes, c.byte))
-                if (fast.byte, slow.byte) in _USUAL:
-                    slow, fast = fast, slow
-                found.append(Candidate(slow.byte, fast.byte, slow.extent, fast.extent, filled))
-                break
+    thirds = [[], offsets, [c for c in columns if c.byte == _OF_GATHER]]
+    for pair in itertools.combinations(columns, 2):
+        bytes_ = {c.byte for c in pair}
+        filled = max(_filled([*pair, *t]) for t in thirds if not bytes_ & {c.byte for c in t})
+        if filled >= _FILLED:
+            slow, fast = sorted(pair, key=lambda c: (c.changes, c.byte))
+            if (fast.byte, slow.byte) in _USUAL:
+                slow, fast = fast, slow
+            found.append(Candidate(slow.byte, fast.byte, slow.extent, fast.extent, filled))
 
-    def rank(candidate: Candidate) -> tuple[float, int, int]:
+    if offsets and not varies[188:192].any():  # gathers of a single line
+        for c in columns:
+            filled = _filled([c, *offsets])
+            if filled >= _FILLED and c.byte not in _SEQUENCE:
+                found.append(Candidate(189, c.byte, 1, c.extent, filled))
+
+    def rank(candidate: Candidate) -> tuple[float, bool, int, int]:
         pair = (candidate.inline_byte, candidate.crossline_byte)
         usual = _USUAL.index(pair) if pair in _USUAL else len(_USUAL)
-        return -round(candidate.filled, 2), usual, sum(pair)
+        return -round(candidate.filled, 2), _OF_GATHER in pair, usual, sum(pair)
 
     if not found and not varies[188:192].any():
         found = _lines(headers, file.order, (*_SEQUENCE, 189, offset_byte))
@@ -110,7 +116,7 @@ def offset_byte(file: SegyFile, inline_byte: int, crossline_byte: int) -> int | 
     int or None
         Its first byte; None if no field does, or one is rather the inline or the crossline.
     """
-    headers = file.headers(0, min(file.traces, _SOME))
+    headers = file.headers(0, min(file.traces, SOME))
     columns = (_column(number(headers, b, file.order), b) for b in (inline_byte, crossline_byte))
     lines = [column for column in columns if column]
     if len(lines) < 2 or _filled(lines):
@@ -124,15 +130,17 @@ def offset_byte(file: SegyFile, inline_byte: int, crossline_byte: int) -> int | 
 
 def remedy(file: SegyFile, at: HeaderBytes) -> str:
     """Say which header bytes would do instead."""
-    if byte := offset_byte(file, at.inline, at.crossline):
+    byte = offset_byte(file, at.inline, at.crossline)
+    if byte and byte != at.offset:
         return f"try --offset-byte {byte}, which tells the traces of a gather apart"
     found = candidates(file, at.offset)
+    found = [c for c in found if (c.inline_byte, c.crossline_byte) != (at.inline, at.crossline)]
     if not found:
         return "no other bytes give a regular grid either; correct the headers"
-    best = found[0]
+    best, of = found[0], f" of the first {SOME:,} traces" if file.traces > SOME else ""
     return (
         f"try --iline-byte {best.inline_byte} --xline-byte {best.crossline_byte} "
-        f"({best.inlines:,} × {best.crosslines:,}); outcrop info shows all candidates"
+        f"({best.inlines:,} × {best.crosslines:,}{of}); outcrop info shows all candidates"
     )
 
 

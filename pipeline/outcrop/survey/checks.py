@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ENOUGH = 1 << 20  # samples that tell what format they are in
+_LIKE = 100  # different samples of one exponent that tell how they are distributed
 _COORDINATES = [(181, 185), (73, 77), (81, 85)]  # of the CDP, the source and the receiver
-_TINY = 0.02  # ms or m; a smaller sample interval is probably meant in ms or m, not µs or mm
+TINY = 0.02  # ms or m; a smaller sample interval is probably meant in ms or m, not µs or mm
 
 
 def strays(numbers: dict[str, np.ndarray]) -> np.ndarray:
     """Find traces on lines that have few, where these are at most one in a hundred.
+
+    Else those with neither an inline nor a crossline number, by which lines are filled up.
 
     Parameters
     ----------
@@ -30,14 +34,16 @@ def strays(numbers: dict[str, np.ndarray]) -> np.ndarray:
     Returns
     -------
     ndarray of int
-        Their numbers from 0, ascending; none if they are more.
+        Their numbers from 0, ascending.
     """
     few = np.zeros(next(iter(numbers.values())).size, dtype=bool)
     for values in numbers.values():
         lines, counts = np.unique(values, return_counts=True)
         few |= ~np.isin(values, lines[10 * counts > counts.max()])
     found = np.flatnonzero(few)
-    return found if 100 * found.size <= few.size else found[:0]
+    if 0 < 100 * found.size <= few.size:
+        return found
+    return np.flatnonzero((numbers["inline"] == 0) & (numbers["crossline"] == 0))
 
 
 def check_intervals(
@@ -64,7 +70,7 @@ def check_intervals(
     if interval is not None or file.samples < 2:
         return
     taken = vertical[1] - vertical[0]
-    if taken < _TINY:
+    if taken < TINY:
         log.warning(
             "%s: the sample interval is %g ms or m by the headers, which give it in µs or mm; if "
             "they mean %g ms or m, pass interval=%g (--interval)",
@@ -91,6 +97,50 @@ def check_intervals(
             file.path,
             taken,
             usual / 1000,
+        )
+
+
+def some_samples(file: SegyFile) -> np.ndarray:
+    """Read a few hundred traces from all over, as they lie: (places, neighbours, samples)."""
+    neighbours = min(32, file.traces)
+    starts = np.linspace(0, file.traces - neighbours, 8).astype(np.int64)
+    runs = [np.arange(start, start + neighbours) for start in starts]
+    traces = [raw for run in runs for _, raw in file.read(run)]
+    return np.concatenate(traces).reshape(len(runs), neighbours, -1)
+
+
+def warn_of_format(file: SegyFile, stored: np.ndarray) -> None:
+    """Log that samples that the header says are IBM floats are hardly that, or IEEE ones.
+
+    The first four bits of an IBM fraction are not all 0, as it is normalised. Where an IEEE
+    exponent ends in 0, the bits in these places are so in some sixth of the samples.
+
+    Parameters
+    ----------
+    file : SegyFile
+    stored : ndarray of `stored`
+        Some samples.
+    """
+    names = {1: ("IBM", "IEEE"), 5: ("IEEE", "IBM")}
+    if file.format not in names:
+        return
+    some = stored.reshape(-1)[:: max(1, stored.size // _ENOUGH)]
+    words = np.unique(some.astype(stored.dtype.newbyteorder("=")).view(np.uint32))
+    words = words[(words & 0x800000) == 0]
+    _, counts = np.unique((words >> 24) & 0x7F, return_counts=True)
+    if np.count_nonzero(counts >= _LIKE) < 2:
+        return
+    share = float(np.mean((words & 0xF00000) == 0))
+    if share > 0.05 if file.format == 1 else share < 0.005:
+        said, meant = names[file.format]
+        log.warning(
+            "%s: the samples look like %s floats, and are %s floats by the header (bytes "
+            "3225-3226); if it is wrong, pass format=%s (--format %s)",
+            file.path,
+            meant,
+            said,
+            repr(meant.lower()),
+            meant.lower(),
         )
 
 

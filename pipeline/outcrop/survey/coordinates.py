@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 
 import numpy as np
@@ -11,20 +12,26 @@ from segyio.tools import create_text_header
 from .. import __version__
 from ..arrays import spoken
 from ..errors import SurveyError
+from .checks import TINY
 from .reading import loaded
 from .segy import TRACE_HEADER
 from .template import LATERAL, Template, put
+
+log = logging.getLogger(__name__)
 
 _VERTICAL = ("twt", "depth")
 _FIELDS = {"offset": "offset", "inline": "INLINE_3D", "crossline": "CROSSLINE_3D"}
 _IEEE = 5
 _LENGTHS = {"m": 1, "ft": 2}  # by the measurement system of the binary header
 _LOOK = 1 << 16  # traces
+_COUNT = 0xFFFF  # samples that headers of revision 1 can count
 _PARTS = 100  # of a metre or foot, in which positions are written
 
 
 def of_coordinates(volume: xr.DataArray, name: str) -> Template:
     """Make headers of the coordinates of a volume: a revision 1 file, in the order of its lines.
+
+    Traces of more than 65,535 samples, which its headers cannot count, make it a revision 2 file.
 
     Numbers of inlines and crosslines lie in bytes 189 and 193, positions in 181 and 185: those
     of `cdp_x` and `cdp_y`, or, of a model, along its axes. An axis that holds positions, or
@@ -70,7 +77,7 @@ def of_coordinates(volume: xr.DataArray, name: str) -> Template:
         "CoordinateUnits": 1,
         "DelayRecordingTime": at[0],
         # Unsigned fields, which segyio's table of fields takes for signed ones.
-        "TRACE_SAMPLE_COUNT": np.uint16(at.size & 0xFFFF).view(np.int16),
+        "TRACE_SAMPLE_COUNT": np.uint16(at.size if at.size <= _COUNT else 0).view(np.int16),
         "TRACE_SAMPLE_INTERVAL": np.uint16(interval).view(np.int16),
     }
     fields = {
@@ -129,6 +136,15 @@ def _samples(volume: xr.DataArray, dim: str, name: str) -> tuple[np.ndarray, int
             f"{name}: {dim} starts at {spoken(at[0])}, and headers hold whole {unit} up to 32767; "
             "start at another sample, or resample it"
         )
+    if at.size > 1 and step < TINY:
+        log.warning(
+            "%s: %s has a sample every %g %s, and is written so; if it is not in %s, convert it",
+            name,
+            dim,
+            step,
+            unit,
+            unit,
+        )
     return held, interval
 
 
@@ -173,18 +189,21 @@ def _file_header(
     words |= {
         8: "INLINE NUMBER BYTES 189-192, CROSSLINE NUMBER 193-196",
         9: "CDP X, Y BYTES 181-184, 185-188, IN HUNDREDTHS (SCALAR -100)",
-        39: "SEG Y REV1",
+        39: "SEG Y REV1" if at.size <= _COUNT else "SEG-Y_REV2.0",
         40: "END TEXTUAL HEADER",
     }
     text = create_text_header({n: line[:76] for n, line in words.items()})
     binary = bytearray(400)
     for byte, value in (
         (3217, interval),
-        (3221, at.size & 0xFFFF),
+        (3221, at.size if at.size <= _COUNT else 0),
         (3225, _IEEE),
         (3255, max(_LENGTHS[unit], _LENGTHS.get(vertical, 1))),
         (3501, 0x0100),
         (3503, 1),
     ):
         struct.pack_into(">H", binary, byte - 3201, value)
+    if at.size > _COUNT:
+        struct.pack_into(">H", binary, 3501 - 3201, 0x0200)
+        struct.pack_into(">I", binary, 3269 - 3201, at.size)
     return text.encode("cp500", "replace") + bytes(binary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..errors import ArgumentError
 from .decode import decode
 from .segy import Order
 
@@ -26,6 +27,13 @@ NAMES = {code: name for name, code in CODES.items()}
 
 class UnfitError(ValueError):
     """Values that a sample format does not hold."""
+
+
+def format_code(name: str | None) -> int | None:
+    """Return the code of a sample format that the user names, `ArgumentError` if there is none."""
+    if name is not None and name not in CODES:
+        raise ArgumentError(f"format {name!r}: choose one of {', '.join(CODES)}")
+    return None if name is None else CODES[name]
 
 
 def stored_dtype(code: int) -> np.dtype:

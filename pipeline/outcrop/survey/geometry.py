@@ -18,6 +18,7 @@ from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2, number
 log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20  # traces whose positions are computed at a time
+_DUPLICATES = 0.01  # part of the traces at the position of another that may mean wrong bytes
 _SPARSE = 2  # a grid this many times as large as the traces is probably a mistake
 _ABSURD = 1000  # and this many times is no grid
 
@@ -188,10 +189,12 @@ def make_grid(
             f"{count - len(grid.extra):,} different positions; {remedy(file, at)}"
         )
     if grid.extra.size and duplicates == "error":
+        hint = remedy(file, at) if len(grid.extra) > _DUPLICATES * count else ""
+        hint = hint if hint.startswith("try") else "check the header bytes"
         raise GeometryError(
             f"{file.path}: {len(grid.extra):,} traces are at the position of another "
             f"({_name(grid, grid.extra[:1000, 0])}); pass duplicates= (--duplicates) first, last "
-            "or mean, or check the header bytes"
+            f"or mean, or {hint}"
         )
     if not sparse:
         _warn_of_empty_lines(file, grid)

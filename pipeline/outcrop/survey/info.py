@@ -15,7 +15,9 @@ from ..progress import track
 from ..storage import Options, Place, Remote, place, size
 from . import geometry
 from .candidates import Candidate, candidates
+from .checks import warn_of_format
 from .decode import FORMATS, decode
+from .encode import format_code
 from .reading import loaded
 from .reading import open as open_survey
 from .schema import vertical_units
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from ..output import PathLike
 
 _TRACES = 1024  # that the statistics are made of, at most
+_SAMPLES = 1 << 22  # of them, at most
+_BLOCK = 32 << 20  # bytes of a survey that are loaded at a time
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def info(
     cdp_y_byte: int = 185,
     domain: str = "time",
     truncate: bool = False,
+    format: str | None = None,
     storage_options: Options | None = None,
     progress: bool = False,
 ) -> SurveyInfo:
@@ -133,7 +138,7 @@ def info(
     ----------
     path : path-like
         SEG-Y file, or Zarr, here or in an object store.
-    iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte, domain, truncate
+    iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte, domain, truncate, format
         As for `outcrop.ingest`.
     storage_options : mapping, optional
         As for `outcrop.open`.
@@ -157,13 +162,18 @@ def info(
     if isinstance(where, Remote) or where.is_dir() or not where.exists():
         return _of_zarr(where)
     at = geometry.HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
-    return _of_segy(where, at, domain, truncate, progress)
+    return _of_segy(where, at, domain, truncate, format, progress)
 
 
 def _of_segy(
-    path: Path, at: geometry.HeaderBytes, domain: str, truncate: bool, progress: bool
+    path: Path,
+    at: geometry.HeaderBytes,
+    domain: str,
+    truncate: bool,
+    format: str | None,
+    progress: bool,
 ) -> SurveyInfo:
-    file = SegyFile.open(path, truncate)
+    file = SegyFile.open(path, truncate, format_code(format))
     with track(f"scan {path.name}", file.traces * file.trace_bytes, "B", progress) as advance:
         headers = geometry.read_headers(file, at, advance)
     problem, axes, live, found = None, {}, None, []
@@ -178,8 +188,17 @@ def _of_segy(
         axes[vertical] = _axis(geometry.vertical_axis(file))
     except GeometryError as error:
         problem = problem or str(error)
-    some = np.unique(np.linspace(0, file.traces - 1, _TRACES).astype(np.int64))
-    samples = np.concatenate([decode(raw, file.format) for _, raw in file.read(some)])
+    some = _spread(file.traces, _most(file.samples))
+    stored = np.concatenate([raw for _, raw in file.read(some)])
+    if format is None:
+        warn_of_format(file, stored)
+    samples = decode(stored, file.format)
+    bad = samples.size - int(np.count_nonzero(np.isfinite(samples)))
+    if bad and not problem:
+        problem = (
+            f"{path}: {bad:,} of the {samples.size:,} samples looked at are NaN or infinite; "
+            "ingest it with nonfinite='zero' (--nonfinite zero) to make them 0"
+        )
     return SurveyInfo(
         path=str(path),
         kind="SEG-Y",
@@ -254,7 +273,7 @@ def _of_zarr(path: Place) -> SurveyInfo:
 
 
 def _some_traces(volume: xr.DataArray, live: np.ndarray) -> np.ndarray:
-    """Live traces of up to nine columns of chunks, spread over the survey."""
+    """Live traces of columns of chunks, up to three along each dimension, or of parts of them."""
     stored = volume.encoding.get("preferred_chunks", {})
     chunks = [stored.get(d, n) for d, n in volume.sizes.items()]
     spread = (
@@ -262,16 +281,37 @@ def _some_traces(volume: xr.DataArray, live: np.ndarray) -> np.ndarray:
         for n, c in zip(live.shape, chunks, strict=False)
     )
     found = [np.empty((0, volume.shape[-1]), dtype=volume.dtype)]
-    for corner in itertools.product(*spread):
-        region = tuple(slice(s, s + c) for s, c in zip(corner, chunks, strict=False))
-        found.append(loaded(volume, region)[live[region]])
-    traces = np.concatenate(found)
-    return traces[np.unique(np.linspace(0, len(traces) - 1, _TRACES).astype(int))[-len(traces) :]]
+    corners = list(itertools.product(*spread))
+    for corner in corners:
+        region = [slice(s, s + c) for s, c in zip(corner, chunks, strict=False)]
+        there = live[tuple(region)]
+        lines = corner[0] + np.flatnonzero(there.any(axis=tuple(range(1, there.ndim))))
+        if not lines.size:
+            continue
+        few = max(1, _BLOCK // (volume.dtype.itemsize * volume.shape[-1] * there[0].size))
+        if few < len(there):
+            first = max(corner[0], int(lines[lines.size // 2]) - few // 2)
+            region[0] = slice(first, min(first + few, region[0].stop))
+        traces = loaded(volume, region)[live[tuple(region)]]
+        most = -(-_most(volume.shape[-1]) // len(corners))
+        found.append(traces[_spread(len(traces), most)])
+    return np.concatenate(found)
+
+
+def _most(samples: int) -> int:
+    """Return how many traces of that length are looked at."""
+    return max(1, min(_TRACES, _SAMPLES // samples))
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Indices from all over, ascending, no more than `most`."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def _statistics(traces: np.ndarray) -> Statistics | None:
     """Summarise traces: (traces, samples)."""
-    values = traces.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        values = traces.astype(np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:
         return None

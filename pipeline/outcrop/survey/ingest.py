@@ -26,8 +26,15 @@ from ..output import Output, PathLike, check_apart, check_free, is_complete
 from ..progress import track
 from ..storage import Options, Place, Remote, goes_on, naming_refusal, on_disk, place, size
 from . import schema
-from .checks import check_intervals, warn_of_coordinates, warn_of_weights
+from .checks import (
+    check_intervals,
+    some_samples,
+    warn_of_coordinates,
+    warn_of_format,
+    warn_of_weights,
+)
 from .decode import decode
+from .encode import format_code
 from .geometry import HeaderBytes, Headers, check_choice, make_grid, read_headers, vertical_axis
 from .parts import (
     Job,
@@ -62,6 +69,7 @@ def ingest(
     cdp_y_byte: int = 185,
     domain: Literal["time", "depth"] = "time",
     interval: float | None = None,
+    format: str | None = None,
     chunks: Sequence[int] | None = None,
     shards: Sequence[int] | None = None,
     compressor: str | BytesBytesCodec | None = "zstd:3",
@@ -104,6 +112,9 @@ def ingest(
         What the samples run along: two-way time in ms, or depth in m.
     interval : float, optional
         Of the samples in ms, or m (feet, where the file says so), instead of that in the headers.
+    format : str, optional
+        Sample format, instead of the one in the header where that is wrong: "ibm", "ieee", or
+        another one that `outcrop.export` writes.
     chunks, shards : sequence of int, optional
         Extents of the pieces of `amplitude` that are compressed one by one, and of the objects
         they are stored in: multiples of the chunks. Equal: no shards.
@@ -150,6 +161,7 @@ def ingest(
     check_choice("domain", domain, ("time", "depth"))
     check_choice("duplicates", duplicates, ("error", "first", "last", "mean"))
     check_choice("nonfinite", nonfinite, ("error", "zero"))
+    code = format_code(format)
     path = place(zarr, storage_options)
     check_apart(segy, path, what="the SEG-Y")
     check_free(path, overwrite)
@@ -157,7 +169,7 @@ def ingest(
     codec = schema.codec(compressor)
     at = HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
 
-    file = SegyFile.open(segy, truncate)
+    file = SegyFile.open(segy, truncate, code)
     vertical = vertical_axis(file, interval)
     length = file.traces * file.trace_bytes
     with track(f"scan {file.path.name}", length, "B", progress) as advance:
@@ -181,7 +193,10 @@ def ingest(
     template, encoding = schema.template(
         file, headers, grid, at, vertical, domain, chunk, shard, codec
     )
-    sample = _sample(file)
+    sample = some_samples(file)
+    if code is None:
+        warn_of_format(file, sample)
+    sample = decode(sample, file.format)
     if nonfinite == "error" and not np.isfinite(sample).all():
         raise _nonfinite_error(file, headers, vertical, client)
 
@@ -192,6 +207,7 @@ def ingest(
         "bytes": template.attrs["segy"]["bytes"],
         "domain": domain,
         "interval": interval,
+        "format": format,
         "chunks": chunk,
         "shards": shard,
         "compressor": None if codec is None else codec.to_dict(),
@@ -293,15 +309,6 @@ def _write(
     left = [part for part in parts if part.key not in output.finished]
     run(functools.partial(write, job), left, done, threads(part_bytes), client)
     return count_replaced(output, job.nonfinite)
-
-
-def _sample(file: SegyFile) -> np.ndarray:
-    """A few hundred traces from all over the file: (places, neighbours, samples)."""
-    neighbours = min(32, file.traces)
-    starts = np.linspace(0, file.traces - neighbours, 8).astype(np.int64)
-    runs = [np.arange(start, start + neighbours) for start in starts]
-    traces = [decode(raw, file.format) for run in runs for _, raw in file.read(run)]
-    return np.concatenate(traces).reshape(len(runs), neighbours, -1)
 
 
 def _check_space(

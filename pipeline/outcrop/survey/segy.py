@@ -8,6 +8,7 @@ field names are segyio's. segyio itself reads headers one field at a time and tr
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ..storage import on_disk
 from .decode import DTYPES
 
 Order = Literal[">", "<"]
+log = logging.getLogger(__name__)
 
 TRACE_HEADER = 240  # bytes
 _TEXT, _BINARY = 3200, 400
@@ -114,7 +116,9 @@ class SegyFile:
     traces: int
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], truncate: bool = False) -> SegyFile:
+    def open(
+        cls, path: str | os.PathLike[str], truncate: bool = False, format: int | None = None
+    ) -> SegyFile:
         """Find out how a file is laid out, byte order included.
 
         Parameters
@@ -122,6 +126,8 @@ class SegyFile:
         path : path-like
         truncate : bool
             Of a file that ends in the middle of a trace, take the whole traces.
+        format : int, optional
+            Sample format, instead of the one in the header.
 
         Raises
         ------
@@ -141,7 +147,7 @@ class SegyFile:
                 f"{not_segy}{size:,} bytes are fewer than its file header's 3,600; "
                 "check the path, or copy the file again"
             )
-        order, format = _order_and_format(head, not_segy)
+        order, format = _order_and_format(head, not_segy, format)
         first = _first_trace(path, head, order, not_segy)
         samples = _binary(head, 3221, "u2", order)
         if is_revision_2(head):
@@ -161,19 +167,12 @@ class SegyFile:
                 f"first trace begins after {first:,}; copy the file again, or correct the header"
             )
 
-        def said(offset: int) -> int:
-            """Sample count by the trace header that begins there; 0 where none does."""
-            with open(path, "rb") as file:
-                file.seek(offset)
-                header = file.read(TRACE_HEADER)
-            return _binary(header, 115, "u2", order) if len(header) == TRACE_HEADER else 0
-
-        told = said(first)
+        told = _told(path, first, order)
 
         def fits(count: int) -> int:
             """Well if the second trace says the same as the first, somewhat if the size does."""
             length = TRACE_HEADER + count * DTYPES[format].itemsize
-            second = said(first + length)
+            second = _told(path, first + length, order)
             return 2 * (second == told) or int(not second and (size - first) % length == 0)
 
         # Where the binary header is wrong or empty, the traces may know better.
@@ -343,44 +342,69 @@ def is_revision_2(head: bytes | bytearray) -> bool:
     return 2 in head[3500:3502]
 
 
-def _order_and_format(head: bytes, not_segy: str) -> tuple[Order, int]:
+def _order_and_format(head: bytes, not_segy: str, given: int | None) -> tuple[Order, int]:
     """Byte order and sample format: the format code makes sense in one order only."""
     orders: tuple[Order, Order] = (">", "<")
     for order in orders:
         format = _binary(head, 3225, "u2", order)
-        if format in DTYPES:
-            return order, format
+        if format in DTYPES or (given and format in _UNREAD):
+            return order, given or format
         if format in _UNREAD:
             raise SegyError(
                 f"{not_segy.removesuffix('not SEG-Y: ')}sample format {format} ("
                 f"{_UNREAD[format]}) is not read; convert the file to one of {list(DTYPES)}"
             )
+    if given:
+        return ">", given
     raise SegyError(
         f"{not_segy}sample format {_binary(head, 3225, 'u2', '>')} (bytes 3225-3226) is none of "
-        f"{', '.join(map(str, DTYPES))} in either byte order; check the path, or correct the header"
+        f"{', '.join(map(str, DTYPES))} in either byte order; check the path, or pass format= "
+        "(--format), such as ibm or ieee, where the header is wrong"
     )
 
 
 def _first_trace(path: Path, head: bytes, order: Order, not_segy: str) -> int:
-    """Offset of the first trace: after as many extended text headers as the file says."""
+    """Offset of the first trace: after as many extended text headers as the file says.
+
+    Of revision 0, and by some programs, anything may lie where that is said. So it is not
+    believed where a trace of the binary header's sample count begins without them, and none after.
+    """
     count = _binary(head, 3505, "i2", order)
+    start, samples = _TEXT + _BINARY, _binary(head, 3221, "u2", order)
+    here = samples and _told(path, start, order) == samples
+    if count and here and (count < 0 or _told(path, start + count * _TEXT, order) != samples):
+        log.warning(
+            "%s: a trace begins where %d extended text headers would be (binary header bytes "
+            "3505-3506), which are not there",
+            path,
+            count,
+        )
+        return start
     if count < -1:
         raise SegyError(
             f"{path}: says that it has {count} extended text headers (bytes 3505-3506); correct "
             "the header: their number, or -1 where the last of them says that it is the last"
         )
     if count >= 0:
-        return _TEXT + _BINARY + count * _TEXT
+        return start + count * _TEXT
     with open(path, "rb") as file:  # as many as it takes until one says that it is the last
-        file.seek(_TEXT + _BINARY)
+        file.seek(start)
         for number in range(1, 1000):
             # Names of stanzas are compared without blanks and capitals, as segyio does.
             if "((seg:endtext))" in "".join(_text(file.read(_TEXT)).split()).lower():
-                return _TEXT + _BINARY + number * _TEXT
+                return start + number * _TEXT
     raise SegyError(
         f"{not_segy}variable extended text headers (bytes 3505-3506) without ((SEG: EndText)); "
         "correct the header"
     )
+
+
+def _told(path: Path, offset: int, order: Order) -> int:
+    """Sample count by the trace header that begins there; 0 where none does."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        header = file.read(TRACE_HEADER)
+    return _binary(header, 115, "u2", order) if len(header) == TRACE_HEADER else 0
 
 
 def _text(raw: bytes) -> str:

@@ -89,7 +89,7 @@ def of_file(path: Path, at: HeaderBytes) -> Template:
     try:
         file = SegyFile.open(path)
     except SegyError as error:
-        if "--truncate" not in str(error):
+        if "(--" not in str(error):
             raise
         fact = str(error).partition("; ")[0]  # its remedies are for reading
         raise SegyError(f"{fact}; {_SURVEY}") from error
@@ -142,11 +142,17 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         raise SurveyError(
             f"{name}: keeps no SEG-Y headers; pass like= (--like) the SEG-Y or the survey that it "
             "was made from"
+            + (", or drop its attribute segy for headers made of its coordinates" if kept else "")
         )
     one = [d for d in LATERAL if d in survey.coords and not survey[d].ndim]
     survey = survey.reset_coords("trace_index").expand_dims(one)
     first, step = kept["vertical"][0], np.diff(kept["vertical"]).sum()
     lateral = [d for d in LATERAL if d in survey["trace_index"].dims]
+    if len(lateral) < survey["trace_index"].ndim:
+        raise SurveyError(
+            f"{name}: trace_index lies on {', '.join(map(str, survey['trace_index'].dims))}, and "
+            "traces on inline, crossline and offset; unstack it"
+        )
     index = survey["trace_index"].transpose(*lateral)
     shape = index.shape
     flat = loaded(index).ravel()
@@ -183,8 +189,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         if field not in FIELDS:
             raise SurveyError(f"{name}: header_{field} is no SEG-Y trace header field; drop it")
         if not np.can_cast(values.dtype, FIELDS[field][1]):  # found out now rather than midway
-            written = loaded(values).ravel()[cells]
-            put(np.zeros((cells.size, TRACE_HEADER), np.uint8), field, written, order, name)
+            check_field(field, loaded(values).ravel()[cells], name)
     numbers = {d: axes[d][i] for d, i in zip(lateral, places, strict=True)}
     names = {first: field for field, (first, kind) in FIELDS.items() if kind == "i4"}
     for d in lateral:
@@ -241,24 +246,29 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
     )
 
 
-def put(headers: np.ndarray, name: str, values: np.ndarray, order: Order, where: str) -> None:
-    """Set one field of many trace headers, by its name.
-
-    Raises
-    ------
-    SurveyError
-        If the field does not hold the values.
-    """
-    first, kind = FIELDS[name]
-    limits = np.iinfo(kind)
+def check_field(name: str, values: np.ndarray, where: str) -> None:
+    """Raise `SurveyError` if a trace header field, by its name, does not hold the values."""
     if not values.size:
         return
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise SurveyError(
+            f"{where}: header_{name} would not be a number in all traces; mask the volume alone, "
+            "correct its coordinates, or pass like= (--like)"
+        )
+    first, kind = FIELDS[name]
+    limits = np.iinfo(kind)
     low, high = values.min(), values.max()
     if not (limits.min <= low and high <= limits.max) or (values != np.rint(values)).any():
         raise SurveyError(
             f"{where}: header_{name} runs from {low} to {high}, and bytes {first}-"
             f"{first + limits.bits // 8 - 1} hold whole numbers from {limits.min} to {limits.max}"
         )
+
+
+def put(headers: np.ndarray, name: str, values: np.ndarray, order: Order, where: str) -> None:
+    """Set one field of many trace headers, by its name; raise what `check_field` does."""
+    check_field(name, values, where)
+    first, kind = FIELDS[name]
     dtype = np.dtype(kind).newbyteorder(order)
     stored = np.ascontiguousarray(values.astype(dtype))[:, None].view(np.uint8)
     headers[:, first - 1 : first - 1 + dtype.itemsize] = stored
