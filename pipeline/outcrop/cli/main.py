@@ -10,6 +10,8 @@ import pkgutil
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import typer
 
@@ -64,7 +66,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # for terminals that have no "…" or "×"
     try:
-        app()
+        with _insisting():
+            app()
     except OutcropError as error:
         if debug:
             raise
@@ -94,8 +97,29 @@ def main() -> None:
         # Now: threads of libraries, stopped in the middle, may hold Python's own end up for ever.
         os._exit(130)
     finally:  # of Python's own end, too, an interruption tells no story
-        for sign in (signal.SIGINT, signal.SIGTERM):
+        for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(sign, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _insisting() -> Iterator[None]:
+    """Interrupt again where Python drops what is raised, as while it collects garbage."""
+    usual, interrupted = sys.unraisablehook, False
+
+    def hear(dropped: Any) -> None:
+        nonlocal interrupted
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            interrupted = True
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        elif not interrupted:  # which else may come of that
+            usual(dropped)
+
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
 
 
 if __name__ == "__main__":
