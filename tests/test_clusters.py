@@ -220,14 +220,16 @@ def test_the_command_plans_for_the_workers(tmp_path):
 
 
 def test_workers_may_come_late(tmp_path):
+    """Such as those of a cluster that starts them for tasks alone."""
     survey = make_survey((24, 24, 24))
     model = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1)).eval()
     expected = outcrop.predict(model, survey, tmp_path / "a.zarr")
-    plan = outcrop.plan(model, survey)
     quiet = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**quiet) as cluster, Client(cluster) as late:
-        threading.Timer(1.0, cluster.scale, [1]).start()
-        found = outcrop.predict(model, survey, tmp_path / "b.zarr", plan=plan, client=late)
+        with pytest.warns(UserWarning, match="no worker is there: waiting"):
+            assert tasks.Window(late).has_room()
+        cluster.adapt(minimum=0, maximum=1, interval="0.2s")
+        found = outcrop.predict(model, survey, tmp_path / "b.zarr", client=late)
     xr.testing.assert_equal(found.drop_attrs(), expected.drop_attrs())
 
 
