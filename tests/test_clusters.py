@@ -46,6 +46,8 @@ from outcrop.engine.crew import (
     versions,
 )
 from outcrop.engine.dask_executor import run_dask
+from outcrop.engine.labelled import frame
+from outcrop.engine.planning import captured
 from outcrop.engine.whole import example
 from outcrop.errors import MemoryBudgetError, SurveyError
 from outcrop.events import Stage, Tile
@@ -152,6 +154,19 @@ def test_what_must_be_stored_is_where_all_workers_reach_it(mode, client, tmp_pat
     how = {"storage_mode": mode, "client": client}
     found = outcrop.predict(model, survey, tmp_path / "b.zarr", **how).prediction
     assert abs(found - expected).max() < 1e-5
+
+
+def test_workers_read_the_samples_of_what_is_merged(client, monkeypatch):
+    from outcrop.engine.views import _identity
+
+    network = nn.Conv3d(1, 1, 1).eval()
+    framed = frame(network, make_survey((16, 16, 16)).chunk({"inline": 8}))
+    network_graph, _ = captured(network, framed)
+    here = _identity(network, framed, network_graph, None, {})
+    monkeypatch.delattr("outcrop.engine.statistics.dask_threads")
+    assert _identity(network, framed, network_graph, None, {"client": client}) == here
+    with pytest.raises(outcrop.OutcropError, match="client: is a str"):
+        _identity(network, framed, network_graph, None, {"client": "tcp://host:8786"})
 
 
 def test_a_bad_survey_does_not_keep_others_from_the_end(client, tmp_path):

@@ -274,10 +274,9 @@ def prepared(
         check_workers(client, plan)
         where = torch.device(plan.device)
 
-    found, fingerprint = all_statistics(framed, client)
+    found, fingerprint = all_statistics(framed, client, plan.memory)
     provenance = {
-        **identity(model, framed, graph, fingerprint, plan.dtype, threshold),
-        "storage_compression": "8 bits a value" if plan.compressed else "none",
+        **identity(model, framed, graph, fingerprint, plan.dtype, threshold, plan.compressed),
         "plan_sha256": plan.digest(),
     }
     begun_by = dict(provenance)
@@ -367,6 +366,7 @@ def identity(
     fingerprint: str,
     precision: str,
     threshold: float | None,
+    compressed: bool = False,
 ) -> dict[str, str]:
     """Return what makes a prediction another one: network, input, precision, what is written."""
     card = framed.card
@@ -377,6 +377,7 @@ def identity(
         "network_sha256": hashlib.sha256(network.encode()).hexdigest(),
         "weights_sha256": digest(model),
         "precision": precision,
+        "storage_compression": "8 bits a value" if compressed else "none",
         "input_sha256": fingerprint,
         "normalization": "; ".join(f"{i.name}: {i.normalization}" for i in card.inputs if i.name),
         "outcrop_version": __version__,
