@@ -115,7 +115,7 @@ def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -
         if is_complete(folder) or is_unfinished(folder):
             raise OutputExistsError(f"{folder}: is a dataset itself; name a folder for all outputs")
         targets: list[Place] = [
-            folder / (place(s).name if isinstance(s, named) else f"{i}.zarr")
+            folder / (_own_name(s) if isinstance(s, named) else f"{i}.zarr")
             for i, s in enumerate(surveys)
         ]
     else:
@@ -126,6 +126,12 @@ def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -
             "each"
         )
     return targets
+
+
+def _own_name(survey: PathLike) -> str:
+    """Last part of its path, of "." too."""
+    where = place(survey)
+    return where.name if isinstance(where, Remote) else os.path.basename(os.path.abspath(where))
 
 
 def _name(survey: Volume, i: int) -> str:
