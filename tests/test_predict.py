@@ -241,6 +241,13 @@ except outcrop.OutcropError as error:
     assert not is_complete(tmp_path / "o.zarr")
 
 
+def test_an_output_that_may_not_fit_is_told_of(survey, tmp_path, monkeypatch):
+    path, model = tmp_path / "o.zarr", torch.nn.Conv3d(1, 1, 1).eval()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=survey.nbytes // 2))
+    with pytest.warns(UserWarning, match=r"o\.zarr: may not fit: it takes .* GB before compr"):
+        outcrop.predict(model, survey, path)
+
+
 def test_an_output_that_exists_is_kept(model, survey, tmp_path):
     path = tmp_path / "o.zarr"
     outcrop.predict(model, survey, path)

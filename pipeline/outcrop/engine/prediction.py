@@ -35,7 +35,7 @@ from ..storage import (
     place,
     remove,
 )
-from .disk import check_space
+from .disk import check_space, warn_of_space
 from .effect import effect_of_compression
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, frame
@@ -293,6 +293,8 @@ def prepared(
         if name in cards
     )
     empty, encoding = template(framed, written, threshold)
+    if isinstance(target, Path) and not is_unfinished(target):
+        warn_of_space(target, empty.nbytes)
     empty.attrs.update(
         provenance, title=f"{framed.card.task or 'prediction'} by {provenance['model']}"
     )
