@@ -149,7 +149,8 @@ threading.Thread(target=time.sleep, args=[600]).start()
 print("begun")
 def app():
     if {dropped}:
-        gc.callbacks.append(lambda phase, _: phase == "stop" and signal.raise_signal(signal.SIGTERM))
+        stop = lambda phase, _: phase == "stop" and signal.raise_signal(signal.SIGTERM)
+        gc.callbacks.append(stop)
         gc.collect()
         time.sleep(50)
     signal.raise_signal(signal.SIGTERM)

@@ -25,7 +25,6 @@ from rich.text import Text
 
 from .events import Begin, End, Event, Retry, Tile, Workers
 
-
 # Seconds between lines where there is no terminal, such as in the log of a batch system.
 _EVERY = 60.0
 

@@ -288,7 +288,7 @@ def _key(section: Section, i: int, n: int) -> str:
 
 
 def _numbers(key: str) -> tuple[int, int, int]:
-    """What went into `_key`; of no tile where the line is damaged, so that it is evaluated again."""
+    """What went into `_key`; of no tile where the line is damaged: it is evaluated again."""
     if re.fullmatch(r"\d+:\d+:\d+", key, re.ASCII) is None:
         return sys.maxsize, 0, 0
     first, i, n = map(int, key.split(":"))

@@ -23,8 +23,7 @@ from .labelled import Framed
 if TYPE_CHECKING:
     from distributed import Client
 
-# A block that is looked at takes so many times its bytes; of which so many samples at a time are made
-# float64.
+# A block takes so many times its bytes; so many samples of it are made float64 at a time.
 _COPIES, _PART = 3, 1 << 20
 # What is found of one block: of its live samples number, mean, sum of squared differences from it
 # and extremes; of all of them their sum, and the sum of `place_sum`.
