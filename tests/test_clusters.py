@@ -46,6 +46,8 @@ from outcrop.engine.crew import (
     versions,
 )
 from outcrop.engine.dask_executor import run_dask
+from outcrop.engine.labelled import frame
+from outcrop.engine.planning import captured
 from outcrop.engine.whole import example
 from outcrop.errors import MemoryBudgetError, SurveyError
 from outcrop.events import Stage, Tile
@@ -154,6 +156,19 @@ def test_what_must_be_stored_is_where_all_workers_reach_it(mode, client, tmp_pat
     assert abs(found - expected).max() < 1e-5
 
 
+def test_workers_read_the_samples_of_what_is_merged(client, monkeypatch):
+    from outcrop.engine.views import _identity
+
+    network = nn.Conv3d(1, 1, 1).eval()
+    framed = frame(network, make_survey((16, 16, 16)).chunk({"inline": 8}))
+    network_graph, _ = captured(network, framed)
+    here = _identity(network, framed, network_graph, None, {})
+    monkeypatch.delattr("outcrop.engine.statistics.dask_threads")
+    assert _identity(network, framed, network_graph, None, {"client": client}) == here
+    with pytest.raises(outcrop.OutcropError, match="client: is a str"):
+        _identity(network, framed, network_graph, None, {"client": "tcp://host:8786"})
+
+
 def test_a_bad_survey_does_not_keep_others_from_the_end(client, tmp_path):
     model, (good, bad) = nn.Conv3d(1, 1, 1).eval(), (make_survey((16, 16, 16)) for _ in range(2))
     bad["amplitude"] = bad.amplitude.where(bad.live, 0) + torch.nan
@@ -220,14 +235,16 @@ def test_the_command_plans_for_the_workers(tmp_path):
 
 
 def test_workers_may_come_late(tmp_path):
+    """Such as those of a cluster that starts them for tasks alone."""
     survey = make_survey((24, 24, 24))
     model = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1)).eval()
     expected = outcrop.predict(model, survey, tmp_path / "a.zarr")
-    plan = outcrop.plan(model, survey)
     quiet = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**quiet) as cluster, Client(cluster) as late:
-        threading.Timer(1.0, cluster.scale, [1]).start()
-        found = outcrop.predict(model, survey, tmp_path / "b.zarr", plan=plan, client=late)
+        with pytest.warns(UserWarning, match="no worker is there: waiting"):
+            assert tasks.Window(late).has_room()
+        cluster.adapt(minimum=0, maximum=1, interval="0.2s")
+        found = outcrop.predict(model, survey, tmp_path / "b.zarr", client=late)
     xr.testing.assert_equal(found.drop_attrs(), expected.drop_attrs())
 
 

@@ -140,13 +140,21 @@ def test_interrupted(command: str, sign: int, says: str, tmp_path: Path) -> None
     assert told.endswith(f"interrupted; the same command {says}\n")
 
 
-def test_interrupted_beside_a_thread_that_does_not_end() -> None:
-    code = """
-import signal, threading, time
+@pytest.mark.parametrize("dropped", [False, True], ids=["at once", "where Python drops it"])
+def test_interrupted_beside_a_thread_that_does_not_end(dropped: bool) -> None:
+    code = f"""
+import gc, signal, threading, time
 from outcrop.cli import main
 threading.Thread(target=time.sleep, args=[600]).start()
 print("begun")
-main.app = lambda: signal.raise_signal(signal.SIGTERM)
+def app():
+    if {dropped}:
+        stop = lambda phase, _: phase == "stop" and signal.raise_signal(signal.SIGTERM)
+        gc.callbacks.append(stop)
+        gc.collect()
+        time.sleep(50)
+    signal.raise_signal(signal.SIGTERM)
+main.app = app
 main.main()
 """
     command = [sys.executable, "-c", code]

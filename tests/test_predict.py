@@ -24,7 +24,8 @@ import outcrop
 from outcrop import models
 from outcrop.cli.main import app
 from outcrop.cluster import connect
-from outcrop.engine.statistics import statistics
+from outcrop.engine.labelled import frame
+from outcrop.engine.statistics import all_statistics, statistics
 from outcrop.errors import (
     ArgumentError,
     MemoryBudgetError,
@@ -240,6 +241,13 @@ except outcrop.OutcropError as error:
     assert not is_complete(tmp_path / "o.zarr")
 
 
+def test_an_output_that_may_not_fit_is_told_of(survey, tmp_path, monkeypatch):
+    path, model = tmp_path / "o.zarr", torch.nn.Conv3d(1, 1, 1).eval()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=survey.nbytes // 2))
+    with pytest.warns(UserWarning, match=r"o\.zarr: may not fit: it takes .* GB before compr"):
+        outcrop.predict(model, survey, path)
+
+
 def test_an_output_that_exists_is_kept(model, survey, tmp_path):
     path = tmp_path / "o.zarr"
     outcrop.predict(model, survey, path)
@@ -392,6 +400,17 @@ def test_statistics_are_those_of_live_traces_alone():
     assert statistics(volume)[0] == pytest.approx(expected, rel=1e-12)
     with pytest.raises(SurveyError, match="NaN or infinite"):
         statistics(volume.where(volume != volume[3, 4, 5], np.inf))
+
+
+def test_statistics_look_at_as_many_blocks_as_the_memory_holds(monkeypatch):
+    module, asked = sys.modules["outcrop.engine.statistics"], []
+    real = module.dask_threads
+    monkeypatch.setattr(module, "CPU_COUNT", 16)
+    monkeypatch.setattr(module, "dask_threads", lambda n: asked.append(n) or real(n))
+    framed = frame(nn.Conv3d(1, 1, 1).eval(), make_survey((16, 16, 16)).chunk({"inline": 4}))
+    for memory in (7 * 4 * 4 * 16 * 16, 1, None):
+        all_statistics(framed, memory=memory)
+    assert asked == [2, 1, 16]
 
 
 def test_workers_lost_during_statistics_are_one_line():

@@ -278,6 +278,12 @@ def test_another_activation_does_not_go_on(path, tmp_path):
     outcrop.predict_all(one.eval(), [path], [out])
 
 
+def test_of_several_surveys_the_current_folder_has_its_own_name(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(path)
+    outcrop.predict_all(network(), ["."], tmp_path / "o")
+    assert [found.name for found in (tmp_path / "o").iterdir()] == [path.name]
+
+
 def test_a_lossy_prediction_is_not_taken_for_an_exact_one(path, tmp_path):
     model, targets = network(), [tmp_path / "o.zarr"]
     lossy = {"storage_compression": True, "storage_mode": "disk", "tile": (4, 4, 4)}

@@ -129,6 +129,8 @@ def test_views_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
         outcrop.predict_views(model, survey, path, angles=True, merge="mean")
     with pytest.raises(ResumeError, match="input_sha256"):
         outcrop.predict_views(model, survey * 2, path, angles=True)
+    with pytest.raises(ResumeError, match="another storage_compression"):
+        outcrop.predict_views(model, survey, path, angles=True, storage_compression=True)
     outcrop.predict_views(model, survey, path, angles=True)
     assert done.count("again") == 2
     assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]

@@ -277,6 +277,17 @@ def test_names_are_shown_as_they_are(capsys):
     assert "ingest a[red].sgy" in capsys.readouterr().err
 
 
+def test_without_a_terminal_there_are_lines_from_time_to_time(monkeypatch, capsys):
+    with track("ingest", 4, "B") as advance:
+        advance(1)
+        assert not capsys.readouterr().err
+        monkeypatch.setattr("outcrop.progress._EVERY", 0.0)
+        advance(1)
+        assert re.fullmatch(r"ingest .* 50% .*\n", capsys.readouterr().err)
+        advance(2)
+    assert capsys.readouterr().err.count("100%") == 1
+
+
 def test_the_command_logs_and_reports(survey, tmp_path):
     survey.chunk(16).to_zarr(tmp_path / "s.zarr", zarr_format=3)
     command = [sys.executable, "-m", "outcrop.cli.main", "predict", "s.zarr", "o.zarr", "--model",

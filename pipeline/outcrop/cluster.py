@@ -178,7 +178,8 @@ def _started(cluster: str, how: dict[str, Any]) -> Any:
     except RuntimeError as error:  # such as where they are killed for lack of memory
         raise OutcropError(
             f"--cluster {cluster}: its workers do not start ({error}); look at what they say, or "
-            "start fewer (--workers)"
+            "start fewer (--workers); a script of your own has to start them below "
+            "if __name__ == '__main__'"
         ) from error
 
 

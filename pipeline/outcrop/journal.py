@@ -48,12 +48,13 @@ class Journal:
                 self.number = 1 + int(found[-1].name.removesuffix(".txt").rpartition("-")[2])
             return "".join(place.read_text() for place in found).split("\n")[:-1]
         file = self.folder / f"{self.name}.txt"
-        text = file.read_text() if file.exists() else ""
+        data = file.read_bytes() if file.exists() else b""
         # The interruption may have cut off the last line; nothing may be appended to it.
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            os.truncate(file, len(whole.encode()))
-        return whole.split("\n")[:-1]
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            os.truncate(file, len(whole))
+        # A machine that lost power may leave anything: of lines that are none nobody knows.
+        return whole.decode(errors="replace").split("\n")[:-1]
 
     def add(self, line: str) -> None:
         """Note one line."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +24,25 @@ from rich.table import Column
 from rich.text import Text
 
 from .events import Begin, End, Event, Retry, Tile, Workers
+
+# Seconds between lines where there is no terminal, such as in the log of a batch system.
+_EVERY = 60.0
+
+
+class _Bar(Progress):
+    """Bars on a terminal; elsewhere a line of each from time to time, and at the end."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console, disable: bool) -> None:
+        super().__init__(*columns, console=console, disable=disable, speed_estimate_period=60.0)
+        self.lines = not (disable or console.is_terminal or console.is_jupyter)
+        self.told = time.monotonic()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """Change what is shown of a task."""
+        super().update(task_id, **changes)
+        if self.lines and time.monotonic() >= self.told + _EVERY:
+            self.told = time.monotonic()
+            self.console.print(self.make_tasks_table([t for t in self.tasks if not t.finished]))
 
 
 class _Rate(ProgressColumn):
@@ -62,7 +83,7 @@ def track(
 
 
 def _bar(unit: str, enabled: bool = True) -> Progress:
-    return Progress(
+    return _Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         TaskProgressColumn(),
@@ -71,7 +92,6 @@ def _bar(unit: str, enabled: bool = True) -> Progress:
         TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
         console=Console(stderr=True),
         disable=not enabled,
-        speed_estimate_period=60.0,
     )
 
 

@@ -197,8 +197,8 @@ class Window:
         return len(self.given)
 
     def has_room(self) -> bool:
-        """Whether workers can be given one more task."""
-        return len(self.given) < AHEAD * self.workers()
+        """Whether workers can be given one more task; those that start for one, too."""
+        return len(self.given) < AHEAD * max(1, self.workers())
 
     def workers(self) -> int:
         """Number of workers that get tasks."""

@@ -10,6 +10,8 @@ import pkgutil
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import typer
 
@@ -64,7 +66,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # for terminals that have no "…" or "×"
     try:
-        app()
+        with _insisting():
+            app()
     except OutcropError as error:
         if debug:
             raise
@@ -96,6 +99,31 @@ def main() -> None:
     finally:  # of Python's own end, too, an interruption tells no story
         for sign in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sign, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _insisting() -> Iterator[None]:
+    """Interrupt again where Python drops what is raised, as while it collects garbage."""
+    if not hasattr(signal, "setitimer"):  # Windows
+        yield
+        return
+    usual, interrupted = sys.unraisablehook, False
+
+    def hear(dropped: Any) -> None:
+        nonlocal interrupted
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            interrupted = True
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        elif not interrupted:  # which else may come of that
+            usual(dropped)
+
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = usual
 
 
 if __name__ == "__main__":

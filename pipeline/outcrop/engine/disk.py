@@ -7,6 +7,7 @@ import mmap
 import os
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, OutcropError
 from ..pages import mapped
+from ..storage import size as size_of
 
 
 def scratch_folder(option: str, path: str | os.PathLike[str] | None) -> Path:
@@ -42,14 +44,30 @@ def check_space(folder: Path, need: int) -> None:
     need : int
         Bytes.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = _free(folder)
     if need > free:
         raise OutcropError(
             f"{folder}: no space left: tensors between stages take {need / 1e9:.3g} GB at once and "
             f"{free / 1e9:.3g} GB are free; free some, or choose another storage_path "
             "(--storage-path) or storage_mode='none' (--storage-mode none)"
         )
+
+
+def warn_of_space(output: Path, need: int) -> None:
+    """Warn if an output, whose bytes before compression are given, may not fit its disk."""
+    free = _free(output) + (size_of(output) if output.is_dir() else 0)  # which it replaces
+    if need > free:
+        warnings.warn(
+            f"{output}: may not fit: it takes {need / 1e9:.3g} GB before compression and "
+            f"{free / 1e9:.3g} GB are free; a run that finds the disk full goes on later",
+            stacklevel=2,
+        )
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are left where a folder is, or will be."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 class ScratchFile:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import sys
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -73,9 +75,9 @@ class Evaluation:
         sections = [None] if places.sections is None else list(range(places.sections))
         total = sum(stage.count for stage in plan.stages)
         finished: dict[Section, set[tuple[int, int]]] = defaultdict(set)
-        for key in self.output.finished:
-            first, i, n = map(int, key.split(":"))
-            finished[None if places.sections is None else first].add((i, n))
+        for first, i, n in map(_numbers, self.output.finished):
+            if first < len(sections) and i < len(plan.stages) and n < plan.stages[i].count:
+                finished[sections[first]].add((i, n))
         lost: dict[str, set[str]] = defaultdict(set)
         written = {name: places.written(name) for name in places.cards} if finished else {}
         for section, tiles in finished.items():
@@ -283,3 +285,11 @@ class Evaluation:
 def _key(section: Section, i: int, n: int) -> str:
     """Of a tile in the journal."""
     return f"{section or 0}:{i}:{n}"
+
+
+def _numbers(key: str) -> tuple[int, int, int]:
+    """What went into `_key`; of no tile where the line is damaged: it is evaluated again."""
+    if re.fullmatch(r"\d+:\d+:\d+", key, re.ASCII) is None:
+        return sys.maxsize, 0, 0
+    first, i, n = map(int, key.split(":"))
+    return first, i, n

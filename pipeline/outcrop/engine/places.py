@@ -122,7 +122,7 @@ class Places:
         assert isinstance(store, PredictionStore)
         arrays = [path for path in (*store.paths, *store.masks) if path is not None]
         whole = [{k for k, n in files(path).items() if n} for path in arrays]
-        noted = [set(files(notes / path.name)) for path in arrays]
+        noted = [{k for k, n in files(notes / path.name).items() if n} for path in arrays]
         return set.intersection(*whole, *noted) if arrays else set()
 
     def object_of(self, stage: Stage, tile: Box, section: Section) -> str:

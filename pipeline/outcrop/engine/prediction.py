@@ -35,7 +35,7 @@ from ..storage import (
     place,
     remove,
 )
-from .disk import check_space
+from .disk import check_space, warn_of_space
 from .effect import effect_of_compression
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, frame
@@ -274,10 +274,9 @@ def prepared(
         check_workers(client, plan)
         where = torch.device(plan.device)
 
-    found, fingerprint = all_statistics(framed, client)
+    found, fingerprint = all_statistics(framed, client, plan.memory)
     provenance = {
-        **identity(model, framed, graph, fingerprint, plan.dtype, threshold),
-        "storage_compression": "8 bits a value" if plan.compressed else "none",
+        **identity(model, framed, graph, fingerprint, plan.dtype, threshold, plan.compressed),
         "plan_sha256": plan.digest(),
     }
     begun_by = dict(provenance)
@@ -294,6 +293,8 @@ def prepared(
         if name in cards
     )
     empty, encoding = template(framed, written, threshold)
+    if isinstance(target, Path) and not is_unfinished(target):
+        warn_of_space(target, empty.nbytes)
     empty.attrs.update(
         provenance, title=f"{framed.card.task or 'prediction'} by {provenance['model']}"
     )
@@ -367,6 +368,7 @@ def identity(
     fingerprint: str,
     precision: str,
     threshold: float | None,
+    compressed: bool = False,
 ) -> dict[str, str]:
     """Return what makes a prediction another one: network, input, precision, what is written."""
     card = framed.card
@@ -377,6 +379,7 @@ def identity(
         "network_sha256": hashlib.sha256(network.encode()).hexdigest(),
         "weights_sha256": digest(model),
         "precision": precision,
+        "storage_compression": "8 bits a value" if compressed else "none",
         "input_sha256": fingerprint,
         "normalization": "; ".join(f"{i.name}: {i.normalization}" for i in card.inputs if i.name),
         "outcrop_version": __version__,

@@ -13,6 +13,7 @@ from torch import nn
 from ..arrays import open_dataset
 from ..errors import ArgumentError, OutcropError, OutputExistsError
 from ..output import PathLike, check_apart, check_free, is_complete, is_unfinished
+from ..planner import parse_bytes
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
@@ -114,7 +115,7 @@ def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -
         if is_complete(folder) or is_unfinished(folder):
             raise OutputExistsError(f"{folder}: is a dataset itself; name a folder for all outputs")
         targets: list[Place] = [
-            folder / (place(s).name if isinstance(s, named) else f"{i}.zarr")
+            folder / (_own_name(s) if isinstance(s, named) else f"{i}.zarr")
             for i, s in enumerate(surveys)
         ]
     else:
@@ -125,6 +126,12 @@ def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -
             "each"
         )
     return targets
+
+
+def _own_name(survey: PathLike) -> str:
+    """Last part of its path, of "." too."""
+    where = place(survey)
+    return where.name if isinstance(where, Remote) else os.path.basename(os.path.abspath(where))
 
 
 def _name(survey: Volume, i: int) -> str:
@@ -152,13 +159,13 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     found = open_dataset(path).attrs
     fingerprint = str(found.get("input_sha256"))
     wanted: dict[str, str | None] = {
-        **identity(model, framed, graph, fingerprint, precision, how["threshold"]),
-        "storage_compression": "8 bits a value" if compressed else "none",
+        **identity(model, framed, graph, fingerprint, precision, how["threshold"], compressed),
         "views": None,  # of which none are merged
     }
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
+    memory = plan.memory if plan else parse_bytes(how["memory"])
     # Last, since all samples are read for it.
-    if not other and all_statistics(framed, how["client"])[1] != fingerprint:
+    if not other and all_statistics(framed, how["client"], memory)[1] != fingerprint:
         other = ["input_sha256"]
     if other:
         raise OutputExistsError(

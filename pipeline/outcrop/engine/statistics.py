@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dask.array
@@ -22,6 +23,8 @@ from .labelled import Framed
 if TYPE_CHECKING:
     from distributed import Client
 
+# A block takes so many times its bytes; so many samples of it are made float64 at a time.
+_COPIES, _PART = 3, 1 << 20
 # What is found of one block: of its live samples number, mean, sum of squared differences from it
 # and extremes; of all of them their sum, and the sum of `place_sum`.
 _STATE = np.dtype(
@@ -32,7 +35,9 @@ _STATE = np.dtype(
 )
 
 
-def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Statistics, str]:
+def statistics(
+    volume: xr.DataArray, client: Client | None = None, memory: int | None = None
+) -> tuple[Statistics, str]:
     """Return statistics of the live traces, and a fingerprint of the volume.
 
     One pass over the samples with Dask, in float64: means and variances of blocks are merged [1]_.
@@ -44,6 +49,8 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
         0 where its coordinate `live`, if it has one, is false.
     client : distributed.Client, optional
         Sums on its workers.
+    memory : int, optional
+        Bytes that blocks may take in this process; one block is looked at even so.
 
     Returns
     -------
@@ -86,7 +93,9 @@ def statistics(volume: xr.DataArray, client: Client | None = None) -> tuple[Stat
             from ..tasks import gather
 
             return gather(client, [client.compute(states)])[0]
-        with dask_threads(CPU_COUNT) as pool:
+        block = _COPIES * lazy.dtype.itemsize * math.prod(max(c, default=1) for c in lazy.chunks)
+        most = CPU_COUNT if memory is None else min(CPU_COUNT, memory // max(1, block))
+        with dask_threads(max(1, most)) as pool:
             return states.compute(scheduler="threads", pool=pool)
 
     with (
@@ -129,9 +138,15 @@ def _state(block: np.ndarray, live: np.ndarray | None = None, block_info: Any = 
         if samples.size:
             found["count"], found["mean"] = samples.size, samples.mean(dtype=np.float64)
             found["lowest"], found["highest"] = samples.min(), samples.max()
-            from_mean = np.subtract(samples, found["mean"].item(), dtype=np.float64)
-            found["squares"] = np.square(from_mean, out=from_mean).sum()
+            found["squares"] = math.fsum(_squares(samples.reshape(-1), found["mean"].item()))
     return found
+
+
+def _squares(samples: np.ndarray, mean: float) -> Iterator[float]:
+    """Yield sums of squared differences from a mean, some samples at a time."""
+    for i in range(0, samples.size, _PART):
+        from_mean = np.subtract(samples[i : i + _PART], mean, dtype=np.float64)
+        yield np.square(from_mean, out=from_mean).sum()
 
 
 def _merged(states: np.ndarray) -> Statistics:
@@ -170,9 +185,15 @@ def _weights(place: tuple[int, int], axis: int) -> np.ndarray:
 
 
 def all_statistics(
-    framed: Framed, client: Client | None = None
+    framed: Framed, client: Client | None = None, memory: int | None = None
 ) -> tuple[list[dict[str, Statistics]], str]:
     """Return the statistics of every variable that goes in, and one fingerprint of them all.
+
+    Parameters
+    ----------
+    framed : Framed
+    client, memory
+        As for `statistics`.
 
     Returns
     -------
@@ -191,7 +212,7 @@ def all_statistics(
     for volumes in framed.volumes_apart():
         found.append({})
         for name, volume in volumes.items():
-            found[-1][name], fingerprint = statistics(volume, client)
+            found[-1][name], fingerprint = statistics(volume, client, memory)
             prints.append(fingerprint)
             kinds = {each.normalization for each in framed.card.inputs if each.name == name}
             # A mask is of something, too.

@@ -23,6 +23,7 @@ from ..arrays import dask_threads, open_dataset
 from ..arrays import encoding as encoded
 from ..errors import ArgumentError, ResumeError, SurveyError
 from ..events import Begin, End, Listener, tell
+from ..graph import Graph
 from ..locks import taken
 from ..models.card import Card
 from ..models.weights import digest
@@ -31,7 +32,7 @@ from ..patience import patiently
 from ..planner import parse_bytes
 from ..storage import Options, Place, goes_on, naming_refusal, place, remove, write_whole
 from ..verification import verify
-from .labelled import Volume, frame
+from .labelled import Framed, Volume, frame
 from .planning import captured
 from .prediction import identity, predict
 from .statistics import all_statistics
@@ -135,8 +136,7 @@ def predict_views(
     check_apart(data, place(path, stores), stores)
     target = check_free(path, overwrite, stores)
     survey = _dataset(data, options.get("storage_options"))
-    direction, precision = options.get("direction"), options.get("precision", "float32")
-    framed = frame(model, survey, direction)
+    framed = frame(model, survey, options.get("direction"))
     check_outputs(framed, threshold)
     graph, _ = captured(model, framed)
     if any("int" in (graph.kind(name) or "") for name in graph.outputs):
@@ -144,9 +144,8 @@ def predict_views(
             "views: the network returns numbers of classes, of which there is no mean and none is "
             "the largest; return probabilities of the classes"
         )
-    fingerprint = all_statistics(framed)[1]
     record = {
-        **identity(model, framed, graph, fingerprint, precision, threshold),
+        **_identity(model, framed, graph, threshold, options),
         "views": [v.name for v in views],
         "merge": merge,
     }
@@ -228,10 +227,8 @@ def refine(
     framed = frame(infer, data, direction, options.get("storage_options"))
     check_outputs(framed, threshold)
     graph, _ = captured(infer, framed)
-    fingerprint = all_statistics(framed)[1]
-    precision = options.get("precision", "float32")
     record = {
-        **identity(infer, framed, graph, fingerprint, precision, None),
+        **_identity(infer, framed, graph, None, options),
         "refiner_sha256": digest(refiner),
     }
     with _steps(target, record, overwrite) as folder:
@@ -299,6 +296,27 @@ def _is_kept(part: Place, overwrite: bool) -> bool:
         return not verify(part).damage
     except SurveyError:
         return False
+
+
+def _identity(
+    model: nn.Module,
+    framed: Framed,
+    graph: Graph,
+    threshold: float | None,
+    options: Mapping[str, Any],
+) -> dict[str, str]:
+    """As `identity`; samples are read where they will be predicted."""
+    client = options.get("client")
+    if client is not None:
+        from .crew import check_client
+
+        check_client(client)
+    memory = parse_bytes(options.get("memory", "2GB"))
+    fingerprint = all_statistics(framed, client, memory)[1]
+    precision, compressed = (options.get(k) for k in ("precision", "storage_compression"))
+    return identity(
+        model, framed, graph, fingerprint, precision or "float32", threshold, bool(compressed)
+    )
 
 
 class _Patient:
