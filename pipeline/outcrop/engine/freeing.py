@@ -28,7 +28,9 @@ class Freeing:
         self.stores = {
             name: store
             for name, store in spent.items()
-            if isinstance(store, MemoryStore) and store.tensor.nbytes >= LARGE
+            if isinstance(store, MemoryStore)
+            and store.tensor.nbytes >= LARGE
+            and not store.tensor.is_cuda
         }
         self.advance = Advance(graph, stage, 0, self.stores)
         self.rank, self.layer = graph.rank, math.prod(stage.lattice.counts[1:])
