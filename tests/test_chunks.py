@@ -15,6 +15,7 @@ from torch import nn
 import outcrop
 from outcrop import models
 from outcrop.engine import chunks as chunks_module
+from outcrop.engine import local
 from outcrop.engine.chunks import DecodedChunks, chunk_edges, held_chunks, keep_only
 from outcrop.graph import Box
 
@@ -143,6 +144,41 @@ def test_tiles_and_sections_decode_a_chunk_once(kind, tmp_path, monkeypatch):
         assert (times == 1) if plan is ample else (times > 1)
     assert scarce.chunk_bytes == 0
     xr.testing.assert_identical(*found)
+
+
+def test_a_stage_that_takes_less_keeps_more(tmp_path, monkeypatch):
+    """Within what another one takes, which reads no survey; for that one it is dropped."""
+    shape = (48, 32, 32)
+    survey = numbered(shape).to_dataset(name="amplitude").chunk(16)
+    survey.assign_coords({d: np.arange(n) for d, n in zip(DIMS, shape, strict=True)}).to_zarr(
+        tmp_path / "survey.zarr"
+    )
+    stored = xr.open_zarr(tmp_path / "survey.zarr")
+    wide = nn.Conv3d(2, 256, 3, padding=1), nn.ReLU(), nn.Conv3d(256, 1, 1)
+    first = nn.Conv3d(1, 2, 3, padding=1), nn.InstanceNorm3d(2)
+    model = nn.Sequential(*first, *wide).eval()
+    how = {"tile": (16, 16, 16), "storage_mode": "disk"}
+    ample = outcrop.plan(model, stored, **how)
+    plan = outcrop.plan(model, stored, memory=ample.peak_memory - ample.chunk_bytes, **how)
+    assert plan.chunk_bytes == 0
+    assert plan.peak_memory == max(stage.peak for stage in plan.stages)
+    assert all(s.peak + s.chunk_bytes <= plan.peak_memory for s in plan.stages)
+    readers = [s.chunk_bytes for s in plan.stages if not {*s.inputs}.isdisjoint({"input", "x"})]
+    assert readers
+    assert min(readers) >= survey.amplitude.nbytes
+    decoded = counting(monkeypatch)
+    held = []
+    run = local.StageRunner.compute
+    monkeypatch.setattr(
+        local.StageRunner,
+        "compute",
+        lambda self, *given: (held.append((self.stage, held_chunks())), run(self, *given))[1],
+    )
+    found = outcrop.predict(model, stored, tmp_path / "made.zarr", plan=plan).load()
+    assert sum(decoded) == len(readers) * survey.amplitude.size
+    assert all(n <= s.chunk_bytes for s, n in held)
+    expected = outcrop.predict(model, stored, tmp_path / "other.zarr", plan=ample).load()
+    xr.testing.assert_identical(found.drop_attrs(), expected.drop_attrs())
 
 
 def test_the_plan_says_what_is_kept_and_counts_it(tmp_path):

@@ -70,9 +70,15 @@ class DecodedChunks:
 
     def _open(self) -> None:
         self._edges = {name: chunk_edges(volume) for name, volume in self.volumes.items()}
-        self._room = self.limit - 2 * _AT_ONCE * _largest(self.volumes)
         self._kept = _Kept()
+        self.allow(self.limit)
         _EVERY.add(self)
+
+    def allow(self, limit: int) -> None:
+        """Set the limit anew, and drop what goes beyond it."""
+        self.limit, self._room = limit, limit - 2 * _AT_ONCE * _largest(self.volumes)
+        with self._kept.lock:
+            self._kept.drop_for(0, self._room)
 
     def clear(self) -> None:
         """Forget all; what is being read is still brought to its end."""

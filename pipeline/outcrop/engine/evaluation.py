@@ -111,6 +111,7 @@ class Evaluation:
                     partial(self.on_tile, section, worker="this process"),
                     places.device,
                     self.compile,
+                    self._before_stage,
                     partial(self.on_stage, section),
                     self.output.flush,
                 )
@@ -121,6 +122,10 @@ class Evaluation:
         self.output.finish(_key(section, i, n))
         where = {"volume": section or 0, "stage": i + 1, "tile": n, "worker": worker}
         self._tell(Tile, **where, **spent._asdict(), share=self._share(i))
+
+    def _before_stage(self, i: int) -> None:
+        plan = self.places.plan
+        self.places.chunks.allow(max(plan.chunk_bytes, plan.stages[i].chunk_bytes))
 
     def on_stage(self, section: Section, i: int) -> None:
         """Note that all tiles of a stage are."""

@@ -41,6 +41,7 @@ def run_local(
     on_tile: OnTile | None = None,
     device: torch.device | str = "cpu",
     compile: bool = False,
+    before_stage: Callable[[int], None] | None = None,
     on_stage: Callable[[int], None] | None = None,
     before_removal: Callable[[], None] | None = None,
 ) -> None:
@@ -65,8 +66,8 @@ def run_local(
         What computes.
     compile : bool
         Compile what many tiles have in common.
-    on_stage : callable, optional
-        Told of every stage that is.
+    before_stage, on_stage : callable, optional
+        Told of every stage that is about to run, and that is written.
     before_removal : callable, optional
         Called before tensors are removed, or written over: that their readers are done has to be
         noted by then.
@@ -93,6 +94,8 @@ def run_local(
         for k, step in enumerate(plan.order):
             i, stage = step.stage, plan.stages[step.stage]
             if step.first == 0:
+                if before_stage is not None:
+                    before_stage(i)
                 if watch is not None:  # of what the stage before has freed
                     watch.make_room(stage.tile_bytes + int(stage.written))
                 with naming_lack_of_memory():

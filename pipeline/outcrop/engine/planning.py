@@ -136,13 +136,17 @@ def plan_for(
     plan = make_plan(graph, domain=framed.domain, holds_output=False, crew=crew, **how)
     if isinstance(store, Remote):  # where nothing is written over
         plan = replace(plan, steps=(), axis=0, layers={})
-    return _keeping_chunks(plan, graph, framed)
+    return _keeping_chunks(plan, graph, framed, in_turn=client is None and not plan.steps)
 
 
-def _keeping_chunks(plan: Plan, graph: Graph, framed: Framed) -> Plan:
-    """The same plan; what it leaves of the budget keeps chunks of the survey, where that pays."""
+def _keeping_chunks(plan: Plan, graph: Graph, framed: Framed, in_turn: bool) -> Plan:
+    """The same plan; what it leaves of the budget keeps chunks of the survey, where that pays.
+
+    Where stages run one after the other, one that takes less than others keeps more.
+    """
     most: list[int] = []
-    for stage in plan.stages:
+    every: dict[int, list[int]] = {}
+    for i, stage in enumerate(plan.stages):
         read = set(stage.inputs) & set(graph.inputs)
         if not read or (stage.count == 1 and not framed.apart):
             continue
@@ -152,7 +156,7 @@ def _keeping_chunks(plan: Plan, graph: Graph, framed: Framed) -> Plan:
         extents = tuple(map(max, zip(*(boxes[name].shape for name in read), strict=True)))
         grids = zip(graph.grid(next(iter(read))), graph.grid(kept[0]), stage.tile, strict=True)
         steps = tuple(-(-n * t // m) for n, m, t in grids)
-        sizes = worth_keeping(framed, extents, steps, plan.axis)
+        every[i] = sizes = worth_keeping(framed, extents, steps, plan.axis)
         both = list(map(max, zip(most or sizes, sizes, strict=True)))
         if plan.layers and most:  # layers of tiles of one stage after those of another
             both[1] = most[1] + sizes[1]
@@ -164,7 +168,12 @@ def _keeping_chunks(plan: Plan, graph: Graph, framed: Framed) -> Plan:
         spare = min(_ON_HOST, plan.host_memory or _ON_HOST)
     kept_bytes = max((size for size in most if size <= spare), default=0)
     peak = plan.peak_memory + (kept_bytes if on_cpu else 0)
-    return replace(plan, chunk_bytes=kept_bytes, peak_memory=peak)
+    stages = list(plan.stages)
+    for i, sizes in every.items() if on_cpu and in_turn else ():
+        room = peak - stages[i].peak
+        own = max((size for size in sizes if size <= room), default=0)
+        stages[i] = replace(stages[i], chunk_bytes=max(own, kept_bytes))
+    return replace(plan, stages=tuple(stages), chunk_bytes=kept_bytes, peak_memory=peak)
 
 
 def begun_plan(path: Place, graph: Graph, wanted: dict[str, Any]) -> Plan | None:

@@ -83,6 +83,11 @@ class Stage:
         Bytes from and to stores, all tiles together.
     seconds : float
         Predicted.
+    peak : int
+        Predicted largest memory of one process while it runs.
+    chunk_bytes : int
+        Of decoded chunks of the survey that are kept meanwhile, where there is room for more than
+        `Plan.chunk_bytes`.
     """
 
     outputs: tuple[str, ...]
@@ -97,6 +102,8 @@ class Stage:
     read: float = 0.0
     written: float = 0.0
     seconds: float = 0.0
+    peak: int = 0
+    chunk_bytes: int = 0
 
     @property
     def count(self) -> int:
@@ -270,7 +277,7 @@ class Plan:
         stored = ", ".join(f"{format_bytes(n)} on {place}" for place, n in at.items())
         if self.layers:
             stored += f", {format_bytes(self.disk_bytes)} at once"
-        kept = self.chunk_bytes
+        kept = max(self.chunk_bytes, *(stage.chunk_bytes for stage in self.stages))
         chunks = f"chunks of the survey {format_bytes(kept)}; " if kept else ""
         return (
             f"{table}\n{self.dtype} on {self.device}: {self.operations:.3g} operations, "

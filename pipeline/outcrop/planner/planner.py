@@ -374,8 +374,9 @@ def _finished(draft: Draft) -> Plan:
                 read=c.read,
                 written=c.written,
                 seconds=c.seconds,
+                peak=draft.used(i),
             )
-            for p, c in zip(draft.parts, draft.chosen, strict=True)
+            for i, (p, c) in enumerate(zip(draft.parts, draft.chosen, strict=True))
         ),
         places={n: place for n, place in every.items() if n not in task.outputs},
         stored_bytes={n: draft.bytes(n) for n in every},

@@ -106,8 +106,8 @@ def _draw_memory(axes: Axes, plan: Plan, spans: dict[str, tuple[int, int, str]])
     tile = np.array([s.tile_bytes for s in plan.stages], float)
     axes.bar(x, stored, color=_COLORS["device"], label="stored tensors")
     axes.bar(x, tile, bottom=stored, color="#e9c3c8", label="a tile")
-    if plan.chunk_bytes and plan.device == "cpu":
-        kept = np.full(len(x), float(plan.chunk_bytes))
+    kept = np.array([max(plan.chunk_bytes, s.chunk_bytes) for s in plan.stages], float)
+    if kept.any() and plan.device == "cpu":
         axes.bar(x, kept, bottom=stored + tile, color="#b0b0b0", label="chunks of the survey")
     axes.axhline(plan.peak_memory, color="black", lw=1, ls="--")
     axes.annotate(
