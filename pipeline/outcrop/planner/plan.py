@@ -277,7 +277,7 @@ class Plan:
         stored = ", ".join(f"{format_bytes(n)} on {place}" for place, n in at.items())
         if self.layers:
             stored += f", {format_bytes(self.disk_bytes)} at once"
-        kept = max(self.chunk_bytes, *(stage.chunk_bytes for stage in self.stages))
+        kept = max([self.chunk_bytes, *(stage.chunk_bytes for stage in self.stages)])
         chunks = f"chunks of the survey {format_bytes(kept)}; " if kept else ""
         return (
             f"{table}\n{self.dtype} on {self.device}: {self.operations:.3g} operations, "
