@@ -22,6 +22,7 @@ from outcrop.planner import freed, make_plan
 from outcrop.planner.cost import Costs, part
 from outcrop.planner.rates import _CPU
 from outcrop.planner.rolling import Advance
+from outcrop.view import plans
 from random_plans import draw_plan
 from test_exact import RandomNetwork, assert_exact, recipes
 
@@ -142,3 +143,5 @@ def test_one_tensor_takes_the_room_of_the_one_before():
     assert sum(n == one for n in ample.stored_bytes.values()) > 2
     assert tight.places == ample.places
     assert tight.operations < 1.25 * ample.operations
+    memory_axes = plans.draw_plan(tight).axes[1]  # nothing is drawn above what is promised
+    assert max(bar.get_y() + bar.get_height() for bar in memory_axes.patches) <= tight.peak_memory

@@ -45,15 +45,15 @@ def forget_pages(tensor: Tensor, start: int = 0, stop: int | None = None) -> Non
     ----------
     tensor : torch.Tensor
     start, stop : int
-        Bytes of its storage that may go; all unless given.
+        Bytes that may go of a tensor of `pages`; all unless given.
     """
-    memory = _mapped.get(tensor.untyped_storage().data_ptr())
+    at = tensor.untyped_storage().data_ptr()
+    memory = _mapped.get(at)
     if memory is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
     if stop is None:
         memory.madvise(mmap.MADV_DONTNEED)
         return
-    at = tensor.untyped_storage().data_ptr()
     start, stop = to_whole_pages(start), (at + stop) // HUGE * HUGE - at
     if stop > start:
         memory.madvise(mmap.MADV_DONTNEED, start, stop - start)

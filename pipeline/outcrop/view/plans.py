@@ -104,6 +104,9 @@ def _draw_memory(axes: Axes, plan: Plan, spans: dict[str, tuple[int, int, str]])
         if place == "device":
             stored[first - 1 : last] += plan.stored_bytes[name]
     tile = np.array([s.tile_bytes for s in plan.stages], float)
+    # What a stage reads for the last time gives its room to what it writes.
+    peaks = np.array([s.peak or np.inf for s in plan.stages], float)
+    stored = np.minimum(stored, np.maximum(0, peaks - tile))
     axes.bar(x, stored, color=_COLORS["device"], label="stored tensors")
     axes.bar(x, tile, bottom=stored, color="#e9c3c8", label="a tile")
     kept = np.array([max(plan.chunk_bytes, s.chunk_bytes) for s in plan.stages], float)
