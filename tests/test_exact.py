@@ -142,6 +142,16 @@ def test_layers_use_every_rule():
     assert RULES.keys() - used - {*OF_ONE.split(), *OF_TWO.split()} == OLDER
 
 
+def network_of(rank, recipe, shape, seed):
+    """A random network, a volume, and what the one makes of the other."""
+    torch.manual_seed(seed)
+    network = RandomNetwork(rank, recipe).double().eval()
+    x = torch.randn(1, 1, *shape[:rank], dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(x)
+    return network, x, expected
+
+
 # Ranks, layers, shapes, tiles, storage modes and seeds.
 cases = (
     st.data(),
@@ -158,11 +168,7 @@ cases = (
 @given(*cases)
 def test_random_networks(data, rank, recipe, shape, tile, mode, seed):
     """By a plan made for tiles, and by one drawn at random."""
-    torch.manual_seed(seed)
-    network = RandomNetwork(rank, recipe).double().eval()
-    x = torch.randn(1, 1, *shape[:rank], dtype=torch.float64)
-    with torch.no_grad():
-        expected = network(x)
+    network, x, expected = network_of(rank, recipe, shape, seed)
     captured = capture(network, [x])
     plan = draw_plan(captured[0], data)
     with pytest.MonkeyPatch.context() as patch:  # it takes longer than all the rest

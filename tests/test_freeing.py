@@ -24,7 +24,7 @@ from outcrop.planner.rates import _CPU
 from outcrop.planner.rolling import Advance
 from outcrop.view import plans
 from random_plans import draw_plan
-from test_exact import RandomNetwork, assert_exact, recipes
+from test_exact import assert_exact, network_of, recipes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems keep pages")
 
@@ -46,11 +46,7 @@ def fine(patch):
 )
 def test_random_networks_and_plans(data, rank, recipe, shape, seed):
     """Nothing that is read later is given back; what is kept is no more than is predicted."""
-    torch.manual_seed(seed)
-    network = RandomNetwork(rank, recipe).double().eval()
-    x = torch.randn(1, 1, *shape[:rank], dtype=torch.float64)
-    with torch.no_grad():
-        expected = network(x)
+    network, x, expected = network_of(rank, recipe, shape, seed)
     known = capture(network, [x])
     with pytest.MonkeyPatch.context() as patch:
         fine(patch)

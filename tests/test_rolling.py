@@ -26,7 +26,7 @@ from outcrop.planner import Plan, format_bytes, make_plan, planner, rolling
 from outcrop.planner.draft import Task
 from outcrop.planner.rates import _CPU
 from random_plans import draw_plan
-from test_exact import RandomNetwork, assert_exact, recipes
+from test_exact import assert_exact, network_of, recipes
 from test_predict import make_survey
 
 
@@ -46,11 +46,7 @@ def rolled(plan, graph, axis=0):
     st.integers(0, 2**31),
 )
 def test_random_networks_and_plans(data, rank, recipe, shape, seed):
-    torch.manual_seed(seed)
-    network = RandomNetwork(rank, recipe).double().eval()
-    x = torch.randn(1, 1, *shape[:rank], dtype=torch.float64)
-    with torch.no_grad():
-        expected = network(x)
+    network, x, expected = network_of(rank, recipe, shape, seed)
     graph, _ = capture(network, [x])
     drawn = draw_plan(graph, data)
     places = {
