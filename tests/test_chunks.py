@@ -18,6 +18,8 @@ from outcrop.engine import chunks as chunks_module
 from outcrop.engine import local
 from outcrop.engine.chunks import DecodedChunks, chunk_edges, held_chunks, keep_only
 from outcrop.graph import Box
+from outcrop.planner import planner
+from outcrop.planner.rates import _CPU
 
 DIMS = ("inline", "crossline", "twt")
 
@@ -27,13 +29,13 @@ def numbered(shape):
 
 
 def counting(monkeypatch):
-    """Count the samples that are decoded."""
+    """Count the samples that are decoded: of chunks, which are so as a whole."""
     load, found = chunks_module._load, []
 
     def counted(volume, box):
-        values = load(volume, box)
-        found.append(values.size)
-        return values
+        touched = chunks_module._touched(chunk_edges(volume), box).values()
+        found.append(sum(chunk.size for chunk in touched))
+        return load(volume, box)
 
     monkeypatch.setattr(chunks_module, "_load", counted)
     return found
@@ -179,6 +181,33 @@ def test_a_stage_that_takes_less_keeps_more(tmp_path, monkeypatch):
     assert all(n <= s.chunk_bytes for s, n in held)
     expected = outcrop.predict(model, stored, tmp_path / "other.zarr", plan=ample).load()
     xr.testing.assert_identical(found.drop_attrs(), expected.drop_attrs())
+
+
+def test_stages_that_take_turns_keep_chunks_too(tmp_path, monkeypatch):
+    """In layers, of which those of the stage that takes most leave no room for chunks."""
+    monkeypatch.setattr(planner, "rates", lambda *_: _CPU)
+    shape = (160, 48, 48)
+    survey = numbered(shape).to_dataset(name="amplitude").chunk(16)
+    survey.assign_coords({d: np.arange(n) for d, n in zip(DIMS, shape, strict=True)}).to_zarr(
+        tmp_path / "survey.zarr"
+    )
+    stored = xr.open_zarr(tmp_path / "survey.zarr")
+    model = models.load("faultseg3d", weights="seeded")
+    how = {"tile": (16, 16, 16), "storage_mode": "disk"}
+    ample = outcrop.plan(model, stored, **how)
+    plan = outcrop.plan(model, stored, memory=ample.peak_memory - ample.chunk_bytes, **how)
+    turns = [step.stage for step in plan.steps]
+    assert len(turns) > len(set(turns)) > 1
+    assert plan.chunk_bytes == 0
+    assert max(s.chunk_bytes for s in plan.stages) > 0
+    assert all(s.peak + s.chunk_bytes <= plan.peak_memory for s in plan.stages)
+    decoded, found = counting(monkeypatch), []
+    for stages in (plan.stages, [replace(s, chunk_bytes=0) for s in plan.stages]):
+        decoded.clear()
+        one = replace(plan, stages=tuple(stages))
+        outcrop.predict(model, stored, tmp_path / f"{len(found)}.zarr", plan=one)
+        found.append(sum(decoded))
+    assert found[0] < found[1] / 5
 
 
 def test_the_plan_says_what_is_kept_and_counts_it(tmp_path):

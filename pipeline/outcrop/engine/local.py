@@ -67,7 +67,7 @@ def run_local(
     compile : bool
         Compile what many tiles have in common.
     before_stage, on_stage : callable, optional
-        Told of every stage that is about to run, and that is written.
+        Told of every stage that is about to run, or to go on, and that is written.
     before_removal : callable, optional
         Called before tensors are removed, or written over: that their readers are done has to be
         noted by then.
@@ -93,9 +93,9 @@ def run_local(
         used = plan.used()
         for k, step in enumerate(plan.order):
             i, stage = step.stage, plan.stages[step.stage]
+            if before_stage is not None:
+                before_stage(i)
             if step.first == 0:
-                if before_stage is not None:
-                    before_stage(i)
                 if watch is not None:  # of what the stage before has freed
                     watch.make_room(stage.tile_bytes + int(stage.written))
                 with naming_lack_of_memory():

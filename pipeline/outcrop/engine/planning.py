@@ -136,13 +136,13 @@ def plan_for(
     plan = make_plan(graph, domain=framed.domain, holds_output=False, crew=crew, **how)
     if isinstance(store, Remote):  # where nothing is written over
         plan = replace(plan, steps=(), axis=0, layers={})
-    return _keeping_chunks(plan, graph, framed, in_turn=client is None and not plan.steps)
+    return _keeping_chunks(plan, graph, framed, alone=client is None)
 
 
-def _keeping_chunks(plan: Plan, graph: Graph, framed: Framed, in_turn: bool) -> Plan:
+def _keeping_chunks(plan: Plan, graph: Graph, framed: Framed, alone: bool) -> Plan:
     """The same plan; what it leaves of the budget keeps chunks of the survey, where that pays.
 
-    Where stages run one after the other, one that takes less than others keeps more.
+    In one process, a stage that takes less than others keeps more while it runs.
     """
     most: list[int] = []
     every: dict[int, list[int]] = {}
@@ -169,7 +169,7 @@ def _keeping_chunks(plan: Plan, graph: Graph, framed: Framed, in_turn: bool) -> 
     kept_bytes = max((size for size in most if size <= spare), default=0)
     peak = plan.peak_memory + (kept_bytes if on_cpu else 0)
     stages = list(plan.stages)
-    for i, sizes in every.items() if on_cpu and in_turn else ():
+    for i, sizes in every.items() if on_cpu and alone else ():
         room = peak - stages[i].peak
         own = max((size for size in sizes if size <= room), default=0)
         stages[i] = replace(stages[i], chunk_bytes=max(own, kept_bytes))
