@@ -14,7 +14,14 @@ from ..boxes import Box, Shape
 from ..graph import Graph, Node
 from ..layout import Layout
 from .base import Values, per_axis, resolve
-from .kernels import FEW, convolve, rows_of_columns, rows_to_spread, spread_over, transposed
+from .kernels import FEW, channels_at_once, convolve, rows_of_columns
+from .transposed import (
+    bytes_of_phases,
+    has_phases,
+    rows_to_spread,
+    spread_over,
+    transposed,
+)
 from .window import Window, op_rank
 
 
@@ -104,6 +111,10 @@ class Convolution(Window):
         if itemsize < 4 and graph.width(source) < FEW:  # both may be held in single precision
             read = graph.width(source) * self.needs(node, box, graph)[source].size
             again = 4 * (made + read)
+        weight, groups = graph.layout(node.args["weight"].name).shape, node.args.get("groups", 1)
+        part = channels_at_once(weight, groups, itemsize)
+        if part < weight[1] * groups:
+            again += itemsize * part * self.needs(node, box, graph)[source].size
         columns = self._columns(node, box, graph, itemsize)
         return copied + again + columns + self._rearranged(node, graph, itemsize)
 
@@ -241,11 +252,15 @@ class TransposedConvolution(Convolution):
         return any(stop + p - f * s > e for stop, p, f, s, e in ends)
 
     def _columns(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
-        if itemsize < 4:
-            return 0
         weight = graph.layout(node.args["weight"].name).shape
         n, (kernel, stride, _, dilation) = op_rank(node), self.geometry(node, graph)
         source = self._local(self.source(node), node, box, graph)
+        if has_phases(weight, stride, dilation, node.args["groups"], itemsize):
+            return math.prod(source[: -n - 1]) * bytes_of_phases(
+                source[-n:], weight, stride, itemsize
+            )
+        if itemsize < 4:
+            return 0
         windows = math.prod(source[: -n - 1]) * math.prod(source[len(source) - n + 1 :])
         most = rows_to_spread(weight, stride, dilation, windows, itemsize)
         rows = int(min(most, source[-n]))

@@ -19,6 +19,9 @@ from .pointwise import LAYOUTS, channels_last
 COLUMNS = 2**23
 # Channels from which on oneDNN is faster in half precision than in single.
 FEW = 4
+# Products that a sum has, beyond which oneDNN is faster by parts of so many channels: the weights
+# that they share stay in caches.
+_LONG, _PART = 12_000, 96
 _ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 # Whether oneDNN convolves bfloat16 on this processor: AVX512 or AMX.
 HALVES = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -62,6 +65,9 @@ def convolve(
         done = _by_pairs(x, weight, bias, how, onto, in_place, relu)
         if done is not None:
             return done
+    part = channels_at_once(weight.shape, groups, x.element_size())
+    if part < x.shape[1] and channels_last(x) and get_proxy_mode() is None:
+        return _by_parts(x, weight, bias, how, onto, in_place, relu, part)
     few = x.shape[1] < (2 if AMX else FEW)
     if few and get_proxy_mode() is None:  # torch.compile fuses the conversions, and fails
         x, weight = x.float(), weight.float()
@@ -109,6 +115,47 @@ def _by_pairs(
     if not can_pair(made):  # as `x` lies in memory in another order of axes
         made = made.contiguous(memory_format=LAYOUTS[made.ndim])
     return apart(made)
+
+
+def channels_at_once(weight: Sequence[int], groups: int, itemsize: int) -> int:
+    """Channels of the operand that are summed over at once on a CPU, in single precision.
+
+    In halves each part would be rounded.
+    """
+    if itemsize != 4 or groups > 1 or math.prod(weight[1:]) <= _LONG:
+        return weight[1] * groups
+    return math.ceil(weight[1] / math.ceil(weight[1] / _PART) / 16) * 16
+
+
+def _by_parts(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    how: tuple[Shape, Shape, Shape, int],
+    onto: Tensor | None,
+    in_place: bool,
+    relu: bool,
+    part: int,
+) -> Tensor:
+    """Convolve some channels after others, each onto the sum so far."""
+    padding, stride, dilation, _ = how
+    made = onto
+    for a in range(0, x.shape[1], part):
+        b = min(x.shape[1], a + part)
+        made = convolve(
+            x[:, a:b].contiguous(memory_format=LAYOUTS[x.ndim]),
+            weight[:, a:b],
+            None if a else bias,
+            stride,
+            padding,
+            dilation,
+            1,
+            onto=made,
+            in_place=in_place or a > 0,
+            relu=relu and b == x.shape[1],
+        )
+    assert made is not None
+    return made
 
 
 def _on_gpu(
@@ -220,56 +267,10 @@ def _in_slabs(
     return made
 
 
-def transposed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Shape, dilation: Shape, groups: int
-) -> Tensor:
-    """Convolve transposed, without padding; on a CPU by slabs, as what windows give is laid out."""
-    n = len(stride)
-    spread = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[n]
-    windows = math.prod((*x.shape[: -n - 1], *x.shape[x.ndim - n + 1 :]))
-    rows = rows_to_spread(weight.shape, stride, dilation, windows, x.element_size())
-    if x.device.type != "cpu" or rows >= x.shape[-n]:
-        return spread(x, weight, bias, stride, 0, 0, groups, dilation)
-    extents = spread_over(x.shape[-n:], weight.shape[2:], stride, dilation)
-    shape = (*x.shape[: -n - 1], groups * weight.shape[1], *extents)
-    layout = LAYOUTS[x.ndim] if channels_last(x) else torch.contiguous_format
-    made = torch.empty(shape, dtype=x.dtype, memory_format=layout)
-    made[...] = 0.0 if bias is None else bias.view(-1, *(1,) * n)
-    for a in range(0, x.shape[-n], int(rows)):
-        slab = x.narrow(-n, a, min(int(rows), x.shape[-n] - a))
-        part = spread(slab, weight, None, stride, 0, 0, groups, dilation)
-        made.narrow(-n, a * stride[0], part.shape[-n]).add_(part)
-        del part  # before the next is made
-    return made
-
-
-def spread_over(
-    extents: Sequence[int], kernel: Sequence[int], stride: Shape, dilation: Shape
-) -> list[int]:
-    """Extents of a transposed convolution's result, without padding."""
-    sizes = zip(extents, kernel, stride, dilation, strict=True)
-    return [(e - 1) * s + (k - 1) * d + 1 for e, k, s, d in sizes]
-
-
 def rows_of_columns(weight: Sequence[int], groups: int, windows: int, itemsize: int) -> int:
     """How many rows of so many windows ATen or oneDNN may lay side by side."""
     row = itemsize * math.prod(weight[1:]) * groups * windows
     return max(1, COLUMNS // max(1, row))
-
-
-def rows_to_spread(
-    weight: Sequence[int], stride: Shape, dilation: Shape, windows: int, itemsize: int
-) -> int | float:
-    """How many rows a transposed convolution takes at once; infinity for all of them.
-
-    In single precision by slabs only where windows overlap, as what they give is no larger than the
-    result else, and to copy it takes longer.
-    """
-    reach = ((k - 1) * d + 1 for k, d in zip(weight[2:], dilation, strict=True))
-    overlap = any(r > s for r, s in zip(reach, stride, strict=True))
-    if itemsize < 4 or (itemsize < 8 and not overlap):
-        return math.inf
-    return rows_of_columns(weight, 1, windows, itemsize)
 
 
 def largest(x: Tensor, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Tensor:

@@ -15,6 +15,7 @@ from ..boxes import Box
 from ..graph import Graph, Node
 from ..layout import Layout
 from .base import Rule, Values, rounds
+from .mixing import pays_as_product, product, suits_products
 from .window import with_axes
 
 # Positions that a result takes part in, and their shares: (results, positions) each.
@@ -33,6 +34,7 @@ class Separable(Rule):
     """
 
     of_images = True
+    is_mean = True
 
     def __init__(self, taps: TapsOf) -> None:
         self.taps = taps
@@ -89,16 +91,23 @@ class Separable(Rule):
         x = values[node.operands[0]]
         own = graph.layouts[node.operands[0]]
         held = self.needs(node, box, graph)[node.operands[0]]
+        suits = self.is_mean and suits_products(x)
         for i, (where, share) in self._taps(node, box, graph).items():
-            start = held.start[own.dims[i][0]] if own.dims[i] else 0
-            at = torch.from_numpy(where - start).to(x.device)
-            shares = torch.from_numpy(share).to(x.device, x.dtype)
-            column = (-1, *(1,) * (x.ndim - 1 - i))
-            made = self.first(x.index_select(i, at[:, 0]), shares[:, 0].view(column))
-            for k in range(1, at.shape[1]):
-                made = self.join(made, x.index_select(i, at[:, k]), shares[:, k].view(column))
-            x = made
+            at = where - (held.start[own.dims[i][0]] if own.dims[i] else 0)
+            if suits and pays_as_product(x, i):
+                x = product(x, i, at, share)
+            else:
+                x = self._by_points(x, i, at, share)
         return x
+
+    def _by_points(self, x: Tensor, dim: int, where: np.ndarray, share: np.ndarray) -> Tensor:
+        at = torch.from_numpy(where).to(x.device)
+        shares = torch.from_numpy(share).to(x.device, x.dtype)
+        column = -1, *(1,) * (x.ndim - 1 - dim)
+        made = self.first(x.index_select(dim, at[:, 0]), shares[:, 0].view(column))
+        for k in range(1, at.shape[1]):
+            made = self.join(made, x.index_select(dim, at[:, k]), shares[:, k].view(column))
+        return made
 
     def first(self, part: Tensor, share: Tensor) -> Tensor:
         """Begin with one of the points."""
@@ -127,6 +136,8 @@ class Separable(Rule):
 
 class LargestOf(Separable):
     """Each result is the largest of a few points along each axis."""
+
+    is_mean = False
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         return None if node.result else super().layout(node, graph)
