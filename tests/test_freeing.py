@@ -4,6 +4,7 @@ import itertools
 import math
 import mmap
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from outcrop import pages, whole_volume
-from outcrop.engine import freeing, memory
+from outcrop.engine import freeing, local, memory
 from outcrop.engine import whole as whole_module
 from outcrop.engine.freeing import Freeing
 from outcrop.engine.memory import resident
@@ -45,7 +46,7 @@ def fine(patch):
     st.integers(0, 2**31),
 )
 def test_random_networks_and_plans(data, rank, recipe, shape, seed):
-    """Nothing that is read later is given back; what is kept is no more than is predicted."""
+    """Nothing that is read later is given back, or written over; no more is kept than predicted."""
     network, x, expected = network_of(rank, recipe, shape, seed)
     known = capture(network, [x])
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +56,9 @@ def test_random_networks_and_plans(data, rank, recipe, shape, seed):
         tile = tuple(data.draw(st.integers(-(-n // 6), n)) for n in shape[:rank])
         kept = make_plan(known[0], memory=10**10, storage_mode="device", tile=tile, dtype="float64")
         for plan in (kept, draw_plan(known[0], data)):
-            assert_exact(whole_volume(network, x, plan=plan), expected)
+            for room in (-1, 10**10):  # all is given back, or all is used again
+                patch.setattr(local, "room_left", lambda *_, room=room: room)
+                assert_exact(whole_volume(network, x, plan=plan), expected)
             check_promise(known[0], plan)
 
 
@@ -127,6 +130,22 @@ class Chain(nn.Module):
 
     def forward(self, x):
         return self.steps(x)
+
+
+def test_pages_are_used_again_where_there_is_room_for_all(monkeypatch):
+    fine(monkeypatch)
+    taken = []
+    reused = pages._reused
+    monkeypatch.setattr(pages, "_reused", lambda n: (taken.append(reused(n)), taken[-1])[1])
+    network, x = Chain(6).double().eval(), torch.randn(1, 1, 24, 24, 24, dtype=torch.float64)
+    graph, _ = capture(network, [x])
+    how = {"storage_mode": "device", "dtype": "float64", "tile": (8, 8, 8)}
+    ample = make_plan(graph, memory=10**10, **how)
+    more = replace(ample, peak_memory=10**10)
+    for plan, least, most in ((ample, 0, 1), (more, 3, 6)):
+        taken.clear()
+        assert_exact(whole_volume(network, x, plan=plan), network(x))
+        assert least <= sum(memory is not None for memory in taken) <= most
 
 
 def test_one_tensor_takes_the_room_of_the_one_before():

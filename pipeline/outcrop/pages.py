@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import sys
 import weakref
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -18,14 +21,51 @@ HUGE = 2**21
 
 # What is mapped now, by address.
 _mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
+# What nothing uses any more, to be used again.
+_spare: ContextVar[list[mmap.mmap] | None] = ContextVar("_spare", default=None)
 
 
 def pages(size: int) -> Tensor:
-    """Make a 1-D uint8 tensor of fresh pages, huge where the system has such; none is pinned."""
-    memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    """Make a 1-D uint8 tensor of pages, huge where the system has such; none is pinned.
+
+    Fresh ones, which are touched at a fifth of the speed, but within `reusing`.
+    """
+    memory = _reused(size)
+    if memory is None:
+        memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return mapped(memory)[:size]
+
+
+@contextlib.contextmanager
+def reusing(spare: list[mmap.mmap]) -> Iterator[None]:
+    """Take for `pages`, in the block and on its thread, what is large enough of these first.
+
+    What is taken is removed from the list.
+    """
+    token = _spare.set(spare)
+    try:
+        yield
+    finally:
+        _spare.reset(token)
+
+
+def _reused(size: int) -> mmap.mmap | None:
+    spare = _spare.get() or []
+    memory = min((each for each in spare if len(each) >= size), key=len, default=None)
+    if memory is not None:
+        spare.remove(memory)
+        end = to_whole_pages(size)
+        if end < len(memory):
+            memory.madvise(mmap.MADV_DONTNEED, end, len(memory) - end)
+    return memory
+
+
+def memory_of(tensor: Tensor) -> list[mmap.mmap]:
+    """Return what a tensor of `pages` lies in; nothing for any other."""
+    memory = _mapped.get(tensor.untyped_storage().data_ptr())
+    return [] if memory is None or not hasattr(mmap, "MADV_DONTNEED") else [memory]
 
 
 def mapped(memory: mmap.mmap, start: int = 0) -> Tensor:

@@ -1,13 +1,14 @@
-"""Memory that is given back while a stage runs: of tensors that no other stage will read."""
+"""Memory of tensors that no other stage will read: given back meanwhile, or used again after."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import mmap
+from collections.abc import Collection, Mapping
 
 from ..graph import Graph
-from ..pages import LARGE
-from ..planner import Stage
+from ..pages import LARGE, memory_of
+from ..planner import Plan, Stage
 from ..planner.rolling import Advance
 from .stores import MemoryStore, Store
 
@@ -44,3 +45,22 @@ class Freeing:
         if self.advance.rest:  # else all of it goes
             for name, store in self.stores.items():
                 store.forget(store.tensor.ndim - self.rank, self.advance.begins(name))
+
+
+def room_left(plan: Plan, index: int, spent: Collection[str]) -> int:
+    """Bytes that a stage leaves if it holds to its end what it is the last to read.
+
+    Less than none if it has to give it back meanwhile. Else what comes after takes the same pages,
+    as fresh ones are slow.
+    """
+    stage = plan.stages[index]
+    chunks = max(plan.chunk_bytes, stage.chunk_bytes)
+    held = sum(plan.stored_bytes[name] for name in spent if plan.places[name] == "device")
+    return plan.peak_memory - stage.peak - chunks - held
+
+
+def removed(store: Store) -> list[mmap.mmap]:
+    """Remove a store that nothing reads any more; return the pages that can be used again."""
+    left = memory_of(store.tensor) if isinstance(store, MemoryStore) else []
+    store.remove()
+    return left

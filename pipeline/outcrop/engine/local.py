@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..graph import Graph
+from ..pages import reusing
 from ..planner import Plan
 from .chunks import held_chunks
-from .freeing import Freeing
+from .freeing import Freeing, removed, room_left
 from .globals import GlobalStore, to_merge
 from .memory import (
     ALL,
@@ -91,21 +93,29 @@ def run_local(
         peak = Peak(device)
         runners: dict[int, StageRunner] = {}
         used = plan.used()
+        spare: list[mmap.mmap] = []
         for k, step in enumerate(plan.order):
             i, stage = step.stage, plan.stages[step.stage]
             if before_stage is not None:
                 before_stage(i)
+            spent = [name for name in plan.places if name in used and used[name][1] == k]
+            room = room_left(plan, i, spent)
+            if room < 0:
+                spare.clear()
             if step.first == 0:
                 if watch is not None:  # of what the stage before has freed
-                    watch.make_room(stage.tile_bytes + int(stage.written))
-                with naming_lack_of_memory():
+                    there = sum(map(len, spare))
+                    watch.make_room(stage.tile_bytes + max(0, int(stage.written) - there))
+                with naming_lack_of_memory(), reusing(spare):
                     stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
                 runners[i] = StageRunner(graph, stage, weights, stores, device, compile, watch)
             elif before_removal is not None:  # tiles are written over others
                 before_removal()
+            if sum(map(len, spare)) > room:
+                spare.clear()
             todo = ((n, tile) for n, tile in plan.tiles(step) if (i, n) not in finished)
-            spent = [name for name in plan.places if name in used and used[name][1] == k]
-            freeing = Freeing(graph, stage, {name: stores[name] for name in spent})
+            given = spent if room < 0 else []
+            freeing = Freeing(graph, stage, {name: stores[name] for name in given})
             for n, took in run_tiles(runners[i], todo, peak):
                 if on_tile is not None:
                     on_tile(i, n, took)
@@ -118,7 +128,7 @@ def run_local(
             if spent and before_removal is not None:
                 before_removal()
             for name in spent:
-                stores.pop(name).remove()
+                spare += removed(stores.pop(name))
             if watch is None:
                 return_freed_memory()
             if on_stage is not None:
