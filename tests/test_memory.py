@@ -13,6 +13,8 @@ from outcrop import whole_volume
 from outcrop.engine.memory import Watch, resident
 from outcrop.engine.tile import StageRunner
 from outcrop.errors import MemoryBudgetError
+from outcrop.graph import capture
+from outcrop.planner import make_plan
 
 # An address space too small for the tile that is asked for.
 SHORT = """
@@ -66,6 +68,8 @@ import psutil, torch
 from torch import nn
 from outcrop import whole_volume
 from outcrop.errors import MemoryBudgetError
+from outcrop.graph import capture
+from outcrop.planner import make_plan
 torch.set_num_threads(1)
 network = nn.Sequential(
     nn.Conv3d(1, 16, 3), nn.Conv3d(16, 32, 5), nn.InstanceNorm3d(32), nn.Conv3d(32, 1, 1)
@@ -189,3 +193,22 @@ def test_room_is_made_for_the_huge_pages_of_an_output(monkeypatch):
     network = nn.Conv3d(1, 16, 1).eval()
     whole_volume(network, torch.randn(1, 1, 96, 128, 128), tile=(16, 16, 16))
     assert max(over) <= 2**21
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident from /proc")
+def test_weights_that_are_there_count_as_promised(monkeypatch):
+    """They are copied before the tiles run, and the plan's promise has them."""
+    limits = []
+    init = Watch.__init__
+    monkeypatch.setattr(
+        Watch, "__init__", lambda self, *given: (init(self, *given), limits.append(self.limit))[0]
+    )
+    network = nn.Conv3d(256, 256, 5, padding=2, bias=False).eval()
+    x = torch.randn(1, 256, 6, 6, 6)
+    graph, _ = capture(network, [x])
+    plan = make_plan(graph, memory=10**9)
+    size = network.weight.nbytes
+    assert plan.weight_bytes == size
+    before = resident()
+    whole_volume(network, x, plan=plan)
+    assert limits[0] - before < plan.peak_memory + size / 4

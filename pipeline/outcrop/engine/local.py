@@ -88,8 +88,9 @@ def run_local(
     with contextlib.ExitStack() as stack, torch.inference_mode():
         stack.callback(keep_freed_memory, USUAL)
         on_cpu = torch.device(device).type == "cpu"
-        # Of the chunks that it counts some may be there, from the section before.
-        watch = Watch(plan.peak_memory - held_chunks()) if on_cpu else None
+        # Chunks may be there from the section before.
+        there = held_chunks() + sum(w.nbytes for w in weights.values())
+        watch = Watch(plan.peak_memory, there) if on_cpu else None
         peak = Peak(device)
         runners: dict[int, StageRunner] = {}
         used = plan.used()
@@ -104,8 +105,8 @@ def run_local(
                 spare.clear()
             if step.first == 0:
                 if watch is not None:  # of what the stage before has freed
-                    there = sum(map(len, spare))
-                    watch.make_room(stage.tile_bytes + max(0, int(stage.written) - there))
+                    reused = sum(map(len, spare))
+                    watch.make_room(stage.tile_bytes + max(0, int(stage.written) - reused))
                 with naming_lack_of_memory(), reusing(spare):
                     stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
                 runners[i] = StageRunner(graph, stage, weights, stores, device, compile, watch)

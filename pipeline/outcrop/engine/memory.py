@@ -58,11 +58,13 @@ class Watch:
     Parameters
     ----------
     promised : int
-        Bytes that the process may take beside what it takes now.
+        Bytes that the plan takes at the highest.
+    there : int
+        Those of them that the process has taken already: weights, chunks that are kept.
     """
 
-    def __init__(self, promised: int) -> None:
-        self.limit = resident() + promised
+    def __init__(self, promised: int, there: int) -> None:
+        self.limit = resident() - there + promised
 
     def make_room(self, need: int) -> None:
         """Look, before `need` bytes are taken."""

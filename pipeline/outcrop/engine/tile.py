@@ -88,7 +88,7 @@ class StageRunner:
         self.halvings = 0  # of every tile, since memory ran out
         spare = overwritten(graph, stage.nodes, stage.inputs, self.kept)
         central = self.frames.central
-        size = max((w.element_size() for w in weights.values() if w.is_floating_point()), default=4)
+        size = next((w.element_size() for w in weights.values() if w.is_floating_point()), 4)
         self.itemsize = size
         self.steps = [
             _Step(

@@ -84,9 +84,7 @@ class Job(WorkerPlugin):
         """Nothing is open yet."""
         self.stores: dict[Section, dict[str, Store]] = {}
         self.runners: dict[int, StageRunner] = {}
-        on_cpu = self.places.device.type == "cpu"
-        # Those of the job before will be gone.
-        self.watch = Watch(self.places.plan.peak_memory - held_chunks()) if on_cpu else None
+        self.watch: Watch | None = None
 
     def teardown(self, worker: Any) -> None:
         """Keep nothing of the survey."""
@@ -107,6 +105,9 @@ class Job(WorkerPlugin):
             if network.latest is None:
                 network.weights = {k: v.to(network.device) for k, v in network.weights.items()}
             keep_only(self.places.chunks)  # no plan counts on those of another job
+            if self.watch is None and self.places.device.type == "cpu":
+                there = held_chunks() + sum(w.nbytes for w in network.weights.values())
+                self.watch = Watch(self.places.plan.peak_memory, there)
             if network.latest != (self.name, stage):
                 return_freed_memory()
                 network.latest = self.name, stage
