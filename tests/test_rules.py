@@ -1,5 +1,8 @@
 """Every rule against its operator on the whole grid, on random shapes, arguments and boxes."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import outcrop
 from outcrop.errors import UnsupportedOperatorError
 from outcrop.graph import capture
-from outcrop.graph.rules import kernels
+from outcrop.graph.rules import kernels, mixing, transposed
+from outcrop.graph.rules.taps import Separable, linear_taps
 from rule_checks import Apply, check_rule, few, grids, inputs_for
 
 
@@ -407,8 +412,8 @@ def test_capture_allocates_nothing():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @few
 @given(data=st.data())
-def test_transposed_convolutions_by_slabs(rank, dtype, data):
-    """However few rows a slab has, with and without windows that overlap."""
+def test_transposed_convolutions_by_slabs_and_phases(rank, dtype, data):
+    """However few rows a slab has, with and without windows that overlap, or overlap in part."""
     draw = data.draw
     groups, bias = draw(st.sampled_from([1, 2])), draw(st.booleans())
     layer = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[rank](
@@ -425,5 +430,54 @@ def test_transposed_convolutions_by_slabs(rank, dtype, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "COLUMNS", draw(st.sampled_from([1, 3000, 2**23])))
         how = layer.stride, layer.dilation, groups
-        found = kernels.transposed(x, layer.weight, layer.bias, *how)
+        found = transposed.transposed(x, layer.weight, layer.bias, *how)
     torch.testing.assert_close(found, layer(x))
+
+
+@few
+@given(data=st.data())
+def test_long_sums_by_parts(data):
+    """With what they are added to, and a ReLU, as in one piece; of fewer channels too."""
+    draw = data.draw
+    channels, dilation = draw(st.integers(1, 40)), draw(st.integers(1, 2))
+    layout = draw(st.sampled_from([torch.channels_last_3d, torch.contiguous_format]))
+    x = torch.randn(2, channels, *draw(grids(3))).contiguous(memory_format=layout)
+    weight, bias = torch.randn(8, channels, 1, 2, 1), torch.randn(8)
+    how = (1, 1, 1), (0, dilation, 0), (1, dilation, 1), 1
+    expected = F.conv3d(x, weight, bias, *how)
+    onto = torch.randn_like(expected) if draw(st.booleans()) else None
+    expected = expected if onto is None else expected + onto
+    relu = draw(st.booleans())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_LONG", 0)
+        patch.setattr(kernels, "_PART", 16)
+        found = kernels.convolve(
+            x, weight, bias, *how, onto=onto, in_place=draw(st.booleans()), relu=relu
+        )
+    torch.testing.assert_close(found, expected.relu() if relu else expected)
+
+
+@few
+@given(data=st.data())
+def test_means_as_products(data):
+    """In either layout, along any axis, with points that are named twice."""
+    draw = data.draw
+    dim, channels = draw(st.integers(2, 4)), draw(st.sampled_from([1, 3, 16]))
+    layout = draw(st.sampled_from([torch.channels_last_3d, torch.contiguous_format]))
+    x = torch.randn(2, channels, *draw(grids(3)), dtype=torch.float64)
+    x = x.contiguous(memory_format=layout)
+    shape = draw(st.integers(1, 9)), draw(st.integers(1, 4))
+    where = np.array(draw(st.lists(st.integers(0, x.shape[dim] - 1), min_size=36, max_size=36)))
+    where, share = where[: shape[0] * shape[1]].reshape(shape), np.random.randn(*shape)
+    found = mixing.product(x, dim, where, share)
+    expected = Separable(linear_taps)._by_points(x, dim, where, share)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_what_is_not_finite_stays_where_it_is():
+    """A product with a matrix would spread it along all of an axis."""
+    x = torch.zeros(1, 16, 20, 20, 20)
+    x[0, 3, 10, 10, 10], x[0, 4, 5, 5, 5] = math.inf, math.nan
+    resample = Apply(lambda x: F.interpolate(x, size=(40, 40, 40), mode="trilinear")).eval()
+    found = outcrop.whole_volume(resample, x, tile=(40, 20, 20))
+    assert ((~found.isfinite()) == (~resample(x).isfinite())).all()

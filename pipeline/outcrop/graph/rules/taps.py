@@ -91,8 +91,10 @@ class Separable(Rule):
         x = values[node.operands[0]]
         own = graph.layouts[node.operands[0]]
         held = self.needs(node, box, graph)[node.operands[0]]
-        suits = self.is_mean and suits_products(x)
-        for i, (where, share) in self._taps(node, box, graph).items():
+        suits, taps = self.is_mean and suits_products(x), self._taps(node, box, graph)
+        # In halves the last axis first, while there are the fewest lines: each takes a matrix.
+        for i in reversed(taps) if suits and x.itemsize < 4 else taps:
+            where, share = taps[i]
             at = where - (held.start[own.dims[i][0]] if own.dims[i] else 0)
             if suits and pays_as_product(x, i):
                 x = product(x, i, at, share)
@@ -125,12 +127,20 @@ class Separable(Rule):
     ) -> int:
         # Along each axis in turn: the sum so far, one more point, and the sum with it.
         (need,) = self.needs(node, box, graph).values()
-        shape = graph.layouts[node.operands[0]].local(need)
+        given = graph.layouts[node.operands[0]].local(need)
         made, before, most = graph.layouts[node.name].local(box), 0, 0
-        for i in range(len(made) - self._count(node), len(made)):
+        axes, shape = range(len(made) - self._count(node), len(made)), list(given)
+        for i in axes:
             shape[i] = made[i]
             most = max(most, before + (2 if shape == made else 3) * math.prod(shape))
             before = math.prod(shape)
+        if itemsize < 4 and device == "cpu":  # or as products, with a matrix for each line
+            shape, before = list(given), 0
+            for i in reversed(axes):
+                lines = math.prod(shape[: 1 if i == axes[-1] else 2]) * math.prod(shape[2:i])
+                shape[i] = made[i]
+                most = max(most, before + math.prod(shape) + lines * given[i] * made[i])
+                before = math.prod(shape)
         return itemsize * most
 
 
