@@ -486,6 +486,26 @@ def test_a_run_that_has_lost_its_lock_writes_nothing_more(s3, local, monkeypatch
     assert keys(s3, "m/.faults.lock")
 
 
+def test_a_lock_that_another_took_a_moment_ago_stays_its(s3, monkeypatch):
+    """Between the look at it and the sign of life that is put there."""
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    lock = locks.lock_of(place("s3://bucket/n/faults"))
+    looked, theirs = lock._is_ours, b'{"owner": "other"}'
+
+    def overtaken():
+        found = looked()
+        s3.put_object(Bucket="bucket", Key="n/.faults.lock", Body=theirs)
+        return found
+
+    lock.take()
+    lock._is_ours = overtaken
+    lock.thread.join(30)
+    assert lock.lost
+    lock.release()
+    found = s3.get_object(Bucket="bucket", Key="n/.faults.lock")["Body"].read()
+    assert found == theirs
+
+
 def test_create_is_exclusive(s3):
     """Of many at once, one succeeds."""
     results = []

@@ -221,10 +221,13 @@ class _ObjectLock:
     def _beat(self) -> None:
         while not self.over.wait(BEAT):
             with contextlib.suppress(Exception):  # the store may answer again in a moment
-                if not self._is_ours():
+                # By its tag: another process may take it over right after we looked.
+                tag = self.object.tag()
+                kept = self._is_ours() and self.object.replace(self._sign(), tag)
+                # A connection that was lost may have put it all the same.
+                if not kept and not self._is_ours():
                     self.lost = True
                     return
-                self.object.write_bytes(self._sign())
 
     def check(self) -> None:
         if self.lost:

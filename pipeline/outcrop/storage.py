@@ -172,18 +172,38 @@ class Remote:
         Of two callers in the same moment, a store that knows no such condition may tell both that
         it was.
         """
-        if self.is_file():
+        return not self.is_file() and self._put(data, mode="create")
+
+    def tag(self) -> str | None:
+        """What the store tells this version of an object from others by, if it says so."""
+        try:
+            found = self.ask("info", self.key).get("ETag")
+        except FileNotFoundError:
+            return None
+        return None if found is None else str(found)
+
+    def replace(self, data: bytes, tag: str | None) -> bool:
+        """Put an object in place of the version with this tag; return whether it was put.
+
+        A store that has no tags, or knows no such condition, puts it whatever is there.
+        """
+        try:
+            return self._put(data, **({} if tag is None else {"IfMatch": tag}))
+        except FileNotFoundError:
             return False
+
+    def _put(self, data: bytes, **condition: str) -> bool:
+        """Put an object here on a condition, where the store knows it; return whether it was."""
 
         def put() -> bool | None:
             try:
-                self.system().pipe_file(self.key, data, mode="create")
+                self.system().pipe_file(self.key, data, **condition)
             except FileExistsError:
                 return False
             except Exception as error:
                 if re.search("pre-?condition", str(error), re.IGNORECASE):
                     return False
-                if _knows_no_condition(error):
+                if condition and _knows_no_condition(error):
                     return None
                 raise  # and ask again: another's object may be there by now
             return True
