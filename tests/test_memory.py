@@ -68,8 +68,6 @@ import psutil, torch
 from torch import nn
 from outcrop import whole_volume
 from outcrop.errors import MemoryBudgetError
-from outcrop.graph import capture
-from outcrop.planner import make_plan
 torch.set_num_threads(1)
 network = nn.Sequential(
     nn.Conv3d(1, 16, 3), nn.Conv3d(16, 32, 5), nn.InstanceNorm3d(32), nn.Conv3d(32, 1, 1)

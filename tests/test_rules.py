@@ -434,6 +434,17 @@ def test_transposed_convolutions_by_slabs_and_phases(rank, dtype, data):
     torch.testing.assert_close(found, layer(x))
 
 
+@pytest.mark.skipif(not kernels.HALVES, reason="by phases where bfloat16 is fast")
+@pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format])
+def test_phases_in_halves_are_rounded_once(layout):
+    layer = nn.ConvTranspose3d(16, 8, (3, 1, 5), (2, 2, 3)).bfloat16().requires_grad_(False)
+    x = torch.randn(2, 16, 5, 6, 7).bfloat16().contiguous(memory_format=layout)
+    how = layer.stride, layer.dilation, 1
+    found = transposed.transposed(x, layer.weight, layer.bias, *how)
+    expected = layer.float()(x.float())
+    assert ((found.float() - expected).abs() <= 2**-8 * expected.abs() + 1e-5).all()
+
+
 @few
 @given(data=st.data())
 def test_long_sums_by_parts(data):

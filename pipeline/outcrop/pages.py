@@ -28,7 +28,8 @@ _spare: ContextVar[list[mmap.mmap] | None] = ContextVar("_spare", default=None)
 def pages(size: int) -> Tensor:
     """Make a 1-D uint8 tensor of pages, huge where the system has such; none is pinned.
 
-    Fresh ones, which are touched at a fifth of the speed, but within `reusing`.
+    Within `reusing` those that were used before, where they are large enough: fresh ones are
+    touched at a fifth of the speed.
     """
     memory = _reused(size)
     if memory is None:

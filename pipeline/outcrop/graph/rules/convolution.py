@@ -15,13 +15,7 @@ from ..graph import Graph, Node
 from ..layout import Layout
 from .base import Values, per_axis, resolve
 from .kernels import FEW, channels_at_once, convolve, rows_of_columns
-from .transposed import (
-    bytes_of_phases,
-    has_phases,
-    rows_to_spread,
-    spread_over,
-    transposed,
-)
+from .transposed import bytes_of_phases, has_phases, rows_to_spread, spread_over, transposed
 from .window import Window, op_rank
 
 

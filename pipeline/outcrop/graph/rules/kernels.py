@@ -29,6 +29,15 @@ HALVES = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 AMX = HALVES and torch.cpu._is_amx_tile_supported()
 
 
+def is_fast(x: Tensor) -> bool:
+    """Whether oneDNN convolves and multiplies values of this precision on this processor.
+
+    Not while a trace is made, which has no values.
+    """
+    fast = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and HALVES)
+    return x.device.type == "cpu" and fast and get_proxy_mode() is None
+
+
 def convolve(
     x: Tensor,
     weight: Tensor,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from .kernels import HALVES
+from .kernels import is_fast
 from .pointwise import channels_last
 
 # Points along an axis up to which that holds; values side by side of which each product takes a
@@ -25,9 +25,8 @@ def suits_products(x: Tensor) -> bool:
 
     Not if a value is not finite: times a weight of zero that would spread to where it is not seen.
     """
-    fast = x.dtype in (torch.float32, torch.float64) or (x.dtype == torch.bfloat16 and HALVES)
-    # A trace has no values.
-    return x.device.type == "cpu" and fast and get_proxy_mode() is None and bool(x.sum().isfinite())
+    in_double = x.dtype == torch.float64 and x.device.type == "cpu" and get_proxy_mode() is None
+    return (in_double or is_fast(x)) and bool(x.sum().isfinite())
 
 
 def pays_as_product(x: Tensor, dim: int) -> bool:

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..boxes import Shape
-from .kernels import HALVES, convolve, rows_of_columns
+from .kernels import convolve, is_fast, rows_of_columns
 from .pointwise import LAYOUTS, channels_last
 
 
@@ -21,12 +20,7 @@ def transposed(
 ) -> Tensor:
     """Convolve transposed; on a CPU by phases or slabs, as what windows give is laid out."""
     n = len(stride)
-    if (
-        x.device.type == "cpu"
-        and has_phases(weight.shape, stride, dilation, groups, x.element_size())
-        and (x.dtype != torch.bfloat16 or HALVES)
-        and get_proxy_mode() is None
-    ):
+    if is_fast(x) and has_phases(weight.shape, stride, dilation, groups, x.element_size()):
         return _by_phases(x, weight, bias, stride)
     spread = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[n]
     windows = math.prod((*x.shape[: -n - 1], *x.shape[x.ndim - n + 1 :]))
