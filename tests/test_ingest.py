@@ -946,7 +946,7 @@ def test_command_line(tmp_path, segy):
     out = tmp_path / "a.zarr"
     found = subprocess.run([*outcrop_, "ingest", segy, out], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    assert "5 inline × 4 crossline × 30 twt, float32, 0.95 live" in found.stdout
+    assert "5 inline × 4 crossline × 30 twt, float32, 95 % of traces live" in found.stdout
     assert "survey.sgy" in found.stderr  # the progress bar
     again = subprocess.run([*outcrop_, "ingest", segy, out], capture_output=True, text=True)
     assert again.returncode == 2

@@ -135,9 +135,10 @@ def command(
             client=client,
             progress=True,
         )
-        live = survey["live"].to_numpy().mean()
+        live = 100 * survey["live"].to_numpy().mean()
     sizes = " × ".join(f"{n:,} {d}" for d, n in survey["amplitude"].sizes.items())
-    typer.echo(f"{zarr}: amplitude, {sizes}, {survey['amplitude'].dtype}, {live:.4g} live")
+    dtype = survey["amplitude"].dtype
+    typer.echo(f"{zarr}: amplitude, {sizes}, {dtype}, {live:.4g} % of traces live")
 
 
 def _extents(option: str, text: str | None) -> tuple[int, ...] | None:
