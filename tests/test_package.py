@@ -140,15 +140,20 @@ def test_interrupted(command: str, sign: int, says: str, tmp_path: Path) -> None
     assert told.endswith(f"interrupted; the same command {says}\n")
 
 
-@pytest.mark.parametrize("dropped", [False, True], ids=["at once", "where Python drops it"])
-def test_interrupted_beside_a_thread_that_does_not_end(dropped: bool) -> None:
+@pytest.mark.parametrize("how", ["at once", "where Python drops it", "in the middle of an import"])
+def test_interrupted_beside_a_thread_that_does_not_end(how: str) -> None:
     code = f"""
 import gc, signal, threading, time
 from outcrop.cli import main
 threading.Thread(target=time.sleep, args=[600]).start()
 print("begun")
 def app():
-    if {dropped}:
+    if {how!r} == "in the middle of an import":
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            raise AttributeError("half a module")
+    if {how!r} == "where Python drops it":
         stop = lambda phase, _: phase == "stop" and signal.raise_signal(signal.SIGTERM)
         gc.callbacks.append(stop)
         gc.collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import os
 import pkgutil
 import signal
@@ -57,7 +58,10 @@ def main() -> None:
     The process is to end after it: from then on, Ctrl-C and SIGTERM kill it at once.
     """
     # Batch systems stop jobs so: as by Ctrl-C, locks and scratch files go, the page is written.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interruption = _Interruption()
+    signal.signal(signal.SIGTERM, interruption)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and is not ignored
+        signal.signal(signal.SIGINT, interruption)
     debug = "--debug" in sys.argv
     if debug:  # accepted before and after the command's name
         sys.argv.remove("--debug")
@@ -68,30 +72,17 @@ def main() -> None:
     try:
         with _insisting():
             app()
-    except OutcropError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except OSError as error:  # such as a folder that this user may not look into
-        if debug or error.filename is None:
-            raise
-        typer.echo(
-            f"error: {error.filename}: {error.strerror}; see to it, or take another path", err=True
-        )
-        sys.exit(2)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code != 130:  # which typer makes of Ctrl-C
-            raise
-        command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-        resumed = command in ("ingest", "predict", "invert", "train")
-        how = "with --resume " if command == "train" else ""
-        then = "goes on where it stopped" if resumed else "begins anew"
-        if "--overwrite" in sys.argv and command in ("ingest", "invert"):
-            how = "without --overwrite "
-        elif "--overwrite" in sys.argv and command == "predict":
-            then += "; of several surveys those that are whole are predicted anew"
-        typer.echo(f"interrupted; the same command {how}{then}", err=True)
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            if error.code != 130:  # which typer makes of Ctrl-C
+                raise
+        elif not interruption.came and not isinstance(error, KeyboardInterrupt):
+            said = None if debug else _one_line(error)
+            if said is None:
+                raise
+            typer.echo(f"error: {said}", err=True)
+            sys.exit(2)
+        typer.echo(f"interrupted; the same command {_how_it_goes_on()}", err=True)
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         # Now: threads of libraries, stopped in the middle, may hold Python's own end up for ever.
@@ -99,6 +90,43 @@ def main() -> None:
     finally:  # of Python's own end, too, an interruption tells no story
         for sign in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sign, signal.SIG_DFL)
+
+
+def _how_it_goes_on() -> str:
+    """Say what the same command does once it was interrupted."""
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    resumed = command in ("ingest", "predict", "invert", "train")
+    how = "with --resume " if command == "train" else ""
+    then = "goes on where it stopped" if resumed else "begins anew"
+    if "--overwrite" in sys.argv and command in ("ingest", "invert"):
+        how = "without --overwrite "
+    elif "--overwrite" in sys.argv and command == "predict":
+        then += "; of several surveys those that are whole are predicted anew"
+    return f"{how}{then}"
+
+
+class _Interruption:
+    """What Ctrl-C and SIGTERM do: interrupt, and be remembered.
+
+    A library that is stopped in the middle, as while it is imported, may end with another error.
+    """
+
+    came = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.came = True
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # so may tasks of Dask's client
+        signal.default_int_handler(number, frame)
+
+
+def _one_line(error: BaseException) -> str | None:
+    """Say what is wrong; None where it takes a traceback."""
+    if isinstance(error, OutcropError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        # Such as a folder that this user may not look into.
+        return f"{error.filename}: {error.strerror}; see to it, or take another path"
+    return None
 
 
 @contextlib.contextmanager
