@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ..errors import UnsupportedOperatorError
 from .inline import inline
+from .known import knowing
 from .lower import LOWER
 from .rules import RULES
 
@@ -76,6 +77,7 @@ _MAYBE_VIEWS = {
         "clone",
     )
 }
+_NUMBERS = {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}
 _TALKATIVE = ("fx.experimental.symbolic_shapes", "_subclasses.fake_tensor")
 _TRACING = threading.RLock()  # the process has one error stream
 
@@ -96,7 +98,7 @@ def export(
         # Without gradients, so that a forward that does without them too has nothing to switch.
         with warnings.catch_warnings(), torch.no_grad(), _quiet():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module, *_imagined(args, kwargs), strict=False)
+            program = _traced(module, args, kwargs)
             _check_constants(program)
             inline(program.graph_module)
             calls = [fx for fx in program.graph.nodes if fx.op == "call_function"]
@@ -112,6 +114,29 @@ def export(
             f"{type(module).__name__}: torch.export cannot capture it for inputs of shape "
             f"{[tuple(a.shape) for a in (*args, *kwargs.values())]}: {_reason(error)}"
         ) from error
+
+
+def _traced(
+    module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> torch.export.ExportedProgram:
+    """Trace a module; once more, evaluating what it knows, if numbers are taken from tensors."""
+    given = _imagined(args, kwargs)
+
+    def trace() -> torch.export.ExportedProgram:
+        with _quiet():
+            return torch.export.export(module, *given, strict=False)
+
+    try:
+        program = trace()
+        if not any(fx.target in _NUMBERS for fx in program.graph.nodes):
+            return program
+    except Exception:
+        with contextlib.suppress(Exception), knowing(module):
+            return trace()
+        raise
+    with contextlib.suppress(Exception), knowing(module):
+        return trace()
+    return program
 
 
 def _imagined(
@@ -152,7 +177,7 @@ def _quiet() -> Iterator[None]:
         try:
             with contextlib.redirect_stderr(held):
                 yield
-        except _undecided():
+        except Exception:
             held = io.StringIO()
             raise
         finally:
