@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from .fourier import FOURIER
 from .graph import Ref
 from .parts import PARTS
 from .products import PRODUCTS
+from .rules import RULES
 from .rules.base import normalized
 
 
@@ -128,6 +130,15 @@ def _adaptive(kind: str) -> Callable[[Call], Ref]:
         return call.add(kind, args, call.shape)
 
     return lower
+
+
+def _resampled(call: Call) -> Ref:
+    """Of one point, such as a global value: it is repeated."""
+    x = call.args["input" if "input" in call.args else "self"]
+    layout = call.builder.layouts.get(x.name)
+    if layout is None or layout.held or math.prod(layout.shape[2:]) > 1:
+        return call.plain()
+    return call.add("expand", {"self": x, "size": call.shape}, call.shape)
 
 
 def _channel_norm(call: Call, groups: int, x: Ref) -> Ref:
@@ -312,6 +323,14 @@ def _as_other(op: str) -> Callable[[Call], Ref]:
     return lower
 
 
+def _rrelu(call: Call) -> Ref:
+    """Outside training its slope is the mean of those it draws from."""
+    a = call.args
+    call.op = "leaky_relu"
+    call.args = {"self": a["self"], "negative_slope": (a["lower"] + a["upper"]) / 2}
+    return call.plain()
+
+
 def _tile(call: Call) -> Ref:
     x, times = call.args["self"], call.args["dims"]
     ones = (1,) * (len(call.builder.shape(x.name)) - len(times))
@@ -341,11 +360,13 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     "linalg_vector_norm": _reduction("global_norm"),
     **dict.fromkeys([f"adaptive_avg_pool{n}d" for n in (1, 2, 3)], _adaptive("global_mean")),
     **dict.fromkeys([f"adaptive_max_pool{n}d" for n in (1, 2, 3)], _adaptive("global_amax")),
+    **dict.fromkeys(filter(re.compile("_?upsample_").match, RULES), _resampled),
     "roll": _roll,
     "expand_as": _as_other("expand"),
     "reshape_as": _as_other("reshape"),
     "view_as": _as_other("view"),
     "tile": _tile,
+    "rrelu": _rrelu,
     **dict.fromkeys(("quantile", "nanquantile"), _quantile),
     **dict.fromkeys((*_RECURRENT, *(f"{kind}_cell" for kind in _RECURRENT)), _recurrent),
 }

@@ -278,7 +278,12 @@ def _repeat(call: Call) -> Ref:
     while len(shape) < len(repeats):
         shape = (1, *shape)
         x = call.add("unsqueeze", {"self": x, "dim": 0}, shape)
-    return call.add("repeat", {"self": x, "repeats": repeats}, call.shape)
+    ones = tuple(1 if n == 1 else r for n, r in zip(shape, repeats, strict=True))
+    if any(r != 1 for r in ones):
+        shape = tuple(n * r for n, r in zip(shape, ones, strict=True))
+        x = call.add("repeat", {"self": x, "repeats": ones}, shape)
+    size = call.shape
+    return x if shape == size else call.add("expand", {"self": x, "size": size}, size)
 
 
 def _convert(call: Call) -> Ref:
