@@ -142,7 +142,9 @@ FUNCTIONS = {
     ),
     "take": lambda x: torch.take_along_dim(x, x.argmax(1, keepdim=True), 1),
     "take along an axis": lambda x: (
-        x.gather(4, x.argmax(4, True)) + torch.take_along_dim(x, x.sort(2)[1][:, :, 1:2], 2)
+        x.gather(4, x.argmax(4, True))
+        + torch.take_along_dim(x, x.sort(2)[1][:, :, 1:2], 2)
+        + (8 * x).long().gather(2, x.argmax(2, True))
     ),
     "scatter": lambda x: torch.zeros_like(x).scatter_(1, x.argmax(1, keepdim=True), 1.0),
     "scatter_add": lambda x: x.scatter_add(1, x.argsort(1), x),
@@ -196,6 +198,7 @@ FUNCTIONS = {
         + TABLE[:, 1] @ x.movedim(1, -2)[..., None, :, :].squeeze(-3)[:, None]
         + torch.mv(x[0].flatten(1).t(), TABLE[:, 2]).view(1, 1, *x.shape[2:])
         + torch.dot(x[0, 0, :, 2, 3], x[0, 1, :, 2, 3])
+        + torch.vdot(x[0, 0].flatten(), x[0, 1].flatten())
     ),
     "losses": lambda x: (
         F.l1_loss(x, x.flip(1), reduction="none")
@@ -216,6 +219,17 @@ FUNCTIONS = {
         + torch.linalg.vecdot(x, x.flip(1), dim=1)
         + torch.cholesky_solve(m, m).sum((-1, -2))
         + torch.linalg.solve_triangular(m, m, upper=True).sum((-1, -2))
+    ),
+    "systems": lambda x: (
+        torch.linalg.solve(m := x.movedim(1, -1).unflatten(-1, (2, 2)), v := m.sin().sum(-1))
+        + torch.linalg.solve(m, TABLE[:2, :2]).sum(-1)
+        + torch.linalg.solve(m, TABLE[0, :2])
+        + torch.linalg.solve(TABLE[:2, :2], v[..., None]).squeeze(-1)
+        + torch.cholesky_solve(m, TABLE[:2, :2] + 1).sum(-1)
+    ),
+    "Toeplitz": lambda x: (
+        x.movedim(1, -1)[..., (torch.arange(4)[:, None] - torch.arange(4)).abs()]
+        @ x[:, :, torch.tensor([[0, 1], [1, 0]])].sum((2, 3)).movedim(1, -1)[:, None, ..., None]
     ),
     "integral": lambda x: torch.cumulative_trapezoid(x, dim=2),
     "bounded": lambda x: F.rrelu(torch.renorm(x, 2, 1, 0.5)),

@@ -59,6 +59,10 @@ def _with_vector(call: Call, a: Ref, b: Ref) -> Ref:
     return call.add("view", {"self": made, "size": shape}, shape)
 
 
+def _vdot(call: Call) -> Ref:
+    return call.plain() if call.dtype.is_complex else _matmul(call)
+
+
 def _einsum(call: Call) -> Ref:
     """One of two operands, in which every axis of the grid is summed over."""
     tensors = call.args["tensors"]
@@ -159,6 +163,7 @@ def _distances(call: Call) -> Ref:
 
 PRODUCTS: dict[str, Callable[[Call], Ref]] = {
     **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot"), _matmul),
+    "vdot": _vdot,
     "einsum": _einsum,
     "tensordot": _tensordot,
     "scaled_dot_product_attention": _attention,
