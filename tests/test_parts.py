@@ -242,6 +242,16 @@ FUNCTIONS = {
         ).sum()
         * x
     ),
+    "attention of few queries": lambda x: (
+        F.scaled_dot_product_attention(
+            TABLE[None, None, :, :2].expand(1, 2, 4, 2),
+            *(f(x.flatten(2).unflatten(1, (2, 2)).mT) for f in (torch.sin, torch.cos)),
+        ).sum()
+        * F.scaled_dot_product_attention(
+            x.mean((2, 3, 4))[:, None], *[x.flatten(2).mT] * 2, scale=0.2
+        ).mT.view(1, 4, 1, 1, 1)
+        * x
+    ),
     "linear attention": lambda x: torch.einsum(
         "bnc,bce->ben",
         x.flatten(2).mT.softmax(-1),

@@ -280,6 +280,30 @@ def _softmax(call: Call) -> Ref:
     return call.add("sub", args, call.shape, "Tensor")
 
 
+def _attention(call: Call) -> Ref:
+    """Of queries that hold no axis over keys that do: scores of all points, by global values."""
+    a = call.args
+    query, key, value = (a[name] for name in ("query", "key", "value"))
+    (*_, points, width), own = (call.builder.shape(x.name) for x in (key, query))
+    *lines, held, _ = call.dims(key.name)
+    odd = a["attn_mask"] is not None or a["is_causal"] or a["enable_gqa"]
+    if odd or any(call.dims(query.name)) or any(lines) or not held:
+        return PRODUCTS[call.op](call)
+    final = call.shape
+    args = {"self": query, "other": width**-0.5 if a["scale"] is None else a["scale"]}
+    query = call.add("mul", args, own, "Scalar")
+    turned = (*call.builder.shape(key.name)[:-2], width, points)
+    key = call.add("transpose", {"self": key, "dim0": -2, "dim1": -1}, turned, "int")
+    call.shape = (*final[:-1], points)
+    scores = call.add("matmul", {"self": query, "other": key}, call.shape)
+    call.op, call.overload = "softmax", "int"
+    call.args = {"self": scores, "dim": -1, "dtype": None}
+    shares = _softmax(call)
+    call.op, call.overload, call.shape = "matmul", "default", final
+    call.args = {"self": shares, "other": value}
+    return PRODUCTS["matmul"](call)
+
+
 _RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
 
 
@@ -348,6 +372,7 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     **dict.fromkeys(("softmax", "log_softmax"), _softmax),
+    "scaled_dot_product_attention": _attention,
     "mean": _reduction("global_mean"),
     "sum": _reduction("global_sum"),
     **dict.fromkeys(("amax", "max"), _reduction("global_amax")),
