@@ -231,6 +231,11 @@ FUNCTIONS = {
         x.movedim(1, -1)[..., (torch.arange(4)[:, None] - torch.arange(4)).abs()]
         @ x[:, :, torch.tensor([[0, 1], [1, 0]])].sum((2, 3)).movedim(1, -1)[:, None, ..., None]
     ),
+    "mapped over sections": lambda x: torch.vmap(
+        lambda y: F.conv_transpose2d(
+            F.conv2d(y, TABLE.view(3, 4, 1, 1), stride=2), TABLE.view(3, 4, 1, 1), stride=2
+        )
+    )(x.movedim(2, 0)),
     "integral": lambda x: torch.cumulative_trapezoid(x, dim=2),
     "bounded": lambda x: F.rrelu(torch.renorm(x, 2, 1, 0.5)),
     "lower triangle": lambda x: x.tril() + x.triu(1),

@@ -347,6 +347,21 @@ def _as_other(op: str) -> Callable[[Call], Ref]:
     return lower
 
 
+def _convolution(call: Call) -> Ref:
+    """Of any number of dimensions, as `torch.vmap` calls it."""
+    keys = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
+    turned = call.args["transposed"]
+    if turned:
+        keys.append("output_padding")
+    elif any(call.args["output_padding"]):
+        return call.plain()
+    rank = len(call.shape) - 2
+    call.op, call.overload = ("conv_transpose", "input") if turned else ("conv", "default")
+    call.op = f"{call.op}{rank}d"
+    call.args = {key: call.args[key] for key in keys}
+    return call.plain()
+
+
 def _rrelu(call: Call) -> Ref:
     """Outside training its slope is the mean of those it draws from."""
     a = call.args
@@ -392,6 +407,7 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     "view_as": _as_other("view"),
     "tile": _tile,
     "rrelu": _rrelu,
+    "convolution": _convolution,
     **dict.fromkeys(("quantile", "nanquantile"), _quantile),
     **dict.fromkeys((*_RECURRENT, *(f"{kind}_cell" for kind in _RECURRENT)), _recurrent),
 }
