@@ -131,7 +131,9 @@ def matrices(x):
     m = torch.einsum("bi...,bj...->b...ij", y, y) + torch.arange(1, 5, dtype=x.dtype).diag()
     of = torch.linalg
     made = of.inv(m) + of.cholesky(m) + of.pinv(m) + of.matrix_exp(-m) + of.qr(m)[1]
-    made = made + of.solve(m, m @ m)
+    made = made + of.solve(m, m @ m) + torch.cholesky_solve(m, of.cholesky(m))
+    made = made + of.solve_triangular(m, m, upper=False) * of.cond(m)[..., None, None]
+    made = made + (of.eigvals(m).real + of.eig(m)[0].real).sum(-1)[..., None, None]
     values = of.eigh(m)[0] + of.eigvalsh(m) + of.svdvals(m) + of.svd(m)[1] + made.sum(-1)
     made = (values + (of.det(m) + of.slogdet(m)[1])[..., None]).movedim(-1, 1)
     return made + of.cross(x[:, :3], y[:, 1:], dim=1).sum(1, keepdim=True)

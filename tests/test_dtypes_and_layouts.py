@@ -297,12 +297,13 @@ def test_means_in_another_precision_stay_on_the_grid():
 
 OF_ONE = (
     "absolute asinh arcsin arctan arccos negative erfc exp2 fix frac isneginf isposinf lgamma "
-    "rad2deg deg2rad sgn signbit sinc digamma erfinv special_erf special_expit atanh acosh clip"
+    "rad2deg deg2rad sgn signbit sinc digamma erfinv special_erf special_expit atanh acosh clip "
+    "fake_quantize_per_tensor_affine ldexp polygamma special_bessel_j0 special_bessel_j1"
 )
 OF_TWO = (
     "multiply subtract divide true_divide greater greater_equal less less_equal not_equal fmax "
     "fmin heaviside logaddexp logaddexp2 logical_xor arctan2 special_xlogy __and__ __or__ __xor__ "
-    "bitwise_xor"
+    "bitwise_xor bitwise_left_shift bitwise_right_shift __lshift__ __rshift__ igamma igammac"
 )
 
 
@@ -314,6 +315,12 @@ def test_every_name_of_what_is_pointwise(names, count):
         masks = [y > 0.5 for y in given]
         others = {"acosh": (x + 2,), "clip": (x, -0.5, 0.5), "bitwise_xor": masks}
         others |= {f"__{name}__": masks for name in ("and", "or", "xor")}
+        counts = [(y.abs() * 5).int() for y in given]
+        shifts = ("__lshift__", "__rshift__", "bitwise_left_shift", "bitwise_right_shift")
+        others |= dict.fromkeys(shifts, counts)
+        others |= {name: [y.abs() + 0.1 for y in given] for name in ("igamma", "igammac")}
+        others |= {"polygamma": (1, x + 2), "ldexp": (x, torch.tensor(2))}
+        others |= {"fake_quantize_per_tensor_affine": (x, 0.1, 0, -8, 7)}
         return [getattr(torch.ops.aten, name)(*others.get(name, given)) for name in names.split()]
 
     check(function)

@@ -142,7 +142,9 @@ FUNCTIONS = {
     ),
     "take": lambda x: torch.take_along_dim(x, x.argmax(1, keepdim=True), 1),
     "take along an axis": lambda x: (
-        x.gather(4, x.argmax(4, True)) + torch.take_along_dim(x, x.sort(2)[1][:, :, 1:2], 2)
+        x.gather(4, x.argmax(4, True))
+        + torch.take_along_dim(x, x.sort(2)[1][:, :, 1:2], 2)
+        + (8 * x).long().gather(2, x.argmax(2, True))
     ),
     "scatter": lambda x: torch.zeros_like(x).scatter_(1, x.argmax(1, keepdim=True), 1.0),
     "scatter_add": lambda x: x.scatter_add(1, x.argsort(1), x),
@@ -188,6 +190,54 @@ FUNCTIONS = {
     "repeat_interleave": lambda x: x.repeat_interleave(2, 1) + x.tile(1, 2, 1, 1, 1),
     "turned": lambda x: torch.rot90(x, 1, (2, 3)).fliplr().flipud(),
     "tensordot": lambda x: torch.tensordot(TABLE, x, ([0], [1])).movedim(0, 1),
+    "tensordot along an axis": lambda x: torch.tensordot(x, TABLE, ([2], [0])).movedim(-1, 2),
+    "matrix along an axis": lambda x: (TABLE.t() @ x.flatten(3)).unflatten(3, x.shape[3:]),
+    "mean position": lambda x: x.movedim(2, -1).softmax(-1) @ TABLE[:, 0],
+    "by a vector": lambda x: (
+        (x.movedim(1, -1) @ x.mean((0, 2, 3, 4)))[:, None]
+        + TABLE[:, 1] @ x.movedim(1, -2)[..., None, :, :].squeeze(-3)[:, None]
+        + torch.mv(x[0].flatten(1).t(), TABLE[:, 2]).view(1, 1, *x.shape[2:])
+        + torch.dot(x[0, 0, :, 2, 3], x[0, 1, :, 2, 3])
+        + torch.vdot(x[0, 0].flatten(), x[0, 1].flatten())
+    ),
+    "losses": lambda x: (
+        F.l1_loss(x, x.flip(1), reduction="none")
+        + F.mse_loss(x.flip(2), x)
+        + F.smooth_l1_loss(x, x.flip(1), reduction="none")
+        + F.huber_loss(x, x.flip(1), reduction="none")
+        + F.kl_div(x.log_softmax(1), x.flip(1).softmax(1), reduction="none")
+        + F.binary_cross_entropy(x.sigmoid(), x.flip(1).sigmoid(), reduction="none")
+        + F.binary_cross_entropy_with_logits(x, x.flip(1).sigmoid())
+    ),
+    "matrices at points": lambda x: (
+        torch.linalg.matrix_norm(m := x.movedim(1, -1).unflatten(-1, (2, 2)))
+        + torch.linalg.matrix_power(m, 3).sum((-1, -2))
+        + torch.linalg.multi_dot([x.flatten(2)[0].t(), TABLE, TABLE.t()]).sum(1).view(x.shape[2:])
+        + torch.linalg.eigvals(m).abs().sum(-1)
+        + torch.linalg.eig(m)[0].abs().sum(-1)
+        + torch.linalg.cond(m)
+        + torch.linalg.vecdot(x, x.flip(1), dim=1)
+        + torch.cholesky_solve(m, m).sum((-1, -2))
+        + torch.linalg.solve_triangular(m, m, upper=True).sum((-1, -2))
+    ),
+    "systems": lambda x: (
+        torch.linalg.solve(m := x.movedim(1, -1).unflatten(-1, (2, 2)), v := m.sin().sum(-1))
+        + torch.linalg.solve(m, TABLE[:2, :2]).sum(-1)
+        + torch.linalg.solve(m, TABLE[0, :2])
+        + torch.linalg.solve(TABLE[:2, :2], v[..., None]).squeeze(-1)
+        + torch.cholesky_solve(m, TABLE[:2, :2] + 1).sum(-1)
+    ),
+    "Toeplitz": lambda x: (
+        x.movedim(1, -1)[..., (torch.arange(4)[:, None] - torch.arange(4)).abs()]
+        @ x[:, :, torch.tensor([[0, 1], [1, 0]])].sum((2, 3)).movedim(1, -1)[:, None, ..., None]
+    ),
+    "mapped over sections": lambda x: torch.vmap(
+        lambda y: F.conv_transpose2d(
+            F.conv2d(y, TABLE.view(3, 4, 1, 1), stride=2), TABLE.view(3, 4, 1, 1), stride=2
+        )
+    )(x.movedim(2, 0)),
+    "integral": lambda x: torch.cumulative_trapezoid(x, dim=2),
+    "bounded": lambda x: F.rrelu(torch.renorm(x, 2, 1, 0.5)),
     "lower triangle": lambda x: x.tril() + x.triu(1),
     "batch of one norm": lambda x: F.batch_norm(x, None, None, training=True),
     "Gram matrix": lambda x: (x.flatten(2) @ x.cos().flatten(2).mT).softmax(-1) @ x.flatten(2),
@@ -195,6 +245,16 @@ FUNCTIONS = {
         torch.einsum(
             "bhcdwz,bhedwz->bceh", x.unflatten(1, (2, 2)), x.sin().unflatten(1, (2, 2))
         ).sum()
+        * x
+    ),
+    "attention of few queries": lambda x: (
+        F.scaled_dot_product_attention(
+            TABLE[None, None, :, :2].expand(1, 2, 4, 2),
+            *(f(x.flatten(2).unflatten(1, (2, 2)).mT) for f in (torch.sin, torch.cos)),
+        ).sum()
+        * F.scaled_dot_product_attention(
+            x.mean((2, 3, 4))[:, None], *[x.flatten(2).mT] * 2, scale=0.2
+        ).mT.view(1, 4, 1, 1, 1)
         * x
     ),
     "linear attention": lambda x: torch.einsum(
@@ -396,6 +456,32 @@ def test_constants_of_the_volume_take_no_memory():
             return self.conv(torch.cat([x, torch.zeros_like(x), *grid], 1)).amax()
 
     graph, _ = capture(Coordinates().eval(), [example((1, 1, 4096, 4096, 4096), torch.float32)])
+    assert make_plan(graph, memory=50 * 10**6).peak_memory <= 50 * 10**6
+
+
+REPEATED = [
+    lambda x: torch.cat([x, F.interpolate(F.adaptive_avg_pool3d(x, 1), x.shape[2:])], 1),
+    lambda x: x + F.interpolate(x.mean((2, 3, 4), True), x.shape[2:], mode="trilinear").sin(),
+    lambda x: torch.cat([x, x.mean((2, 3, 4), True).repeat(1, 2, *x.shape[2:])], 1),
+    lambda x: F.normalize(x.flatten(2).unflatten(1, (2, 2)), dim=-1),
+    lambda x: torch.cat(
+        [
+            t := x.flatten(2).mT,
+            t.amax(1, True).expand(t.shape).cos(),
+            t.sum(1, True).expand(t.shape),
+        ],
+        -1,
+    ),
+]
+
+
+@pytest.mark.parametrize("function", REPEATED)
+@settings(max_examples=2, deadline=None)
+@given(data=st.data())
+def test_global_values_are_repeated_where_they_are_used(function, data):
+    assert on_the_grid(check_rule(Apply(function), inputs_for((1, 4, 4, 5, 6)), data))
+    x = example((1, 4, 512, 512, 512), torch.float32)
+    graph, _ = capture(Apply(lambda x: function(x).amax()).eval(), [x])
     assert make_plan(graph, memory=50 * 10**6).peak_memory <= 50 * 10**6
 
 

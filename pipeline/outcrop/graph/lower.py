@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from .fourier import FOURIER
 from .graph import Ref
 from .parts import PARTS
 from .products import PRODUCTS
+from .rules import RULES
 from .rules.base import normalized
 
 
@@ -128,6 +130,15 @@ def _adaptive(kind: str) -> Callable[[Call], Ref]:
         return call.add(kind, args, call.shape)
 
     return lower
+
+
+def _resampled(call: Call) -> Ref:
+    """Of one point, such as a global value: it is repeated."""
+    x = call.args["input" if "input" in call.args else "self"]
+    layout = call.builder.layouts.get(x.name)
+    if layout is None or layout.held or math.prod(layout.shape[2:]) > 1:
+        return call.plain()
+    return call.add("expand", {"self": x, "size": call.shape}, call.shape)
 
 
 def _channel_norm(call: Call, groups: int, x: Ref) -> Ref:
@@ -269,6 +280,30 @@ def _softmax(call: Call) -> Ref:
     return call.add("sub", args, call.shape, "Tensor")
 
 
+def _attention(call: Call) -> Ref:
+    """Of queries that hold no axis over keys that do: scores of all points, by global values."""
+    a = call.args
+    query, key, value = (a[name] for name in ("query", "key", "value"))
+    (*_, points, width), own = (call.builder.shape(x.name) for x in (key, query))
+    *lines, held, _ = call.dims(key.name)
+    odd = a["attn_mask"] is not None or a["is_causal"] or a["enable_gqa"]
+    if odd or any(call.dims(query.name)) or any(lines) or not held:
+        return PRODUCTS[call.op](call)
+    final = call.shape
+    args = {"self": query, "other": width**-0.5 if a["scale"] is None else a["scale"]}
+    query = call.add("mul", args, own, "Scalar")
+    turned = (*call.builder.shape(key.name)[:-2], width, points)
+    key = call.add("transpose", {"self": key, "dim0": -2, "dim1": -1}, turned, "int")
+    call.shape = (*final[:-1], points)
+    scores = call.add("matmul", {"self": query, "other": key}, call.shape)
+    call.op, call.overload = "softmax", "int"
+    call.args = {"self": scores, "dim": -1, "dtype": None}
+    shares = _softmax(call)
+    call.op, call.overload, call.shape = "matmul", "default", final
+    call.args = {"self": shares, "other": value}
+    return PRODUCTS["matmul"](call)
+
+
 _RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
 
 
@@ -312,6 +347,29 @@ def _as_other(op: str) -> Callable[[Call], Ref]:
     return lower
 
 
+def _convolution(call: Call) -> Ref:
+    """Of any number of dimensions, as `torch.vmap` calls it."""
+    keys = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
+    turned = call.args["transposed"]
+    if turned:
+        keys.append("output_padding")
+    elif any(call.args["output_padding"]):
+        return call.plain()
+    rank = len(call.shape) - 2
+    call.op, call.overload = ("conv_transpose", "input") if turned else ("conv", "default")
+    call.op = f"{call.op}{rank}d"
+    call.args = {key: call.args[key] for key in keys}
+    return call.plain()
+
+
+def _rrelu(call: Call) -> Ref:
+    """Outside training its slope is the mean of those it draws from."""
+    a = call.args
+    call.op = "leaky_relu"
+    call.args = {"self": a["self"], "negative_slope": (a["lower"] + a["upper"]) / 2}
+    return call.plain()
+
+
 def _tile(call: Call) -> Ref:
     x, times = call.args["self"], call.args["dims"]
     ones = (1,) * (len(call.builder.shape(x.name)) - len(times))
@@ -329,6 +387,7 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     **dict.fromkeys(("softmax", "log_softmax"), _softmax),
+    "scaled_dot_product_attention": _attention,
     "mean": _reduction("global_mean"),
     "sum": _reduction("global_sum"),
     **dict.fromkeys(("amax", "max"), _reduction("global_amax")),
@@ -341,11 +400,14 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     "linalg_vector_norm": _reduction("global_norm"),
     **dict.fromkeys([f"adaptive_avg_pool{n}d" for n in (1, 2, 3)], _adaptive("global_mean")),
     **dict.fromkeys([f"adaptive_max_pool{n}d" for n in (1, 2, 3)], _adaptive("global_amax")),
+    **dict.fromkeys(filter(re.compile("_?upsample_").match, RULES), _resampled),
     "roll": _roll,
     "expand_as": _as_other("expand"),
     "reshape_as": _as_other("reshape"),
     "view_as": _as_other("view"),
     "tile": _tile,
+    "rrelu": _rrelu,
+    "convolution": _convolution,
     **dict.fromkeys(("quantile", "nanquantile"), _quantile),
     **dict.fromkeys((*_RECURRENT, *(f"{kind}_cell" for kind in _RECURRENT)), _recurrent),
 }

@@ -104,14 +104,21 @@ def _index_select(call: Call) -> Ref:
 
 def _at(call: Call, x: Ref, dim: int, index: Ref) -> Ref:
     weights = call.builder.weights
-    if x.name in weights or index.name not in weights or weights[index.name].ndim != 1:
+    if x.name in weights or index.name not in weights:
         return call.plain()
     shape = call.builder.shape(x.name)
     dim %= len(shape)
     if len(call.dims(x.name)[dim]) > 1 or 0 in call.shape:
         return call.plain()
     at = tuple((weights[index.name].reshape(-1) % shape[dim]).tolist())
-    return call.add("at", {"self": x, "dim": dim, "index": at}, call.shape)
+    row = (*shape[:dim], len(at), *shape[dim + 1 :])
+    made = call.add("at", {"self": x, "dim": dim, "index": at}, row)
+    # Those of a matrix, such as a Toeplitz matrix of a correlation, are taken one after the other.
+    return (
+        made
+        if row == call.shape
+        else call.add("view", {"self": made, "size": call.shape}, call.shape)
+    )
 
 
 def _gather(call: Call) -> Ref:
@@ -123,7 +130,9 @@ def _gather(call: Call) -> Ref:
         return call.plain()
     dim %= len(shape)
     one = tuple(1 if d == dim else n for d, n in enumerate(shape))
-    if call.builder.shape(index.name) != one or call.shape != one or not own.is_floating_point:
+    if call.builder.shape(index.name) != one or call.shape != one:
+        return call.plain()
+    if own.is_complex or own == torch.bool:
         return call.plain()
     count = torch.arange(shape[dim]).view(-1, *(1,) * (len(shape) - 1 - dim))
     args = {"self": index, "other": call.constant(count)}
@@ -131,7 +140,8 @@ def _gather(call: Call) -> Ref:
     zero = call.constant(torch.zeros((), dtype=own))
     args = {"condition": mask, "self": x, "other": zero}
     args = {"self": call.add("where", args, shape, "self", dtype=own), "dim": (dim,)}
-    return call.add("sum", {**args, "keepdim": True, "dtype": None}, one, "dim_IntList", dtype=own)
+    to = None if own.is_floating_point else own  # integers are added up in 64 bits
+    return call.add("sum", {**args, "keepdim": True, "dtype": to}, one, "dim_IntList", dtype=own)
 
 
 def _embedding(call: Call) -> Ref:
@@ -278,7 +288,12 @@ def _repeat(call: Call) -> Ref:
     while len(shape) < len(repeats):
         shape = (1, *shape)
         x = call.add("unsqueeze", {"self": x, "dim": 0}, shape)
-    return call.add("repeat", {"self": x, "repeats": repeats}, call.shape)
+    ones = tuple(1 if n == 1 else r for n, r in zip(shape, repeats, strict=True))
+    if any(r != 1 for r in ones):
+        shape = tuple(n * r for n, r in zip(shape, ones, strict=True))
+        x = call.add("repeat", {"self": x, "repeats": ones}, shape)
+    size = call.shape
+    return x if shape == size else call.add("expand", {"self": x, "size": size}, size)
 
 
 def _convert(call: Call) -> Ref:

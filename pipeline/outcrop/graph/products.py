@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from string import ascii_letters
 
 import torch
 
@@ -33,11 +34,33 @@ def _gram(call: Call, a: Ref, b: Ref) -> Ref | None:
 def _matmul(call: Call) -> Ref:
     a, b = (x for x in call.args.values() if isinstance(x, Ref))
     shape = call.builder.shape(b.name)
-    if not call.dims(a.name)[-1] or min(len(shape), len(call.dims(a.name))) < 2:
+    if min(len(shape), len(call.dims(a.name))) < 2:
+        return _with_vector(call, a, b)
+    if not call.dims(a.name)[-1]:
         return call.plain()
     turned = (*shape[:-2], shape[-1], shape[-2])
     other = call.add("transpose", {"self": b, "dim0": -2, "dim1": -1}, turned, "int")
     return _gram(call, a, other) or call.plain()
+
+
+def _with_vector(call: Call, a: Ref, b: Ref) -> Ref:
+    """A vector as a matrix of one row or one column."""
+    left, right = (call.builder.shape(x.name) for x in (a, b))
+    shape, row, column = call.shape, len(left) < 2, len(right) < 2
+    if row:
+        a = call.add("unsqueeze", {"self": a, "dim": 0}, (1, *left))
+    if column:
+        b = call.add("unsqueeze", {"self": b, "dim": 1}, (*right, 1))
+    call.op, call.args = "matmul", {"self": a, "other": b}
+    call.shape = (*shape[:-1], 1, *shape[-1:]) if row and not column else (*shape, 1)
+    if row and column:
+        call.shape = (1, 1)
+    made = _matmul(call)
+    return call.add("view", {"self": made, "size": shape}, shape)
+
+
+def _vdot(call: Call) -> Ref:
+    return call.plain() if call.dtype.is_complex else _matmul(call)
 
 
 def _einsum(call: Call) -> Ref:
@@ -81,6 +104,25 @@ def _einsum(call: Call) -> Ref:
     return call.add("permute", {"self": product, "dims": dims}, call.shape)
 
 
+def _tensordot(call: Call) -> Ref:
+    """The sum of products that it is, by names of the dimensions."""
+    tensors = tuple(call.args[key] for key in ("self", "other"))
+    shapes = [call.builder.shape(x.name) for x in tensors]
+    over = [
+        [d % len(own) for d in call.args[key]]
+        for own, key in zip(shapes, ("dims_self", "dims_other"), strict=True)
+    ]
+    first = ascii_letters[: len(shapes[0])]
+    names = dict(zip(over[1], (first[d] for d in over[0]), strict=True))
+    more = iter(ascii_letters[len(first) :])
+    second = [names[d] if d in names else next(more) for d in range(len(shapes[1]))]
+    free = [c for d, c in enumerate(first) if d not in over[0]]
+    free += [c for d, c in enumerate(second) if d not in names]
+    equation = f"{first},{''.join(second)}->{''.join(free)}"
+    call.op, call.args = "einsum", {"equation": equation, "tensors": tensors, "path": None}
+    return _einsum(call)
+
+
 def _for_each_head(call: Call, x: Ref, heads: int) -> Ref | None:
     """Repeat the heads of keys or values, unless they hold an axis."""
     *batch, few, points, features = call.builder.shape(x.name)
@@ -120,8 +162,10 @@ def _distances(call: Call) -> Ref:
 
 
 PRODUCTS: dict[str, Callable[[Call], Ref]] = {
-    **dict.fromkeys(("matmul", "bmm", "mm"), _matmul),
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot"), _matmul),
+    "vdot": _vdot,
     "einsum": _einsum,
+    "tensordot": _tensordot,
     "scaled_dot_product_attention": _attention,
     "cdist": _distances,
 }

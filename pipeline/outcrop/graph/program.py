@@ -29,11 +29,14 @@ CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_con
 
 # Operators without a rule that torch itself writes as some that have one.
 _WRITTEN_OUT = (
-    "addmm atleast_1d atleast_2d atleast_3d baddbmm broadcast_tensors channel_shuffle "
-    "column_stack concat concatenate cosine_similarity diff dstack fft_fftshift fft_ifftshift "
-    "fliplr flipud float_power frobenius_norm gradient hstack inner isclose kron linalg_matmul "
-    "linalg_norm nanmean one_hot outer pairwise_distance pixel_shuffle pixel_unshuffle "
-    "repeat_interleave rot90 row_stack tensordot trapezoid trapz tril triu vstack"
+    "addmm atleast_1d atleast_2d atleast_3d baddbmm binary_cross_entropy "
+    "binary_cross_entropy_with_logits broadcast_tensors channel_shuffle column_stack concat "
+    "concatenate cosine_similarity cumulative_trapezoid diff dstack fft_fftshift "
+    "fft_ifftshift fliplr flipud float_power frobenius_norm gradient hstack huber_loss inner "
+    "isclose kl_div kron l1_loss linalg_matmul linalg_matrix_norm linalg_matrix_power "
+    "linalg_multi_dot linalg_norm linalg_vecdot mse_loss nanmean one_hot outer "
+    "pairwise_distance pixel_shuffle pixel_unshuffle renorm repeat_interleave rot90 row_stack "
+    "smooth_l1_loss trapezoid trapz tril triu vstack"
 )
 # Operators whose results torch takes for new tensors, though some are views, or writes back
 # wrongly.

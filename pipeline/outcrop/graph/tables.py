@@ -1,4 +1,8 @@
-"""Large tables that are computed from weights alone, such as masks of windows that are shifted."""
+"""Large tables that are the same for all inputs, or everywhere.
+
+Those computed from weights alone, such as masks of windows that are shifted, and global values that
+are repeated over the volume.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,12 @@ from dataclasses import replace
 from .graph import Graph, Node
 from .layout import Layout
 from .rules import RULES
+from .rules.along import Concatenate
 from .rules.pointwise import Convert, Expand, Pointwise
 from .rules.views import Drop, Unsqueeze, View
 
 _ALIGNED, _REORDERED = (Pointwise, Convert, Expand), (Unsqueeze, Drop, View)
+_CUTTING = (Pointwise, Expand)  # what they take whole they cut
 
 
 def spread_tables(graph: Graph) -> Graph:
@@ -23,7 +29,7 @@ def spread_tables(graph: Graph) -> Graph:
     for name, node in nodes.items():
         for operand in node.operands:
             users[operand].append(node)
-        if layouts[name].is_fixed and tables.issuperset(node.operands):
+        if layouts[name].is_fixed and (node.op == "expand" or tables.issuperset(node.operands)):
             tables.add(name)
     tables -= {*graph.outputs, *(name for name in tables if _rule(nodes[name]) is None)}
     spread: dict[str, Node] = {}
@@ -35,8 +41,7 @@ def spread_tables(graph: Graph) -> Graph:
                 layouts[name] = found
                 spread[name] = replace(nodes[name], op=nodes[name].op.removeprefix("aten:"))
     for name in [n for n in nodes if n in spread]:
-        # Only `Pointwise` cuts what is whole.
-        if _rule(nodes[name]) is not Pointwise and not spread.keys() >= {*nodes[name].operands}:
+        if _rule(nodes[name]) not in _CUTTING and not spread.keys() >= {*nodes[name].operands}:
             del spread[name]
             layouts[name] = graph.layouts[name]
     return replace(graph, nodes={**nodes, **spread}, layouts=layouts)
@@ -52,7 +57,7 @@ def _rule(node: Node) -> type | None:
 def _as_taken(node: Node, user: Node, layouts: Mapping[str, Layout]) -> Layout | None:
     """How a tensor would lie on the grid of what takes it; None if that takes all of it."""
     taken, kind, n = layouts[user.name], _rule(user), len(node.shape)
-    if kind in _ALIGNED:
+    if kind in _ALIGNED or isinstance(RULES[user.op], Concatenate):
         offset = len(user.shape) - n
         dims = [
             axes if 1 < extent == there else ()

@@ -79,6 +79,12 @@ class Cuts:
         self._seconds: dict[Part, float] = {}
         self._parts: dict[frozenset[str], list[Part]] = {}
 
+    def lines(self) -> set[str]:
+        """Tensors of which every point depends on whole lines, as a Fourier transform's do."""
+        nodes, layouts = self.graph.nodes, self.graph.layouts
+        kept = (n for n in nodes if nodes[n].dtype in _KEPT and not layouts[n].is_fixed)
+        return {n for n in kept if self.costs.lines(n)}
+
     def parts(self, stored: set[str]) -> list[Part]:
         """Stages for these stored tensors, each after those whose results it reads."""
         key = frozenset(stored)

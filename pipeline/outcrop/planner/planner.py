@@ -266,8 +266,9 @@ class _Planner:
         """Drafts that need little memory, the same for every budget."""
         place = self.order[-1]
         small = self.cuts.choose(math.inf, partial(self.task.shapes, self.costs, edges=_SMALL))
-        every = small, self.fixed, self.fixed | changes(self.graph)
-        return [self.draft(dict.fromkeys(self._kept(s), place)) for s in every]
+        cut = self.fixed | changes(self.graph)
+        every = dict.fromkeys(map(frozenset, (small, self.fixed, cut, cut | self.cuts.lines())))
+        return [self.draft(dict.fromkeys(self._kept({*s}), place)) for s in every]
 
     def smallest(self, tried: Draft) -> tuple[int, str]:
         """Smallest budget found for which there is a plan, in bytes, and what asks for it."""

@@ -76,7 +76,10 @@ _POINTWISE = (
     "heaviside isneginf isposinf less less_equal lgamma logaddexp logaddexp2 logical_xor multiply "
     "negative not_equal rad2deg sgn signbit sinc special_erf special_expit special_xlogy subtract "
     "true_divide special_entr special_erfcx special_i0 special_i0e special_i1 special_i1e "
-    "special_log_ndtr special_log1p special_ndtr special_xlog1py angle complex polar conj_physical"
+    "special_log_ndtr special_log1p special_ndtr special_xlog1py angle complex polar conj_physical "
+    "__lshift__ __rshift__ bitwise_left_shift bitwise_right_shift "
+    "fake_quantize_per_tensor_affine igamma igammac ldexp polygamma special_bessel_j0 "
+    "special_bessel_j1"
 )
 _COPYING = {"isfinite": 2, "isinf": 1, "log_sigmoid": 2}
 _ALONG = (
@@ -87,8 +90,9 @@ _FOURIER = (
     "fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn"
 )
 _MATRICES = (
-    "linalg_cholesky linalg_det linalg_eigh linalg_eigvalsh linalg_inv linalg_matrix_exp "
-    "linalg_pinv linalg_qr linalg_slogdet linalg_solve linalg_svd linalg_svdvals"
+    "cholesky_solve linalg_cholesky linalg_cond linalg_det linalg_eig linalg_eigh linalg_eigvals "
+    "linalg_eigvalsh linalg_inv linalg_matrix_exp linalg_pinv linalg_qr linalg_slogdet "
+    "linalg_solve linalg_solve_triangular linalg_svd linalg_svdvals"
 )
 _RECURRENT = "gru gru_cell lstm lstm_cell rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell"
 _REDUCTIONS = (

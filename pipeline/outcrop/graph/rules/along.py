@@ -177,11 +177,15 @@ class Matrices(Pointwise):
 
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         own, *others = (graph.layouts[name] for name in node.operands)
-        alike = all((x.dims, x.grid) == (own.dims, own.grid) for x in others)
-        if not alike or node.weights or any(own.dims[-2:]):
+        lead, single = own.dims[:-2], all(len(graph.weights[name]) < 3 for name in node.weights)
+        # A vector for each matrix has a dimension less; weights are one matrix for all points.
+        alike = all(
+            x.grid == own.grid and x.dims[: len(lead)] == lead and not any(x.dims[len(lead) :])
+            for x in others
+        )
+        if not alike or not single or any(own.dims[-2:]):
             return None
-        more = ((),) * (len(node.shape) - len(own.dims) + 2)
-        return Layout(node.shape, (*own.dims[:-2], *more), own.grid)
+        return Layout(node.shape, (*lead, *((),) * (len(node.shape) - len(lead))), own.grid)
 
     def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
         return None  # beyond the edges matrices may have no inverse

@@ -262,14 +262,12 @@ class Expand(Rule):
         return {name: aligned(box, graph.grid(name), grid) for name in node.operands}
 
     def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
-        cut = not node.operands and math.prod(graph.weights[node.weights[0]]) > 1
-        return box.start if cut else None
+        layout = graph.layouts[node.name]
+        return box.start if is_cut(graph.layout(node.args["self"].name), layout) else None
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         name, layout = node.args["self"].name, graph.layouts[node.name]
-        value = values[name]
-        if not node.operands:
-            value = broadcast_cut(value, graph.layout(name), layout, box)
+        value = broadcast_cut(values[name], graph.layout(name), layout, box)
         return value.expand(layout.local(box))
 
     def is_view(self, node: Node, graph: Graph) -> bool:

@@ -32,9 +32,10 @@ class MatMul(Rule):
         if len(left.dims) < 2 or len(right.dims) < 2:
             return node.operands
         # Neither may hold an axis that is summed over, nor both one in the result.
-        found = [a] if left.dims[-1] and (a == b or not any(left.dims[:-2])) else []
-        if right.dims[-2] or (right.dims[-1] and left.dims[-2] and not found):
-            found += [b] if a == b or not any(right.dims[:-2]) else []
+        found = [a] if left.dims[-1] and (a == b or not any(left.dims[:-1])) else []
+        columns = right.dims[-1] and not left.dims[-2]
+        if right.dims[-2] or (right.dims[-1] and not columns):
+            found += [b] if a == b or not (columns or any(right.dims[:-2])) else []
         return tuple(dict.fromkeys(found))
 
     def _in_full(self, node: Node, graph: Graph) -> dict[str, Axes]:
