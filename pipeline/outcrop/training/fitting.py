@@ -124,7 +124,7 @@ def fit(
         Of the mtl-infer network whose outputs an mtl-refine network learns to refine.
     validation : path-like or "synthetic", or a sequence of paths, optional
         Data as `data`; unless given, a part is held out: synthetic surveys of another seed, the
-        last tenth of the samples of each folder, or of the lines of each survey.
+        last tenth of the samples of each folder, or of the lines with labels of each survey.
     shape : sequence of int, optional
         Of raw samples: (inlines, crosslines, samples). Cubes unless given. Of one inline they are
         sections, and their dips those that a section shows.
@@ -163,8 +163,8 @@ def fit(
     max_time : datetime.timedelta or str, optional
         Or "hours:minutes:seconds". End with the epoch in which it is up; "cosine" ends by then.
     seed : int
-        Of the data and everything random. On one kind of machine the same call gives the same
-        weights.
+        Of the data and everything random, but for "seeded" weights to start from. On one kind of
+        machine the same call gives the same weights.
     workers : int
         Processes that make or read crops; 0 for none. They do not change the data. With 1, 2 or 4
         and batches of up to four, each volume is made by one of them alone.
