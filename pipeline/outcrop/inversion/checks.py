@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, GeometryError, OutcropError, SurveyError
-from .acquisition import check_acquisition, order, time_step
+from .acquisition import check_acquisition, check_real, order, time_step
 from .bands import highest_frequency, low_pass
 from .gathers import Gathers
 from .model import DIMS, Grid
@@ -314,6 +314,7 @@ def check_times(shots: xr.Dataset, wavelet: xr.DataArray, name: str) -> tuple[fl
             f"wavelet: has {wavelet.sizes['time']} samples of {1000 * own:g} ms, the traces "
             f"{samples} of {1000 * step:g} ms; make it like the traces, zeros at its end"
         )
+    check_real(wavelet.rename("samples"), "wavelet")
     if not set(wavelet.dims) <= {"shot", "time"}:
         over = order(wavelet.dims)
         raise SurveyError(f"wavelet: is over {over} instead of (time) or (shot, time)")
@@ -341,6 +342,7 @@ def check_shots(shots: xr.Dataset, dims: tuple[str, ...], name: str, observed: b
         raise SurveyError(
             f"{name}: amplitude is over {shots['amplitude'].dims} instead of shot, receiver, time"
         )
+    check_real(shots["amplitude"], name)
 
 
 def _down(value: float) -> str:
