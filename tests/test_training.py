@@ -1308,6 +1308,26 @@ def test_checkpoints_are_whole_though_the_disk_fills(tmp_path, monkeypatch):
     fit("faultseg3d", out=tmp_path / "run", **options, epochs=2, resume=True)
 
 
+def test_two_runs_at_a_time_do_not_write_to_one_folder(tmp_path, monkeypatch):
+    run, step = tmp_path / "run", TrainingModule.training_step
+    refused = []
+
+    def meanwhile(self, *arguments):
+        if not refused:
+            begun = (run / "training.json").read_text()
+            for how in ("--resume", "--overwrite"):
+                refused.append(outcrop_command(*COMMAND, how, "--out", run))
+            assert (run / "training.json").read_text() == begun
+        return step(self, *arguments)
+
+    monkeypatch.setattr(TrainingModule, "training_step", meanwhile)
+    fit("faultseg3d", out=run, **QUICK, epochs=3, seed=3)
+    for done in refused:
+        assert done.returncode == 2
+        assert "training.json: another process is writing it" in done.stderr
+    assert not list(run.glob(".*"))
+
+
 def test_moved_and_resumed_it_keeps_the_best_weights(tmp_path, monkeypatch):
     options = {**QUICK, "samples": 2, "schedule": "constant", "averaging": 0.0}
     best = fit("faultseg3d", out=tmp_path / "a", **options, epochs=1)

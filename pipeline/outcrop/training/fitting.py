@@ -8,7 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from .run import (
     begin,
     epochs_of,
     finish,
+    holding,
     naming_failure,
 )
 
@@ -193,7 +194,7 @@ def fit(
     WeightsError
         If there is no such network, or the weights do not fit.
     OutputExistsError
-        If `out` holds a run, or other things.
+        If `out` holds a run, or other things, or another process trains there.
     ResumeError
         If there is nothing to resume, it is damaged, has more epochs, or was begun with other
         settings.
@@ -242,7 +243,8 @@ def fit(
         raise ArgumentError(
             f"samples {samples}: choose at least one for each of {trainer.world_size} processes"
         )
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if first:
         begin(folder, settings, free=_FREE, resume=resume, overwrite=overwrite)
     last = folder / LAST
     resume = resume and last.is_file()  # which one that was stopped in its first epoch has not
@@ -287,7 +289,7 @@ def fit(
         activations=Activations(activations, activations_path, compress),
         seed=seed,
     )
-    with _quiet():
+    with _quiet(), holding(folder) if first else nullcontext():
         L.seed_everything(seed, workers=True, verbose=False)
         interrupt = signal.getsignal(signal.SIGINT)
         try:

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import OutcropError, OutputExistsError, ResumeError, TrainingDataError
+from ..locks import check_untaken, taken
 from ..models import weights
 from ..models.card import Card
 from ..output import check_apart
@@ -54,7 +55,7 @@ def begin(
     Raises
     ------
     OutputExistsError
-        If the folder holds a run, or other things.
+        If the folder holds a run, or other things, or another process trains there.
     ArgumentError
         If it holds what the run would be made of, too.
     ResumeError
@@ -64,6 +65,7 @@ def begin(
         If the folder cannot be written.
     """
     file = folder / _RECORD
+    check_untaken(file)
     settings = json.loads(json.dumps(settings, default=_plain))
     if resume:
         if not file.is_file():
@@ -107,6 +109,11 @@ def begin(
         raise OutcropError(
             f"{folder}: cannot be written ({error.strerror}); choose another folder (--out)"
         ) from error
+
+
+def holding(folder: Path) -> AbstractContextManager[None]:
+    """Keep the run in a folder from other processes; once it has begun."""
+    return taken(folder / _RECORD)
 
 
 def _plain(value: Any) -> Any:
