@@ -1281,12 +1281,17 @@ def test_what_a_run_would_replace_is_there_until_it_can_begin(tmp_path):
 
 def test_the_last_epoch_is_kept_though_an_earlier_one_is_better(tmp_path):
     nothing = {"learning_rate": 1e-30, "averaging": 0.0}  # changes
-    fit("faultseg3d", out=tmp_path, **QUICK, **nothing, epochs=9, patience=2)
-    kept = {
-        name: torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
-        for name in ("best", "last")
-    }
-    assert kept == {"best": 0, "last": 2}
+    # Resumed, a run that is over stays so, unless there is more patience.
+    for patience, resume, last in ((2, False, 2), (2, True, 2), (3, True, 3)):
+        fit(
+            "faultseg3d", out=tmp_path, **QUICK, **nothing, epochs=9, patience=patience,
+            resume=resume,
+        )  # fmt: skip
+        kept = {
+            name: torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
+            for name in ("best", "last")
+        }
+        assert kept == {"best": 0, "last": last}
 
 
 def test_checkpoints_are_whole_though_the_disk_fills(tmp_path, monkeypatch):

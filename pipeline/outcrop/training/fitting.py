@@ -19,7 +19,6 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
     Callback,
-    EarlyStopping,
     LearningRateMonitor,
     Timer,
     WeightAveraging,
@@ -46,6 +45,7 @@ from .run import (
     Bar,
     Checkpoint,
     CheckpointFiles,
+    Patience,
     Record,
     begin,
     epochs_of,
@@ -327,7 +327,7 @@ def _callbacks(
     if averaging:
         callbacks.append(WeightAveraging(avg_fn=partial(averaged, averaging)))
     if patience is not None:
-        callbacks.append(EarlyStopping("val_loss", patience=patience))
+        callbacks.append(Patience("val_loss", patience=patience))
     if max_time is not None:
         callbacks.append(Timer(max_time, interval="epoch", verbose=False))
     return callbacks

@@ -14,7 +14,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -220,6 +225,18 @@ class Checkpoint(ModelCheckpoint):
         best = {str(here / Path(p).name): s for p, s in state_dict["best_k_models"].items()}
         moved = {"dirpath": self.dirpath, "best_k_models": best, **paths}
         super().load_state_dict({**state_dict, **moved})
+
+
+class Patience(EarlyStopping):
+    """Has the patience of this run, not of the one that is resumed; one that is over stays so."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End where the epochs without a better one are enough already."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 class Bar(RichProgressBar):
