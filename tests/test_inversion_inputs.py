@@ -317,6 +317,9 @@ def test_positions_are_checked():
     deep.receiver_depth[4] = 151.0
     fails(GeometryError, "receiver 4 of shot 0: the receiver is at depth 151",
           inversion.model_shots, on, deep)  # fmt: skip
+    km = good.assign_coords({n: good[n] / 1000 for n in good.coords if "_" in n})
+    with pytest.warns(UserWarning, match="shots: the receivers of every shot are less than a sam"):
+        inversion.model_shots(on, km, pml_width=PML)
     twice = good.copy(deep=True)
     twice.receiver_inline[4] = twice.receiver_inline[2]
     fails(GeometryError, "receivers 2 and 4 of shot 0 are at the same", inversion.model_shots,
