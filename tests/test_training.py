@@ -1320,8 +1320,8 @@ def test_two_runs_at_a_time_do_not_write_to_one_folder(tmp_path, monkeypatch):
     def meanwhile(self, *arguments):
         if not refused:
             begun = (run / "training.json").read_text()
-            for how in ("--resume", "--overwrite"):
-                refused.append(outcrop_command(*COMMAND, how, "--out", run))
+            commands = [(*COMMAND, how, "--out", run) for how in ("--resume", "--overwrite")]
+            refused.extend(outcrop_command(*command) for command in commands)
             assert (run / "training.json").read_text() == begun
         return step(self, *arguments)
 
