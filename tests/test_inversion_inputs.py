@@ -317,6 +317,9 @@ def test_positions_are_checked():
     deep.receiver_depth[4] = 151.0
     fails(GeometryError, "receiver 4 of shot 0: the receiver is at depth 151",
           inversion.model_shots, on, deep)  # fmt: skip
+    km = good.assign_coords({n: good[n] / 1000 for n in good.coords if "_" in n})
+    with pytest.warns(UserWarning, match="shots: the receivers of every shot are less than a sam"):
+        inversion.model_shots(on, km, pml_width=PML)
     twice = good.copy(deep=True)
     twice.receiver_inline[4] = twice.receiver_inline[2]
     fails(GeometryError, "receivers 2 and 4 of shot 0 are at the same", inversion.model_shots,
@@ -1121,18 +1124,29 @@ def test_bytes_in_the_other_order(dtype, small):
     np.testing.assert_array_equal(found, inversion.open_shots(path).amplitude)
 
 
-def test_models_that_are_no_numbers():
+def test_what_is_no_numbers(small, tmp_path):
     on = model()
     for dtype in ("complex64", "U5"):
         fails(SurveyError, "vp is .*; make it real numbers", inversion.model_shots,
               on.assign(vp=on.vp.astype(dtype)), plan(on))  # fmt: skip
+        shots = inversion.open_shots(small[1]).load()
+        for name in ("amplitude", "source_inline", "receiver_depth", "wavelet"):
+            other = shots.assign({name: shots[name].astype(dtype)})
+            fails(SurveyError, f"{name}.* is .*; make it real numbers", inversion.invert, on,
+                  other, tmp_path / "none.zarr", **QUICK)  # fmt: skip
     values = np.full((8, 9), 2000.0)
     cases = {
         "foo: no such parameter; there are vp, vs": {"foo": values},
         r"vs: has shape \(3, 3\), vp has \(8, 9\)": {"vs": np.ones((3, 3))},
         r"spacing=\(1, 2, 3\): pass one number": {"spacing": (1, 2, 3)},
-        "origin='a': pass one number": {"origin": "a"},
+        "origin: no array of numbers": {"origin": "a"},
         r"vp: has shape \(5,\)": {"vp": np.ones(5)},
+        "vp: no array of numbers": {"vp": [[1, 2], [1, 2, 3]]},
+        "vs: no array of numbers": {"vs": [[1, 2], [1, 2, 3]]},
+        "spacing: no array of numbers": {"spacing": [1, [2]]},
+        "spacing=0: pass metres above 0": {"spacing": 0},
+        "dims='ab': pass a list of depth, crossline, inline": {"dims": "ab"},
+        r"dims=\('depth', 'x'\): pass a list": {"dims": ("depth", "x")},
     }
     for match, given in cases.items():
         fails(ArgumentError, match, inversion.velocity, **{"vp": values, "spacing": 10.0, **given})

@@ -56,6 +56,13 @@ def test_weights_of_the_other_version_are_named(tmp_path):
         models.load("faultseg3d", weights=tmp_path / "w.pth")
 
 
+def test_weights_of_a_training_that_diverged_are_named(state, tmp_path):
+    state["conv2.conv1.bias"][3] = torch.nan
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth: conv2\.conv1\.bias holds NaN"):
+        models.load("faultseg3d", weights=tmp_path / "w.pth")
+
+
 def test_every_mismatch_is_listed(state, tmp_path):
     state["conv9.weight"] = state.pop("conv1.conv1.weight")
     state["conv8.bias"] = torch.zeros(2)
@@ -86,7 +93,7 @@ class Evil:
     ("name", "content", "what"),
     [
         ("w.pth", None, "no such file"),
-        ("w.pth", b"not weights", "cannot be read as tensors alone"),
+        ("w.pth", b"not weights", r"cannot be read as tensors alone \(no whole file of torch"),
         ("w.safetensors", b"\x08\0\0\0\0\0\0\0{broken", "not a whole safetensors file"),
         ("w.onnx", b"", "unknown kind of weights"),
         ("w.pth", Evil(), r"cannot be read as tensors alone \(it holds getattr, which is code"),

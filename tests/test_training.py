@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -377,7 +378,9 @@ def test_the_sample_of_another_group_is_read_as_it_is():
     assert volume.statistics.deviation == pytest.approx(1.953, abs=1e-3)
 
 
-@pytest.mark.parametrize(("values", "says"), [((0, 255), "divide by 255"), ((-1, 1), "make them")])
+@pytest.mark.parametrize(
+    ("values", "says"), [((0, 255), "divide by 255, or make that NaN"), ((-1, 1), "make them")]
+)
 @pytest.mark.parametrize("kind", ["raw", "zarr"])
 def test_labels_that_are_no_probabilities_are_named(kind, values, says, tmp_path):
     made = random_survey((20, 24, 32), 1, labels=("fault",))
@@ -619,14 +622,35 @@ def test_losses_leave_out_what_is_not_known(loss):
     assert float(loss(found, less)) == pytest.approx(float(part), rel=1e-5)
 
 
-def test_a_survey_part_of_which_has_no_traces_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ((0, 32), None),
+        ((10, 40), None),
+        ((0, 20), "20 inlines up to the last with labels are too few"),
+        ((33, 48), "no labelled traces from inline .*validation"),
+    ],
+)
+@pytest.mark.parametrize("what", ["traces", "labels"])
+def test_of_a_survey_the_last_lines_with_labels_are_held_out(lines, says, what, tmp_path):
     made = random_survey((48, 16, 16), 5, labels=("fault",))
-    live = np.ones((48, 16), bool)
-    live[32:] = False
-    made = made.assign_coords(live=(("inline", "crossline"), live))
+    there = np.zeros((48, 16), bool)
+    there[slice(*lines)] = True
+    made["fault"] = made.fault.copy(data=np.arange(made.fault.size).reshape(made.fault.shape) % 2)
+    if what == "traces":
+        made = made.assign_coords(live=(("inline", "crossline"), there))
+    else:
+        made["fault"] = made.fault.astype("f4").where(there[..., None])
     made.to_zarr(tmp_path / "survey.zarr", zarr_format=3)
-    with pytest.raises(TrainingDataError, match=r"no labelled traces from inline .*validation"):
-        split(Survey(tmp_path / "survey.zarr", ("fault",)), (16, 16, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        survey = Survey(tmp_path / "survey.zarr", ("fault",))
+    if says:
+        with pytest.raises(TrainingDataError, match=says):
+            split(survey, (16, 16, 16))
+        return
+    parts = split(survey, (16, 16, 16))
+    assert [part.shape[0] for part in parts] == [lines[1] - 16, 48 - lines[1] + 16]
 
 
 def test_a_bad_label_is_named_by_its_place_in_the_volume(tmp_path):
@@ -741,6 +765,11 @@ def test_bad_surveys_are_named(tmp_path):
     flat.drop_encoding().to_zarr(tmp_path / "flat.zarr", zarr_format=3)
     with pytest.raises(TrainingDataError, match="fault has dimensions inline, crossline"):
         Survey(tmp_path / "flat.zarr", ("fault",))
+    for name in ("amplitude", "fault"):
+        text = made[["amplitude", "fault"]].assign({name: made[name].astype("M8[ns]")})
+        text.drop_encoding().to_zarr(tmp_path / f"{name}.zarr", zarr_format=3)
+        with pytest.raises(TrainingDataError, match=rf"{name} is datetime64\[ns\]; make it real"):
+            Survey(tmp_path / f"{name}.zarr", ("fault",))
     made.drop_encoding().to_zarr(tmp_path / "old.zarr", zarr_format=2)
     with pytest.raises(TrainingDataError, match="is in Zarr format 2; write it in format 3"):
         source_of(tmp_path / "old.zarr", ("fault",))
@@ -1029,6 +1058,8 @@ COMMAND = (
 TELLING = """
 from pathlib import Path
 
+import torch
+
 from outcrop.cli.main import main
 from outcrop.training.module import TrainingModule
 
@@ -1036,7 +1067,7 @@ from outcrop.training.module import TrainingModule
 def tell(self):
     self.trainer.should_stop = True
     rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-    Path(f"{self.global_rank}.txt").write_text(repr(rate))
+    Path(f"{self.global_rank}.txt").write_text(f"{rate!r} {torch.rand(1).item()}")
 
 
 TrainingModule.on_train_epoch_end = tell
@@ -1070,8 +1101,10 @@ def test_two_processes_share_the_crops_and_learn_at_one_rate(tmp_path):
     assert made["processes"] == 2
     assert made["epochs"][-1]["step"] == 2  # of four crops, two for each
     outcrop.models.load("faultseg3d", weights=run / "weights.safetensors")
-    one, other = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    told = [(tmp_path / f"{rank}.txt").read_text().split() for rank in range(2)]
+    (one, drawn), (other, also_drawn) = told
     assert one == other
+    assert drawn != also_drawn  # of what a network drops out
 
 
 def test_killed_and_resumed_it_goes_on_where_it_was(tmp_path):
@@ -1248,12 +1281,17 @@ def test_what_a_run_would_replace_is_there_until_it_can_begin(tmp_path):
 
 def test_the_last_epoch_is_kept_though_an_earlier_one_is_better(tmp_path):
     nothing = {"learning_rate": 1e-30, "averaging": 0.0}  # changes
-    fit("faultseg3d", out=tmp_path, **QUICK, **nothing, epochs=9, patience=2)
-    kept = {
-        name: torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
-        for name in ("best", "last")
-    }
-    assert kept == {"best": 0, "last": 2}
+    # Resumed, a run that is over stays so, unless there is more patience.
+    for patience, resume, last in ((2, False, 2), (2, True, 2), (3, True, 3)):
+        fit(
+            "faultseg3d", out=tmp_path, **QUICK, **nothing, epochs=9, patience=patience,
+            resume=resume,
+        )  # fmt: skip
+        kept = {
+            name: torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
+            for name in ("best", "last")
+        }
+        assert kept == {"best": 0, "last": last}
 
 
 def test_checkpoints_are_whole_though_the_disk_fills(tmp_path, monkeypatch):
@@ -1273,6 +1311,26 @@ def test_checkpoints_are_whole_though_the_disk_fills(tmp_path, monkeypatch):
     assert files.keys() == {"best.ckpt", "last.ckpt"}
     assert files["last.ckpt"] == before
     fit("faultseg3d", out=tmp_path / "run", **options, epochs=2, resume=True)
+
+
+def test_two_runs_at_a_time_do_not_write_to_one_folder(tmp_path, monkeypatch):
+    run, step = tmp_path / "run", TrainingModule.training_step
+    refused = []
+
+    def meanwhile(self, *arguments):
+        if not refused:
+            begun = (run / "training.json").read_text()
+            commands = [(*COMMAND, how, "--out", run) for how in ("--resume", "--overwrite")]
+            refused.extend(outcrop_command(*command) for command in commands)
+            assert (run / "training.json").read_text() == begun
+        return step(self, *arguments)
+
+    monkeypatch.setattr(TrainingModule, "training_step", meanwhile)
+    fit("faultseg3d", out=run, **QUICK, epochs=3, seed=3)
+    for done in refused:
+        assert done.returncode == 2
+        assert "training.json: another process is writing it" in done.stderr
+    assert not list(run.glob(".*"))
 
 
 def test_moved_and_resumed_it_keeps_the_best_weights(tmp_path, monkeypatch):

@@ -104,6 +104,24 @@ def test_a_prediction_refuses_a_survey_with_a_hole(written, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def test_labels_that_were_added_are_no_damage(written, tmp_path):
+    """As docs/training.md adds them."""
+    path = tmp_path / "survey"
+    shutil.copytree(written / "survey", path)
+    survey = outcrop.open(path)
+    some = (survey.amplitude > 0).isel(inline=slice(5)).astype("f4")
+    fault = some.where(some.live).reindex_like(survey.amplitude)
+    fault = (
+        fault.chunk(survey.amplitude.variable.chunksizes).drop_vars([*fault.coords]).drop_encoding()
+    )
+    added = fault.to_dataset(name="fault").assign_attrs(survey.attrs)
+    added.to_zarr(path, mode="a", consolidated=False)
+    assert outcrop.open(path).fault.isel(inline=5).isnull().all()
+    found = outcrop.verify(path)
+    assert not found.damage
+    assert found.others == ("fault",)
+
+
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
 def test_a_bit_that_flipped(where, damaged):
     chunk = damaged / variable(damaged) / "c" / "0" / "1" / "0"

@@ -73,6 +73,16 @@ def smallest(graph, **how):
 
 
 @pytest.mark.parametrize("key", SMALL)
+def test_a_network_takes_the_least_extents_that_its_card_says(key):
+    model = build(key)
+    card = model.card
+    x = padded(torch.zeros(1, len(card.inputs), *(1 for _ in card.axes)), card)
+    with torch.no_grad():
+        found = as_dict(model(*x.split(1, dim=1) if card.separate else (x,)))
+    assert all(y.shape[2:] == x.shape[2:] for y in found.values())
+
+
+@pytest.mark.parametrize("key", SMALL)
 def test_tiled_equals_whole(key, monkeypatch):
     """In one tile, and in halves of each axis, or of the longest, with little memory to spare."""
     model = build(key).double()

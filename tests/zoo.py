@@ -37,7 +37,7 @@ SMALL = {
     "faultseg3d-2018": Small("faultseg3d", {"version": "2018"}, (21, 30, 13)),
     "faultseg3dplus": Small("faultseg3dplus", {"base": 4}, (41, 25, 59)),
     "karstseg3d": Small("karstseg3d", {"base": 4}, (27, 44, 31)),
-    "faultssl-iou": Small("faultssl", {"base": 4, **ONE_EACH}, (23, 45, 15)),
+    "faultssl-iou": Small("faultssl", {"base": 4, **ONE_EACH}, (23, 29, 15)),
     "faultssl-precision": Small(
         "faultssl", {"base": 4, "mode": "precision", **ONE_EACH}, (30, 47, 39)
     ),

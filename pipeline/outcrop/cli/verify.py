@@ -22,6 +22,8 @@ def command(
     from ..verification import verify
 
     found = verify(path, progress=True)
+    if found.others:
+        typer.echo(f"{path}: not looked at, as another program wrote it: {', '.join(found.others)}")
     if found.damage:
         for each in found.damage:
             typer.echo(f"{path}: {each}")

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, SurveyError
-from .kinds import check_kinds
+from .kinds import check_kinds, numbers_of
 from .model import DIMS, Model, grid_of, open_model
 
 
@@ -70,7 +70,7 @@ def wavelet(values: Sequence[float] | np.ndarray, time_step: float) -> xr.DataAr
         If they are no numbers over one or two axes.
     """
     check_kinds({"wavelet: time_step": time_step})
-    values = _numbers(values, "wavelet")
+    values = numbers_of(values, "wavelet").astype(np.float64)
     if values.ndim not in (1, 2) or not values.size:
         raise ArgumentError(f"wavelet: has shape {values.shape}; pass samples, ([shot,] time)")
     time = time_step * np.arange(values.shape[-1])
@@ -116,7 +116,8 @@ def positions(
         raise ArgumentError(f"dims={dims!r}: pass some of {', '.join(DIMS)}")
     if not isinstance(wavelet, xr.DataArray):
         raise ArgumentError(f"wavelet: is a {type(wavelet).__name__}; pass what ricker gives")
-    sources, receivers = _numbers(sources, "sources"), _numbers(receivers, "receivers")
+    sources = numbers_of(sources, "sources").astype(np.float64)
+    receivers = numbers_of(receivers, "receivers").astype(np.float64)
     if sources.ndim != 2 or receivers.ndim not in (2, 3) or sources.shape[-1] != len(dims):
         raise ArgumentError(
             f"sources {sources.shape}, receivers {receivers.shape}: pass (shot, {len(dims)}) and "
@@ -140,16 +141,6 @@ def positions(
         attrs = {"units": "m", "long_name": f"receiver position along {dim}"}
         variables[f"receiver_{dim}"] = (spread, receivers[..., axis], attrs)
     return xr.Dataset({"wavelet": wavelet}, coords=variables)
-
-
-def _numbers(given: object, name: str) -> np.ndarray:
-    try:
-        found = np.asarray(given)
-        if found.dtype.kind not in "iuf":
-            raise ValueError(f"of type {found.dtype}")
-        return found.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"{name}: no array of numbers: {error}") from None
 
 
 def surface_grid(
@@ -330,9 +321,16 @@ def check_acquisition(acquisition: xr.Dataset, dims: Sequence[str], name: str) -
             units = found.attrs.get("units", "m")
             if units not in ("m", "metre", "metres", "meter", "meters"):
                 raise SurveyError(f"{name}: {variable} is in {units}; convert it to m")
+            check_real(found, name)
     laid = {acquisition[f"receiver_{dim}"].dims for dim in dims}
     if len(laid) != 1:
         raise SurveyError(f"{name}: receiver positions have different dimensions: {laid}")
+
+
+def check_real(array: xr.DataArray, name: str) -> None:
+    """Raise `SurveyError` if a variable holds something else than real numbers."""
+    if array.dtype.kind not in "iuf":
+        raise SurveyError(f"{name}: {array.name} is {array.dtype}; make it real numbers")
 
 
 def order(dims: Iterable[Hashable]) -> str:

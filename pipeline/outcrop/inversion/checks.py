@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, GeometryError, OutcropError, SurveyError
-from .acquisition import check_acquisition, order, time_step
+from .acquisition import check_acquisition, check_real, order, time_step
 from .bands import highest_frequency, low_pass
 from .gathers import Gathers
 from .model import DIMS, Grid
@@ -168,7 +168,7 @@ def check_bands(bands: Sequence[float | None], step: float) -> None:
 
 
 def check_gathers(gathers: Gathers, grid: Grid, name: str) -> tuple[bool, int]:
-    """Look at every position, some shots at a time.
+    """Look at every position, some shots at a time; warn where they look like other units.
 
     Returns
     -------
@@ -183,7 +183,7 @@ def check_gathers(gathers: Gathers, grid: Grid, name: str) -> tuple[bool, int]:
         If a source or a receiver is outside the model, or two of a shot's receivers are at the
         same place.
     """
-    between, spread = False, 0
+    between, spread, widest = False, 0, 0.0
     for start in range(0, gathers.count, _PIECE):
         shots = np.arange(start, min(start + _PIECE, gathers.count))
         sources = grid.cells(gathers.sources(shots))[:, None]
@@ -204,6 +204,7 @@ def check_gathers(gathers: Gathers, grid: Grid, name: str) -> tuple[bool, int]:
                 )
             window = 2 * REACH
             around = np.ptp(np.floor(row[here]), axis=0) + window
+            widest = max(widest, np.ptp(row[here], axis=0).max() if here.sum() > 1 else 1.0)
             spread = max(spread, int(min(around.prod(), here.sum() * window**around.size)))
         between |= bool((sources % 1).any()) or bool((receivers[live] % 1).any())
         if gathers.has_common_spread:
@@ -211,7 +212,14 @@ def check_gathers(gathers: Gathers, grid: Grid, name: str) -> tuple[bool, int]:
             sources = grid.cells(gathers.sources(rest))[:, None]
             everywhere = np.ones(sources.shape[:2], bool)
             _check_inside(gathers, grid, sources, everywhere, rest, "source")
-            return between or bool((sources % 1).any()), spread
+            between |= bool((sources % 1).any())
+            break
+    if widest < 1:
+        warnings.warn(
+            f"{name}: the receivers of every shot are less than a sample of the model apart; are "
+            "positions in km, or scaled once too often?",
+            stacklevel=4,
+        )
     return between, spread
 
 
@@ -314,6 +322,7 @@ def check_times(shots: xr.Dataset, wavelet: xr.DataArray, name: str) -> tuple[fl
             f"wavelet: has {wavelet.sizes['time']} samples of {1000 * own:g} ms, the traces "
             f"{samples} of {1000 * step:g} ms; make it like the traces, zeros at its end"
         )
+    check_real(wavelet.rename("samples"), "wavelet")
     if not set(wavelet.dims) <= {"shot", "time"}:
         over = order(wavelet.dims)
         raise SurveyError(f"wavelet: is over {over} instead of (time) or (shot, time)")
@@ -341,6 +350,7 @@ def check_shots(shots: xr.Dataset, dims: tuple[str, ...], name: str, observed: b
         raise SurveyError(
             f"{name}: amplitude is over {shots['amplitude'].dims} instead of shot, receiver, time"
         )
+    check_real(shots["amplitude"], name)
 
 
 def _down(value: float) -> str:

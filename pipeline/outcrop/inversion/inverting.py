@@ -117,7 +117,7 @@ def invert(
         Of what is random.
     client : distributed.Client, optional
     overwrite : bool
-        Replace what lies at `path`.
+        Replace what lies at `path`: it is deleted first, before the traces are read.
     on_iteration : callable, optional
         Told of each iteration, from 0, and the misfit at its start, and at last of the end.
     **options

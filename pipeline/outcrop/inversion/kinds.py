@@ -28,6 +28,17 @@ def is_number(value: Any) -> bool:
         return False
 
 
+def numbers_of(given: Any, name: str) -> np.ndarray:
+    """Return what was given as an array of real numbers, or raise `ArgumentError`."""
+    try:
+        found = np.asarray(given)
+        if found.dtype.kind not in "iuf":
+            raise ValueError(f"of type {found.dtype}")
+        return found
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{name}: no array of numbers: {error}") from None
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -62,7 +73,7 @@ _SWITCH: Kind = lambda v: isinstance(v, (bool, np.bool_)), "true or false"
 _OPTIONAL = {
     "optimiser_options", "step", "bounds", "subset", "encoding", "storage_path",
     "checkpoint_segments", "batch_size", "wavelet", "mask", "interval", "shots",
-    "surface_grid: depth", "streamer: source_depth", "streamer: receiver_depth",
+    "velocity: dims", "surface_grid: depth", "streamer: source_depth", "streamer: receiver_depth",
 }  # fmt: skip
 _KINDS: dict[str, Kind] = {
     "parameters": (
@@ -99,6 +110,10 @@ _KINDS: dict[str, Kind] = {
     "observed": (
         lambda v: isinstance(v, (str, os.PathLike, xr.Dataset)),
         "a path, or a Dataset such as open_shots gives",
+    ),
+    "velocity: dims": (
+        lambda v: _is_list(v) and all(d in ("depth", "crossline", "inline") for d in v),
+        "a list of depth, crossline, inline, or two of them",
     ),
     "history_size": _whole_from(1),
     "max_eval": _whole_from(2),  # by 1 there is no line search, and no step

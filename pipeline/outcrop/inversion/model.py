@@ -14,7 +14,7 @@ import xarray as xr
 from ..arrays import naming_damage, open_dataset, spoken
 from ..errors import ArgumentError, SurveyError
 from ..output import is_complete
-from .kinds import is_number
+from .kinds import check_kinds, numbers_of
 
 # Axes of a model, the slowest first. Positions are in metres along the same axes.
 DIMS = ("depth", "crossline", "inline")
@@ -61,15 +61,19 @@ def velocity(
     Raises
     ------
     ArgumentError
-        If shapes do not fit each other, or a parameter is unknown.
+        If shapes do not fit each other, a parameter is unknown, or something is no number.
     """
-    vp = np.asarray(vp)
+    check_kinds({"velocity: dims": dims})
+    vp = numbers_of(vp, "vp")
     names = tuple(dims) if dims is not None else (DIMS if vp.ndim == 3 else ("depth", "inline"))
     if vp.ndim != len(names) or len(set(names)) < len(names):
         raise ArgumentError(f"vp: has shape {vp.shape}; pass values over {', '.join(names)}")
     for name, given in (("spacing", spacing), ("origin", origin)):
-        if np.shape(given) not in ((), (vp.ndim,)) or not all(map(is_number, np.ravel(given))):
+        values = numbers_of(given, name)
+        if values.shape not in ((), (vp.ndim,)) or not np.isfinite(values).all():
             raise ArgumentError(f"{name}={given!r}: pass one number, or one for each axis")
+        if name == "spacing" and values.min() <= 0:
+            raise ArgumentError(f"spacing={given!r}: pass metres above 0")
     steps, starts = (np.broadcast_to(a, (vp.ndim,)) for a in (spacing, origin))
     coords = {
         dim: (dim, float(start) + float(step) * np.arange(n), _axis(dim))
@@ -79,10 +83,11 @@ def velocity(
     for name, values in {"vp": vp, **others}.items():
         if name not in PARAMETERS:
             raise ArgumentError(f"{name}: no such parameter; there are {', '.join(PARAMETERS)}")
-        if np.shape(values) != vp.shape:
-            raise ArgumentError(f"{name}: has shape {np.shape(values)}, vp has {vp.shape}")
+        values = numbers_of(values, name)
+        if values.shape != vp.shape:
+            raise ArgumentError(f"{name}: has shape {values.shape}, vp has {vp.shape}")
         units, long_name, _ = PARAMETERS[name]
-        variables[name] = (names, np.asarray(values), {"units": units, "long_name": long_name})
+        variables[name] = (names, values, {"units": units, "long_name": long_name})
     return xr.Dataset(variables, coords)
 
 

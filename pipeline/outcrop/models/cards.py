@@ -136,6 +136,7 @@ CARDS = {
             inputs=(InputCard("amplitude", "seismic amplitude", "zscore-clip-01"),),
             outputs=(probability("fault"),),
             multiple=(16, 16, 16),
+            smallest=32,  # its norms need two points on the coarsest grid
         ),
         Card(
             name="bi21rgt3d",

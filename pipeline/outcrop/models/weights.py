@@ -122,7 +122,7 @@ def _reason(error: Exception) -> str:
     if needs:
         return f"it holds {needs[1]}, which is code"
     first = re.split(r"\n|\. ", text.split("WeightsUnpickler error: ")[-1])[0]
-    return first.strip() or "no whole file of torch.save"
+    return first.strip() if re.search("[a-z]", first) else "no whole file of torch.save"
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -213,12 +213,18 @@ def fill(
     Raises
     ------
     WeightsError
-        If a key is missing or unexpected, has another shape, or no real numbers.
+        If a key is missing or unexpected, has another shape, no real numbers, or NaN.
     """
     wrong = mismatches(model, state)
     if not wrong:
         counters = {k: torch.zeros_like(v) for k, v in model.state_dict().items() if k not in state}
         model.load_state_dict({**counters, **state})
+        for key, value in model.state_dict().items():
+            if value.isnan().any():
+                raise WeightsError(
+                    f"{source}: {key} holds NaN, as after a training that diverged; take weights "
+                    "from before that"
+                )
         return
     with torch.device("meta"):
         count = {name: len(mismatches(make(), state)) for name, make in others.items()}

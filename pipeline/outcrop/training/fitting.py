@@ -8,7 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
     Callback,
-    EarlyStopping,
     LearningRateMonitor,
     Timer,
     WeightAveraging,
@@ -46,10 +45,12 @@ from .run import (
     Bar,
     Checkpoint,
     CheckpointFiles,
+    Patience,
     Record,
     begin,
     epochs_of,
     finish,
+    holding,
     naming_failure,
 )
 
@@ -124,7 +125,7 @@ def fit(
         Of the mtl-infer network whose outputs an mtl-refine network learns to refine.
     validation : path-like or "synthetic", or a sequence of paths, optional
         Data as `data`; unless given, a part is held out: synthetic surveys of another seed, the
-        last tenth of the samples of each folder, or of the lines of each survey.
+        last tenth of the samples of each folder, or of the lines with labels of each survey.
     shape : sequence of int, optional
         Of raw samples: (inlines, crosslines, samples). Cubes unless given. Of one inline they are
         sections, and their dips those that a section shows.
@@ -163,8 +164,8 @@ def fit(
     max_time : datetime.timedelta or str, optional
         Or "hours:minutes:seconds". End with the epoch in which it is up; "cosine" ends by then.
     seed : int
-        Of the data and everything random. On one kind of machine the same call gives the same
-        weights.
+        Of the data and everything random, but for "seeded" weights to start from. On one kind of
+        machine the same call gives the same weights.
     workers : int
         Processes that make or read crops; 0 for none. They do not change the data. With 1, 2 or 4
         and batches of up to four, each volume is made by one of them alone.
@@ -193,7 +194,7 @@ def fit(
     WeightsError
         If there is no such network, or the weights do not fit.
     OutputExistsError
-        If `out` holds a run, or other things.
+        If `out` holds a run, or other things, or another process trains there.
     ResumeError
         If there is nothing to resume, it is damaged, has more epochs, or was begun with other
         settings.
@@ -242,7 +243,8 @@ def fit(
         raise ArgumentError(
             f"samples {samples}: choose at least one for each of {trainer.world_size} processes"
         )
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if first:
         begin(folder, settings, free=_FREE, resume=resume, overwrite=overwrite)
     last = folder / LAST
     resume = resume and last.is_file()  # which one that was stopped in its first epoch has not
@@ -287,7 +289,7 @@ def fit(
         activations=Activations(activations, activations_path, compress),
         seed=seed,
     )
-    with _quiet():
+    with _quiet(), holding(folder) if first else nullcontext():
         L.seed_everything(seed, workers=True, verbose=False)
         interrupt = signal.getsignal(signal.SIGINT)
         try:
@@ -325,7 +327,7 @@ def _callbacks(
     if averaging:
         callbacks.append(WeightAveraging(avg_fn=partial(averaged, averaging)))
     if patience is not None:
-        callbacks.append(EarlyStopping("val_loss", patience=patience))
+        callbacks.append(Patience("val_loss", patience=patience))
     if max_time is not None:
         callbacks.append(Timer(max_time, interval="epoch", verbose=False))
     return callbacks

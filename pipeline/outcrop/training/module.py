@@ -128,9 +128,13 @@ class TrainingModule(L.LightningModule):
         return self(batch["input"], batch.get("live"))
 
     def on_train_batch_start(self, batch: Batch, number: int) -> None:
-        """Draw in each epoch what would be drawn in it, had the run not been resumed."""
+        """Draw in each epoch what would be drawn in it, had the run not been resumed.
+
+        Each process draws for itself: processes that drop out alike would share the chance.
+        """
         if number == 0:  # loaders have drawn what they do
-            torch.manual_seed(self.seed + self.current_epoch)
+            turn = self.current_epoch * self.trainer.world_size + self.global_rank
+            torch.manual_seed(self.seed + turn)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Sum of the losses of a batch."""

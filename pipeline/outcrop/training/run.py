@@ -7,20 +7,26 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import OutcropError, OutputExistsError, ResumeError, TrainingDataError
+from ..locks import check_untaken, taken
 from ..models import weights
 from ..models.card import Card
 from ..output import check_apart
@@ -54,7 +60,7 @@ def begin(
     Raises
     ------
     OutputExistsError
-        If the folder holds a run, or other things.
+        If the folder holds a run, or other things, or another process trains there.
     ArgumentError
         If it holds what the run would be made of, too.
     ResumeError
@@ -64,6 +70,7 @@ def begin(
         If the folder cannot be written.
     """
     file = folder / _RECORD
+    check_untaken(file)
     settings = json.loads(json.dumps(settings, default=_plain))
     if resume:
         if not file.is_file():
@@ -107,6 +114,11 @@ def begin(
         raise OutcropError(
             f"{folder}: cannot be written ({error.strerror}); choose another folder (--out)"
         ) from error
+
+
+def holding(folder: Path) -> AbstractContextManager[None]:
+    """Keep the run in a folder from other processes; once it has begun."""
+    return taken(folder / _RECORD)
 
 
 def _plain(value: Any) -> Any:
@@ -213,6 +225,18 @@ class Checkpoint(ModelCheckpoint):
         best = {str(here / Path(p).name): s for p, s in state_dict["best_k_models"].items()}
         moved = {"dirpath": self.dirpath, "best_k_models": best, **paths}
         super().load_state_dict({**state_dict, **moved})
+
+
+class Patience(EarlyStopping):
+    """Has the patience of this run, not of the one that is resumed; one that is over stays so."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End where the epochs without a better one are enough already."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 class Bar(RichProgressBar):

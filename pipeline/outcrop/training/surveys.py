@@ -76,6 +76,10 @@ class Survey:
                     f"{path}: {name} has dimensions {', '.join(map(str, survey[name].dims))} "
                     f"instead of {', '.join(dims)}"
                 )
+            if survey[name].dtype.kind not in "biuf":
+                raise TrainingDataError(
+                    f"{path}: {name} is {survey[name].dtype}; make it real numbers"
+                )
         self.dataset = survey[list(names)].transpose(*dims, ...)
         self.cache = int(_CACHE * share) // len(names)
         steps = np.diff(self.dataset[dims[2]].to_numpy()[:2])
@@ -123,6 +127,8 @@ class Survey:
     def split(self, crop: Sequence[int]) -> tuple[Survey, Survey]:
         """Hold out the last tenth of the inlines or crosslines, whichever are more.
 
+        It is the last tenth of those with labels, and what lies beyond.
+
         Raises
         ------
         TrainingDataError
@@ -131,20 +137,22 @@ class Survey:
         """
         axis = 0 if self.shape[0] >= self.shape[1] else 1
         dim, extent = ("inline", "crossline")[axis], self.shape[axis]
-        cut = extent - max(extent // 10, crop[axis])
+        found = np.flatnonzero(self.dataset["labelled"].to_numpy().any(1 - axis))
+        first, end = int(found[0]), int(found[-1]) + 1
+        cut = end - max((end - first) // 10, crop[axis])
         if cut < crop[axis]:
+            lines = f"{end} {dim}s" + (" up to the last with labels" if end < extent else "")
             raise TrainingDataError(
-                f"{self.description['survey']}: {extent} {dim}s are too few to hold some out "
-                f"beside crops of {crop[axis]}; pass validation data or take smaller crops"
+                f"{self.description['survey']}: {lines} are too few to hold some out beside crops "
+                f"of {crop[axis]}; pass validation data or take smaller crops"
             )
         parts = self.part(dim, 0, cut), self.part(dim, cut, extent)
-        for part in parts:
-            if not part.dataset["labelled"].any():
-                first, last = part.description[dim]
-                raise TrainingDataError(
-                    f"{self.description['survey']}: no labelled traces from {dim} {first} to "
-                    f"{last}, one of the parts to train and to validate with; pass validation data"
-                )
+        if first >= cut:
+            begin, last = parts[0].description[dim]
+            raise TrainingDataError(
+                f"{self.description['survey']}: no labelled traces from {dim} {begin} to {last}, "
+                "the part to train with; pass validation data, or take smaller crops"
+            )
         return parts
 
     def read(self, number: int) -> Volume:

@@ -156,7 +156,9 @@ def check_range(
         return
     most = half_turn if label in QUANTITIES else 1.0
     if lowest < 0 or highest > most:
-        how = "make them 0 to 1, NaN where not known" if lowest < 0 else f"divide by {highest:g}"
+        how = "make them 0 to 1, NaN where not known"
+        if lowest >= 0:
+            how = f"divide by {highest:g}, or make that NaN if it means not known"
         if label in QUANTITIES:
             how = (
                 "divide degrees by 180"
