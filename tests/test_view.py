@@ -1,5 +1,6 @@
 """Pictures: what is drawn, where, and how little is read for it."""
 
+import io
 import sys
 
 import dask.array
@@ -147,10 +148,19 @@ def test_each_horizon_is_a_map_once_and_missing_traces_are_blank(survey):
         np.testing.assert_array_equal(drawn(ax).mask[0], ~turned.live.values[0])
         assert ax.get_xlim() == section.get_xlim() == (2060, 2000)
         assert ax.get_ylim() == (1004.5, 1005.5)
+    crossline = survey.isel(crossline=[20])
+    found = horizons(crossline.rgt, 0.4)
+    section, surface, bar = surfaces(crossline.amplitude, found).axes
+    assert (section.get_title(), section.get_xlabel()) == ("crossline 2041", "inline")
+    np.testing.assert_array_equal(section.lines[0].get_ydata(), found.horizon_twt[0, :, 0])
+    assert list(surface.get_xticks()) == [2041]
+    assert bar.get_ylabel() == "TWT (ms)"
+    assert bar.yaxis_inverted()
 
 
 def test_overlay_above_its_threshold_alone(survey):
-    probability = survey.fault * 0.6 + survey.rgt * 0.3
+    probability = (survey.fault * 0.6 + survey.rgt * 0.3).drop_vars("live")
+    probability[:8, :10] = 1.0  # where there is no trace
     probability.attrs["long_name"] = "fault probability"
     amplitude = survey.amplitude.assign_attrs(units="Pa")
     figure = sections(amplitude, probability, threshold=0.7)
@@ -197,10 +207,30 @@ def test_maps_of_few_lines_are_wide_enough_to_be_seen(survey):
     one = survey.amplitude.isel(inline=[12]).drop_vars(["cdp_x", "cdp_y"])
     line = xr.concat([one.assign_coords(crossline=one.crossline + 60 * i) for i in range(9)],
                      "crossline")  # fmt: skip
-    for volume, ratio in ((line, 0.02), (line.rename(inline="crossline", crossline="inline"), 50)):
+    narrow = line.rename(inline="crossline", crossline="inline")
+    for volume, ratio in ((line, 0.02), (narrow, 50)):
         time_slice = panels(sections(volume))[2]
         (left, right), (low, high) = time_slice.get_xlim(), time_slice.get_ylim()
         assert time_slice.get_aspect() * (high - low) / (right - left) == pytest.approx(ratio)
+    few = panels(sections(survey.amplitude.drop_vars(["cdp_x", "cdp_y"])[:, 14:17]))[2]
+    assert list(few.get_xticks()) == [survey.crossline[15]]  # two would run into each other
+
+
+def test_thin_faults_are_drawn_whole_where_samples_share_a_pixel():
+    amplitude = xr.DataArray(
+        np.zeros((1, 1500, 1600), np.float32),
+        dims=("inline", "crossline", "twt"),
+        coords={"inline": [1], "crossline": np.arange(1500), "twt": np.arange(1600)},
+    )
+    fault = (amplitude.crossline - amplitude.twt == 0).expand_dims(inline=[1])
+    figure = sections(amplitude, fault)
+    drawn_ = io.BytesIO()
+    figure.savefig(drawn_)
+    drawn_.seek(0)
+    panel = panels(figure)[0].get_window_extent()
+    left, right = int(panel.x0) + 3, int(panel.x1) - 3
+    red = matplotlib.image.imread(drawn_)[:, left:right] @ [1, -1, 0, 0] > 0.5
+    assert red.any(axis=0).mean() > 0.99  # but where the crossline is cut
 
 
 def test_only_three_sections_are_read(survey):
@@ -304,6 +334,9 @@ def test_a_volume_of_one_value_has_one_colour(survey):
     sparse = survey.amplitude * 0
     sparse[0, 15, 0], sparse[12, 15, 20] = 1, -4  # of what is drawn hardly anything
     assert panels(sections(sparse))[0].get_images()[0].get_clim() == (-4, 4)
+    spiked = survey.amplitude.copy()
+    spiked[12, 15, 20] = 1e30  # what some programs write for no value
+    assert panels(sections(spiked))[0].get_images()[0].norm.vmax < 10
 
 
 @pytest.mark.parametrize(
@@ -319,6 +352,7 @@ def test_a_volume_of_one_value_has_one_colour(survey):
         ),
         (lambda s: sections(s.amplitude[:0]), "seismic: holds nothing"),
         (lambda s: sections(s.amplitude, s.fault, threshold=50), "threshold 50: .*0 to 1"),
+        (lambda s: sections(s.amplitude, s.fault * 100), "overlay: holds 100; .* 0 to 1"),
     ],
 )
 def test_what_is_no_volume_is_named(survey, call, says):

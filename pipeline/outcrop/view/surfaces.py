@@ -36,7 +36,8 @@ def surfaces(
 ) -> Figure:
     """Draw horizons on the middle inline, and up to three of them as maps.
 
-    Where a trace is missing (`live` is false), nothing is drawn.
+    Where a trace is missing (`live` is false), nothing is drawn. Of a volume of one crossline that
+    is drawn in place of an inline.
 
     Parameters
     ----------
@@ -82,8 +83,11 @@ def surfaces(
     mapped = np.unique(np.linspace(0, times.sizes["horizon"] - 1, _MAPS).round().astype(int))
     figure = Figure(figsize=(6 + 3 * len(mapped), 4.6), layout="constrained")
     axes = figure.subplots(1, 1 + len(mapped), width_ratios=(1.6, *(1,) * len(mapped)))
-    at = seismic["inline"].to_numpy()[seismic.sizes["inline"] // 2]
-    section = slice_at(seismic, "inline", at, (vertical, "crossline"))
+    cut, across = "inline", "crossline"
+    if seismic.sizes[across] == 1:
+        cut, across = across, cut
+    at = {d: seismic[d].to_numpy()[seismic.sizes[d] // 2] for d in (cut, across)}
+    section = slice_at(seismic, cut, at[cut], (vertical, across))
     drawn = np.abs(section.compressed())
     clip = float(np.percentile(drawn, 99)) or None if drawn.size else None
     low, high = edges(seismic, vertical)
@@ -92,15 +96,15 @@ def surfaces(
         cmap="gray",
         vmin=clip and -clip,
         vmax=clip,
-        extent=(*edges(seismic, "crossline"), high, low),
+        extent=(*edges(seismic, across), high, low),
         aspect="auto",
         interpolation="bilinear",
     )
-    for line in times.sel(inline=at):
-        axes[0].plot(seismic["crossline"], line, lw=1.2, label=spoken(float(line["horizon"])))
-    axes[0].set_xlabel("crossline")
+    for line in times.sel({cut: at[cut]}):
+        axes[0].plot(seismic[across], line, lw=1.2, label=spoken(float(line["horizon"])))
+    axes[0].set_xlabel(across)
     axes[0].set_ylabel(label_of(seismic, vertical))
-    axes[0].set_title(label_of(seismic, "inline", at), fontsize="medium")
+    axes[0].set_title(label_of(seismic, cut, at[cut]), fontsize="medium")
     axes[0].set_facecolor(BLANK)
     number_axes(axes[0], 2.8, 6)
     axes[0].legend(title="relative time", fontsize="x-small", title_fontsize="x-small")
@@ -115,7 +119,8 @@ def surfaces(
             interpolation="nearest",
         )
         if surface.notnull().any():
-            figure.colorbar(shown, ax=ax, label=times.attrs["units"], shrink=0.8)
+            bar = figure.colorbar(shown, ax=ax, label=label_of(seismic, vertical), shrink=0.8)
+            bar.ax.invert_yaxis()  # downwards, as in the section
         else:
             what += ": nowhere"
         ax.set_xlabel("crossline")
@@ -124,7 +129,9 @@ def surfaces(
         number_axes(ax, 1.8, 3)
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         if seismic.sizes["inline"] == 1:
-            ax.set_yticks([at])
+            ax.set_yticks([at["inline"]])
+        if seismic.sizes["crossline"] == 1:
+            ax.set_xticks([at["crossline"]])
     if title:
         figure.suptitle(plain(title))
     if path is not None:
