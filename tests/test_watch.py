@@ -31,7 +31,7 @@ from outcrop.engine import overlap
 from outcrop.engine.tile import StageRunner
 from outcrop.engine.zarr_stores import PredictionStore
 from outcrop.errors import OutcropError
-from outcrop.progress import track
+from outcrop.progress import ProgressBar, track
 from test_predict import make_survey
 from test_volumes import Normed
 
@@ -290,6 +290,18 @@ def test_without_a_terminal_there_are_lines_from_time_to_time(monkeypatch, capsy
         assert re.fullmatch(r"ingest .* 50% .*\n", capsys.readouterr().err)
         advance(2)
     assert capsys.readouterr().err.count("100%") == 1
+
+
+def test_a_prediction_is_shown_to_its_end():
+    facts = {"finished": 0, "share": 0.0, "voxels": 1, "volumes": 1, "peak_memory": 9}
+    bar, shares = ProgressBar(), [0.1] * 10  # which are less than 1 by rounding
+    bar(events.Begin(output="o", tiles=10, stages=[{}], provenance={}, **facts))
+    spent = dict.fromkeys(("reading", "computing", "writing", "read", "written", "memory"), 0)
+    for tile, share in enumerate(shares):
+        where = {"output": "o", "volume": 0, "stage": 1, "tile": tile, "worker": "w"}
+        bar(events.Tile(start=2.0, stop=5.0, share=share, **where, **spent))
+    bar(events.End(output="o"))
+    assert bar.bar.tasks[0].finished
 
 
 def test_the_command_logs_and_reports(survey, tmp_path):
