@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 
 import dask.array
 import matplotlib.image
@@ -11,6 +12,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+from command_line import outcrop_command
 from outcrop import OutcropError
 from outcrop.arrays import spoken
 from outcrop.errors import ArgumentError, SurveyError
@@ -282,6 +284,35 @@ def test_picture_is_written_without_pyplot(survey, tmp_path, monkeypatch):
         sections(survey.amplitude, path=path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["s.png"]
+
+
+def test_the_command_draws_what_it_is_told(survey, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    probability = survey.fault.astype(np.float32).rename("fault_probability")
+    mask = survey.fault.astype(bool).rename("fault")
+    xr.merge([probability, mask]).to_zarr("p.zarr", zarr_format=3)
+    xr.concat([survey[["amplitude"]]] * 2, xr.DataArray([100, 300], dims="offset", name="offset")
+              ).to_zarr("g.zarr", zarr_format=3)  # fmt: skip
+
+    def call(*words):
+        done = outcrop_command("view", *words)
+        assert done.stdout == ("" if done.returncode else f"{words[1]}\n")
+        return done.stderr
+
+    at = ("--inline", 1004, "--crossline", 2011, "--twt", 1040)
+    assert not call("g.zarr", "found.png", "--select", "offset=250", "--overlay", "p.zarr", *at)
+    sections(survey.amplitude, probability, inline=1004, crossline=2011, twt=1040, path="due.png")
+    assert Path("found.png").read_bytes() == Path("due.png").read_bytes()
+    for words, says in (
+        (("g.zarr", "s.doc"), "s.doc: no such format"),
+        (("p.zarr", "s.png"), "p.zarr: volumes: fault, fault_probability; name one"),
+        (("g.zarr", "s.png"), "amplitude is a stack over offset, 100 to 300; choose one with --se"),
+        (("g.zarr", "s.png", "--select", "angle=3"), "--select angle=3: g.zarr: amplitude has off"),
+        (("g.zarr", "s.png", "--select", "offset=near"), "--select offset=near: give a number"),
+        (("g.zarr", "s.png", "--overlay-variable", "x"), "--overlay-variable: only with --overlay"),
+    ):
+        assert says in call(*words)
+    assert not Path("s.png").exists()
 
 
 def test_depth_surveys(survey):
