@@ -316,6 +316,7 @@ def test_the_command_logs_and_reports(survey, tmp_path):
     assert "o.report.html" in done.stderr
     page = Page(tmp_path / "o.report.html")
     assert page.facts["tiles"] == told.count("tile")
+    assert "s.zarr" in page.cells  # what was read
     with pytest.raises(OutcropError, match=r"no/log: cannot be written"):
         events.JsonLog(tmp_path / "no" / "log")
     (tmp_path / "lines.sgy").write_text("C 1")

@@ -139,10 +139,11 @@ def report(
             for event in sorted(told, key=lambda e: e.time)[:200]
         ]
         parts.append(_section("Retries and warnings", _pairs(rows)))
+    source = None if survey is None else survey.encoding.get("source")
+    read = {"survey": source} if source else {}
     for output, of in facts["outputs"].items():
-        parts.append(
-            _section("Provenance", _pairs([("output", output), *of["provenance"].items()]))
-        )
+        rows = {"output": output, **read, **of["provenance"]}
+        parts.append(_section("Provenance", _pairs([*rows.items()])))
     data = json.dumps(facts).replace("<", "\\u003c")
     text = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
