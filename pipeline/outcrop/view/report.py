@@ -142,8 +142,8 @@ def report(
     source = None if survey is None else survey.encoding.get("source")
     read = {"survey": source} if source else {}
     for output, of in facts["outputs"].items():
-        rows = {"output": output, **read, **of["provenance"]}
-        parts.append(_section("Provenance", _pairs([*rows.items()])))
+        known = {"output": output, **read, **of["provenance"]}
+        parts.append(_section("Provenance", _pairs([*known.items()])))
     data = json.dumps(facts).replace("<", "\\u003c")
     text = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

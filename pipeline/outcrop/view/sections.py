@@ -135,8 +135,8 @@ def sections(
             interpolation="bilinear",
         )
         if overlay is not None:
-            values = slice_at(overlay, cut, at[cut], (rows, columns))
-            values = np.where(images[cut].mask, -np.inf, values.filled(-np.inf))
+            top = slice_at(overlay, cut, at[cut], (rows, columns))
+            values = np.where(images[cut].mask, -np.inf, top.filled(-np.inf))
             if values.max() > 1 + 1e-3:
                 raise ArgumentError(
                     f"overlay: holds {spoken(values.max())}; one is from 0 to 1: scale it, or draw "
