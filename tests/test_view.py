@@ -21,7 +21,7 @@ from outcrop.horizons import horizons
 from outcrop.planner import make_plan
 from outcrop.survey import open as open_survey
 from outcrop.training.synthetic import synthetic_survey
-from outcrop.view import draw_gathers, draw_plan, sections, surfaces
+from outcrop.view import draw_gathers, draw_models, draw_plan, sections, surfaces
 
 SHAPE = (24, 30, 40)
 
@@ -412,6 +412,22 @@ def test_dead_traces_and_missing_receivers_are_blank():
     )
     silent = draw_gathers({"observed": 0 * observed, "modelled": 0 * observed})
     assert silent.axes[0].images[0].get_clim() == (-1, 1)
+    alone = draw_gathers({"observed": observed})
+    assert [ax.get_title() for ax in alone.axes] == ["observed", ""]  # with its colour bar
+
+
+def test_depth_of_models_goes_downwards_in_any_order_of_axes():
+    axes = {"inline": 10.0 * np.arange(6), "crossline": 10.0 * np.arange(5), "depth": np.arange(4)}
+    start = xr.DataArray(np.full((6, 5, 4), 2000.0), axes)
+    start[0, 0, 0] = np.nan
+    found = start.copy()
+    found[4, 3, 2] = 2300
+    figure = draw_models({"start": start, "found": found})
+    images = {ax.get_title(): ax.images[0].get_array() for ax in figure.axes if ax.images}
+    np.testing.assert_array_equal(images["found, inline 40 m"], found[4].T)  # of the change
+    np.testing.assert_array_equal(images["found, crossline 30 m"], found[:, 3].T)
+    (alone,) = (ax for ax in draw_models({"start": start[0]}).axes if ax.images)
+    assert (alone.get_title(), alone.get_ylabel()) == ("start", "depth (m)")
 
 
 class Deep(nn.Module):
