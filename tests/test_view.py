@@ -152,7 +152,7 @@ def test_each_horizon_is_a_map_once_and_missing_traces_are_blank(survey):
         assert ax.get_ylim() == (1004.5, 1005.5)
     crossline = survey.isel(crossline=[20])
     found = horizons(crossline.rgt, 0.4)
-    section, surface, bar = surfaces(crossline.amplitude, found).axes
+    section, surface, bar = surfaces(crossline.amplitude, found.isel(horizon=0)).axes
     assert (section.get_title(), section.get_xlabel()) == ("crossline 2041", "inline")
     np.testing.assert_array_equal(section.lines[0].get_ydata(), found.horizon_twt[0, :, 0])
     assert list(surface.get_xticks()) == [2041]
@@ -376,7 +376,7 @@ def test_a_volume_of_one_value_has_one_colour(survey):
         (lambda s: sections(s), "seismic: is a Dataset; pass a DataArray, such as survey.ampl"),
         (lambda s: sections(s.amplitude, s.fault.to_numpy()), "overlay: is a ndarray"),
         (lambda s: surfaces(s, horizons(s.rgt, [0.5])), "seismic: is a Dataset"),
-        (lambda s: surfaces(s.amplitude, s.rgt), "horizons: have no horizon_twt; pass what"),
+        (lambda s: surfaces(s.amplitude, s.rgt), "horizons: are none; pass what"),
         (
             lambda s: surfaces(s.amplitude.rename(twt="depth"), horizons(s.rgt, [0.5])),
             "horizons: have no horizon_depth",

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..arrays import spoken
 from ..errors import ArgumentError, SurveyError
+from ..horizons import checked
 from .save import save
 from .sections import (
     BLANK,
@@ -44,7 +45,7 @@ def surfaces(
     seismic : xarray.DataArray
         The volume that they were found in, or part of it.
     horizons : xarray.Dataset
-        From `outcrop.horizons.horizons`.
+        From `outcrop.horizons.horizons`; one of them (`found.isel(horizon=0)`), too.
     path : path-like, optional
         Picture to write, in the format of its suffix.
     title : str, optional
@@ -64,11 +65,11 @@ def surfaces(
     """
     check_volume(seismic, "seismic")
     vertical = vertical_of(seismic)
-    name = f"horizon_{vertical}"
-    if not isinstance(horizons, xr.Dataset) or name not in horizons:
+    name, horizons = checked(horizons)
+    if name != f"horizon_{vertical}":
         raise ArgumentError(
-            f"horizons: have no {name}; pass what outcrop.horizons.horizons finds in a volume with "
-            f"the seismic's {vertical}"
+            f"horizons: have no horizon_{vertical}; pass what outcrop.horizons.horizons finds in a "
+            f"volume with the seismic's {vertical}"
         )
     times = horizons[name]
     check_regular(seismic, ("inline", "crossline", vertical))
