@@ -309,10 +309,16 @@ def test_the_command_draws_what_it_is_told(survey, tmp_path, monkeypatch):
         (("g.zarr", "s.png"), "amplitude is a stack over offset, 100 to 300; choose one with --se"),
         (("g.zarr", "s.png", "--select", "angle=3"), "--select angle=3: g.zarr: amplitude has off"),
         (("g.zarr", "s.png", "--select", "offset=near"), "--select offset=near: give a number"),
+        (
+            ("g.zarr", "p.zarr/s.png", "--overlay", "p.zarr", "--select", "offset=100"),
+            "p.zarr/s.png: lies within",
+        ),
         (("g.zarr", "s.png", "--overlay-variable", "x"), "--overlay-variable: only with --overlay"),
     ):
         assert says in call(*words)
     assert not Path("s.png").exists()
+    done = outcrop_command("plan", "g.zarr", "--model", "faultseg3d", "--draw", "g.zarr/s.png")
+    assert "g.zarr/s.png: lies within the survey" in done.stderr
 
 
 def test_depth_surveys(survey):

@@ -172,7 +172,7 @@ def sections(
     if title:
         figure.suptitle(plain(title))
     if path is not None:
-        save(figure, path)
+        save(figure, path, seismic, overlay)
     return figure
 
 

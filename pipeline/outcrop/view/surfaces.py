@@ -136,5 +136,5 @@ def surfaces(
     if title:
         figure.suptitle(plain(title))
     if path is not None:
-        save(figure, path)
+        save(figure, path, seismic)
     return figure
