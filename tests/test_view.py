@@ -132,6 +132,10 @@ def test_horizons_are_drawn_on_the_lines_that_are_there(survey):
     assert section.get_title() == "inline 1016"
     for line, level in zip(section.lines, found[name], strict=True):
         np.testing.assert_array_equal(line.get_ydata(), level.sel(inline=1016)[4:])
+    many = surfaces(survey.amplitude, horizons(survey.rgt, np.linspace(0.1, 0.9, 17))).axes[0]
+    assert len({tuple(line.get_color()) for line in many.lines}) == 17
+    names = [text.get_text() for text in many.get_legend().get_texts()]
+    assert names == ["0.1", "0.25", "0.4", "0.55", "0.7", "0.85"]  # which hide less
     with pytest.raises(SurveyError, match="horizons: have no inline 1010, which the seismic has"):
         surfaces(survey.amplitude, found.isel(inline=slice(9)))
 

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -26,6 +27,7 @@ from .sections import (
 )
 
 _MAPS = 3
+_NAMED = 8  # horizons in the legend, at most
 
 
 def surfaces(
@@ -101,16 +103,24 @@ def surfaces(
         aspect="auto",
         interpolation="bilinear",
     )
-    for line in times.sel({cut: at[cut]}):
-        axes[0].plot(seismic[across], line, lw=1.2, label=spoken(float(line["horizon"])))
+    colours = colormaps["plasma"](np.linspace(0.1, 0.95, times.sizes["horizon"]))
+    every = -(-len(colours) // _NAMED)
+    for i, line in enumerate(times.sel({cut: at[cut]})):
+        level = None if i % every else f"{float(line['horizon']):.6g}"
+        axes[0].plot(seismic[across], line, lw=1.4, color=colours[i], label=level)
     axes[0].set_xlabel(across)
     axes[0].set_ylabel(label_of(seismic, vertical))
     axes[0].set_title(label_of(seismic, cut, at[cut]), fontsize="medium")
     axes[0].set_facecolor(BLANK)
     number_axes(axes[0], 2.8, 6)
-    axes[0].legend(title="relative time", fontsize="x-small", title_fontsize="x-small")
+    axes[0].legend(
+        title="relative time",
+        fontsize="x-small",
+        title_fontsize="x-small",
+        loc="upper right",
+    )
     for ax, surface in zip(axes[1:], times.isel(horizon=mapped), strict=True):
-        what = f"relative time {spoken(float(surface['horizon']))}"
+        what = f"relative time {float(surface['horizon']):.6g}"
         shown = ax.imshow(
             surface.transpose("inline", "crossline"),
             cmap="viridis_r",
