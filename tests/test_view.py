@@ -295,6 +295,8 @@ def test_the_command_draws_what_it_is_told(survey, tmp_path, monkeypatch):
     probability = survey.fault.astype(np.float32).rename("fault_probability")
     mask = survey.fault.astype(bool).rename("fault")
     xr.merge([probability, mask]).to_zarr("p.zarr", zarr_format=3)
+    two = {"fault_probability": probability, "karst_probability": probability}
+    xr.Dataset(two).to_zarr("two.zarr", zarr_format=3)
     xr.concat([survey[["amplitude"]]] * 2, xr.DataArray([100, 300], dims="offset", name="offset")
               ).to_zarr("g.zarr", zarr_format=3)  # fmt: skip
 
@@ -316,6 +318,10 @@ def test_the_command_draws_what_it_is_told(survey, tmp_path, monkeypatch):
         (
             ("g.zarr", "p.zarr/s.png", "--overlay", "p.zarr", "--select", "offset=100"),
             "p.zarr/s.png: lies within",
+        ),
+        (
+            ("g.zarr", "s.png", "--overlay", "two.zarr", "--select", "offset=100"),
+            "two.zarr: has fault_probability, karst_probability; choose one with --overlay-var",
         ),
         (("g.zarr", "s.png", "--overlay-variable", "x"), "--overlay-variable: only with --overlay"),
     ):

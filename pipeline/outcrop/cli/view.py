@@ -78,9 +78,13 @@ def command(
     top = None
     if overlay is not None:
         data = survey_of(overlay, None)
-        names = [str(name) for name in data.data_vars if str(name).endswith("_probability")]
-        if overlay_variable is None and len(names) == 1:
-            overlay_variable = names[0]
+        volumes = [str(n) for n, v in data.data_vars.items() if {"twt", "depth"} & set(v.dims)]
+        names = [name for name in volumes if name.endswith("_probability")] or volumes
+        if overlay_variable is None and len(names) > 1:
+            raise ArgumentError(
+                f"--overlay {overlay}: has {', '.join(names)}; choose one with --overlay-variable"
+            )
+        overlay_variable = overlay_variable or next(iter(names), None)
         top = select_volume(data, overlay_variable, overlay)
         own = [pair for pair in select or [] if pair.partition("=")[0] in top.dims]
         top = _selected(top, own, overlay)
