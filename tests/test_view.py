@@ -224,12 +224,17 @@ def test_maps_of_few_lines_are_wide_enough_to_be_seen(survey):
 
 def test_thin_faults_are_drawn_whole_where_samples_share_a_pixel():
     amplitude = xr.DataArray(
-        np.zeros((1, 1500, 1600), np.float32),
+        np.random.default_rng(0).normal(size=(1, 1500, 1600)).astype(np.float32),
         dims=("inline", "crossline", "twt"),
         coords={"inline": [1], "crossline": np.arange(1500), "twt": np.arange(1600)},
     )
     fault = (amplitude.crossline - amplitude.twt == 0).expand_dims(inline=[1])
+    amplitude[0, 3, :4], amplitude[0, 4, 0] = np.nan, np.nan
     figure = sections(amplitude, fault)
+    image = drawn(panels(figure)[0])  # of means of two samples below each other
+    expected = np.nanmean(amplitude[0, 4:].to_numpy().T.reshape(800, 2, 1496), axis=1)
+    np.testing.assert_allclose(image[:, 4:], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(np.argwhere(image.mask), [[0, 3], [1, 3]])
     drawn_ = io.BytesIO()
     figure.savefig(drawn_)
     drawn_.seek(0)

@@ -52,7 +52,7 @@ def sections(
         (inline, crossline, twt) in ms or (inline, crossline, depth) in m, in any order. The
         colours go over its `valid_range`, if what is drawn keeps to one; over what is drawn, if
         nothing of that is negative; otherwise to the 99th percentile of the magnitudes drawn, on
-        both sides of 0.
+        both sides of 0. Where many samples share a pixel, that is their mean.
     overlay : xarray.DataArray, optional
         From 0 to 1 or bool, over the same coordinates: drawn where it is `threshold` or more,
         and the volume is drawn. Where several samples share a pixel, the largest is.
@@ -106,23 +106,28 @@ def sections(
         "crossline": (vertical, "inline"),
         vertical: ("inline", "crossline"),
     }
-    images = {cut: slice_at(seismic, cut, at[cut], axes) for cut, axes in panels.items()}
-    drawn = np.concatenate([image.compressed() for image in images.values()])
-    limits = _limits(seismic, drawn)
-
     bins = _bins(seismic)
     extents = {d: seismic.sizes[d] * size for d, size in bins.items()}
     tallest = max(extents["inline"], 0.25 * extents["crossline"])
     widths = [
         float(np.clip(extents[columns] / tallest, 0.45, 2.0)) for _, columns in panels.values()
     ]
+    images, hidden, shown_as = {}, {}, {}
+    for width, (cut, (rows, columns)) in zip(widths, panels.items(), strict=True):
+        tall = 1.0 if rows == vertical else min(1.0, width * extents[rows] / extents[columns])
+        wide = width if rows == vertical else tall * extents[columns] / extents[rows]
+        shown_as[cut] = tall, wide
+        section = slice_at(seismic, cut, at[cut], (rows, columns))
+        hidden[cut] = section.mask
+        images[cut] = _averaged(section, shown_as[cut])
+    limits = _limits(seismic, np.concatenate([image.compressed() for image in images.values()]))
+
     figure = Figure(figsize=(_HEIGHT * sum(widths) + 4.2, _HEIGHT + 1.0), layout="constrained")
     all_axes = figure.subplots(1, 3, width_ratios=widths, gridspec_kw={"wspace": 0.06})
     for ax, width, (cut, (rows, columns)) in zip(all_axes, widths, panels.items(), strict=True):
         low, high = edges(seismic, rows)
         down = rows == vertical
-        tall = 1.0 if down else min(1.0, width * extents[rows] / extents[columns])
-        wide = width if down else tall * extents[columns] / extents[rows]
+        tall, wide = shown_as[cut]
         extent = (*edges(seismic, columns), *((high, low) if down else (low, high)))
         amplitudes = ax.imshow(
             images[cut],
@@ -136,7 +141,7 @@ def sections(
         )
         if overlay is not None:
             top = slice_at(overlay, cut, at[cut], (rows, columns))
-            values = np.where(images[cut].mask, -np.inf, top.filled(-np.inf))
+            values = np.where(hidden[cut], -np.inf, top.filled(-np.inf))
             if values.max() > 1 + 1e-3:
                 raise ArgumentError(
                     f"overlay: holds {spoken(values.max())}; one is from 0 to 1: scale it, or draw "
@@ -197,6 +202,22 @@ def slice_at(volume: xr.DataArray, cut: str, at: float, axes: tuple[str, str]) -
         live = section["live"]
         hidden |= ~live.broadcast_like(section).transpose(*axes).to_numpy()
     return np.ma.masked_array(values, hidden)
+
+
+def _averaged(section: np.ma.MaskedArray, size: tuple[float, float]) -> np.ma.MaskedArray:
+    """Means of samples, where a pixel of a panel has many: two of them are left for each, or so."""
+    shares = zip(section.shape, size, strict=True)
+    steps = [n // max(1, round(2 * _PIXELS * share)) for n, share in shares]
+    if max(steps) < 2:
+        return section
+    values: np.ndarray = section.filled(0.0)
+    count: np.ndarray = ~np.ma.getmaskarray(section)
+    for axis, every in enumerate(steps):
+        if every > 1:
+            starts = np.arange(0, section.shape[axis], every)
+            values = np.add.reduceat(values, starts, axis)
+            count = np.add.reduceat(count, starts, axis, dtype=np.float32)
+    return np.ma.masked_array(values / np.maximum(count, 1), count == 0)
 
 
 def _to_pixels(values: np.ndarray, size: tuple[float, float]) -> np.ndarray:
