@@ -21,6 +21,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import outcrop
+from command_line import outcrop_command
 from outcrop import models
 from outcrop.cli.main import app
 from outcrop.cluster import connect
@@ -138,6 +139,9 @@ def test_labels_and_provenance(model, survey, tmp_path):
     assert found.attrs["outcrop_version"] == outcrop.__version__
     for key in ("weights_sha256", "input_sha256", "plan_sha256"):
         assert len(found.attrs[key]) == 64
+    assert outcrop.survey.info(tmp_path / "o.zarr").provenance == found.attrs
+    told = outcrop_command("info", tmp_path / "o.zarr").stdout
+    assert f"faultseg3d {found.attrs['weights_sha256'][:12]}, float32" in told
 
 
 def test_any_order_of_dimensions_and_depth(model, survey, expected, tmp_path):

@@ -1,6 +1,8 @@
 """Pictures: what is drawn, where, and how little is read for it."""
 
+import io
 import sys
+from pathlib import Path
 
 import dask.array
 import matplotlib.image
@@ -10,6 +12,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+from command_line import outcrop_command
 from outcrop import OutcropError
 from outcrop.arrays import spoken
 from outcrop.errors import ArgumentError, SurveyError
@@ -18,7 +21,7 @@ from outcrop.horizons import horizons
 from outcrop.planner import make_plan
 from outcrop.survey import open as open_survey
 from outcrop.training.synthetic import synthetic_survey
-from outcrop.view import draw_gathers, draw_plan, sections, surfaces
+from outcrop.view import draw_gathers, draw_models, draw_plan, sections, surfaces
 
 SHAPE = (24, 30, 40)
 
@@ -129,6 +132,10 @@ def test_horizons_are_drawn_on_the_lines_that_are_there(survey):
     assert section.get_title() == "inline 1016"
     for line, level in zip(section.lines, found[name], strict=True):
         np.testing.assert_array_equal(line.get_ydata(), level.sel(inline=1016)[4:])
+    many = surfaces(survey.amplitude, horizons(survey.rgt, np.linspace(0.1, 0.9, 17))).axes[0]
+    assert len({tuple(line.get_color()) for line in many.lines}) == 17
+    names = [text.get_text() for text in many.get_legend().get_texts()]
+    assert names == ["0.1", "0.25", "0.4", "0.55", "0.7", "0.85"]  # which hide less
     with pytest.raises(SurveyError, match="horizons: have no inline 1010, which the seismic has"):
         surfaces(survey.amplitude, found.isel(inline=slice(9)))
 
@@ -147,10 +154,19 @@ def test_each_horizon_is_a_map_once_and_missing_traces_are_blank(survey):
         np.testing.assert_array_equal(drawn(ax).mask[0], ~turned.live.values[0])
         assert ax.get_xlim() == section.get_xlim() == (2060, 2000)
         assert ax.get_ylim() == (1004.5, 1005.5)
+    crossline = survey.isel(crossline=[20])
+    found = horizons(crossline.rgt, 0.4)
+    section, surface, bar = surfaces(crossline.amplitude, found.isel(horizon=0)).axes
+    assert (section.get_title(), section.get_xlabel()) == ("crossline 2041", "inline")
+    np.testing.assert_array_equal(section.lines[0].get_ydata(), found.horizon_twt[0, :, 0])
+    assert list(surface.get_xticks()) == [2041]
+    assert bar.get_ylabel() == "TWT (ms)"
+    assert bar.yaxis_inverted()
 
 
 def test_overlay_above_its_threshold_alone(survey):
-    probability = survey.fault * 0.6 + survey.rgt * 0.3
+    probability = (survey.fault * 0.6 + survey.rgt * 0.3).drop_vars("live")
+    probability[:8, :10] = 1.0  # where there is no trace
     probability.attrs["long_name"] = "fault probability"
     amplitude = survey.amplitude.assign_attrs(units="Pa")
     figure = sections(amplitude, probability, threshold=0.7)
@@ -197,10 +213,35 @@ def test_maps_of_few_lines_are_wide_enough_to_be_seen(survey):
     one = survey.amplitude.isel(inline=[12]).drop_vars(["cdp_x", "cdp_y"])
     line = xr.concat([one.assign_coords(crossline=one.crossline + 60 * i) for i in range(9)],
                      "crossline")  # fmt: skip
-    for volume, ratio in ((line, 0.02), (line.rename(inline="crossline", crossline="inline"), 50)):
+    narrow = line.rename(inline="crossline", crossline="inline")
+    for volume, ratio in ((line, 0.02), (narrow, 50)):
         time_slice = panels(sections(volume))[2]
         (left, right), (low, high) = time_slice.get_xlim(), time_slice.get_ylim()
         assert time_slice.get_aspect() * (high - low) / (right - left) == pytest.approx(ratio)
+    few = panels(sections(survey.amplitude.drop_vars(["cdp_x", "cdp_y"])[:, 14:17]))[2]
+    assert list(few.get_xticks()) == [survey.crossline[15]]  # two would run into each other
+
+
+def test_thin_faults_are_drawn_whole_where_samples_share_a_pixel():
+    amplitude = xr.DataArray(
+        np.random.default_rng(0).normal(size=(1, 1500, 1600)).astype(np.float32),
+        dims=("inline", "crossline", "twt"),
+        coords={"inline": [1], "crossline": np.arange(1500), "twt": np.arange(1600)},
+    )
+    fault = (amplitude.crossline - amplitude.twt == 0).expand_dims(inline=[1])
+    amplitude[0, 3, :4], amplitude[0, 4, 0] = np.nan, np.nan
+    figure = sections(amplitude, fault)
+    image = drawn(panels(figure)[0])  # of means of two samples below each other
+    expected = np.nanmean(amplitude[0, 4:].to_numpy().T.reshape(800, 2, 1496), axis=1)
+    np.testing.assert_allclose(image[:, 4:], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(np.argwhere(image.mask), [[0, 3], [1, 3]])
+    drawn_ = io.BytesIO()
+    figure.savefig(drawn_)
+    drawn_.seek(0)
+    panel = panels(figure)[0].get_window_extent()
+    left, right = int(panel.x0) + 3, int(panel.x1) - 3
+    red = matplotlib.image.imread(drawn_)[:, left:right] @ [1, -1, 0, 0] > 0.5
+    assert red.any(axis=0).mean() > 0.99  # but where the crossline is cut
 
 
 def test_only_three_sections_are_read(survey):
@@ -254,6 +295,47 @@ def test_picture_is_written_without_pyplot(survey, tmp_path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == ["s.png"]
 
 
+def test_the_command_draws_what_it_is_told(survey, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    probability = survey.fault.astype(np.float32).rename("fault_probability")
+    mask = survey.fault.astype(bool).rename("fault")
+    xr.merge([probability, mask]).to_zarr("p.zarr", zarr_format=3)
+    two = {"fault_probability": probability, "karst_probability": probability}
+    xr.Dataset(two).to_zarr("two.zarr", zarr_format=3)
+    xr.concat([survey[["amplitude"]]] * 2, xr.DataArray([100, 300], dims="offset", name="offset")
+              ).to_zarr("g.zarr", zarr_format=3)  # fmt: skip
+
+    def call(*words):
+        done = outcrop_command("view", *words)
+        assert done.stdout == ("" if done.returncode else f"{words[1]}\n")
+        return done.stderr
+
+    at = ("--inline", 1004, "--crossline", 2011, "--twt", 1040)
+    assert not call("g.zarr", "found.png", "--select", "offset=250", "--overlay", "p.zarr", *at)
+    sections(survey.amplitude, probability, inline=1004, crossline=2011, twt=1040, path="due.png")
+    assert Path("found.png").read_bytes() == Path("due.png").read_bytes()
+    for words, says in (
+        (("g.zarr", "s.doc"), "s.doc: no such format"),
+        (("p.zarr", "s.png"), "p.zarr: volumes: fault, fault_probability; name one"),
+        (("g.zarr", "s.png"), "amplitude is a stack over offset, 100 to 300; choose one with --se"),
+        (("g.zarr", "s.png", "--select", "angle=3"), "--select angle=3: g.zarr: amplitude has off"),
+        (("g.zarr", "s.png", "--select", "offset=near"), "--select offset=near: give a number"),
+        (
+            ("g.zarr", "p.zarr/s.png", "--overlay", "p.zarr", "--select", "offset=100"),
+            "p.zarr/s.png: lies within",
+        ),
+        (
+            ("g.zarr", "s.png", "--overlay", "two.zarr", "--select", "offset=100"),
+            "two.zarr: has fault_probability, karst_probability; choose one with --overlay-var",
+        ),
+        (("g.zarr", "s.png", "--overlay-variable", "x"), "--overlay-variable: only with --overlay"),
+    ):
+        assert says in call(*words)
+    assert not Path("s.png").exists()
+    done = outcrop_command("plan", "g.zarr", "--model", "faultseg3d", "--draw", "g.zarr/s.png")
+    assert "g.zarr/s.png: lies within the survey" in done.stderr
+
+
 def test_depth_surveys(survey):
     deep = survey.rename(twt="depth")
     deep = deep.assign_coords(depth=("depth", deep.depth.values, {"units": "m"}))
@@ -304,6 +386,9 @@ def test_a_volume_of_one_value_has_one_colour(survey):
     sparse = survey.amplitude * 0
     sparse[0, 15, 0], sparse[12, 15, 20] = 1, -4  # of what is drawn hardly anything
     assert panels(sections(sparse))[0].get_images()[0].get_clim() == (-4, 4)
+    spiked = survey.amplitude.copy()
+    spiked[12, 15, 20] = 1e30  # what some programs write for no value
+    assert panels(sections(spiked))[0].get_images()[0].norm.vmax < 10
 
 
 @pytest.mark.parametrize(
@@ -312,13 +397,14 @@ def test_a_volume_of_one_value_has_one_colour(survey):
         (lambda s: sections(s), "seismic: is a Dataset; pass a DataArray, such as survey.ampl"),
         (lambda s: sections(s.amplitude, s.fault.to_numpy()), "overlay: is a ndarray"),
         (lambda s: surfaces(s, horizons(s.rgt, [0.5])), "seismic: is a Dataset"),
-        (lambda s: surfaces(s.amplitude, s.rgt), "horizons: have no horizon_twt; pass what"),
+        (lambda s: surfaces(s.amplitude, s.rgt), "horizons: are none; pass what"),
         (
             lambda s: surfaces(s.amplitude.rename(twt="depth"), horizons(s.rgt, [0.5])),
             "horizons: have no horizon_depth",
         ),
         (lambda s: sections(s.amplitude[:0]), "seismic: holds nothing"),
         (lambda s: sections(s.amplitude, s.fault, threshold=50), "threshold 50: .*0 to 1"),
+        (lambda s: sections(s.amplitude, s.fault * 100), "overlay: holds 100; .* 0 to 1"),
     ],
 )
 def test_what_is_no_volume_is_named(survey, call, says):
@@ -347,6 +433,22 @@ def test_dead_traces_and_missing_receivers_are_blank():
     )
     silent = draw_gathers({"observed": 0 * observed, "modelled": 0 * observed})
     assert silent.axes[0].images[0].get_clim() == (-1, 1)
+    alone = draw_gathers({"observed": observed})
+    assert [ax.get_title() for ax in alone.axes] == ["observed", ""]  # with its colour bar
+
+
+def test_depth_of_models_goes_downwards_in_any_order_of_axes():
+    axes = {"inline": 10.0 * np.arange(6), "crossline": 10.0 * np.arange(5), "depth": np.arange(4)}
+    start = xr.DataArray(np.full((6, 5, 4), 2000.0), axes)
+    start[0, 0, 0] = np.nan
+    found = start.copy()
+    found[4, 3, 2] = 2300
+    figure = draw_models({"start": start, "found": found})
+    images = {ax.get_title(): ax.images[0].get_array() for ax in figure.axes if ax.images}
+    np.testing.assert_array_equal(images["found, inline 40 m"], found[4].T)  # of the change
+    np.testing.assert_array_equal(images["found, crossline 30 m"], found[:, 3].T)
+    (alone,) = (ax for ax in draw_models({"start": start[0]}).axes if ax.images)
+    assert (alone.get_title(), alone.get_ylabel()) == ("start", "depth (m)")
 
 
 class Deep(nn.Module):

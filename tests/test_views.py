@@ -428,6 +428,12 @@ def test_horizons_of_a_plane(tmp_path, monkeypatch):
     with pytest.raises(ArgumentError, match="rgt: is a ndarray; pass a DataArray"):
         horizons(values, 0.2)
     xr.testing.assert_identical(horizons(rgt, 0.2), found.isel(horizon=[0]))
+    rising = rgt.isel(twt=slice(None, None, -1))
+    xr.testing.assert_identical(horizons(rising, [0.2, 0.5, 5.0]), found)
+    assert write_table(found.isel(horizon=1), tmp_path / "one.csv") == 29
+    for none, says in ((rgt, "are none"), (found.isel(horizon=[]), "select at least one")):
+        with pytest.raises(ArgumentError, match=f"horizons: {says}"):
+            write_table(none, tmp_path / "none.csv")
 
 
 def test_a_horizon_at_the_first_sample():
@@ -475,6 +481,8 @@ def test_picks(tmp_path, monkeypatch):
     assert write_picks(array, tmp_path / "q.npz", minimum=3) == 0
     with pytest.raises(OutcropError, match="npz"):
         write_picks(array, tmp_path / "p.csv")
+    with pytest.raises(ArgumentError, match="probability: is a Dataset; pass a DataArray"):
+        write_picks(array.to_dataset(name="p"), tmp_path / "p.npz")
     live = np.ones((4, 5), bool)
     live[1, 2] = False  # where a network predicts something, too
     array = array.assign_coords(live=(("inline", "crossline"), live))

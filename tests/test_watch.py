@@ -31,7 +31,7 @@ from outcrop.engine import overlap
 from outcrop.engine.tile import StageRunner
 from outcrop.engine.zarr_stores import PredictionStore
 from outcrop.errors import OutcropError
-from outcrop.progress import track
+from outcrop.progress import ProgressBar, track
 from test_predict import make_survey
 from test_volumes import Normed
 
@@ -188,21 +188,23 @@ def test_a_long_run_makes_a_small_page(tmp_path):
         )
     )
     for n in range(50_000):
-        start = 1e-3 * n
+        start = 0.72 * n
         record(
             events.Tile(
                 output="<y>\udcfc.zarr", volume=0, stage=1, tile=n, worker=f"w{n % 2}", start=start,
-                stop=start + 1e-3, reading=0, computing=1e-3, writing=0, read=1, written=1,
+                stop=start + 0.72, reading=0, computing=0.72, writing=0, read=1, written=1,
                 memory=50, share=1 / 50_000,
             )
         )  # fmt: skip
-    record(events.End(output="<y>\udcfc.zarr", time=51.0, error="a <disk> was full"))
+    record(events.End(output="<y>\udcfc.zarr", time=36_000.0, error="a <disk> was full"))
     outcrop.view.report(record, tmp_path / "r.html")
     assert (tmp_path / "r.html").stat().st_size < 100_000
     page = Page(tmp_path / "r.html")
     assert page.facts["tiles"] == 50_000
     assert page.facts["voxels"] == 10**9
     assert "a <disk> was full" in page.text
+    assert page.cells.count("5 h 0 min") == 2
+    assert "8 h" in page.text  # at the axis
     assert page.titles[0] == "<y>?.zarr"  # of a name that is no UTF-8
 
 
@@ -226,7 +228,9 @@ def test_the_page_about_views_is_named_for_what_they_are_merged_to(tmp_path):
     for name in ("out/o.zarr.steps/plain.zarr", "out/o.zarr.steps/turned-90.zarr"):
         record(events.Begin(output=name, stages=[], provenance={}, **facts))
     outcrop.view.report(record, tmp_path / "r.html")
-    assert Page(tmp_path / "r.html").titles[0] == "o.zarr"
+    page = Page(tmp_path / "r.html")
+    assert page.titles[0] == "o.zarr"
+    assert "Stages" not in page.text  # of which none ran
 
 
 def test_retries_and_what_stopped_a_run_are_told(model, survey, tmp_path, monkeypatch, capsys):
@@ -288,6 +292,18 @@ def test_without_a_terminal_there_are_lines_from_time_to_time(monkeypatch, capsy
     assert capsys.readouterr().err.count("100%") == 1
 
 
+def test_a_prediction_is_shown_to_its_end():
+    facts = {"finished": 0, "share": 0.0, "voxels": 1, "volumes": 1, "peak_memory": 9}
+    bar, shares = ProgressBar(), [0.1] * 10  # which are less than 1 by rounding
+    bar(events.Begin(output="o", tiles=10, stages=[{}], provenance={}, **facts))
+    spent = dict.fromkeys(("reading", "computing", "writing", "read", "written", "memory"), 0)
+    for tile, share in enumerate(shares):
+        where = {"output": "o", "volume": 0, "stage": 1, "tile": tile, "worker": "w"}
+        bar(events.Tile(start=2.0, stop=5.0, share=share, **where, **spent))
+    bar(events.End(output="o"))
+    assert bar.bar.tasks[0].finished
+
+
 def test_the_command_logs_and_reports(survey, tmp_path):
     survey.chunk(16).to_zarr(tmp_path / "s.zarr", zarr_format=3)
     command = [sys.executable, "-m", "outcrop.cli.main", "predict", "s.zarr", "o.zarr", "--model",
@@ -300,6 +316,7 @@ def test_the_command_logs_and_reports(survey, tmp_path):
     assert "o.report.html" in done.stderr
     page = Page(tmp_path / "o.report.html")
     assert page.facts["tiles"] == told.count("tile")
+    assert "s.zarr" in page.cells  # what was read
     with pytest.raises(OutcropError, match=r"no/log: cannot be written"):
         events.JsonLog(tmp_path / "no" / "log")
     (tmp_path / "lines.sgy").write_text("C 1")
@@ -341,6 +358,8 @@ def test_a_page_that_cannot_be_written(survey, tmp_path, monkeypatch):
 
 def test_a_page_about_lines_that_cannot_be_drawn(survey, tmp_path):
     found = survey.rename(amplitude="fault_probability").isel(inline=[0, 1, 5])
+    outcrop.view.report(outcrop.Record(), tmp_path / "r.html", None, xr.Dataset())
+    assert "not drawn: there is no volume in it" in Page(tmp_path / "r.html").text
     outcrop.view.report(outcrop.Record(), tmp_path / "r.html", None, found)
     with pytest.raises(OutcropError, match="prediction: is a DataArray; pass a Dataset"):
         outcrop.view.report(outcrop.Record(), tmp_path / "n.html", None, found.fault_probability)
@@ -348,7 +367,8 @@ def test_a_page_about_lines_that_cannot_be_drawn(survey, tmp_path):
 
 
 def test_a_page_shows_probabilities_over_amplitudes(survey, tmp_path):
-    probability = abs(survey.amplitude.rename("fault_probability")) / 9
+    probability = abs(survey.amplitude.rename("fault_probability"))
+    probability /= probability.max()
     found = xr.Dataset({"fault": probability > 0.5, "fault_probability": probability})
     outcrop.view.report(outcrop.Record(), tmp_path / "r.html", survey, found)
     assert "Three sections of fault_probability" in (tmp_path / "r.html").read_text()

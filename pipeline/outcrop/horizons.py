@@ -55,6 +55,8 @@ def horizons(rgt: xr.DataArray, levels: float | Sequence[float]) -> xr.Dataset:
             f"rgt: has dimensions {tuple(map(str, rgt.dims))} instead of inline, crossline and "
             "twt or depth"
         )
+    if rgt[vertical][0] > rgt[vertical][-1]:
+        rgt = rgt.isel({vertical: slice(None, None, -1)})
     at = rgt[vertical].to_numpy().astype(np.float64)
     volume = rgt.transpose("inline", "crossline", vertical)
     surfaces = np.empty((len(wanted), *volume.shape[:-1]), np.float32)
@@ -93,13 +95,32 @@ def _crossings(values: np.ndarray, at: np.ndarray, levels: np.ndarray) -> np.nda
     return found
 
 
+def checked(surfaces: xr.Dataset) -> tuple[str, xr.Dataset]:
+    """Return the variable of horizons, and these over `horizon` though one alone was selected.
+
+    Raises
+    ------
+    ArgumentError
+        If they are none.
+    """
+    held = surfaces.data_vars if isinstance(surfaces, xr.Dataset) else ()
+    name = next((n for n in ("horizon_twt", "horizon_depth") if n in held), None)
+    if name is None or "horizon" not in surfaces.coords:
+        raise ArgumentError("horizons: are none; pass what outcrop.horizons.horizons finds")
+    if "horizon" not in surfaces.dims:
+        surfaces = surfaces.expand_dims("horizon")
+    if not surfaces.sizes["horizon"]:
+        raise ArgumentError("horizons: select at least one of them")
+    return name, surfaces
+
+
 def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
     """Write horizons as a table that interpretation systems import: one line a point.
 
     Parameters
     ----------
     surfaces : xarray.Dataset
-        From `horizons`.
+        From `horizons`; one of them (`surfaces.isel(horizon=0)`), too.
     path : path-like
         CSV with the columns horizon, inline, crossline, cdp_x and cdp_y (where there are any), and
         the horizon's time or depth to the third decimal.
@@ -108,8 +129,13 @@ def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
     -------
     int
         Number of points.
+
+    Raises
+    ------
+    ArgumentError
+        If `surfaces` are no horizons.
     """
-    (name,) = surfaces.data_vars
+    name, surfaces = checked(surfaces)
     positions = [c for c in ("cdp_x", "cdp_y") if c in surfaces.coords]
     path = on_disk(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,9 +55,14 @@ def write_picks(
     Raises
     ------
     ArgumentError
-        If an extent does not fit into uint16, the path does not end in ``.npz``, or its folder is
-        not there.
+        If an extent does not fit into uint16, the path does not end in ``.npz``, its folder is
+        not there, or `probability` is no DataArray.
     """
+    if not isinstance(probability, xr.DataArray):
+        raise ArgumentError(
+            f"probability: is a {type(probability).__name__}; pass a DataArray, such as "
+            "prediction.fault_probability"
+        )
     check_picks(path, probability.shape)
     live = probability.coords.get("live", xr.DataArray(True)).compute()
     there = live.broadcast_like(probability).transpose(*probability.dims)

@@ -141,6 +141,8 @@ class ProgressBar:
             state.retries += 1
             self.bar.update(state.task, note=state.note)
         elif isinstance(event, End):
+            if event.error is None:  # to the last voxel, whatever the sum of shares is rounded to
+                self.bar.update(state.task, completed=state.voxels)
             del self.states[event.output]
             if not self.states:
                 self.bar.stop()

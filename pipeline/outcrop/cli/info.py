@@ -96,6 +96,11 @@ def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
 
     kind = f"{found.kind}, {found.size / 1e6:,.1f} MB"
     rows = [("kind", kind)]
+    if made := found.provenance:
+        words = [made.get("lineage"), made.get("precision")]
+        if made.get("storage_compression", "none") != "none":
+            words.append("compressed between stages")
+        rows.append(("made by", ", ".join(str(word) for word in words if word)))
     if found.format:
         rows.append(("samples in SEG-Y", f"format {found.format}, {found.byte_order}-endian"))
     for name, axis in found.axes.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import logging
 import os
@@ -33,7 +34,13 @@ app = typer.Typer(
 for _module in pkgutil.iter_modules(commands.__path__):
     if _module.name != "main" and not _module.name.startswith("_"):
         _command = importlib.import_module(f"{commands.__name__}.{_module.name}").command
-        app.command(_module.name, no_args_is_help=_module.name not in ("demo", "models"))(_command)
+        # Typer keeps the line breaks of a docstring, in terminals of any width.
+        _paragraphs = (inspect.getdoc(_command) or "").split("\n\n")
+        app.command(
+            _module.name,
+            help="\n\n".join(p.replace("\n", " ") for p in _paragraphs),
+            no_args_is_help=_module.name not in ("demo", "models"),
+        )(_command)
 
 
 def _version(wanted: bool) -> None:

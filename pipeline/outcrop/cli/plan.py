@@ -72,9 +72,12 @@ def command(
     from ..engine import plan
 
     if draw is not None:
+        from ..output import check_apart
+        from ..storage import place
         from ..view.save import check_format
 
         check_format(draw)
+        check_apart(survey, place(draw))
     network = models.load(model, weights="seeded", **options_of(option, tasks))
     with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
         made = plan(
@@ -95,3 +98,4 @@ def command(
         from ..view import draw_plan
 
         draw_plan(made, draw)
+        typer.echo(draw, err=True)

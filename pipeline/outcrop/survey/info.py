@@ -90,6 +90,8 @@ class SurveyInfo:
         that `amplitudes` tells of, and of others there may be some beyond.
     variables : dict of str to str
         Of a Zarr: dimensions, type, chunks and shards by name.
+    provenance : dict of str to str or float
+        Of a prediction: its network, weights and precision, what it was made of, ...
     """
 
     path: str
@@ -109,6 +111,7 @@ class SurveyInfo:
     bytes: dict[str, int] = field(default_factory=dict)
     coordinates: dict[str, tuple[float, float]] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
     text: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -268,6 +271,7 @@ def _of_zarr(path: Place) -> SurveyInfo:
             if n in survey and not np.isnan(values := loaded(survey[n])).all()
         },
         variables={str(n): _describe(v) for n, v in survey.variables.items()},
+        provenance=dict(survey.attrs) if "weights_sha256" in survey.attrs else {},
         text="\n".join(kept["text"]) if kept else None,
     )
 

@@ -121,6 +121,8 @@ def draw_models(
 ) -> Figure:
     """Draw models side by side, on three sections in 3-D, and what the last changed of the first.
 
+    Depth goes downwards, whatever the order of the axes.
+
     Parameters
     ----------
     models : mapping of str to xarray.DataArray
@@ -146,12 +148,14 @@ def draw_models(
             raise SurveyError(f"{title}: has {dict(model.sizes)}, others {dict(first.sizes)}")
     change = last.transpose(*first.dims).astype(float) - first.to_numpy()
     dims = [str(d) for d in first.dims]
-    most = np.unravel_index(int(np.abs(change.to_numpy()).argmax()), change.shape)
+    most = np.unravel_index(np.nan_to_num(np.abs(change.to_numpy())).argmax(), change.shape)
     index = {dim: int(i) for dim, i in zip(dims, most, strict=True)}
     for dim, value in (at or {}).items():
         index[dim] = int(np.abs(first[dim].to_numpy() - value).argmin())
     cuts = [d for d in ("inline", "crossline", "depth") if d in dims] if len(dims) == 3 else [None]
-    columns = [*models.items(), (f"{titles[-1]} − {titles[0]}", change)]
+    columns = [*models.items()]
+    if len(columns) > 1:
+        columns.append((f"{titles[-1]} − {titles[0]}", change))
     low = min(float(m.min()) for m in models.values())
     high = max(float(m.max()) for m in models.values())
     widest = float(np.abs(change).max()) or 1.0
@@ -160,11 +164,11 @@ def draw_models(
     )
     axes = figure.subplots(len(cuts), len(columns), squeeze=False)
     for row, cut in zip(axes, cuts, strict=True):
-        down, across = [d for d in dims if d != cut]
+        down, across = sorted((d for d in dims if d != cut), key=lambda dim: dim != "depth")
         is_map = down != "depth"
         for ax, (title, model) in zip(row, columns, strict=True):
             section = model if cut is None else model.isel({cut: index[cut]})
-            changed = title == columns[-1][0]
+            changed = title not in models
             drawn = ax.imshow(
                 section.transpose(down, across),
                 cmap="RdBu_r" if changed else "viridis",
@@ -181,7 +185,7 @@ def draw_models(
             ax.set_xlabel(f"{across} (m)", fontsize="small")
             if ax is row[0]:
                 ax.set_ylabel(f"{down} (m)", fontsize="small")
-            if ax is row[-2] or changed:
+            if title == titles[-1] or changed:
                 _colour_bar(figure, drawn, ax, first.attrs.get("units", ""))
     return _saved(figure, path)
 
@@ -246,7 +250,8 @@ def draw_gathers(
     clips |= {name: _clip(*apart.values()) for name in apart}
     columns = {**gathers, **apart}
     figure = Figure(figsize=(2.4 * len(columns) + 0.6, 4.0), layout="constrained")
-    for ax, (name, gather) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
+    axes = figure.subplots(1, len(columns), squeeze=False)[0]
+    for ax, (name, gather) in zip(axes, columns.items(), strict=True):
         time = gather["time"].to_numpy()
         drawn = ax.imshow(
             gather.transpose("time", "receiver"),

@@ -37,7 +37,7 @@ header p { margin: 2px 0 0; color: var(--soft); }
 h2 { font-size: 16px; margin: 0 0 12px; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 8px;
           padding: 18px 22px; margin-top: 16px; overflow-x: auto; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 12px; }
+.figures { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; }
 .figures div { background: #fff; border: 1px solid var(--line); border-radius: 8px;
                padding: 12px 14px; }
 .figures b { display: block; font-size: 19px; font-weight: 600; white-space: nowrap; }
@@ -56,10 +56,11 @@ i.dot { display: inline-block; width: 11px; height: 11px; border-radius: 3px; ma
 .reading { background: #77aadd; } .computing { background: #225588; }
 .writing { background: #ee8866; }
 .legend { color: var(--soft); font-size: 13px; margin: 10px 0 0; }
+.legend span { white-space: nowrap; margin-right: 14px; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px;
-            margin: 0 6px 0 14px; vertical-align: -1px; }
-.legend i:first-child { margin-left: 0; }
-svg { width: 100%; min-width: 640px; height: auto; display: block; font-size: 12px; }
+            margin-right: 6px; vertical-align: -1px; }
+svg { width: 100%; min-width: 640px; height: auto; display: block; font-size: 12px;
+      overflow: visible; }
 svg .lane { fill: #edf1f4; } svg .name { text-anchor: end; fill: var(--ink); }
 svg .axis { text-anchor: middle; fill: var(--soft); } svg .tick { stroke: #b8c3cc; }
 svg .tile { stroke: #fff; stroke-width: .35; } svg .tile:hover { opacity: .7; }
@@ -70,6 +71,7 @@ svg .inside { text-anchor: end; fill: #fff; } svg .beside { fill: var(--ink); }
 img { width: 100%; min-width: 640px; display: block; }
 .note { color: var(--soft); font-size: 13px; margin: 10px 0 0; }
 @media (max-width: 700px) { main { padding: 16px 10px 32px; } section { padding: 14px; }
+                            .figures { grid-template-columns: repeat(2, 1fr); }
                             td.key { white-space: normal; overflow-wrap: anywhere; width: 40%; } }
 """
 
@@ -120,24 +122,28 @@ def report(
             f"{escape(error)}</section>"
             for output, error in errors.items()
         ),
-        _section("Workers", timeline(record), _stage_legend(facts["stages"])),
-        _section("Where the time went", _workers(facts["workers"]), _TIME_LEGEND),
-        _section("Stages", _stages(facts["stages"])),
-        _section("Memory", memory(facts["workers"], facts["peak_memory"]), _MEMORY_NOTE),
     ]
+    if facts["tiles"]:
+        parts += [
+            _section("Workers", timeline(record), _stage_legend(facts["stages"])),
+            _section("Where the time went", _workers(facts["workers"]), _TIME_LEGEND),
+            _section("Stages", _stages(facts["stages"])),
+            _section("Memory", memory(facts["workers"], facts["peak_memory"]), _MEMORY_NOTE),
+        ]
     if prediction is not None:
         parts.append(_section("Sections", _picture(survey, prediction)))
     told: list[Retry | Warn] = [*record.retries, *record.warnings]
     if told:
         rows = [
-            (f"{event.time - first:.1f} s", event.message)
+            (format_seconds(event.time - first), event.message)
             for event in sorted(told, key=lambda e: e.time)[:200]
         ]
         parts.append(_section("Retries and warnings", _pairs(rows)))
+    source = None if survey is None else survey.encoding.get("source")
+    read = {"survey": source} if source else {}
     for output, of in facts["outputs"].items():
-        parts.append(
-            _section("Provenance", _pairs([("output", output), *of["provenance"].items()]))
-        )
+        known = {"output": output, **read, **of["provenance"]}
+        parts.append(_section("Provenance", _pairs([*known.items()])))
     data = json.dumps(facts).replace("<", "\\u003c")
     text = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -158,9 +164,10 @@ def report(
 
 
 _TIME_LEGEND = (
-    '<p class="legend"><i class="reading"></i>reading<i class="computing"></i>computing'
-    '<i class="writing"></i>writing; the busiest fills its bar. The next tile is read and the one '
-    "before written beside the computing.</p>"
+    '<p class="legend"><span><i class="reading"></i>reading</span>'
+    '<span><i class="computing"></i>computing</span><span><i class="writing"></i>writing</span> '
+    "The busiest fills its bar. The next tile is read and the one before written beside the "
+    "computing.</p>"
 )
 _MEMORY_NOTE = (
     '<p class="note">What each worker had grown by at its highest, and the plan\'s '
@@ -204,7 +211,7 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> str:
             f'<span class="{kind}" style="width:{100 * worker[kind] / whole:.2f}%"></span>'
             for kind in ("reading", "computing", "writing")
         )
-        cells = [f"{worker[kind]:.2f} s" for kind in ("reading", "computing", "writing")]
+        cells = [format_seconds(worker[kind]) for kind in ("reading", "computing", "writing")]
         cells += [format_bytes(worker["read"]), format_bytes(worker["written"])]
         rows.append(
             f'<tr><td>{escape(worker["name"])}</td><td><div class="bar">{bar}</div></td>'
@@ -227,7 +234,7 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
         cells = [
             "×".join(map(str, stage["tile"])),
             f"{stage['tiles']:,}",
-            f"{stage['busy']:.2f} s",
+            format_seconds(stage["busy"]),
             format_bytes(stage["read"]),
             format_bytes(stage["written"]),
         ]
@@ -248,7 +255,8 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
 def _stage_legend(stages: Sequence[Mapping[str, Any]]) -> str:
     numbers = sorted({stage["number"] for stage in stages})
     dots = "".join(
-        f'<i style="background:{_colour(number)}"></i>stage {number}' for number in numbers[:16]
+        f'<span><i style="background:{_colour(number)}"></i>stage {number}</span> '
+        for number in numbers[:16]
     )
     return f'<p class="legend">{dots}</p>'
 
@@ -273,6 +281,8 @@ def _pairs(rows: Sequence[tuple[str, Any]]) -> str:
 def _picture(survey: xr.Dataset | None, prediction: xr.Dataset) -> str:
     """Three sections through the middle, as an image in the page."""
     volumes = {str(n): v for n, v in prediction.data_vars.items() if v.ndim >= 3}
+    if not volumes:
+        return '<p class="note">not drawn: there is no volume in it</p>'
     name = max(volumes, key=lambda name: name.endswith("_probability"))  # else the first
     shown, notes = _middle(volumes[name])
     amplitude = None if survey is None or "amplitude" not in survey else survey.amplitude

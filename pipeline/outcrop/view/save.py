@@ -8,6 +8,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from ..errors import OutcropError
+from ..output import check_apart
 from ..storage import on_disk, put_whole
 
 
@@ -22,12 +23,14 @@ def check_format(path: str | os.PathLike[str]) -> str:
     return suffix
 
 
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save(figure: Figure, path: str | os.PathLike[str], *drawn: object) -> None:
     """Write a figure in the format of the path's suffix; OutcropError if that cannot be.
 
-    It is there whole, or what was there before.
+    It is there whole, or what was there before; and never in the place of what is drawn.
     """
     suffix, path = check_format(path), on_disk(path)
+    for volume in drawn:
+        check_apart(volume, path, what="what is drawn")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with put_whole(path) as part:

@@ -19,6 +19,7 @@ from ..survey.formats import step_of
 from .save import save
 
 _HEIGHT = 4.6  # inches, of a panel
+_PIXELS = 400  # of a panel's height, at least
 _NARROW = 0.02  # of a map: of its width to its length, at least
 BLANK = "#cfe3cf"  # pale green: no amplitude is drawn in it
 _WARM = LinearSegmentedColormap.from_list(
@@ -51,9 +52,10 @@ def sections(
         (inline, crossline, twt) in ms or (inline, crossline, depth) in m, in any order. The
         colours go over its `valid_range`, if what is drawn keeps to one; over what is drawn, if
         nothing of that is negative; otherwise to the 99th percentile of the magnitudes drawn, on
-        both sides of 0.
+        both sides of 0. Where many samples share a pixel, that is their mean.
     overlay : xarray.DataArray, optional
-        From 0 to 1 or bool, over the same coordinates: drawn where it is `threshold` or more.
+        From 0 to 1 or bool, over the same coordinates: drawn where it is `threshold` or more,
+        and the volume is drawn. Where several samples share a pixel, the largest is.
     inline, crossline, twt, depth : float, optional
         Where to cut, in the units of the coordinates: at the nearest there is, in the middle
         unless given.
@@ -77,7 +79,8 @@ def sections(
         If a volume has other dimensions, an axis that does not go in equal steps, the overlay
         lies elsewhere, or a place to cut is outside the survey.
     ArgumentError
-        If there is no such `cmap`, `threshold` is above 1, or a volume is no DataArray or empty.
+        If there is no such `cmap`, `threshold` or the overlay is above 1, or a volume is no
+        DataArray or empty.
     OutcropError
         If no picture can be written in the format of `path`.
     """
@@ -103,21 +106,28 @@ def sections(
         "crossline": (vertical, "inline"),
         vertical: ("inline", "crossline"),
     }
-    images = {cut: slice_at(seismic, cut, at[cut], axes) for cut, axes in panels.items()}
-    drawn = np.concatenate([image.compressed() for image in images.values()])
-    limits = _limits(seismic, drawn)
-
     bins = _bins(seismic)
     extents = {d: seismic.sizes[d] * size for d, size in bins.items()}
     tallest = max(extents["inline"], 0.25 * extents["crossline"])
     widths = [
         float(np.clip(extents[columns] / tallest, 0.45, 2.0)) for _, columns in panels.values()
     ]
+    images, hidden, shown_as = {}, {}, {}
+    for width, (cut, (rows, columns)) in zip(widths, panels.items(), strict=True):
+        tall = 1.0 if rows == vertical else min(1.0, width * extents[rows] / extents[columns])
+        wide = width if rows == vertical else tall * extents[columns] / extents[rows]
+        shown_as[cut] = tall, wide
+        section = slice_at(seismic, cut, at[cut], (rows, columns))
+        hidden[cut] = section.mask
+        images[cut] = _averaged(section, shown_as[cut])
+    limits = _limits(seismic, np.concatenate([image.compressed() for image in images.values()]))
+
     figure = Figure(figsize=(_HEIGHT * sum(widths) + 4.2, _HEIGHT + 1.0), layout="constrained")
     all_axes = figure.subplots(1, 3, width_ratios=widths, gridspec_kw={"wspace": 0.06})
     for ax, width, (cut, (rows, columns)) in zip(all_axes, widths, panels.items(), strict=True):
         low, high = edges(seismic, rows)
         down = rows == vertical
+        tall, wide = shown_as[cut]
         extent = (*edges(seismic, columns), *((high, low) if down else (low, high)))
         amplitudes = ax.imshow(
             images[cut],
@@ -130,11 +140,17 @@ def sections(
             interpolation="bilinear",
         )
         if overlay is not None:
-            values = slice_at(overlay, cut, at[cut], (rows, columns))
+            top = slice_at(overlay, cut, at[cut], (rows, columns))
+            values = np.where(hidden[cut], -np.inf, top.filled(-np.inf))
+            if values.max() > 1 + 1e-3:
+                raise ArgumentError(
+                    f"overlay: holds {spoken(values.max())}; one is from 0 to 1: scale it, or draw "
+                    "it in place of the seismic"
+                )
             shown = ax.imshow(
-                np.ma.masked_less(values, threshold),
+                np.ma.masked_less(_to_pixels(values, (tall, wide)), threshold),
                 cmap=_WARM,
-                vmin=threshold,
+                vmin=threshold if threshold < 1 else 0.0,
                 vmax=1.0,
                 extent=extent,
                 origin="upper" if down else "lower",
@@ -143,16 +159,16 @@ def sections(
             )
         ax.set_facecolor(BLANK)
         number_axes(ax, _HEIGHT * width, 3 + round(3 * width))
-        if seismic.sizes[columns] == 1:
+        if seismic.sizes[columns] == 1 or wide < 0.3:
             ax.set_xticks([at[columns]])
-        if seismic.sizes[rows] == 1:
+        if seismic.sizes[rows] == 1 or tall < 0.05:
             ax.set_yticks([at[rows]])
         ax.set_xlabel(label_of(seismic, columns))
         ax.set_ylabel(label_of(seismic, rows))
         ax.set_title(label_of(seismic, cut, at[cut]), fontsize="medium")
         ax.axhline(at[rows], color="tab:cyan", lw=0.7, alpha=0.7)
         ax.axvline(at[columns], color="tab:cyan", lw=0.7, alpha=0.7)
-    _to_scale(all_axes[2], extents, at)
+    _to_scale(all_axes[2], extents)
     if overlay is not None and overlay.dtype != bool:
         name = _named(overlay, "overlay")
         figure.colorbar(shown, ax=all_axes, label=name, shrink=0.7, aspect=30, pad=0.01)
@@ -161,7 +177,7 @@ def sections(
     if title:
         figure.suptitle(plain(title))
     if path is not None:
-        save(figure, path)
+        save(figure, path, seismic, overlay)
     return figure
 
 
@@ -188,6 +204,32 @@ def slice_at(volume: xr.DataArray, cut: str, at: float, axes: tuple[str, str]) -
     return np.ma.masked_array(values, hidden)
 
 
+def _averaged(section: np.ma.MaskedArray, size: tuple[float, float]) -> np.ma.MaskedArray:
+    """Means of samples, where a pixel of a panel has many: two of them are left for each, or so."""
+    shares = zip(section.shape, size, strict=True)
+    steps = [n // max(1, round(2 * _PIXELS * share)) for n, share in shares]
+    if max(steps) < 2:
+        return section
+    values: np.ndarray = section.filled(0.0)
+    count: np.ndarray = ~np.ma.getmaskarray(section)
+    for axis, every in enumerate(steps):
+        if every > 1:
+            starts = np.arange(0, section.shape[axis], every)
+            values = np.add.reduceat(values, starts, axis)
+            count = np.add.reduceat(count, starts, axis, dtype=np.float32)
+    return np.ma.masked_array(values / np.maximum(count, 1), count == 0)
+
+
+def _to_pixels(values: np.ndarray, size: tuple[float, float]) -> np.ndarray:
+    """Largest values where several share a pixel of a panel: a thin fault would be left out."""
+    for axis, share in enumerate(size):
+        cells = max(1, round(_PIXELS * share))
+        if cells < values.shape[axis]:
+            starts = np.arange(cells) * values.shape[axis] // cells
+            values = np.maximum.reduceat(values, starts, axis)
+    return values
+
+
 def _named(volume: xr.DataArray, otherwise: str) -> str:
     """Name of the values of a volume, with their unit."""
     unit = volume.attrs.get("units", "1")
@@ -206,9 +248,9 @@ def _limits(volume: xr.DataArray, drawn: np.ndarray) -> tuple[float, float] | No
     if not drawn.size:
         return None
     low, high = float(drawn.min()), float(drawn.max())
-    if low < -1e-6 * high:  # by more than rounding
-        high = float(np.percentile(np.abs(drawn), 99)) or max(-low, high)
-        low = -high
+    usual = float(np.percentile(np.abs(drawn), 99)) or max(-low, high)
+    if low < -1e-6 * usual:  # by more than rounding
+        low, high = -usual, usual
     return (low, high) if low < high else (low - 1.0, low + 1.0)  # all equal
 
 
@@ -276,16 +318,11 @@ def edges(volume: xr.DataArray, dim: str) -> tuple[float, float]:
     return values[0] - half, values[-1] + half
 
 
-def _to_scale(ax: Axes, extents: dict[str, float], at: dict[str, float]) -> None:
+def _to_scale(ax: Axes, extents: dict[str, float]) -> None:
     """Make a metre as long along the inlines of a map as along its crosslines, if that is seen."""
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    true = extents["inline"] / extents["crossline"]
-    shown = float(np.clip(true, _NARROW, 1 / _NARROW))
-    ax.set_aspect(shown * abs(right - left) / abs(top - bottom), anchor="N")
-    if shown > true:
-        ax.set_yticks([at["inline"]])
-    elif shown < true:
-        ax.set_xticks([at["crossline"]])
+    shown = np.clip(extents["inline"] / extents["crossline"], _NARROW, 1 / _NARROW)
+    ax.set_aspect(float(shown) * abs(right - left) / abs(top - bottom), anchor="N")
 
 
 def label_of(volume: xr.DataArray, dim: str, value: float | None = None) -> str:

@@ -17,13 +17,12 @@ _WIDTH, _LEFT, _RIGHT, _ROW, _BAR = 1060, 190, 20, 22, 15
 _NAME = 24  # characters of a worker's name that there is room for, the last
 # More tiles than that are drawn joined to their neighbours of the same stage.
 _SINGLY = 4000
+_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def timeline(record: Record) -> str:
-    """Draw a row for each worker, with a bar for each tile."""
+    """Draw a row for each worker, with a bar for each tile; there is at least one."""
     columns = {name: np.asarray(values) for name, values in record.tiles.items()}
-    if not columns["tile"].size:
-        return "<p>No tile was left to do.</p>"
     begin = min(e.time for e in record.begun.values())
     end = max(columns["stop"].max(), *(e.time for e in record.ended.values()), begin)
     scale = (_WIDTH - _LEFT - _RIGHT) / max(end - begin, 1e-9)
@@ -54,7 +53,7 @@ def timeline(record: Record) -> str:
         for retry in record.retries
         for x in (_LEFT + (retry.time - begin) * scale,)
     ]
-    shapes += _axis(0.0, end - begin, height, lambda t: f"{t:g} s")
+    shapes += _axis(end - begin, height)
     return _svg(height + 26, shapes, "Which worker evaluated which tile, and when")
 
 
@@ -106,17 +105,18 @@ def _volume(record: Record, columns: Mapping[str, np.ndarray], i: int) -> str:
     return volume + (f", {output}" if len(record.outputs) > 1 else "")
 
 
-def _axis(low: float, high: float, y: float, words: Any) -> list[str]:
-    """Ticks at round numbers."""
-    step = 10.0 ** np.floor(np.log10(max(high - low, 1e-9) / 4))
-    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 10)
-    scale = (_WIDTH - _LEFT - _RIGHT) / max(high - low, 1e-9)
-    ticks = np.arange(0, high + 1e-9, step)
+def _axis(seconds: float, y: float) -> list[str]:
+    """Ticks at round numbers, of seconds, minutes or hours."""
+    unit, name = next(u for u in _UNITS if seconds >= 3 * u[0] or u[0] == 1)
+    span = max(seconds, 1e-9) / unit
+    step = 10.0 ** np.floor(np.log10(span / 4))
+    step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 10)
+    scale = (_WIDTH - _LEFT - _RIGHT) / span
     return [
         f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{y}" y2="{y + 4}"/>'
-        f'<text class="axis" x="{x:.1f}" y="{y + 17}">{words(round(t, 6))}</text>'
-        for t in ticks.tolist()
-        for x in (_LEFT + (t - low) * scale,)
+        f'<text class="axis" x="{x:.1f}" y="{y + 17}">{round(t, 6):g} {name}</text>'
+        for t in np.arange(0, span * (1 + 1e-9), step).tolist()
+        for x in (_LEFT + t * scale,)
     ]
 
 

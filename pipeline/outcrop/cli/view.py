@@ -1,0 +1,128 @@
+"""`outcrop view`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ArgumentError, SurveyError
+from ._shared import Shape, survey_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def command(
+    survey: Annotated[
+        str,
+        typer.Argument(help="Zarr: a survey or a prediction; or raw samples; s3://bucket/key too."),
+    ],
+    picture: Annotated[
+        str, typer.Argument(help="Picture to write, in the format of its suffix: .png, .pdf, .svg.")
+    ],
+    overlay: Annotated[
+        str | None, typer.Option(help="Zarr with what is drawn on top: a prediction of the survey.")
+    ] = None,
+    variable: Annotated[
+        str | None,
+        typer.Option(help="Of the survey; the amplitude or the only volume unless given."),
+    ] = None,
+    overlay_variable: Annotated[
+        str | None,
+        typer.Option(help="Of the overlay; the only probability or volume unless given."),
+    ] = None,
+    inline: Annotated[
+        float | None, typer.Option(help="Where to cut; in the middle unless given.")
+    ] = None,
+    crossline: Annotated[
+        float | None, typer.Option(help="Where to cut; in the middle unless given.")
+    ] = None,
+    twt: Annotated[
+        float | None, typer.Option(help="Where to cut, in ms; in the middle unless given.")
+    ] = None,
+    depth: Annotated[
+        float | None, typer.Option(help="The same of a volume in depth, in its units.")
+    ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a stack of volumes, which, such as offset=500: the nearest."),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Smallest value of the overlay that is drawn.")
+    ] = 0.5,
+    cmap: Annotated[
+        str | None,
+        typer.Option(help="Matplotlib's colours; gray of amplitudes, else viridis unless given."),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Above the sections.")] = None,
+    shape: Shape = None,
+) -> None:
+    """Draw an inline, a crossline and a time or depth slice, with a prediction on top.
+
+    Just these three sections are read.
+
+    Example: outcrop view f3.zarr faults.png --overlay faults.zarr --inline 300 --twt 1200
+    """
+    from ..survey.export import select_volume
+    from ..view import sections
+    from ..view.save import check_format
+
+    check_format(picture)
+    if overlay_variable is not None and overlay is None:
+        raise ArgumentError("--overlay-variable: only with --overlay")
+    data = survey_of(survey, shape)
+    if variable is None and "amplitude" in data:
+        variable = "amplitude"
+    volume = _selected(select_volume(data, variable, survey), select, survey)
+    top = None
+    if overlay is not None:
+        data = survey_of(overlay, None)
+        volumes = [str(n) for n, v in data.data_vars.items() if {"twt", "depth"} & set(v.dims)]
+        names = [name for name in volumes if name.endswith("_probability")] or volumes
+        if overlay_variable is None and len(names) > 1:
+            raise ArgumentError(
+                f"--overlay {overlay}: has {', '.join(names)}; choose one with --overlay-variable"
+            )
+        overlay_variable = overlay_variable or next(iter(names), None)
+        top = select_volume(data, overlay_variable, overlay)
+        own = [pair for pair in select or [] if pair.partition("=")[0] in top.dims]
+        top = _selected(top, own, overlay)
+    sections(
+        volume,
+        top,
+        inline=inline,
+        crossline=crossline,
+        twt=twt,
+        depth=depth,
+        threshold=threshold,
+        cmap=cmap or ("gray" if volume.name == "amplitude" else "viridis"),
+        path=picture,
+        title=title,
+    )
+    typer.echo(picture)
+
+
+def _selected(volume: xr.DataArray, select: list[str] | None, path: str) -> xr.DataArray:
+    """One volume of a stack: of each dimension the nearest to what is asked for."""
+    from ..arrays import spoken
+
+    for pair in select or []:
+        dim, _, value = pair.partition("=")
+        if dim not in _stacked(volume):
+            has = ", ".join(_stacked(volume)) or "no dimension beside those of its sections"
+            raise ArgumentError(f"--select {pair}: {path}: {volume.name} has {has}")
+        try:
+            volume = volume.sel({dim: float(value)}, method="nearest")
+        except (ValueError, TypeError, KeyError):
+            raise ArgumentError(f"--select {pair}: give a number, such as {dim}=500") from None
+    for dim in _stacked(volume):
+        has = f"{spoken(volume[dim].values[0])} to {spoken(volume[dim].values[-1])}"
+        raise SurveyError(
+            f"{path}: {volume.name} is a stack over {dim}, {has}; choose one with --select {dim}=…"
+        )
+    return volume
+
+
+def _stacked(volume: xr.DataArray) -> list[str]:
+    return [str(d) for d in volume.dims if d not in ("inline", "crossline", "twt", "depth")]
