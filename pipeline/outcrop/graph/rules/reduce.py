@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -156,12 +157,17 @@ class Moments(Reduce):
     """Count, mean and variance of each of `groups` of channels, or over `dims`."""
 
     def state(self, node: Node, x: Tensor) -> Tensor:
-        x = _accurate(x)
-        groups = node.args.get("groups")
-        if groups is not None:
-            x = x.unflatten(1, (groups, -1))
-        dims = tuple(range(2, x.ndim)) if groups is not None else node.args["dims"]
-        keep = groups is None and node.args["keepdim"]
+        x, groups = _accurate(x), node.args.get("groups")
+        if groups is None:
+            return self._state(x, node.args["dims"], node.args["keepdim"])
+        # By channels, then of groups of them: several to fifty times faster with channels last.
+        count, mean, m2 = self._state(x, range(2, x.ndim), keep=False).unflatten(-1, (groups, -1))
+        middle = mean.mean(-1, keepdim=True)
+        m2 = m2 + count * (mean - middle).square()
+        return torch.stack((count.sum(-1), middle.squeeze(-1), m2.sum(-1)))
+
+    def _state(self, x: Tensor, dims: Sequence[int], keep: bool) -> Tensor:
+        dims = tuple(dims)
         mean = x.mean(dims, keepdim=True)
         # Sum by sum, slab by slab: several times faster than torch.var_mean on a CPU.
         axis = next((d for d in dims if x.shape[d] > 1), dims[0])
