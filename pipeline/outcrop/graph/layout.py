@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from .boxes import Box, Shape
 Axes = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """How a tensor lies on its grid.
 
@@ -45,27 +46,27 @@ class Layout:
         dims = ((),) * (len(shape) - rank) + tuple((a,) for a in range(rank))
         return cls(shape, dims, shape[len(shape) - rank :])
 
-    @property
+    @cached_property
     def is_fixed(self) -> bool:
         """Whether it is always taken whole."""
         return math.prod(self.grid) == 1
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Number of values at one grid point."""
         return math.prod(self.shape) // math.prod(self.grid)
 
-    @property
+    @cached_property
     def held(self) -> Axes:
         """Axes that some dimension holds, in the order of the dimensions."""
         return tuple(a for axes in self.dims for a in axes)
 
-    @property
+    @cached_property
     def whole(self) -> Box:
         """The box of the whole grid."""
         return Box.whole(self.grid)
 
-    @property
+    @cached_property
     def stored(self) -> Shape:
         """Shape in a store: batch and channels first, then every axis of the grid."""
         return (*(n for n, axes in zip(self.shape, self.dims, strict=True) if not axes), *self.grid)

@@ -31,6 +31,7 @@ def needed(
     outputs: Mapping[str, Box],
     extents: Mapping[str, Shape] | None = None,
     at_worst: bool = False,
+    known: dict[tuple[str, Box, bool], dict[str, Box]] | None = None,
 ) -> dict[str, Box]:
     """Box of every tensor that `outputs` depend on, when just `nodes` are evaluated.
 
@@ -46,6 +47,9 @@ def needed(
         are then of the same shape as any.
     at_worst : bool
         For boxes of these shapes wherever they need most.
+    known : dict, optional
+        What rules have said, by node and box, for those who ask for the same boxes again; what
+        they say now is put there.
 
     Returns
     -------
@@ -64,8 +68,13 @@ def needed(
         grow(name)
         node = graph.nodes[name]
         rule = RULES[node.op]
-        needs = rule.at_worst if at_worst else rule.needs
-        for operand, box in needs(node, boxes[name], graph).items():
+        key = name, boxes[name], at_worst
+        needs = None if known is None else known.get(key)
+        if needs is None:
+            needs = (rule.at_worst if at_worst else rule.needs)(node, boxes[name], graph)
+            if known is not None:
+                known[key] = needs
+        for operand, box in needs.items():
             boxes[operand] = boxes[operand] | box if operand in boxes else box
     for name in boxes.keys() - set(nodes):
         grow(name)

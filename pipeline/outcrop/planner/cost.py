@@ -136,6 +136,9 @@ class Costs:
         self._bytes: dict[tuple[str, int | None], int] = {}
         self._works: dict[tuple[object, ...], _Work] = {}
         self._measured: dict[tuple[object, ...], _Work] = {}
+        # What rules say of a node's boxes, which many stages and tiles have in common.
+        self._needs: dict[tuple[str, Box, bool], dict[str, Box]] = {}
+        self._workspaces: dict[tuple[str, Box], int] = {}
         self._numbers: dict[object, int] = {}  # of what tensors and parts look like
         self._looks: dict[str, int] = {}
         self._forms: dict[Part, int] = {}
@@ -266,12 +269,13 @@ class Costs:
         # tensors meet that are shifted or mirrored against each other.
         wraps = not self._wrapping.isdisjoint(part.nodes)
         spots = [middle, *(ends(domain, middle) if self._wanders else ())]
-        every = [needed(graph, part.nodes, dict.fromkeys(kept, spot)) for spot in spots]
+        known = self._needs
+        every = [needed(graph, part.nodes, dict.fromkeys(kept, s), known=known) for s in spots]
         worst = every
         if wraps:
             worst = [
-                needed(graph, part.nodes, dict.fromkeys(kept, spot), at_worst=True)
-                for spot in spots
+                needed(graph, part.nodes, dict.fromkeys(kept, s), at_worst=True, known=known)
+                for s in spots
             ]
         most = {name: max((b[name] for b in worst), key=lambda b: b.size) for name in worst[0]}
         usual = {name: sum(b[name].size for b in every) / len(every) for name in every[0]}
@@ -343,18 +347,23 @@ class Costs:
         held = {name: self.bytes(name, boxes[name].size) for name in part.inputs}
         current = peak = sum(held.values())
         for i, name in enumerate(part.nodes):
-            node = graph.nodes[name]
             held[name] = 0 if name in owner else self.bytes(name, boxes[name].size)
             current += held[name]
-            work = RULES[node.op].workspace(node, boxes[name], graph, self.itemsize, self.device)
-            peak = max(peak, current + work)
+            peak = max(peak, current + self._workspace(name, boxes[name]))
             current -= sum(held.pop(gone) for gone in ends.get(i, ()))
         for name in part.reduces:
-            node = graph.nodes[name]
-            box = boxes[node.operands[0]]
-            work = RULES[node.op].workspace(node, box, graph, self.itemsize, self.device)
-            peak = max(peak, current + work)
+            box = boxes[graph.nodes[name].operands[0]]
+            peak = max(peak, current + self._workspace(name, box))
         return peak
+
+    def _workspace(self, name: str, box: Box) -> int:
+        key = name, box
+        if key not in self._workspaces:
+            node = self.graph.nodes[name]
+            self._workspaces[key] = RULES[node.op].workspace(
+                node, box, self.graph, self.itemsize, self.device
+            )
+        return self._workspaces[key]
 
 
 def ends(domain: Box, tile: Box) -> tuple[Box, Box]:

@@ -226,7 +226,9 @@ class _Planner:
         self.reductions = {
             n for n in self.fixed if isinstance(RULES[task.graph.nodes[n].op], Reduce)
         }
-        self.cuts = Cuts(self.costs, task.outputs, self.first)
+        self.like = like if like is not None and like.first == self.first else None
+        self.cuts: Cuts
+        self.cuts = self.like.cuts if self.like else Cuts(self.costs, task.outputs, self.first)
         self.offers: dict[tuple[object, ...], Offer] = like.offers if like else {}
         self.freed: Freed = like.freed if like else Freed(self.costs)
 
@@ -263,12 +265,18 @@ class _Planner:
 
     @cached_property
     def lean(self) -> list[Draft]:
-        """Drafts that need little memory, the same for every budget."""
+        """Drafts that need little memory."""
         place = self.order[-1]
-        small = self.cuts.choose(math.inf, partial(self.task.shapes, self.costs, edges=_SMALL))
+        return [self.draft(dict.fromkeys(self._kept({*s}), place)) for s in self.small]
+
+    @cached_property
+    def small(self) -> list[frozenset[str]]:
+        """Stored tensors of these drafts, the same for every budget."""
+        if self.like:
+            return self.like.small
+        few = self.cuts.choose(math.inf, partial(self.task.shapes, self.costs, edges=_SMALL))
         cut = self.fixed | changes(self.graph)
-        every = dict.fromkeys(map(frozenset, (small, self.fixed, cut, cut | self.cuts.lines())))
-        return [self.draft(dict.fromkeys(self._kept({*s}), place)) for s in every]
+        return list(dict.fromkeys(map(frozenset, (few, self.fixed, cut, cut | self.cuts.lines()))))
 
     def smallest(self, tried: Draft) -> tuple[int, str]:
         """Smallest budget found for which there is a plan, in bytes, and what asks for it."""
