@@ -83,7 +83,7 @@ def main() -> None:
         if isinstance(error, SystemExit):
             if error.code != 130:  # which typer makes of Ctrl-C
                 raise
-        elif not interruption.came and not isinstance(error, KeyboardInterrupt):
+        elif not isinstance(error, KeyboardInterrupt) and (debug or not interruption.came):
             said = None if debug else _one_line(error)
             if said is None:
                 raise

@@ -129,16 +129,17 @@ def _traced(
         with _quiet():
             return torch.export.export(module, *given, strict=False)
 
+    program, failure = None, None
     try:
         program = trace()
-        if not any(fx.target in _NUMBERS for fx in program.graph.nodes):
-            return program
-    except Exception:
+    except Exception as error:
+        failure = error
+    if program is None or any(fx.target in _NUMBERS for fx in program.graph.nodes):
         with contextlib.suppress(Exception), knowing(module):
             return trace()
-        raise
-    with contextlib.suppress(Exception), knowing(module):
-        return trace()
+    if program is None:
+        assert failure is not None
+        raise failure
     return program
 
 
