@@ -30,7 +30,7 @@ def save(figure: Figure, path: str | os.PathLike[str], *drawn: object) -> None:
     """
     suffix, path = check_format(path), on_disk(path)
     for volume in drawn:
-        check_apart(volume, path, what="what is drawn")
+        check_apart(volume, path, what="the volume")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with put_whole(path) as part:
