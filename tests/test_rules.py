@@ -12,7 +12,7 @@ from torch import nn
 
 import outcrop
 from outcrop.errors import UnsupportedOperatorError
-from outcrop.graph import capture
+from outcrop.graph import RULES, capture
 from outcrop.graph.rules import kernels, mixing, transposed
 from outcrop.graph.rules.taps import Separable, linear_taps
 from rule_checks import Apply, check_rule, few, grids, inputs_for
@@ -33,6 +33,21 @@ def test_convolution(data, rank):
         4, 2 * groups, kernel, stride, padding, dilation, groups, bias=data.draw(st.booleans())
     )
     check_rule(layer, inputs_for((1, 4, *shape)), data, f"conv{rank}d")
+
+
+def test_taps_that_meet_nothing_but_padding_are_left_out():
+    """As in pyramids of dilations on coarse grids, where only the middle of a kernel is left."""
+    layer = nn.Conv3d(2, 4, 3, padding=40, dilation=40).double().eval()
+    x = torch.randn(1, 2, 16, 15, 14, dtype=torch.float64)
+    graph, _ = capture(layer, [x])
+    (node,) = graph.nodes.values()
+    rule, box = RULES[node.op], graph.whole(node.name)
+    assert rule.operations(node, graph) == 2 * 2 * 4
+    assert rule.workspace(node, box, graph, 4) < 2 * x.nbytes  # and no cube of 96³
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            outcrop.whole_volume(layer, x, tile=(8, 8, 8)), layer(x), rtol=0, atol=1e-9
+        )
 
 
 @few

@@ -51,9 +51,50 @@ class Convolution(Window):
             return super().outside_value(node, graph)
         return self.outside if max(self._kernel(node, graph)) > 1 else None
 
+    def reach(self, node: Node, box: Box, graph: Graph) -> tuple[Shape, Shape]:
+        low, high = super().reach(node, box, graph)
+        kernel, _, _, dilation = self.geometry(node, graph)
+        ends = self.taps(node, box, graph)
+        return (
+            tuple(a + f * d for a, (f, _), d in zip(low, ends, dilation, strict=True)),
+            tuple(
+                b - (k - e) * d for b, (_, e), k, d in zip(high, ends, kernel, dilation, strict=True)
+            ),
+        )
+
+    def taps(self, node: Node, box: Box, graph: Graph) -> tuple[tuple[int, int], ...]:
+        """First and last-but-one tap along each dimension that meets the grid anywhere in `box`.
+
+        The others meet nothing but padding, as most do where dilations exceed the grid. One is
+        kept where none meets it.
+        """
+        own, layout, n = graph.layouts[self.source(node)], graph.layouts[node.name], op_rank(node)
+        found = []
+        for i, (k, s, p, d) in enumerate(zip(*self.geometry(node, graph), strict=True)):
+            axes, extent = layout.dims[i - n], own.shape[i - n]
+            if k == 1 or p == 0:
+                found.append((0, k))
+                continue
+            a, b = (box.start[axes[0]], box.stop[axes[0]]) if axes else (0, layout.shape[i - n])
+            first = min(max(0, -(((b - 1) * s - p) // d)), k - 1)
+            last = min(k, (extent - 1 + p - a * s) // d + 1)
+            found.append((first, max(last, first + 1)))
+        return tuple(found)
+
+    def position(self, node: Node, box: Box, graph: Graph) -> Hashable:
+        return super().position(node, box, graph), self.taps(node, box, graph)
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        taps = self.taps(node, box, graph)
+        if any(e - f < k for (f, e), k in zip(taps, self._kernel(node, graph), strict=True)):
+            node = replace(node, args={**node.args, "taps": taps})
+        return super().evaluate(node, box, values, graph)
+
     def apply(self, node: Node, x: Tensor, padding: Shape, values: Values, graph: Graph) -> Tensor:
         _, stride, _, dilation = self.geometry(node, graph)
         weight, bias = (resolve(node.args[k], values) for k in ("weight", "bias"))
+        for i, (a, b) in enumerate(node.args.get("taps", ()), start=2):
+            weight = weight.narrow(i, a, b - a)
         return convolve(
             x,
             weight,
@@ -85,15 +126,19 @@ class Convolution(Window):
         return self.evaluate(node, box, values, graph)
 
     def operations(self, node: Node, graph: Graph) -> float:
-        taps = math.prod(graph.layout(node.args["weight"].name).shape[1:])
-        return 2.0 * taps * graph.width(node.name)
+        taps = math.prod(e - f for f, e in self.taps(node, graph.whole(node.name), graph))
+        channels = graph.layout(node.args["weight"].name).shape[1]
+        return 2.0 * taps * channels * graph.width(node.name)
 
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
         source, made = self.source(node), graph.width(node.name) * box.size
         copied = super().workspace(node, box, graph, itemsize, device)
+        weight, groups = self._used(node, box, graph), node.args.get("groups", 1)
         if device != "cpu":
+            if weight[2:] != self._kernel(node, graph):
+                copied += itemsize * math.prod(weight)
             # cuDNN copies what it reads, but for halves, and what it writes in full single
             # precision; a sum of halves it writes anew.
             if itemsize < 4:
@@ -101,32 +146,33 @@ class Convolution(Window):
             read = graph.width(source) * self.needs(node, box, graph)[source].size
             full = itemsize == 4 and not torch.backends.cudnn.allow_tf32
             return copied + itemsize * (read + made * full)
+        read = graph.width(source) * self.needs(node, box, graph)[source].size
+        read = max(read, copied // itemsize)  # padded
         again = 0
         if itemsize < 4 and graph.width(source) < FEW:  # both may be held in single precision
-            read = graph.width(source) * self.needs(node, box, graph)[source].size
             again = 4 * (made + read)
-        weight, groups = graph.layout(node.args["weight"].name).shape, node.args.get("groups", 1)
         part = channels_at_once(weight, groups, itemsize)
         if part < weight[1] * groups:
-            again += itemsize * part * self.needs(node, box, graph)[source].size
+            again += itemsize * read * part // (weight[1] * groups)
         columns = self._columns(node, box, graph, itemsize)
-        return copied + again + columns + self._rearranged(node, graph, itemsize)
+        # oneDNN, which has no kernels in double precision, has a layout of its own for weights.
+        return copied + again + columns + itemsize * math.prod(weight) * (itemsize < 8)
 
-    def _rearranged(self, node: Node, graph: Graph, itemsize: int) -> int:
-        """Bytes of the kernel in a layout of oneDNN's, which has none in double precision."""
-        return itemsize * math.prod(graph.layout(node.args["weight"].name).shape) * (itemsize < 8)
+    def _used(self, node: Node, box: Box, graph: Graph) -> Shape:
+        """Shape of the kernel's part that is used."""
+        taps = (e - f for f, e in self.taps(node, box, graph))
+        return *graph.layout(node.args["weight"].name).shape[:2], *taps
 
     def _columns(self, node: Node, box: Box, graph: Graph, itemsize: int) -> int:
         """Bytes of the windows side by side, as ATen holds them where oneDNN has no kernel.
 
         And of the slabs that are cut for it, and what comes of them.
         """
-        weight, groups = graph.layout(node.args["weight"].name).shape, node.args.get("groups", 1)
+        weight, groups = self._used(node, box, graph), node.args.get("groups", 1)
         if itemsize < 8 or math.prod(weight[2:]) == 1:
             return 0
         n, (_, stride, padding, dilation) = op_rank(node), self.geometry(node, graph)
-        source = self._local(self.source(node), node, box, graph)
-        made = self._local(node.name, node, box, graph)
+        source, made = self._given(node, box, graph), graph.layouts[node.name].local(box)
         windows = math.prod(made[: -n - 1]) * math.prod(made[len(made) - n + 1 :])
         rows = min(rows_of_columns(weight, groups, windows, itemsize), made[-n])
         columns = math.prod(weight[1:]) * groups * windows * rows
@@ -165,6 +211,9 @@ class TransposedConvolution(Convolution):
     def moves(self, node: Node, graph: Graph) -> tuple[Fraction, ...] | None:
         back = super().moves(node, graph)
         return None if back is None else tuple(1 / step for step in back)
+
+    def taps(self, node: Node, box: Box, graph: Graph) -> tuple[tuple[int, int], ...]:
+        return tuple((0, k) for k in self._kernel(node, graph))
 
     def outside_value(self, node: Node, graph: Graph) -> float | None:
         return self.outside
@@ -216,6 +265,10 @@ class TransposedConvolution(Convolution):
         _, stride, _, _ = self.geometry(node, graph)
         taps = math.prod(shape[2:]) / math.prod(stride)
         return 2.0 * taps * shape[0] * shape[1]
+
+    def _copied(self, node: Node, box: Box, graph: Graph) -> int:
+        source = self.source(node)
+        return graph.width(source) * self.needs(node, box, graph)[source].size
 
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"

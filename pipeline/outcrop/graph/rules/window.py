@@ -142,14 +142,23 @@ class Window(Rule):
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
-        # A part of what is held, or a padded one, is copied for the kernel.
-        source, n = self.source(node), op_rank(node)
-        (low, high), (first, last) = self.reach(node, box, graph), self.held(node, box, graph)
-        need = with_axes(box, graph.layouts[source].dims[-n:], first, last)
-        ends = zip(low, high, first, last, strict=True)
-        if need == graph.whole(source) and all(f - a == b - e for a, b, f, e in ends):
-            return 0  # the kernel pads
-        return itemsize * graph.width(source) * need.size
+        return itemsize * self._copied(node, box, graph)
+
+    def _copied(self, node: Node, box: Box, graph: Graph) -> int:
+        """Values of what the kernel is given, if that is not the operand as it is."""
+        source, given = self.source(node), self._given(node, box, graph)
+        same = self.needs(node, box, graph)[source] == graph.whole(source)
+        return 0 if same and given == list(graph.shape(source)) else math.prod(given)
+
+    def _given(self, node: Node, box: Box, graph: Graph) -> list[int]:
+        """Shape of what the kernel is given: the operand where windows reach, padded at one end."""
+        source = self.source(node)
+        given = graph.layouts[source].local(self.needs(node, box, graph)[source])
+        ends = zip(*self.reach(node, box, graph), *self.held(node, box, graph), strict=True)
+        for i, (a, b, first, last) in enumerate(ends, start=-op_rank(node)):
+            both = max(0, first - a) if first - a == b - last else 0  # there the kernel pads
+            given[i] = b - a - 2 * both
+        return given
 
 
 def _range(axes: Axes, box: Box, extent: int) -> tuple[int, int]:
