@@ -55,6 +55,7 @@ CASES = {
     "max_pool": lambda x: F.max_pool3d(x, 2),
     "max_pool, dense": lambda x: F.max_pool3d(x, 3, 1, 1),
     "avg_pool": lambda x: F.avg_pool3d(x, 3, 1, 1),
+    "batch_norm": lambda x: F.batch_norm(x, *torch.ones(2, 16, dtype=x.dtype)),
 }
 # Which take less where all is finite.
 RESAMPLED = {

@@ -152,6 +152,12 @@ class BatchNorm(PerChannel):
             a["input"], a["running_mean"], a["running_var"], a["weight"], a["bias"], a["eps"]
         )
 
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        # Of its other results, statistics, nothing is kept; a GPU's kernel may copy what it reads.
+        return 0 if device == "cpu" else itemsize * graph.width(node.name) * box.size
+
 
 class Normalize(Pointwise):
     """Normalisation of groups of channels by their `moments`, then weight and bias."""
