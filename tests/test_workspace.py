@@ -65,6 +65,7 @@ RESAMPLED = {
         x[0].movedim(1, 0), size=(50, 50), mode="bilinear", antialias=True
     ),
 }
+RESAMPLED |= {f"{n}, not finite": lambda x, f=f: f(x.log()) for n, f in RESAMPLED.items()}
 # Which ATen does not have in half precision.
 IN_FULL = {
     "distances": lambda x: torch.cdist(x.flatten(2).mT, torch.ones(32, 16, dtype=x.dtype)),

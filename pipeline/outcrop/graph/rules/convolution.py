@@ -58,7 +58,8 @@ class Convolution(Window):
         return (
             tuple(a + f * d for a, (f, _), d in zip(low, ends, dilation, strict=True)),
             tuple(
-                b - (k - e) * d for b, (_, e), k, d in zip(high, ends, kernel, dilation, strict=True)
+                b - (k - e) * d
+                for b, (_, e), k, d in zip(high, ends, kernel, dilation, strict=True)
             ),
         )
 

@@ -15,7 +15,9 @@ from ..boxes import Box
 from ..graph import Graph, Node
 from ..layout import Layout
 from .base import Rule, Values, rounds
+from .kernels import COLUMNS
 from .mixing import pays_as_product, product, suits_products
+from .pointwise import channels_last
 from .window import with_axes
 
 # Positions that a result takes part in, and their shares: (results, positions) each.
@@ -96,7 +98,7 @@ class Separable(Rule):
         for i in reversed(taps) if suits and x.itemsize < 4 else taps:
             where, share = taps[i]
             at = where - (held.start[own.dims[i][0]] if own.dims[i] else 0)
-            if suits and pays_as_product(x, i):
+            if suits and pays_as_product(x, i, at):
                 x = product(x, i, at, share)
             else:
                 x = self._by_points(x, i, at, share)
@@ -105,19 +107,27 @@ class Separable(Rule):
     def _by_points(self, x: Tensor, dim: int, where: np.ndarray, share: np.ndarray) -> Tensor:
         at = torch.from_numpy(where).to(x.device)
         shares = torch.from_numpy(share).to(x.device, x.dtype)
+        last = channels_last(x)
+        if last:
+            x, dim = x.movedim(1, -1), dim - 1
         column = -1, *(1,) * (x.ndim - 1 - dim)
-        made = self.first(x.index_select(dim, at[:, 0]), shares[:, 0].view(column))
-        for k in range(1, at.shape[1]):
-            made = self.join(made, x.index_select(dim, at[:, k]), shares[:, k].view(column))
-        return made
+        made = x.new_empty((*x.shape[:dim], len(where), *x.shape[dim + 1 :]))
+        rows = max(1, COLUMNS // max(1, x.itemsize * (x.numel() // x.shape[dim])))
+        for a in range(0, len(where), rows):
+            part = made.narrow(dim, a, min(rows, len(where) - a))
+            for k in range(at.shape[1]):
+                add = self.join if k else self.first
+                some = slice(a, a + rows), k
+                add(part, x.index_select(dim, at[some]), shares[some].view(column))
+        return made.movedim(-1, 1) if last else made
 
-    def first(self, part: Tensor, share: Tensor) -> Tensor:
+    def first(self, made: Tensor, part: Tensor, share: Tensor) -> None:
         """Begin with one of the points."""
-        return part * share
+        torch.mul(part, share, out=made)
 
-    def join(self, made: Tensor, part: Tensor, share: Tensor) -> Tensor:
+    def join(self, made: Tensor, part: Tensor, share: Tensor) -> None:
         """Add the next one."""
-        return torch.addcmul(made, part, share)
+        made.addcmul_(part, share)
 
     def operations(self, node: Node, graph: Graph) -> float:
         return 8.0 * graph.width(node.name)
@@ -125,15 +135,17 @@ class Separable(Rule):
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
-        # Along each axis in turn: the sum so far, one more point, and the sum with it.
+        # Along each axis in turn: what it begins with, copied if need be, and what it makes.
         (need,) = self.needs(node, box, graph).values()
         given = graph.layouts[node.operands[0]].local(need)
-        made, before, most = graph.layouts[node.name].local(box), 0, 0
+        made, before, most = graph.layouts[node.name].local(box), math.prod(given), 0
         axes, shape = range(len(made) - self._count(node), len(made)), list(given)
         for i in axes:
             shape[i] = made[i]
-            most = max(most, before + (2 if shape == made else 3) * math.prod(shape))
-            before = math.prod(shape)
+            size = math.prod(shape)
+            row = min(size, max(size // shape[i], COLUMNS // itemsize))
+            most = max(most, before + row + size * (i < axes[-1]))
+            before = size
         if itemsize < 4 and device == "cpu":  # or as products, with a matrix for each line
             shape, before = list(given), 0
             for i in reversed(axes):
@@ -152,11 +164,11 @@ class LargestOf(Separable):
     def layout(self, node: Node, graph: Graph) -> Layout | None:
         return None if node.result else super().layout(node, graph)
 
-    def first(self, part: Tensor, share: Tensor) -> Tensor:
-        return part
+    def first(self, made: Tensor, part: Tensor, share: Tensor) -> None:
+        made.copy_(part)
 
-    def join(self, made: Tensor, part: Tensor, share: Tensor) -> Tensor:
-        return torch.maximum(made, part)
+    def join(self, made: Tensor, part: Tensor, share: Tensor) -> None:
+        torch.maximum(made, part, out=made)
 
 
 def _scale(n: int, m: int, align_corners: bool, factor: float | None) -> float:
