@@ -216,6 +216,8 @@ def test_long_traces_take_no_more_memory(tmp_path, monkeypatch):
     for found in (outcrop.info(path), outcrop.info(out)):
         assert found.amplitudes.traces == 5
         assert found.amplitudes.minimum == found.amplitudes.maximum == 1
+    monkeypatch.setattr(module, "_BLOCK", 4 * 20 * 4)  # four traces of one
+    assert outcrop.info(out).amplitudes.traces == 4
 
 
 def test_nothing_to_tell_of(tmp_path):

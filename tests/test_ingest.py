@@ -31,9 +31,9 @@ from outcrop.errors import (
     SurveyError,
 )
 from outcrop.output import Output
-from outcrop.survey import parts
+from outcrop.survey import checks, parts
 from outcrop.survey.decode import decode
-from outcrop.survey.segy import FIELDS
+from outcrop.survey.segy import FIELDS, SegyFile
 from segy_files import cdp, write_segy
 
 DATA = Path(__file__).parent / "data" / "segy"
@@ -344,6 +344,15 @@ def test_long_traces(tmp_path):
     survey = outcrop.ingest(path, tmp_path / "a.zarr", chunks=(2, 2, 1000), shards=(2, 2, 4000))
     values[1, 1] = 0
     np.testing.assert_array_equal(survey.amplitude, values)
+
+
+def test_few_of_many_long_traces_are_looked_at(segy, monkeypatch):
+    file = SegyFile.open(segy)
+    assert checks.some_samples(file).shape == (8, min(32, file.traces), file.samples)
+    monkeypatch.setattr(checks, "_MOST", 20 * file.samples)
+    assert checks.some_samples(file).shape == (8, 2, file.samples)
+    monkeypatch.setattr(checks, "_MOST", file.samples)
+    assert checks.some_samples(file).shape == (8, 1, file.samples)
 
 
 @pytest.mark.parametrize("end", ["((SEG: EndText))", "((SEG:EndText))", "((seg: ENDTEXT ))"])
