@@ -917,6 +917,15 @@ def test_traces_that_are_too_long_for_revision_1(
     np.testing.assert_allclose(survey.twt, twt)
 
 
+def test_a_start_in_seconds_is_a_whole_ms(tmp_path: Path) -> None:
+    volume = of_no_segy(True)
+    late = volume.assign_coords(twt=1000 * (1.001 + (volume.twt - volume.twt[0]) / 1000))
+    assert late.twt[0] % 1 > 0.9  # 1000.9999999999999
+    outcrop.export(late, tmp_path / "o.sgy")
+    twt = outcrop.ingest(tmp_path / "o.sgy", tmp_path / "o.zarr").twt
+    np.testing.assert_allclose(twt, late.twt, rtol=0, atol=1e-6)
+
+
 def test_coordinates_of_which_no_headers_can_be_made(tmp_path: Path) -> None:
     volume = of_no_segy(True)
     uneven = volume.twt.to_numpy().copy()
