@@ -15,7 +15,7 @@ from ..progress import track
 from ..storage import Options, Place, Remote, place, size
 from . import geometry
 from .candidates import Candidate, candidates
-from .checks import warn_of_format
+from .checks import check_intervals, warn_of_format
 from .decode import FORMATS, decode
 from .encode import format_code
 from .reading import loaded
@@ -188,7 +188,9 @@ def _of_segy(
         problem, found = str(error), candidates(file, at.offset)
     vertical = "depth" if domain == "depth" else "twt"
     try:
-        axes[vertical] = _axis(geometry.vertical_axis(file))
+        samples_at = geometry.vertical_axis(file)
+        axes[vertical] = _axis(samples_at)
+        check_intervals(file, headers.intervals, samples_at, None)
     except GeometryError as error:
         problem = problem or str(error)
     some = _spread(file.traces, _most(file.samples))
