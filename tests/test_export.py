@@ -289,6 +289,35 @@ def test_edited_headers_are_written(f3: xr.Dataset, tmp_path: Path) -> None:
     assert headers == expected
 
 
+@pytest.mark.parametrize("charset", ["cp037", "ascii"])
+def test_edited_text_headers_are_written(charset: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube((2, 3, 9), 5), inlines=[1, 2], crosslines=range(3), ext_headers=2)
+    data = bytearray(path.read_bytes())
+    lines = ["C 1 AMPLITUDE", "C 2 \0", *[""] * 38]
+    data[:3200] = "".join(line.ljust(80) for line in lines).encode(charset)
+    path.write_bytes(data)
+    survey = outcrop.ingest(path, tmp_path / "a.zarr")
+    text = survey.attrs["segy"]["text"]
+    text[0] = "C 1 FAULT PROBABILITY\nC 2 BY OUTCROP"
+    text[2] += "\nlast"
+    found = outcrop.export(survey, tmp_path / "b.sgy").read_bytes()
+    assert found[:160].decode(charset) == "".join(line.ljust(80) for line in text[0].split("\n"))
+    assert found[160:3200] == data[160:3200]
+    assert outcrop.ingest(tmp_path / "b.sgy", tmp_path / "b.zarr").attrs["segy"]["text"] == text
+    data[:160], data[6800:10000] = found[:160], found[6800:10000]
+    assert found == data
+    for bad, message in [
+        (["x" * 81, *text[1:]], "1 lines, the longest of 81 characters, .* 40 lines of 80"),
+        (["\n" * 40, *text[1:]], "of 41 lines"),
+        (["Δt", *text[1:]], "in (EBCDIC|ASCII) cannot have the character 'Δ'"),
+        (text[:1], "has 1 text headers, and the SEG-Y has 3"),
+    ]:
+        survey.attrs["segy"]["text"] = bad
+        with pytest.raises(OutcropError, match=message):
+            outcrop.export(survey, tmp_path / "c.sgy")
+
+
 def test_surveys_that_are_joined_do_not_share_headers(tmp_path: Path) -> None:
     parts = []
     for name, first in (("a", 1), ("b", 11)):
@@ -319,6 +348,10 @@ def test_line_numbers_that_are_not_those_of_the_headers(
     other["header_INLINE_3D"] = other["header_INLINE_3D"] + 1000
     outcrop.export(other, tmp_path / "both.sgy")
     assert not caplog.text
+    moved = survey.assign_coords(cdp_x=survey["cdp_x"].T + 0.01)
+    outcrop.export(moved.transpose(), tmp_path / "moved.sgy")
+    assert re.search(r"cdp_x \S+01 is \S+ in header_CDP_X, which is written", caplog.text)
+    assert "cdp_y" not in caplog.text
 
 
 def test_a_given_interval_is_not_in_the_headers(

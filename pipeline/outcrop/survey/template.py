@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from ..errors import GeometryError, SegyError, SurveyError
-from .geometry import HeaderBytes, make_grid, read_headers, vertical_axis
+from .geometry import HeaderBytes, make_grid, read_headers, scaled, vertical_axis
 from .reading import loaded
 from .segy import FIELDS, TRACE_HEADER, Order, SegyFile
+from .text import edited, places
 
 log = logging.getLogger(__name__)
 
@@ -191,27 +193,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         if not np.can_cast(values.dtype, FIELDS[field][1]):  # found out now rather than midway
             check_field(field, loaded(values).ravel()[cells], name)
     numbers = {d: axes[d][i] for d, i in zip(lateral, places, strict=True)}
-    names = {first: field for field, (first, kind) in FIELDS.items() if kind == "i4"}
-    for d in lateral:
-        field = names.get(kept.get("bytes", {}).get(d), "")
-        if field in varying:
-            written = loaded(varying[field]).ravel()[cells]
-        elif field:
-            written = np.full(cells.size, kept["trace_header"].get(field, 0))
-        else:  # of parts of fields
-            continue
-        if (odd := np.flatnonzero(written != numbers[d])).size:
-            log.warning(
-                "%s: %s %s is %s in header_%s, which is written (%s such traces); correct one of "
-                "the two",
-                name,
-                d,
-                numbers[d][odd[0]],
-                written[odd[0]],
-                field,
-                f"{odd.size:,}",
-            )
-
+    _warn_of_edits(survey, kept, varying, cells, numbers, name)
     if interval := kept.get("ingested_with", {}).get("interval"):
         log.warning(
             "%s: was ingested with interval=%g; the sample interval in the headers is written as "
@@ -234,7 +216,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         name=name,
         order=order,
         format=kept["format"],
-        file_header=base64.b64decode(kept["file_header"]),
+        file_header=_file_header(kept, name),
         vertical=first + step * np.arange(kept["samples"]),
         dim=next((d for d in ("twt", "depth") if d in survey.dims), None),
         count=kept["traces"],
@@ -244,6 +226,63 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         headers=headers,
         raw=None,
     )
+
+
+def _file_header(kept: Mapping[str, Any], name: str) -> bytes:
+    """File header that a survey keeps, with the texts as they are now."""
+    header = bytearray(base64.b64decode(kept["file_header"]))
+    there, texts = places(header), kept["text"]
+    if len(texts) != len(there):
+        raise SurveyError(
+            f"{name}: its attribute segy has {len(texts)} text headers, and the SEG-Y has "
+            f"{len(there)}; edit these, and add or drop none"
+        )
+    for place, text in zip(there, texts, strict=True):
+        header[place] = edited(bytes(header[place]), text, name)
+    return bytes(header)
+
+
+def _warn_of_edits(
+    survey: xr.Dataset,
+    kept: Mapping[str, Any],
+    varying: Mapping[str, xr.DataArray],
+    cells: np.ndarray,
+    numbers: Mapping[str, np.ndarray],
+    name: str,
+) -> None:
+    """Log line numbers and coordinates of live traces that are not those in their headers."""
+
+    def written(field: str) -> np.ndarray:
+        if field in varying:
+            return loaded(varying[field]).ravel()[cells]
+        return np.full(cells.size, kept["trace_header"].get(field, 0), dtype=np.int32)
+
+    fields = {first: field for field, (first, kind) in FIELDS.items() if kind == "i4"}
+    for d, byte in kept.get("bytes", {}).items():
+        field = fields.get(byte)
+        if field is None or (d not in numbers and d not in survey.variables):
+            continue  # none: of parts of fields
+        there = written(field)
+        if d in numbers:
+            meant = numbers[d]
+            odd = np.flatnonzero(there != meant)
+        else:
+            scalar = written("SourceGroupScalar")
+            there = scaled(there, scalar)
+            at = survey[d].broadcast_like(survey["trace_index"]).transpose(*numbers)
+            meant = loaded(at).ravel()[cells]
+            odd = np.flatnonzero(~(np.abs(there - meant) <= scaled(0.5, scalar)))
+        if odd.size:
+            log.warning(
+                "%s: %s %s is %s in header_%s, which is written (%s such traces); correct one of "
+                "the two",
+                name,
+                d,
+                meant[odd[0]],
+                there[odd[0]],
+                field,
+                f"{odd.size:,}",
+            )
 
 
 def check_field(name: str, values: np.ndarray, where: str) -> None:
