@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from .text import edited, places
 log = logging.getLogger(__name__)
 
 LATERAL = ("inline", "crossline", "offset")
+_LOOK = 1 << 20  # traces whose headers are compared at a time
 _SURVEY = "pass the survey that was ingested from it as like= (--like)"
 
 Read = Callable[[np.ndarray], np.ndarray]
@@ -193,7 +195,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         if not np.can_cast(values.dtype, FIELDS[field][1]):  # found out now rather than midway
             check_field(field, loaded(values).ravel()[cells], name)
     numbers = {d: axes[d][i] for d, i in zip(lateral, places, strict=True)}
-    _warn_of_edits(survey, kept, varying, cells, numbers, name)
+    _warn_of_edits(survey, kept, varying, index, name)
     if interval := kept.get("ingested_with", {}).get("interval"):
         log.warning(
             "%s: was ingested with interval=%g; the sample interval in the headers is written as "
@@ -246,42 +248,44 @@ def _warn_of_edits(
     survey: xr.Dataset,
     kept: Mapping[str, Any],
     varying: Mapping[str, xr.DataArray],
-    cells: np.ndarray,
-    numbers: Mapping[str, np.ndarray],
+    index: xr.DataArray,
     name: str,
 ) -> None:
-    """Log line numbers and coordinates of live traces that are not those in their headers."""
-
-    def written(field: str) -> np.ndarray:
-        if field in varying:
-            return loaded(varying[field]).ravel()[cells]
-        return np.full(cells.size, kept["trace_header"].get(field, 0), dtype=np.int32)
-
+    """Log line numbers and coordinates of traces that are not those in their headers."""
     fields = {first: field for field, (first, kind) in FIELDS.items() if kind == "i4"}
+    step = max(1, _LOOK // math.prod(index.shape[1:]))
+    boxes = [slice(start, start + step) for start in range(0, len(index), step)]
     for d, byte in kept.get("bytes", {}).items():
         field = fields.get(byte)
-        if field is None or (d not in numbers and d not in survey.variables):
+        if field is None or d not in survey.variables or survey[d].dtype.kind not in "iuf":
             continue  # none: of parts of fields
-        there = written(field)
-        if d in numbers:
-            meant = numbers[d]
-            odd = np.flatnonzero(there != meant)
-        else:
-            scalar = written("SourceGroupScalar")
-            there = scaled(there, scalar)
-            at = survey[d].broadcast_like(survey["trace_index"]).transpose(*numbers)
-            meant = loaded(at).ravel()[cells]
-            odd = np.flatnonzero(~(np.abs(there - meant) <= scaled(0.5, scalar)))
-        if odd.size:
+        meant = survey[d].broadcast_like(index).transpose(*index.dims)
+        count, example = 0, (0.0, 0.0)
+        for box in boxes:
+
+            def written(name: str, box: slice = box) -> Any:
+                constant = kept["trace_header"].get(name, 0)
+                return loaded(varying[name], [box]) if name in varying else np.int32(constant)
+
+            there, near = written(field), np.float64(0)
+            if d not in LATERAL:
+                scalar = written("SourceGroupScalar")
+                there, near = scaled(there, scalar), scaled(0.5, scalar)
+            at = loaded(meant, [box])
+            odd = (loaded(index, [box]) >= 0) & ~(np.abs(at - there) <= near)
+            if not count and odd.any():
+                where = tuple(axis[0] for axis in np.nonzero(odd))
+                example = at[where], np.broadcast_to(there, at.shape)[where]
+            count += int(np.count_nonzero(odd))
+        if count:
             log.warning(
                 "%s: %s %s is %s in header_%s, which is written (%s such traces); correct one of "
                 "the two",
                 name,
                 d,
-                meant[odd[0]],
-                there[odd[0]],
+                *example,
                 field,
-                f"{odd.size:,}",
+                f"{count:,}",
             )
 
 
