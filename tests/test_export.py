@@ -950,6 +950,15 @@ def test_traces_that_are_too_long_for_revision_1(
     np.testing.assert_allclose(survey.twt, twt)
 
 
+def test_headers_have_one_unit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    volume = of_no_segy(False)
+    outcrop.export(volume, tmp_path / "m.sgy")
+    assert "one unit" not in caplog.text
+    volume.depth.attrs["units"] = "ft"
+    outcrop.export(volume, tmp_path / "ft.sgy")
+    assert "positions are in m and depths in ft, and headers have one unit" in caplog.text
+
+
 def test_a_start_in_seconds_is_a_whole_ms(tmp_path: Path) -> None:
     volume = of_no_segy(True)
     late = volume.assign_coords(twt=1000 * (1.001 + (volume.twt - volume.twt[0]) / 1000))

@@ -71,6 +71,15 @@ def of_coordinates(volume: xr.DataArray, name: str) -> Template:
     places = np.unravel_index(traces, shape)
     axes = {d: _axis(volume, d) for d in lateral}
     positions, unit = _positions(volume, lateral)
+    deep = volume[dim].attrs.get("units", unit)
+    if positions and deep in _LENGTHS and deep != unit:
+        log.warning(
+            "%s: positions are in %s and depths in %s, and headers have one unit for both: they say "
+            "ft; convert one of the two",
+            name,
+            unit,
+            deep,
+        )
     alike = {
         "TraceIdentificationCode": 1,
         "SourceGroupScalar": -_PARTS if positions else 1,
