@@ -30,6 +30,7 @@ from outcrop.errors import (
     SegyError,
     SurveyError,
 )
+from outcrop.locks import taken
 from outcrop.output import Output
 from outcrop.survey import checks, parts
 from outcrop.survey.decode import decode
@@ -789,7 +790,7 @@ def large(tmp_path_factory) -> Path:
     return path
 
 
-def test_killed_ingest_does_not_open_and_goes_on(tmp_path, large):
+def test_killed_ingest_does_not_open_and_goes_on(tmp_path, large, monkeypatch):
     out, undisturbed = tmp_path / "a.zarr", tmp_path / "b.zarr"
     journal = out / "unfinished" / "finished.txt"
     killed = {**os.environ, "KILLED": "yes"}
@@ -802,7 +803,13 @@ def test_killed_ingest_does_not_open_and_goes_on(tmp_path, large):
     with pytest.raises(SurveyError, match="is unfinished; run the command"):
         outcrop.open(out)
     with pytest.raises(ResumeError, match="chunks"):
-        outcrop.ingest(large, out)
+        outcrop.ingest(large, out, compressor="zstd:9")
+    with monkeypatch.context() as patch:
+        patch.delattr(SegyFile, "scan")  # of all headers, which takes long
+        with pytest.raises(ResumeError, match="begun with another compressor"):
+            outcrop.ingest(large, out)
+        with taken(out), pytest.raises(OutputExistsError, match="another process is writing it"):
+            outcrop.ingest(large, out)
 
     done = {k: v for k in finished if k.startswith("samples") for v in [_shard(out, k)]}
     before = {key: path.stat().st_mtime_ns for key, path in done.items()}

@@ -74,8 +74,8 @@ def of_coordinates(volume: xr.DataArray, name: str) -> Template:
     deep = volume[dim].attrs.get("units", unit)
     if positions and deep in _LENGTHS and deep != unit:
         log.warning(
-            "%s: positions are in %s and depths in %s, and headers have one unit for both: they say "
-            "ft; convert one of the two",
+            "%s: positions are in %s and depths in %s, and headers have one unit for both: they "
+            "say ft; convert one of the two",
             name,
             unit,
             deep,
