@@ -289,6 +289,35 @@ def test_edited_headers_are_written(f3: xr.Dataset, tmp_path: Path) -> None:
     assert headers == expected
 
 
+@pytest.mark.parametrize("charset", ["cp037", "ascii"])
+def test_edited_text_headers_are_written(charset: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube((2, 3, 9), 5), inlines=[1, 2], crosslines=range(3), ext_headers=2)
+    data = bytearray(path.read_bytes())
+    lines = ["C 1 AMPLITUDE", "C 2 \0", *[""] * 38]
+    data[:3200] = "".join(line.ljust(80) for line in lines).encode(charset)
+    path.write_bytes(data)
+    survey = outcrop.ingest(path, tmp_path / "a.zarr")
+    text = survey.attrs["segy"]["text"]
+    text[0] = "C 1 FAULT PROBABILITY\nC 2 BY OUTCROP"
+    text[2] += "\nlast"
+    found = outcrop.export(survey, tmp_path / "b.sgy").read_bytes()
+    assert found[:160].decode(charset) == "".join(line.ljust(80) for line in text[0].split("\n"))
+    assert found[160:3200] == data[160:3200]
+    assert outcrop.ingest(tmp_path / "b.sgy", tmp_path / "b.zarr").attrs["segy"]["text"] == text
+    data[:160], data[6800:10000] = found[:160], found[6800:10000]
+    assert found == data
+    for bad, message in [
+        (["x" * 81, *text[1:]], "1 lines, the longest of 81 characters, .* 40 lines of 80"),
+        (["\n" * 40, *text[1:]], "of 41 lines"),
+        (["Δt", *text[1:]], "in (EBCDIC|ASCII) cannot have the character 'Δ'"),
+        (text[:1], "has 1 text headers, and the SEG-Y has 3"),
+    ]:
+        survey.attrs["segy"]["text"] = bad
+        with pytest.raises(OutcropError, match=message):
+            outcrop.export(survey, tmp_path / "c.sgy")
+
+
 def test_surveys_that_are_joined_do_not_share_headers(tmp_path: Path) -> None:
     parts = []
     for name, first in (("a", 1), ("b", 11)):
@@ -312,13 +341,17 @@ def test_line_numbers_that_are_not_those_of_the_headers(
     survey = outcrop.ingest(holed, tmp_path / "survey.zarr")
     other = survey.assign_coords(inline=survey["inline"] + 1000)
     outcrop.export(other, tmp_path / "out.sgy")
-    assert "inline 1012 is 12 in header_INLINE_3D, which is written (27 such traces)" in caplog.text
+    assert "inline 1010 is 10 in header_INLINE_3D, which is written (27 such traces)" in caplog.text
     caplog.clear()
     one = survey.isel(inline=[0])
     outcrop.export(one, tmp_path / "one.sgy")
     other["header_INLINE_3D"] = other["header_INLINE_3D"] + 1000
     outcrop.export(other, tmp_path / "both.sgy")
     assert not caplog.text
+    moved = survey.assign_coords(cdp_x=survey["cdp_x"].T + 0.01)
+    outcrop.export(moved.transpose(), tmp_path / "moved.sgy")
+    assert re.search(r"cdp_x \S+01 is \S+ in header_CDP_X, which is written", caplog.text)
+    assert "cdp_y" not in caplog.text
 
 
 def test_a_given_interval_is_not_in_the_headers(
@@ -915,6 +948,24 @@ def test_traces_that_are_too_long_for_revision_1(
     survey = outcrop.ingest(out, tmp_path / "o.zarr")
     np.testing.assert_array_equal(survey.amplitude, samples)
     np.testing.assert_allclose(survey.twt, twt)
+
+
+def test_headers_have_one_unit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    volume = of_no_segy(False)
+    outcrop.export(volume, tmp_path / "m.sgy")
+    assert "one unit" not in caplog.text
+    volume.depth.attrs["units"] = "ft"
+    outcrop.export(volume, tmp_path / "ft.sgy")
+    assert "positions are in m and depths in ft, and headers have one unit" in caplog.text
+
+
+def test_a_start_in_seconds_is_a_whole_ms(tmp_path: Path) -> None:
+    volume = of_no_segy(True)
+    late = volume.assign_coords(twt=1000 * (1.001 + (volume.twt - volume.twt[0]) / 1000))
+    assert late.twt[0] % 1 > 0.9  # 1000.9999999999999
+    outcrop.export(late, tmp_path / "o.sgy")
+    twt = outcrop.ingest(tmp_path / "o.sgy", tmp_path / "o.zarr").twt
+    np.testing.assert_allclose(twt, late.twt, rtol=0, atol=1e-6)
 
 
 def test_coordinates_of_which_no_headers_can_be_made(tmp_path: Path) -> None:

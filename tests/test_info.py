@@ -183,6 +183,10 @@ def test_problems_besides_the_grid(tmp_path):
     write_segy(path, nothing, inlines=range(6), crosslines=range(5), format=5)
     problem = outcrop.info(path).problem
     assert re.search(r"300 of the 300 samples looked at are NaN.*--nonfinite zero", problem)
+    write_segy(path, np.ones((6, 5, 10)), inlines=range(6), crosslines=range(5))
+    with segyio.open(path, "r+") as file:
+        file.header[7] = {TraceField.TRACE_SAMPLE_INTERVAL: 2000}
+    assert "several sample intervals: trace 8 says 2" in outcrop.info(path).problem
 
 
 @pytest.mark.parametrize("dims", [("crossline", "inline", "twt"), ("twt", "crossline", "inline")])
@@ -216,6 +220,8 @@ def test_long_traces_take_no_more_memory(tmp_path, monkeypatch):
     for found in (outcrop.info(path), outcrop.info(out)):
         assert found.amplitudes.traces == 5
         assert found.amplitudes.minimum == found.amplitudes.maximum == 1
+    monkeypatch.setattr(module, "_BLOCK", 4 * 20 * 4)  # four traces of one
+    assert outcrop.info(out).amplitudes.traces == 4
 
 
 def test_nothing_to_tell_of(tmp_path):

@@ -30,10 +30,11 @@ from outcrop.errors import (
     SegyError,
     SurveyError,
 )
+from outcrop.locks import taken
 from outcrop.output import Output
-from outcrop.survey import parts
+from outcrop.survey import checks, parts
 from outcrop.survey.decode import decode
-from outcrop.survey.segy import FIELDS
+from outcrop.survey.segy import FIELDS, SegyFile
 from segy_files import cdp, write_segy
 
 DATA = Path(__file__).parent / "data" / "segy"
@@ -344,6 +345,15 @@ def test_long_traces(tmp_path):
     survey = outcrop.ingest(path, tmp_path / "a.zarr", chunks=(2, 2, 1000), shards=(2, 2, 4000))
     values[1, 1] = 0
     np.testing.assert_array_equal(survey.amplitude, values)
+
+
+def test_few_of_many_long_traces_are_looked_at(segy, monkeypatch):
+    file = SegyFile.open(segy)
+    assert checks.some_samples(file).shape == (8, min(32, file.traces), file.samples)
+    monkeypatch.setattr(checks, "_MOST", 20 * file.samples)
+    assert checks.some_samples(file).shape == (8, 2, file.samples)
+    monkeypatch.setattr(checks, "_MOST", file.samples)
+    assert checks.some_samples(file).shape == (8, 1, file.samples)
 
 
 @pytest.mark.parametrize("end", ["((SEG: EndText))", "((SEG:EndText))", "((seg: ENDTEXT ))"])
@@ -780,7 +790,7 @@ def large(tmp_path_factory) -> Path:
     return path
 
 
-def test_killed_ingest_does_not_open_and_goes_on(tmp_path, large):
+def test_killed_ingest_does_not_open_and_goes_on(tmp_path, large, monkeypatch):
     out, undisturbed = tmp_path / "a.zarr", tmp_path / "b.zarr"
     journal = out / "unfinished" / "finished.txt"
     killed = {**os.environ, "KILLED": "yes"}
@@ -793,7 +803,13 @@ def test_killed_ingest_does_not_open_and_goes_on(tmp_path, large):
     with pytest.raises(SurveyError, match="is unfinished; run the command"):
         outcrop.open(out)
     with pytest.raises(ResumeError, match="chunks"):
-        outcrop.ingest(large, out)
+        outcrop.ingest(large, out, compressor="zstd:9")
+    with monkeypatch.context() as patch:
+        patch.delattr(SegyFile, "scan")  # of all headers, which takes long
+        with pytest.raises(ResumeError, match="begun with another compressor"):
+            outcrop.ingest(large, out)
+        with taken(out), pytest.raises(OutputExistsError, match="another process is writing it"):
+            outcrop.ingest(large, out)
 
     done = {k: v for k in finished if k.startswith("samples") for v in [_shard(out, k)]}
     before = {key: path.stat().st_mtime_ns for key, path in done.items()}

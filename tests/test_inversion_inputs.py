@@ -38,6 +38,7 @@ from outcrop.inversion.selection import Selection
 from outcrop.inversion.shaping import Shape
 from outcrop.inversion.shots import Shots, cut, levels
 from outcrop.output import Output
+from outcrop.survey.segy import SegyFile
 from outcrop.view import draw_inversion
 
 ROOT = Path(__file__).parents[1]
@@ -759,6 +760,10 @@ def test_shots_know_of_samples_that_were_made_zero(gathers, tmp_path, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             inversion.ingest_shots(path, out, nonfinite="zero")
     fails(SurveyError, "begun with nonfinite='zero'", inversion.ingest_shots, path, out)
+    with monkeypatch.context() as patch:
+        patch.delattr(SegyFile, "scan")  # of all headers, which takes long
+        again = "another interval: None, now 4.0"
+        fails(ResumeError, again, inversion.ingest_shots, path, out, interval=4)
     found = inversion.ingest_shots(path, out, nonfinite="zero")
     assert found.attrs["ingested_with"]["replaced_samples"] == 3
 

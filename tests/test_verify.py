@@ -187,6 +187,12 @@ def test_damaged_notes(text, damaged):
         outcrop.verify(damaged)
 
 
+def test_notes_of_another_variable(damaged):
+    shutil.copy(damaged / "twt" / "checksums.json", damaged / variable(damaged))
+    (found,) = outcrop.verify(damaged).damage
+    assert str(found).endswith("has damaged checksums or metadata (c/0 is none of its chunks)")
+
+
 def test_a_whole_variable_that_is_gone(damaged):
     shutil.rmtree(damaged / "live")
     (found,) = outcrop.verify(damaged).damage
@@ -205,8 +211,10 @@ def test_provenance_that_is_gone(key, written, tmp_path):
 
 
 def test_what_cannot_be_verified(tmp_path, written):
-    with pytest.raises(SurveyError, match="is no Zarr group"):
+    with pytest.raises(SurveyError, match="nothing: does not exist"):
         outcrop.verify(tmp_path / "nothing")
+    with pytest.raises(SurveyError, match="is no Zarr group"):
+        outcrop.verify(tmp_path)
     xr.Dataset({"a": ("x", [1.0])}).to_zarr(tmp_path / "foreign", zarr_format=3)
     with pytest.raises(SurveyError, match="has no checksums"):
         outcrop.verify(tmp_path / "foreign")

@@ -26,7 +26,7 @@ from zarr.storage import MemoryStore
 from .arrays import ASIDE, CHECKSUMS, NOTES, Noting, native, open_for_writing, store_of
 from .errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
 from .journal import Journal
-from .locks import RUN, Fence, Lock, lock_of
+from .locks import RUN, Fence, Lock, check_untaken, lock_of
 from .patience import patiently
 from .storage import (
     Options,
@@ -98,6 +98,29 @@ def check_free(path: PathLike, overwrite: bool = False, options: Options | None 
     if isinstance(target, Path):
         check_takes_files(target, target.parent)  # beside it is its lock
     return target
+
+
+def check_goes_on(target: Place, facts: Mapping[str, Any]) -> None:
+    """Raise what `Output.begin` would, as far as some facts tell: before the others are known.
+
+    Parameters
+    ----------
+    target : pathlib.Path or Remote
+        As `check_free` returns it.
+    facts : mapping
+        A part of the record.
+
+    Raises
+    ------
+    ResumeError
+        If an unfinished output at `target` was begun with others.
+    OutputExistsError
+        If another process is writing it.
+    """
+    check_untaken(target)
+    begun, facts = begun_with(target), _as_read(facts)
+    if begun and (hindrance := _begun_otherwise(target, begun, facts, facts.keys())):
+        raise ResumeError(hindrance)
 
 
 def check_apart(
@@ -255,8 +278,7 @@ class Output:
         goes_on: bool,
     ) -> bool:
         """Return whether an earlier call began."""
-        # A round trip through JSON, so that tuples and NumPy scalars compare as they are read.
-        facts = json.loads(json.dumps(dict(record), default=native))
+        facts = _as_read(record)
         if is_unfinished(target) and (goes_on or not overwrite):
             hindrance = _hindrance(target, facts, template)
             if hindrance is None:
@@ -379,17 +401,31 @@ def _hindrance(target: Place, facts: dict[str, Any], template: xr.Dataset) -> st
         begun = dict(json.loads(record.read_text()))
     except (ValueError, TypeError):
         return f"{record}: is damaged; restore that file, or {anew}"
-    differing = sorted(k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k))
-    if differing:
-        what = "; ".join(f"{k}: {begun.get(k)!r}, now {facts.get(k)!r}" for k in differing)
-        return (
-            f"{target}: holds an unfinished output begun with another {what}; "
-            "run it again as before, or pass overwrite=True (--overwrite)"
-        )
+    if otherwise := _begun_otherwise(target, begun, facts, begun.keys() | facts.keys()):
+        return otherwise
     for name in map(str, template.variables):
         if not (target / name / _ROOT).is_file():
             return f"{target / name / _ROOT}: gone; put it back, or {anew}"
     return None
+
+
+def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as JSON gives it back, so that tuples and NumPy scalars compare."""
+    return dict(json.loads(json.dumps(dict(record), default=native)))
+
+
+def _begun_otherwise(
+    target: Place, begun: Mapping[str, Any], facts: Mapping[str, Any], keys: Collection[str]
+) -> str | None:
+    """Say which of the facts are others than an output was begun with; None if none is."""
+    differing = sorted(k for k in keys if begun.get(k) != facts.get(k))
+    if not differing:
+        return None
+    what = "; ".join(f"{k}: {begun.get(k)!r}, now {facts.get(k)!r}" for k in differing)
+    return (
+        f"{target}: holds an unfinished output begun with another {what}; "
+        "run it again as before, or pass overwrite=True (--overwrite)"
+    )
 
 
 def _old(target: Path) -> Path:

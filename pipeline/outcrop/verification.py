@@ -114,6 +114,8 @@ def verify(
             f"{where}: is unfinished; run the command that writes it again, and it goes on where "
             "it stopped"
         )
+    if not where.exists():
+        raise SurveyError(f"{where}: does not exist; check the path")
     if not is_complete(where):
         raise SurveyError(f"{where}: is no Zarr group; pass one that outcrop wrote")
     try:
@@ -198,8 +200,11 @@ class _Array:
         self.dims: list[str] = []
         if self.metadata is not None:
             self.dims = self.metadata.get("dimension_names") or []
-            for name in self._grid():
-                self.notes.setdefault(name, "")
+            grid = dict.fromkeys(self._grid(), "")
+            others = [n for n in self.notes if n.startswith("c/") and n not in grid]
+            if others:
+                raise ValueError(f"{others[0]} is none of its chunks")
+            self.notes = {**grid, **self.notes}
 
     def _open(self, chunk: str = "", data: bytes = b"") -> zarr.Array:
         """Open the array with no more than one of its objects in it."""

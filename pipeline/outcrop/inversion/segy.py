@@ -17,7 +17,7 @@ import xarray as xr
 from .. import __version__
 from ..arrays import encodings, open_for_writing
 from ..errors import GeometryError, SurveyError
-from ..output import Output, check_apart, check_free
+from ..output import Output, check_apart, check_free, check_goes_on
 from ..progress import track
 from ..storage import goes_on, naming_refusal, on_disk
 from ..survey.checks import check_intervals, some_samples, warn_of_format, warn_of_weights
@@ -117,16 +117,8 @@ def ingest_shots(
     code = format_code(format)
     path = on_disk(path)
     check_apart(segy, path, what="the SEG-Y")
-    check_free(path, overwrite)
+    target = check_free(path, overwrite)
     file = SegyFile.open(segy, truncate, code)
-    with track(f"scan {file.path.name}", file.traces * file.trace_bytes, "B", progress) as advance:
-        headers = _read_headers(file, advance)
-    if code is None:
-        warn_of_format(file, some_samples(file))
-    places = _positions(file, headers, origin, azimuth)
-    numbers = _gathers(headers, places)
-    template, encoding = _template(file, headers, numbers, places, interval)
-    template.attrs |= {"origin": list(origin), "azimuth": azimuth}
     status = file.path.stat()
     record = {
         "command": "ingest shots",
@@ -136,6 +128,15 @@ def ingest_shots(
         "interval": interval,
         "format": format,
     }
+    check_goes_on(target, {} if overwrite else record)
+    with track(f"scan {file.path.name}", file.traces * file.trace_bytes, "B", progress) as advance:
+        headers = _read_headers(file, advance)
+    if code is None:
+        warn_of_format(file, some_samples(file))
+    places = _positions(file, headers, origin, azimuth)
+    numbers = _gathers(headers, places)
+    template, encoding = _template(file, headers, numbers, places, interval)
+    template.attrs |= {"origin": list(origin), "azimuth": azimuth}
     shot_bytes = numbers.shape[1] * file.samples * 4
     with (
         naming_refusal(path, goes_on(overwrite)),

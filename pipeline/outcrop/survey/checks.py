@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ENOUGH = 1 << 20  # samples that tell what format they are in
+_MOST = 1 << 22  # samples that are looked at, where one trace at each place is no more
 _LIKE = 100  # different samples of one exponent that tell how they are distributed
 _COORDINATES = [(181, 185), (73, 77), (81, 85)]  # of the CDP, the source and the receiver
 TINY = 0.02  # ms or m; a smaller sample interval is probably meant in ms or m, not µs or mm
@@ -101,9 +102,10 @@ def check_intervals(
 
 
 def some_samples(file: SegyFile) -> np.ndarray:
-    """Read a few hundred traces from all over, as they lie: (places, neighbours, samples)."""
-    neighbours = min(32, file.traces)
-    starts = np.linspace(0, file.traces - neighbours, 8).astype(np.int64)
+    """Read up to a few hundred traces from all over, as they lie: (places, neighbours, samples)."""
+    places = 8
+    neighbours = min(32, file.traces, max(1, _MOST // (places * file.samples)))
+    starts = np.linspace(0, file.traces - neighbours, places).astype(np.int64)
     runs = [np.arange(start, start + neighbours) for start in starts]
     traces = [raw for run in runs for _, raw in file.read(run)]
     return np.concatenate(traces).reshape(len(runs), neighbours, -1)

@@ -71,6 +71,15 @@ def of_coordinates(volume: xr.DataArray, name: str) -> Template:
     places = np.unravel_index(traces, shape)
     axes = {d: _axis(volume, d) for d in lateral}
     positions, unit = _positions(volume, lateral)
+    deep = volume[dim].attrs.get("units", unit)
+    if positions and deep in _LENGTHS and deep != unit:
+        log.warning(
+            "%s: positions are in %s and depths in %s, and headers have one unit for both: they "
+            "say ft; convert one of the two",
+            name,
+            unit,
+            deep,
+        )
     alike = {
         "TraceIdentificationCode": 1,
         "SourceGroupScalar": -_PARTS if positions else 1,
@@ -124,14 +133,15 @@ def _samples(volume: xr.DataArray, dim: str, name: str) -> tuple[np.ndarray, int
     at = volume[dim].to_numpy().astype(np.float64)
     step = (at[-1] - at[0]) / (at.size - 1) if at.size > 1 else 1.0
     interval = round(1000 * step) if np.isfinite(step) else 0
-    held = at[0] + interval / 1000 * np.arange(at.size)
+    later = interval / 1000 * np.arange(at.size)
     unit = "ms" if dim == "twt" else "m"
-    if not 0 < interval <= 0xFFFF or not np.allclose(at, held, rtol=0, atol=1e-3 * step):
+    if not 0 < interval <= 0xFFFF or not np.allclose(at - at[0], later, rtol=0, atol=1e-3 * step):
         raise SurveyError(
             f"{name}: {dim} {spoken(at[0])}…{spoken(at[-1])}: headers hold one interval, of at "
             f"most 65.535 {unit} and of whole thousandths; resample it"
         )
-    if at[0] % 1 or abs(at[0]) > 0x7FFF:
+    start = round(float(at[0]))
+    if abs(at[0] - start) > 1e-6 or abs(start) > 0x7FFF:
         raise SurveyError(
             f"{name}: {dim} starts at {spoken(at[0])}, and headers hold whole {unit} up to 32767; "
             "start at another sample, or resample it"
@@ -145,7 +155,7 @@ def _samples(volume: xr.DataArray, dim: str, name: str) -> tuple[np.ndarray, int
             unit,
             unit,
         )
-    return held, interval
+    return start + later, interval
 
 
 def _axis(volume: xr.DataArray, dim: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from ..progress import track
 from ..storage import Options, Place, Remote, place, size
 from . import geometry
 from .candidates import Candidate, candidates
-from .checks import warn_of_format
+from .checks import check_intervals, warn_of_format
 from .decode import FORMATS, decode
 from .encode import format_code
 from .reading import loaded
@@ -188,7 +188,9 @@ def _of_segy(
         problem, found = str(error), candidates(file, at.offset)
     vertical = "depth" if domain == "depth" else "twt"
     try:
-        axes[vertical] = _axis(geometry.vertical_axis(file))
+        samples_at = geometry.vertical_axis(file)
+        axes[vertical] = _axis(samples_at)
+        check_intervals(file, headers.intervals, samples_at, None)
     except GeometryError as error:
         problem = problem or str(error)
     some = _spread(file.traces, _most(file.samples))
@@ -288,14 +290,17 @@ def _some_traces(volume: xr.DataArray, live: np.ndarray) -> np.ndarray:
     corners = list(itertools.product(*spread))
     for corner in corners:
         region = [slice(s, s + c) for s, c in zip(corner, chunks, strict=False)]
-        there = live[tuple(region)]
-        lines = corner[0] + np.flatnonzero(there.any(axis=tuple(range(1, there.ndim))))
-        if not lines.size:
+        if not live[tuple(region)].any():
             continue
-        few = max(1, _BLOCK // (volume.dtype.itemsize * volume.shape[-1] * there[0].size))
-        if few < len(there):
-            first = max(corner[0], int(lines[lines.size // 2]) - few // 2)
-            region[0] = slice(first, min(first + few, region[0].stop))
+        for axis in range(live.ndim):
+            there = live[tuple(region)]
+            size = volume.dtype.itemsize * volume.shape[-1] * there.size // there.shape[axis]
+            few = max(1, _BLOCK // size)
+            if few < there.shape[axis]:
+                others = tuple(d for d in range(live.ndim) if d != axis)
+                lines = region[axis].start + np.flatnonzero(there.any(axis=others))
+                first = max(region[axis].start, int(lines[lines.size // 2]) - few // 2)
+                region[axis] = slice(first, min(first + few, region[axis].stop))
         traces = loaded(volume, region)[live[tuple(region)]]
         most = -(-_most(volume.shape[-1]) // len(corners))
         found.append(traces[_spread(len(traces), most)])

@@ -22,7 +22,7 @@ from zarr.storage import MemoryStore
 from .. import __version__
 from ..arrays import spoken
 from ..errors import OutcropError, OutputExistsError, SegyError, SurveyError
-from ..output import Output, PathLike, check_apart, check_free, is_complete
+from ..output import Output, PathLike, check_apart, check_free, check_goes_on, is_complete
 from ..progress import track
 from ..storage import Options, Place, Remote, goes_on, naming_refusal, on_disk, place, size
 from . import schema
@@ -164,13 +164,25 @@ def ingest(
     code = format_code(format)
     path = place(zarr, storage_options)
     check_apart(segy, path, what="the SEG-Y")
-    check_free(path, overwrite)
+    target = check_free(path, overwrite)
     schema.check_layout(chunks, shards)
     codec = schema.codec(compressor)
     at = HeaderBytes(iline_byte, xline_byte, offset_byte, cdp_x_byte, cdp_y_byte)
 
     file = SegyFile.open(segy, truncate, code)
     vertical = vertical_axis(file, interval)
+    known: dict[str, Any] = {
+        "command": "ingest",
+        "outcrop_version": __version__,
+        "segy": _seen(file.path),
+        "domain": domain,
+        "interval": interval,
+        "format": format,
+        "compressor": None if codec is None else codec.to_dict(),
+        "traces": file.traces,
+        "duplicates": duplicates,
+    }
+    check_goes_on(target, {} if overwrite else known)
     length = file.traces * file.trace_bytes
     with track(f"scan {file.path.name}", length, "B", progress) as advance:
         headers = read_headers(file, at, advance)
@@ -201,18 +213,10 @@ def ingest(
         raise _nonfinite_error(file, headers, vertical, client)
 
     record = {
-        "command": "ingest",
-        "outcrop_version": __version__,
-        "segy": _seen(file.path),
+        **known,
         "bytes": template.attrs["segy"]["bytes"],
-        "domain": domain,
-        "interval": interval,
-        "format": format,
         "chunks": chunk,
         "shards": shard,
-        "compressor": None if codec is None else codec.to_dict(),
-        "traces": file.traces,
-        "duplicates": duplicates,
     }
     try:
         _check_space(path, dtype.itemsize * file.samples * file.traces, sample, chunk, codec)

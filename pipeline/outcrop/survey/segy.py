@@ -22,12 +22,12 @@ from segyio import tracefield
 from ..errors import SegyError
 from ..storage import on_disk
 from .decode import DTYPES
+from .text import BINARY, TEXT, decoded, places
 
 Order = Literal[">", "<"]
 log = logging.getLogger(__name__)
 
 TRACE_HEADER = 240  # bytes
-_TEXT, _BINARY = 3200, 400
 _PIECE = 1 << 20  # bytes read at a time: they stay in the cache while they are converted
 _SEEK = 64 << 10  # bytes of a trace that are read rather than skipped, to get at others
 
@@ -137,12 +137,12 @@ class SegyFile:
         path = on_disk(path)
         try:
             with open(path, "rb") as file:
-                head = file.read(_TEXT + _BINARY)
+                head = file.read(TEXT + BINARY)
                 size = file.seek(0, os.SEEK_END)
         except OSError as error:
             raise SegyError(f"{path}: cannot be read: {error.strerror}") from error
         not_segy = f"{path}: not SEG-Y: "
-        if len(head) < _TEXT + _BINARY:
+        if len(head) < TEXT + BINARY:
             raise SegyError(
                 f"{not_segy}{size:,} bytes are fewer than its file header's 3,600; "
                 "check the path, or copy the file again"
@@ -153,7 +153,7 @@ class SegyFile:
         if is_revision_2(head):
             samples = _binary(head, 3269, "u4", order) or samples
             given = _binary(head, 3521, "u8", order)
-            first = given if given >= _TEXT + _BINARY else first
+            first = given if given >= TEXT + BINARY else first
             for byte, what in ((3507, "additional headers in each trace"), (3529, "trailers")):
                 if more := _binary(head, byte, "i4", order):
                     raise SegyError(
@@ -236,10 +236,7 @@ class SegyFile:
 
     def text(self) -> list[str]:
         """Return the text header and the extended ones, lines of 80 characters."""
-        pieces = [self.file_header[:_TEXT]]
-        rest = self.file_header[_TEXT + _BINARY :]
-        pieces += [rest[i : i + _TEXT] for i in range(0, len(rest), _TEXT)]
-        return [_text(piece) for piece in pieces]
+        return [decoded(self.file_header[place]) for place in places(self.file_header)]
 
     def headers(self, start: int, stop: int) -> np.ndarray:
         """Read the headers of consecutive traces: uint8, (stop − start, 240)."""
@@ -370,9 +367,9 @@ def _first_trace(path: Path, head: bytes, order: Order, not_segy: str) -> int:
     believed where a trace of the binary header's sample count begins without them, and none after.
     """
     count = _binary(head, 3505, "i2", order)
-    start, samples = _TEXT + _BINARY, _binary(head, 3221, "u2", order)
+    start, samples = TEXT + BINARY, _binary(head, 3221, "u2", order)
     here = samples and _told(path, start, order) == samples
-    if count and here and (count < 0 or _told(path, start + count * _TEXT, order) != samples):
+    if count and here and (count < 0 or _told(path, start + count * TEXT, order) != samples):
         log.warning(
             "%s: a trace begins where %d extended text headers would be (binary header bytes "
             "3505-3506), which are not there",
@@ -386,13 +383,13 @@ def _first_trace(path: Path, head: bytes, order: Order, not_segy: str) -> int:
             "the header: their number, or -1 where the last of them says that it is the last"
         )
     if count >= 0:
-        return start + count * _TEXT
+        return start + count * TEXT
     with open(path, "rb") as file:  # as many as it takes until one says that it is the last
         file.seek(start)
         for number in range(1, 1000):
             # Names of stanzas are compared without blanks and capitals, as segyio does.
-            if "((seg:endtext))" in "".join(_text(file.read(_TEXT)).split()).lower():
-                return start + number * _TEXT
+            if "((seg:endtext))" in "".join(decoded(file.read(TEXT)).split()).lower():
+                return start + number * TEXT
     raise SegyError(
         f"{not_segy}variable extended text headers (bytes 3505-3506) without ((SEG: EndText)); "
         "correct the header"
@@ -405,11 +402,3 @@ def _told(path: Path, offset: int, order: Order) -> int:
         file.seek(offset)
         header = file.read(TRACE_HEADER)
     return _binary(header, 115, "u2", order) if len(header) == TRACE_HEADER else 0
-
-
-def _text(raw: bytes) -> str:
-    """EBCDIC or ASCII, by which of their blanks is the more common, in lines of 80 characters."""
-    encoding = "cp037" if raw.count(b"\x40") > raw.count(b"\x20") else "ascii"
-    text = raw.decode(encoding, errors="replace")
-    lines = (text[i : i + 80].rstrip(" \0") for i in range(0, len(text), 80))
-    return "\n".join(lines).rstrip("\n")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from ..errors import GeometryError, SegyError, SurveyError
-from .geometry import HeaderBytes, make_grid, read_headers, vertical_axis
+from .geometry import HeaderBytes, make_grid, read_headers, scaled, vertical_axis
 from .reading import loaded
 from .segy import FIELDS, TRACE_HEADER, Order, SegyFile
+from .text import edited, places
 
 log = logging.getLogger(__name__)
 
 LATERAL = ("inline", "crossline", "offset")
+_LOOK = 1 << 20  # traces whose headers are compared at a time
 _SURVEY = "pass the survey that was ingested from it as like= (--like)"
 
 Read = Callable[[np.ndarray], np.ndarray]
@@ -191,27 +195,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         if not np.can_cast(values.dtype, FIELDS[field][1]):  # found out now rather than midway
             check_field(field, loaded(values).ravel()[cells], name)
     numbers = {d: axes[d][i] for d, i in zip(lateral, places, strict=True)}
-    names = {first: field for field, (first, kind) in FIELDS.items() if kind == "i4"}
-    for d in lateral:
-        field = names.get(kept.get("bytes", {}).get(d), "")
-        if field in varying:
-            written = loaded(varying[field]).ravel()[cells]
-        elif field:
-            written = np.full(cells.size, kept["trace_header"].get(field, 0))
-        else:  # of parts of fields
-            continue
-        if (odd := np.flatnonzero(written != numbers[d])).size:
-            log.warning(
-                "%s: %s %s is %s in header_%s, which is written (%s such traces); correct one of "
-                "the two",
-                name,
-                d,
-                numbers[d][odd[0]],
-                written[odd[0]],
-                field,
-                f"{odd.size:,}",
-            )
-
+    _warn_of_edits(survey, kept, varying, index, name)
     if interval := kept.get("ingested_with", {}).get("interval"):
         log.warning(
             "%s: was ingested with interval=%g; the sample interval in the headers is written as "
@@ -234,7 +218,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         name=name,
         order=order,
         format=kept["format"],
-        file_header=base64.b64decode(kept["file_header"]),
+        file_header=_file_header(kept, name),
         vertical=first + step * np.arange(kept["samples"]),
         dim=next((d for d in ("twt", "depth") if d in survey.dims), None),
         count=kept["traces"],
@@ -244,6 +228,65 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
         headers=headers,
         raw=None,
     )
+
+
+def _file_header(kept: Mapping[str, Any], name: str) -> bytes:
+    """File header that a survey keeps, with the texts as they are now."""
+    header = bytearray(base64.b64decode(kept["file_header"]))
+    there, texts = places(header), kept["text"]
+    if len(texts) != len(there):
+        raise SurveyError(
+            f"{name}: its attribute segy has {len(texts)} text headers, and the SEG-Y has "
+            f"{len(there)}; edit these, and add or drop none"
+        )
+    for place, text in zip(there, texts, strict=True):
+        header[place] = edited(bytes(header[place]), text, name)
+    return bytes(header)
+
+
+def _warn_of_edits(
+    survey: xr.Dataset,
+    kept: Mapping[str, Any],
+    varying: Mapping[str, xr.DataArray],
+    index: xr.DataArray,
+    name: str,
+) -> None:
+    """Log line numbers and coordinates of traces that are not those in their headers."""
+    fields = {first: field for field, (first, kind) in FIELDS.items() if kind == "i4"}
+    step = max(1, _LOOK // math.prod(index.shape[1:]))
+    boxes = [slice(start, start + step) for start in range(0, len(index), step)]
+    for d, byte in kept.get("bytes", {}).items():
+        field = fields.get(byte)
+        if field is None or d not in survey.variables or survey[d].dtype.kind not in "iuf":
+            continue  # none: of parts of fields
+        meant = survey[d].broadcast_like(index).transpose(*index.dims)
+        count, example = 0, (0.0, 0.0)
+        for box in boxes:
+
+            def written(name: str, box: slice = box) -> Any:
+                constant = kept["trace_header"].get(name, 0)
+                return loaded(varying[name], [box]) if name in varying else np.int32(constant)
+
+            there, near = written(field), np.float64(0)
+            if d not in LATERAL:
+                scalar = written("SourceGroupScalar")
+                there, near = scaled(there, scalar), scaled(0.5, scalar)
+            at = loaded(meant, [box])
+            odd = (loaded(index, [box]) >= 0) & ~(np.abs(at - there) <= near)
+            if not count and odd.any():
+                where = tuple(axis[0] for axis in np.nonzero(odd))
+                example = at[where], np.broadcast_to(there, at.shape)[where]
+            count += int(np.count_nonzero(odd))
+        if count:
+            log.warning(
+                "%s: %s %s is %s in header_%s, which is written (%s such traces); correct one of "
+                "the two",
+                name,
+                d,
+                *example,
+                field,
+                f"{count:,}",
+            )
 
 
 def check_field(name: str, values: np.ndarray, where: str) -> None:
