@@ -14,7 +14,7 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,12 @@ def check_free(path: PathLike, overwrite: bool = False, options: Options | None 
     if isinstance(target, Path):
         check_takes_files(target, target.parent)  # beside it is its lock
     return target
+
+
+def check_goes_on(target: Place, record: Mapping[str, Any]) -> None:
+    """Raise `ResumeError` if an unfinished output at `target` was begun with another record."""
+    if is_unfinished(target) and (hindrance := _hindrance(target, _facts(record))) is not None:
+        raise ResumeError(hindrance)
 
 
 def check_apart(
@@ -255,10 +261,9 @@ class Output:
         goes_on: bool,
     ) -> bool:
         """Return whether an earlier call began."""
-        # A round trip through JSON, so that tuples and NumPy scalars compare as they are read.
-        facts = json.loads(json.dumps(dict(record), default=native))
+        facts = _facts(record)
         if is_unfinished(target) and (goes_on or not overwrite):
-            hindrance = _hindrance(target, facts, template)
+            hindrance = _hindrance(target, facts, map(str, template.variables))
             if hindrance is None:
                 return True
             if not overwrite:
@@ -372,7 +377,13 @@ class Output:
             patiently(partial(write_whole, self.path / array / CHECKSUMS, data))
 
 
-def _hindrance(target: Place, facts: dict[str, Any], template: xr.Dataset) -> str | None:
+def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as it is read again: of tuples and NumPy scalars JSON makes others."""
+    facts: dict[str, Any] = json.loads(json.dumps(dict(record), default=native))
+    return facts
+
+
+def _hindrance(target: Place, facts: dict[str, Any], variables: Iterable[str] = ()) -> str | None:
     """Say why an unfinished output cannot be gone on with; None if it can."""
     record, anew = target / ASIDE / _RECORD, "pass overwrite=True (--overwrite) to begin anew"
     try:
@@ -386,7 +397,7 @@ def _hindrance(target: Place, facts: dict[str, Any], template: xr.Dataset) -> st
             f"{target}: holds an unfinished output begun with another {what}; "
             "run it again as before, or pass overwrite=True (--overwrite)"
         )
-    for name in map(str, template.variables):
+    for name in variables:
         if not (target / name / _ROOT).is_file():
             return f"{target / name / _ROOT}: gone; put it back, or {anew}"
     return None

@@ -79,9 +79,8 @@ direction, storage_options
     wanted = wanted_of(
         memory, host_memory, storage_mode, storage_compression, precision, device, tile
     )
-    return plan_for(
-        graph, framed, wanted, client, place(storage_path or tempfile.gettempdir(), storage_options)
-    )
+    store = place(storage_path or tempfile.gettempdir(), storage_options).absolute()
+    return plan_for(graph, framed, wanted, client, store)
 
 
 def captured(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:

@@ -161,6 +161,7 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     wanted: dict[str, str | None] = {
         **identity(model, framed, graph, fingerprint, precision, how["threshold"], compressed),
         "views": None,  # of which none are merged
+        "sliding_window": None,
     }
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
     memory = plan.memory if plan else parse_bytes(how["memory"])

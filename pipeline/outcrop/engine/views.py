@@ -24,10 +24,18 @@ from ..arrays import encoding as encoded
 from ..errors import ArgumentError, ResumeError, SurveyError
 from ..events import Begin, End, Listener, tell
 from ..graph import Graph
-from ..locks import taken
+from ..locks import check_untaken, taken
 from ..models.card import Card
 from ..models.weights import digest
-from ..output import Output, PathLike, check_apart, check_free, is_complete
+from ..output import (
+    Output,
+    PathLike,
+    begun_with,
+    check_apart,
+    check_free,
+    is_complete,
+    is_unfinished,
+)
 from ..patience import patiently
 from ..planner import parse_bytes
 from ..storage import Options, Place, goes_on, naming_refusal, place, remove, write_whole
@@ -150,7 +158,7 @@ def predict_views(
         "merge": merge,
     }
     with (
-        _steps(target, record, overwrite) as folder,
+        _steps(target, record, record, overwrite) as folder,
         _told(target, framed.volume.size, record, options.get("listeners", ())),
     ):
         seen = []
@@ -231,7 +239,8 @@ def refine(
         **_identity(infer, framed, graph, None, options),
         "refiner_sha256": digest(refiner),
     }
-    with _steps(target, record, overwrite) as folder:
+    last_by = {"weights_sha256": record["refiner_sha256"]}
+    with _steps(target, record, last_by, overwrite) as folder:
         before: Volume = data
         for i in range(iterations):
             part = folder / f"{i}.zarr"
@@ -243,8 +252,21 @@ def refine(
 
 
 @contextlib.contextmanager
-def _steps(target: Place, record: Mapping[str, Any], overwrite: bool) -> Iterator[Place]:
-    """Give a folder beside the output for what comes before it; gone once that is whole."""
+def _steps(
+    target: Place, record: Mapping[str, Any], last: Mapping[str, Any], overwrite: bool
+) -> Iterator[Place]:
+    """Give a folder beside the output for what comes before it; gone once that is whole.
+
+    Raise before anything is evaluated if the output could not be begun, nor gone on with as it was
+    begun by a last step with the facts `last`.
+    """
+    check_untaken(target)
+    begun = begun_with(target) if is_unfinished(target) and not overwrite else {}
+    if begun and any(begun.get(k) != v for k, v in last.items()):
+        raise ResumeError(
+            f"{target}: holds an unfinished prediction of something else, by {begun.get('model')}; "
+            "run it again as before, choose another path, or pass overwrite=True (--overwrite)"
+        )
     folder = target.parent / f"{target.name}.steps"
     facts = json.loads(json.dumps({**record, "outcrop_version": __version__}))
     note, anew = folder / "record.json", "pass overwrite=True (--overwrite)"
@@ -408,7 +430,8 @@ def _merge(
         dims = array.dims
         each = [dataset[name].transpose(*dims).data for dataset in seen]
         chunks = tuple(min(_EDGE, n) for n in array.shape)
-        each = [dask.array.asarray(values).rechunk(chunks) for values in each]
+        # Not by the workers of a client, which Dask would take unasked.
+        each = [dask.array.asarray(v).rechunk(chunks, method="tasks") for v in each]
         stacked = dask.array.stack(each)
         value = stacked.max(axis=0) if merge == "max" else stacked.mean(axis=0)
         merged[str(name)] = value.astype(np.float32)
@@ -423,6 +446,8 @@ def _merge(
     coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in first.coords.items()}
     encoding |= {str(k): encoded(v.dtype, ZstdCodec()) for k, v in first.coords.items()}
     attrs = {**first.attrs, "views": ", ".join(record["views"]), "merged_by": merge}
+    if threshold is not None:
+        attrs["threshold"] = record["threshold"]
     if "crossline" in record["views"]:
         attrs["direction"] = "both"
     template = xr.Dataset(variables, coords=coords, attrs=attrs)
