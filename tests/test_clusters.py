@@ -55,7 +55,7 @@ from outcrop.graph import capture
 from outcrop.planner import make_plan
 from outcrop.planner.rates import _CPU, Crew, remembered
 from test_faults import after_a_warning, wait_for
-from test_predict import make_survey
+from test_predict import Odd, make_survey
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -246,6 +246,19 @@ def test_workers_may_come_late(tmp_path):
         cluster.adapt(minimum=0, maximum=1, interval="0.2s")
         found = outcrop.predict(model, survey, tmp_path / "b.zarr", client=late)
     xr.testing.assert_equal(found.drop_attrs(), expected.drop_attrs())
+
+
+def test_in_one_process_no_client_is_asked(tmp_path):
+    """Though Dask takes one that there is, for whatever is computed unsaid."""
+    make_survey((32, 32, 32)).to_zarr(tmp_path / "s.zarr", zarr_format=3, consolidated=False)
+    model, how = Odd().eval(), {"tile": (32, 32, 32)}
+    expected = outcrop.predict(model, tmp_path / "s.zarr", tmp_path / "a.zarr", **how)
+    none = {"n_workers": 0, "dashboard_address": None}
+    soon = {"distributed.scheduler.no-workers-timeout": "0.1s"}
+    with dask.config.set(soon), LocalCluster(**none) as cluster, Client(cluster):
+        found = outcrop.predict(model, tmp_path / "s.zarr", tmp_path / "b.zarr", **how)
+        found = found.compute(scheduler="threads")
+    xr.testing.assert_equal(found, expected)
 
 
 def test_very_many_tiles_take_little_of_client_and_scheduler(client, tmp_path, monkeypatch):

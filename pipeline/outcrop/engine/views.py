@@ -39,6 +39,7 @@ from ..output import (
 from ..patience import patiently
 from ..planner import parse_bytes
 from ..storage import Options, Place, goes_on, naming_refusal, place, remove, write_whole
+from ..survey.reading import loaded
 from ..verification import verify
 from .labelled import Framed, Volume, frame
 from .planning import captured
@@ -443,7 +444,7 @@ def _merge(
             merged[mask] = (value >= threshold).astype(np.uint8)
             variables[mask] = (dims, zeros.astype(np.uint8), attrs)
             encoding[mask] = {"chunks": chunks, **encoded(np.uint8, ZstdCodec())}
-    coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in first.coords.items()}
+    coords = {k: (v.dims, loaded(v), v.attrs) for k, v in first.coords.items()}
     encoding |= {str(k): encoded(v.dtype, ZstdCodec()) for k, v in first.coords.items()}
     attrs = {**first.attrs, "views": ", ".join(record["views"]), "merged_by": merge}
     if threshold is not None:
