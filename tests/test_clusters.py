@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,7 +50,7 @@ from outcrop.engine.dask_executor import run_dask
 from outcrop.engine.labelled import frame
 from outcrop.engine.planning import captured
 from outcrop.engine.whole import example
-from outcrop.errors import MemoryBudgetError, SurveyError
+from outcrop.errors import ArgumentError, MemoryBudgetError, SurveyError
 from outcrop.events import Stage, Tile
 from outcrop.graph import capture
 from outcrop.planner import make_plan
@@ -154,6 +155,10 @@ def test_what_must_be_stored_is_where_all_workers_reach_it(mode, client, tmp_pat
     how = {"storage_mode": mode, "client": client}
     found = outcrop.predict(model, survey, tmp_path / "b.zarr", **how).prediction
     assert abs(found - expected).max() < 1e-5
+    for alone in ({"storage_mode": "cpu"}, {"storage_compression": True}):
+        for refused in (outcrop.plan, partial(outcrop.predict, path=tmp_path / "c.zarr")):
+            with pytest.raises(ArgumentError, match=f"{next(iter(alone))}.* with a client"):
+                refused(model, survey, client=client, **alone)
 
 
 def test_workers_read_the_samples_of_what_is_merged(client, monkeypatch):

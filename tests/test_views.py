@@ -132,6 +132,8 @@ def test_views_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
         outcrop.predict_views(model, survey * 2, path, angles=True)
     with pytest.raises(ResumeError, match="another storage_compression"):
         outcrop.predict_views(model, survey, path, angles=True, storage_compression=True)
+    with pytest.raises(ResumeError, match="another merge: 'max', now 'mean'; threshold: None, no"):
+        outcrop.predict_views(model, survey, path, angles=True, merge="mean", threshold=0.5)
     outcrop.predict_views(model, survey, path, angles=True)
     assert done.count("again") == 2
     assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
@@ -284,6 +286,8 @@ def test_views_that_make_no_sense(model, survey, tmp_path):
         angled = models.load(network, weights="seeded", **options)
         with pytest.raises(ArgumentError, match="seen from any side"):
             outcrop.predict_views(angled, survey, path, angles=True)
+    with pytest.raises(ArgumentError, match="precision 'half'"):
+        outcrop.predict_views(model, survey, path, angles=True, precision="half")
     classes = Classes().eval()
     classes.card = replace(models.card("faultseg3d"), multiple=(1, 1, 1))
     with pytest.raises(ArgumentError, match="returns numbers of classes"):

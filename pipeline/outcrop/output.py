@@ -383,6 +383,12 @@ def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def differing(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Say what another run was begun with; empty if with the same."""
+    keys = sorted(k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k))
+    return "; ".join(f"{k}: {begun.get(k)!r}, now {facts.get(k)!r}" for k in keys)
+
+
 def _hindrance(target: Place, facts: dict[str, Any], variables: Iterable[str] = ()) -> str | None:
     """Say why an unfinished output cannot be gone on with; None if it can."""
     record, anew = target / ASIDE / _RECORD, "pass overwrite=True (--overwrite) to begin anew"
@@ -390,11 +396,9 @@ def _hindrance(target: Place, facts: dict[str, Any], variables: Iterable[str] = 
         begun = dict(json.loads(record.read_text()))
     except (ValueError, TypeError):
         return f"{record}: is damaged; restore that file, or {anew}"
-    differing = sorted(k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k))
-    if differing:
-        what = "; ".join(f"{k}: {begun.get(k)!r}, now {facts.get(k)!r}" for k in differing)
+    if other := differing(begun, facts):
         return (
-            f"{target}: holds an unfinished output begun with another {what}; "
+            f"{target}: holds an unfinished output begun with another {other}; "
             "run it again as before, or pass overwrite=True (--overwrite)"
         )
     for name in variables:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,18 @@ def wanted_of(
     }
 
 
+def check_shared(modes: Collection[str], compressed: bool) -> None:
+    """Raise `ArgumentError` if workers of a cluster cannot share tensors that are stored so."""
+    for mode in ("device", "cpu"):
+        if mode in modes:
+            raise ArgumentError(
+                f"storage_mode {mode!r}: keeps tensors in one process; with a client use 'disk', "
+                "'none' or 'auto'"
+            )
+    if compressed:
+        raise ArgumentError("storage_compression: not with a client; leave it out")
+
+
 def plan_for(
     graph: Graph,
     framed: Framed,
@@ -127,6 +139,7 @@ def plan_for(
     if client is not None:
         from .crew import crew_of
 
+        check_shared([wanted["storage_mode"]], wanted["compressed"])
         crew = crew_of(client, wanted["device"], wanted["dtype"], store)
         # Volumes and sections that are evaluated side by side share the workers.
         volumes = math.prod(framed.volume.sizes[d] for d in framed.apart)

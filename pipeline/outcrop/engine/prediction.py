@@ -48,7 +48,15 @@ from .effect import effect_of_compression
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, frame
 from .places import Places
-from .planning import PLAN, begun_plan, captured, other_options, plan_for, wanted_of
+from .planning import (
+    PLAN,
+    begun_plan,
+    captured,
+    check_shared,
+    other_options,
+    plan_for,
+    wanted_of,
+)
 from .statistics import all_statistics
 from .variables import check_outputs, output_cards, template
 from .whole import find_device
@@ -260,12 +268,8 @@ def prepared(
         plan = begun or plan_for(graph, framed, wanted, client, store)
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
-    if client is not None and "device" in plan.places.values():
-        raise ArgumentError(
-            "storage_mode 'device' keeps tensors in one process; with a client use 'disk' or 'none'"
-        )
-    if client is not None and plan.compressed:
-        raise ArgumentError("storage_compression: not with a client; leave it out")
+    if client is not None:
+        check_shared(plan.places.values(), plan.compressed)
     scratch = target if storage_path is None else place(storage_path, storage_options).absolute()
     if storage_path is not None and isinstance(scratch, Path):
         check_takes_files(f"storage_path {scratch}", scratch)

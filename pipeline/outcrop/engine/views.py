@@ -21,7 +21,7 @@ from zarr.codecs import ZstdCodec
 from .. import __version__
 from ..arrays import dask_threads, open_dataset
 from ..arrays import encoding as encoded
-from ..errors import ArgumentError, ResumeError, SurveyError
+from ..errors import ArgumentError, OutcropError, ResumeError, SurveyError
 from ..events import Begin, End, Listener, tell
 from ..graph import Graph
 from ..locks import check_untaken, taken
@@ -33,6 +33,7 @@ from ..output import (
     begun_with,
     check_apart,
     check_free,
+    differing,
     is_complete,
     is_unfinished,
 )
@@ -280,10 +281,10 @@ def _steps(
                 except (ValueError, TypeError):
                     hindrance = f"{note}: is damaged; restore that file, or {anew} to begin anew"
                 else:
-                    if differing := {k for k in {*begun, *facts} if begun.get(k) != facts.get(k)}:
+                    if other := differing(begun, facts):
                         hindrance = (
-                            f"{folder}: begun with another {', '.join(sorted(differing))}; run it "
-                            f"again as before, or {anew}"
+                            f"{folder}: begun with another {other}; run it again as before, or "
+                            f"{anew}"
                         )
             if hindrance is not None:
                 if not overwrite:
@@ -291,7 +292,13 @@ def _steps(
                 remove(folder)
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(note, json.dumps(facts, indent=1).encode())
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            with contextlib.suppress(OSError, OutcropError):
+                if [each.name for each in folder.iterdir()] == [note.name]:  # of a wrong option
+                    remove(folder)
+            raise
         remove(folder)
 
 
