@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -12,13 +13,14 @@ from torch import nn
 
 from ..arrays import open_dataset
 from ..errors import ArgumentError, OutcropError, OutputExistsError
+from ..locks import check_untaken
 from ..output import PathLike, check_apart, check_free, is_complete, is_unfinished
 from ..planner import parse_bytes
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
 from .labelled import Volume, frame
-from .planning import captured
+from .planning import captured, plan
 from .prediction import identity, predict, prepared
 from .statistics import all_statistics
 from .variables import check_outputs
@@ -82,6 +84,7 @@ def predict_all(
             todo.append((i, survey, path))
         else:
             _check_same(model, survey, path, how)
+    _check_plans(model, todo, how)
     with contextlib.ExitStack() as stack:
 
         def evaluations() -> Iterator[Evaluation]:
@@ -106,6 +109,27 @@ def predict_all(
 
             run_dask(client, evaluations(), several=len(todo) > 1)
     return [open_dataset(path) for path in targets]
+
+
+def _check_plans(
+    model: nn.Module, todo: Sequence[tuple[int, Volume, Place]], how: Mapping[str, Any]
+) -> None:
+    """Raise if there is no plan for a survey, or another process writes its output.
+
+    Not of the first, for which that is found at once.
+    """
+    options = {k: how[k] for k in inspect.signature(plan).parameters if k in how}
+    planned = set()
+    for k, (i, survey, path) in enumerate(todo):
+        with _naming(_name(survey, i)):
+            framed = frame(model, survey, how["direction"], how["storage_options"], stacked=True)
+            shape = framed.grid, framed.domain, tuple(framed.stacked.values())
+            if k and how["plan"] is None and shape not in planned:
+                options["storage_path"] = how["storage_path"] or path.parent
+                plan(model, survey, **options)
+            planned.add(shape)
+            if k:
+                check_untaken(path)
 
 
 def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -> list[Place]:
@@ -153,9 +177,9 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     """Raise unless the Zarr at a path is the prediction that is asked for."""
     framed = frame(model, survey, how["direction"], how["storage_options"], stacked=True)
     graph, _ = captured(model, framed)
-    plan = how["plan"]
-    precision = plan.dtype if plan else how["precision"]
-    compressed = plan.compressed if plan else how["storage_compression"]
+    given = how["plan"]
+    precision = given.dtype if given else how["precision"]
+    compressed = given.compressed if given else how["storage_compression"]
     found = open_dataset(path).attrs
     fingerprint = str(found.get("input_sha256"))
     wanted: dict[str, str | None] = {
@@ -164,7 +188,7 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
         "sliding_window": None,
     }
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
-    memory = plan.memory if plan else parse_bytes(how["memory"])
+    memory = given.memory if given else parse_bytes(how["memory"])
     # Last, since all samples are read for it.
     if not other and all_statistics(framed, how["client"], memory)[1] != fingerprint:
         other = ["input_sha256"]
