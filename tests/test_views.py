@@ -20,7 +20,13 @@ import outcrop
 from command_line import outcrop_command
 from outcrop import models
 from outcrop.cli.main import app
-from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
+from outcrop.errors import (
+    ArgumentError,
+    MemoryBudgetError,
+    OutcropError,
+    OutputExistsError,
+    ResumeError,
+)
 from outcrop.events import Begin, End, Tile
 from outcrop.horizons import horizons, write_table
 from outcrop.models.card import AMPLITUDE, Card, probability
@@ -272,7 +278,7 @@ class Classes(nn.Module):
         return torch.cat((x, -x), dim=1).argmax(1)
 
 
-def test_views_that_make_no_sense(model, survey, tmp_path):
+def test_views_that_make_no_sense(model, survey, tmp_path, monkeypatch):
     path = tmp_path / "o.zarr"
     with pytest.raises(ArgumentError, match="choose angles"):
         outcrop.predict_views(model, survey, path)
@@ -286,8 +292,16 @@ def test_views_that_make_no_sense(model, survey, tmp_path):
         angled = models.load(network, weights="seeded", **options)
         with pytest.raises(ArgumentError, match="seen from any side"):
             outcrop.predict_views(angled, survey, path, angles=True)
+    monkeypatch.setattr("outcrop.engine.views.all_statistics", None)  # no sample is read before
     with pytest.raises(ArgumentError, match="precision 'half'"):
         outcrop.predict_views(model, survey, path, angles=True, precision="half")
+    infer, refiner = (models.load(f"mtl-{n}-2d", weights="seeded") for n in ("infer", "refine"))
+    with pytest.raises(ArgumentError, match="storage_mode 'heap'"):
+        outcrop.refine(infer, refiner, survey, path, storage_mode="heap")
+    long, how = make_survey({"amplitude"}, shape=(192, 9, 192)), {"tile": (192, 192, 9)}
+    assert outcrop.plan(model, long, memory="43MB", **how)
+    with pytest.raises(MemoryBudgetError, match="memory 43 MB is too small"):  # where it is turned
+        outcrop.predict_views(model, long, path, angles=True, memory="43MB", **how)
     classes = Classes().eval()
     classes.card = replace(models.card("faultseg3d"), multiple=(1, 1, 1))
     with pytest.raises(ArgumentError, match="returns numbers of classes"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,15 @@ direction, storage_options
     )
     store = place(storage_path or tempfile.gettempdir(), storage_options).absolute()
     return plan_for(graph, framed, wanted, client, store)
+
+
+def check_plan(model: nn.Module, data: Volume, target: Place, options: Mapping[str, Any]) -> None:
+    """Raise as `predict` will with these options, if there is no plan."""
+    if options.get("plan") is None:
+        known = inspect.signature(plan).parameters.keys() & options.keys()
+        how = {name: options[name] for name in known}
+        how["storage_path"] = options.get("storage_path") or target.parent
+        plan(model, data, **how)
 
 
 def captured(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
 from .labelled import Volume, frame
-from .planning import captured, plan
+from .planning import captured, check_plan
 from .prediction import identity, predict, prepared
 from .statistics import all_statistics
 from .variables import check_outputs
@@ -118,15 +117,13 @@ def _check_plans(
 
     Not of the first, for which that is found at once.
     """
-    options = {k: how[k] for k in inspect.signature(plan).parameters if k in how}
     planned = set()
     for k, (i, survey, path) in enumerate(todo):
         with _naming(_name(survey, i)):
             framed = frame(model, survey, how["direction"], how["storage_options"], stacked=True)
             shape = framed.grid, framed.domain, tuple(framed.stacked.values())
-            if k and how["plan"] is None and shape not in planned:
-                options["storage_path"] = how["storage_path"] or path.parent
-                plan(model, survey, **options)
+            if k and shape not in planned:
+                check_plan(model, survey, path, how)
             planned.add(shape)
             if k:
                 check_untaken(path)
@@ -177,9 +174,9 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     """Raise unless the Zarr at a path is the prediction that is asked for."""
     framed = frame(model, survey, how["direction"], how["storage_options"], stacked=True)
     graph, _ = captured(model, framed)
-    given = how["plan"]
-    precision = given.dtype if given else how["precision"]
-    compressed = given.compressed if given else how["storage_compression"]
+    plan = how["plan"]
+    precision = plan.dtype if plan else how["precision"]
+    compressed = plan.compressed if plan else how["storage_compression"]
     found = open_dataset(path).attrs
     fingerprint = str(found.get("input_sha256"))
     wanted: dict[str, str | None] = {
@@ -188,7 +185,7 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
         "sliding_window": None,
     }
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
-    memory = given.memory if given else parse_bytes(how["memory"])
+    memory = plan.memory if plan else parse_bytes(how["memory"])
     # Last, since all samples are read for it.
     if not other and all_statistics(framed, how["client"], memory)[1] != fingerprint:
         other = ["input_sha256"]

@@ -43,7 +43,7 @@ from ..storage import Options, Place, goes_on, naming_refusal, place, remove, wr
 from ..survey.reading import loaded
 from ..verification import verify
 from .labelled import Framed, Volume, frame
-from .planning import captured
+from .planning import captured, check_plan
 from .prediction import identity, predict
 from .statistics import all_statistics
 from .variables import check_outputs, mask_of
@@ -154,6 +154,12 @@ def predict_views(
             "views: the network returns numbers of classes, of which there is no mean and none is "
             "the largest; return probabilities of the classes"
         )
+    planned = set()  # before all samples are read, and hours go into the first view
+    for view in views:
+        how, seen_so = {**options, **view.options}, view.turn(survey)
+        if (shape := _shape(frame(model, seen_so, how.get("direction")))) not in planned:
+            check_plan(model, seen_so, target, how)
+        planned.add(shape)
     record = {
         **_identity(model, framed, graph, threshold, options),
         "views": [v.name for v in views],
@@ -237,6 +243,10 @@ def refine(
     framed = frame(infer, data, direction, options.get("storage_options"))
     check_outputs(framed, threshold)
     graph, _ = captured(infer, framed)
+    # Before all samples are read, and hours go into what is refined, of which the rest is known.
+    inferred = xr.Dataset({each.name: framed.volume for each in takes.inputs if each.name})
+    for network, volumes in ((infer, data), (refiner, inferred)):
+        check_plan(network, volumes, target, options)
     record = {
         **_identity(infer, framed, graph, None, options),
         "refiner_sha256": digest(refiner),
@@ -380,6 +390,11 @@ def _views(angles: bool, resolutions: bool, directions: bool) -> list[View]:
     if resolutions:
         views += [View(f"half-{dim}", *_halved(dim)) for dim in ("inline", "crossline", "z")]
     return views
+
+
+def _shape(framed: Framed) -> tuple[Any, ...]:
+    """What a plan depends on, beside the network and its options."""
+    return framed.grid, framed.domain, framed.apart
 
 
 def _same(dataset: xr.Dataset) -> xr.Dataset:
