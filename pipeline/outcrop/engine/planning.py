@@ -61,8 +61,8 @@ direction, storage_options
     client : distributed.Client, optional
         Plan for its workers.
     storage_path : path-like, optional
-        With a client, where its workers would keep tensors between stages: how fast that is, is
-        measured. The folder for temporary files unless given. In an object store nothing is
+        Where tensors between stages would be; with a client it is measured how fast that is for
+        its workers. The folder for temporary files unless given. In an object store nothing is
         written over: it holds all at once.
 
     Returns
@@ -72,7 +72,7 @@ direction, storage_options
 
     Raises
     ------
-    SurveyError, UnsupportedOperatorError, MemoryBudgetError
+    SurveyError, UnsupportedOperatorError, MemoryBudgetError, ArgumentError
         As `predict` does.
     """
     framed = frame(model, data, direction, storage_options, stacked=True)
