@@ -268,12 +268,13 @@ class Evaluation:
         """
         volume = self.places.framed.volume
         live = volume.coords.get("live")
-        traces = [d for d in volume.dims if live is not None and d in live.dims]
         for card in (c for cards in self.places.cards.values() for c in cards if c and c.own_range):
             array = self.output.array(card.name)
             values = dask.array.from_zarr(array)
             mask = dask.array.isfinite(values)
-            if live is not None and not (there := loaded(live.transpose(*traces))).all():
+            if live is not None:
+                traces = [d for d in volume.dims if d in live.dims]
+                there = loaded(live.transpose(*traces))
                 mask &= there[tuple(slice(None) if d in traces else None for d in volume.dims)]
             ends = [
                 dask.array.where(mask, values, float("inf")).min(),
