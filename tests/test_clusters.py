@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,13 +50,13 @@ from outcrop.engine.dask_executor import run_dask
 from outcrop.engine.labelled import frame
 from outcrop.engine.planning import captured
 from outcrop.engine.whole import example
-from outcrop.errors import MemoryBudgetError, SurveyError
+from outcrop.errors import ArgumentError, MemoryBudgetError, SurveyError
 from outcrop.events import Stage, Tile
 from outcrop.graph import capture
 from outcrop.planner import make_plan
 from outcrop.planner.rates import _CPU, Crew, remembered
 from test_faults import after_a_warning, wait_for
-from test_predict import make_survey
+from test_predict import Odd, make_survey
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -154,6 +155,10 @@ def test_what_must_be_stored_is_where_all_workers_reach_it(mode, client, tmp_pat
     how = {"storage_mode": mode, "client": client}
     found = outcrop.predict(model, survey, tmp_path / "b.zarr", **how).prediction
     assert abs(found - expected).max() < 1e-5
+    for alone in ({"storage_mode": "cpu"}, {"storage_compression": True}):
+        for refused in (outcrop.plan, partial(outcrop.predict, path=tmp_path / "c.zarr")):
+            with pytest.raises(ArgumentError, match=f"{next(iter(alone))}.* with a client"):
+                refused(model, survey, client=client, **alone)
 
 
 def test_workers_read_the_samples_of_what_is_merged(client, monkeypatch):
@@ -246,6 +251,19 @@ def test_workers_may_come_late(tmp_path):
         cluster.adapt(minimum=0, maximum=1, interval="0.2s")
         found = outcrop.predict(model, survey, tmp_path / "b.zarr", client=late)
     xr.testing.assert_equal(found.drop_attrs(), expected.drop_attrs())
+
+
+def test_in_one_process_no_client_is_asked(tmp_path):
+    """Though Dask takes one that there is, for whatever is computed unsaid."""
+    make_survey((32, 32, 32)).to_zarr(tmp_path / "s.zarr", zarr_format=3, consolidated=False)
+    model, how = Odd().eval(), {"tile": (32, 32, 32)}
+    expected = outcrop.predict(model, tmp_path / "s.zarr", tmp_path / "a.zarr", **how)
+    none = {"n_workers": 0, "dashboard_address": None}
+    soon = {"distributed.scheduler.no-workers-timeout": "0.1s"}
+    with dask.config.set(soon), LocalCluster(**none) as cluster, Client(cluster):
+        found = outcrop.predict(model, tmp_path / "s.zarr", tmp_path / "b.zarr", **how)
+        found = found.compute(scheduler="threads")
+    xr.testing.assert_equal(found, expected)
 
 
 def test_very_many_tiles_take_little_of_client_and_scheduler(client, tmp_path, monkeypatch):

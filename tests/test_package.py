@@ -143,6 +143,14 @@ def test_interrupted(command: str, sign: int, says: str, tmp_path: Path) -> None
     assert told.endswith(f"interrupted; the same command {says}\n")
 
 
+def test_what_an_interrupted_prediction_does_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from outcrop.cli.main import _how_it_goes_on
+
+    for words, says in (("", "goes on where it stopped"), ("--window=64", "begins anew")):
+        monkeypatch.setattr(sys, "argv", f"outcrop predict a.zarr b.zarr {words}".split())
+        assert _how_it_goes_on() == says
+
+
 @pytest.mark.parametrize("how", ["at once", "where Python drops it", "in the middle of an import"])
 def test_interrupted_beside_a_thread_that_does_not_end(how: str) -> None:
     code = f"""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import dask
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,8 +20,14 @@ import outcrop
 from command_line import outcrop_command
 from outcrop import models
 from outcrop.cli.main import app
-from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
-from outcrop.events import Begin, End
+from outcrop.errors import (
+    ArgumentError,
+    MemoryBudgetError,
+    OutcropError,
+    OutputExistsError,
+    ResumeError,
+)
+from outcrop.events import Begin, End, Tile
 from outcrop.horizons import horizons, write_table
 from outcrop.models.card import AMPLITUDE, Card, probability
 from outcrop.picks import write_picks
@@ -131,6 +138,8 @@ def test_views_go_on_where_they_stopped(model, survey, tmp_path, monkeypatch):
         outcrop.predict_views(model, survey * 2, path, angles=True)
     with pytest.raises(ResumeError, match="another storage_compression"):
         outcrop.predict_views(model, survey, path, angles=True, storage_compression=True)
+    with pytest.raises(ResumeError, match="another merge: 'max', now 'mean'; threshold: None, no"):
+        outcrop.predict_views(model, survey, path, angles=True, merge="mean", threshold=0.5)
     outcrop.predict_views(model, survey, path, angles=True)
     assert done.count("again") == 2
     assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
@@ -234,7 +243,23 @@ def test_views_tell_of_the_merge_and_of_what_stops_it(model, survey, tmp_path, m
 
 
 def test_views_into_an_output_that_others_are_in_progress_for(model, survey, tmp_path):
-    path, refused = tmp_path / "o.zarr", []
+    """Or that was begun as something else: before hours go into the views."""
+    path, refused, heard = tmp_path / "o.zarr", [], []
+
+    def other(event):
+        if isinstance(event, Tile):
+            with pytest.raises(OutputExistsError, match="another process is writing it"):
+                outcrop.predict_views(model, survey, path, angles=True, listeners=[heard.append])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        outcrop.predict(model, survey, path, listeners=[other])
+    with pytest.raises(ResumeError, match="unfinished prediction of something else, by lopsided"):
+        outcrop.predict_views(model, survey, path, angles=True, listeners=[heard.append])
+    infer, refiner = (models.load(f"mtl-{n}-2d", weights="seeded") for n in ("infer", "refine"))
+    with pytest.raises(ResumeError, match="unfinished prediction of something else, by lopsided"):
+        outcrop.refine(infer, refiner, survey, path, listeners=[heard.append])
+    assert not heard
 
     def meanwhile(_):
         if not refused:
@@ -242,7 +267,8 @@ def test_views_into_an_output_that_others_are_in_progress_for(model, survey, tmp
                 outcrop.predict_views(model, survey, path, angles=True, overwrite=True)
             refused.append(error)
 
-    outcrop.predict_views(model, survey, path, angles=True, listeners=[meanwhile])
+    how = {"angles": True, "overwrite": True}
+    outcrop.predict_views(model, survey, path, listeners=[meanwhile], **how)
     assert refused
     assert [p.name for p in tmp_path.iterdir()] == ["o.zarr"]
 
@@ -252,7 +278,7 @@ class Classes(nn.Module):
         return torch.cat((x, -x), dim=1).argmax(1)
 
 
-def test_views_that_make_no_sense(model, survey, tmp_path):
+def test_views_that_make_no_sense(model, survey, tmp_path, monkeypatch):
     path = tmp_path / "o.zarr"
     with pytest.raises(ArgumentError, match="choose angles"):
         outcrop.predict_views(model, survey, path)
@@ -266,6 +292,16 @@ def test_views_that_make_no_sense(model, survey, tmp_path):
         angled = models.load(network, weights="seeded", **options)
         with pytest.raises(ArgumentError, match="seen from any side"):
             outcrop.predict_views(angled, survey, path, angles=True)
+    monkeypatch.setattr("outcrop.engine.views.all_statistics", None)  # no sample is read before
+    with pytest.raises(ArgumentError, match="precision 'half'"):
+        outcrop.predict_views(model, survey, path, angles=True, precision="half")
+    infer, refiner = (models.load(f"mtl-{n}-2d", weights="seeded") for n in ("infer", "refine"))
+    with pytest.raises(ArgumentError, match="storage_mode 'heap'"):
+        outcrop.refine(infer, refiner, survey, path, storage_mode="heap")
+    long, how = make_survey({"amplitude"}, shape=(192, 9, 192)), {"tile": (192, 192, 9)}
+    assert outcrop.plan(model, long, memory="43MB", **how)
+    with pytest.raises(MemoryBudgetError, match="memory 43 MB is too small"):  # where it is turned
+        outcrop.predict_views(model, long, path, angles=True, memory="43MB", **how)
     classes = Classes().eval()
     classes.card = replace(models.card("faultseg3d"), multiple=(1, 1, 1))
     with pytest.raises(ArgumentError, match="returns numbers of classes"):
@@ -273,7 +309,7 @@ def test_views_that_make_no_sense(model, survey, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_sections_in_both_directions(survey, tmp_path):
+def test_sections_in_both_directions(survey, tmp_path, monkeypatch):
     network = models.load("unet25d", weights="seeded", base=4)
     each = [
         outcrop.predict(network, survey, tmp_path / f"{d}.zarr", direction=d)
@@ -286,6 +322,14 @@ def test_sections_in_both_directions(survey, tmp_path):
     assert np.abs(each[0].fault_probability - each[1].fault_probability).max() > 1e-3
     assert np.abs(both.fault_probability.values - expected).max() < 1e-6
     assert both.attrs["direction"] == "both"
+    # What Dask would do with large volumes where there is a client.
+    monkeypatch.setattr("outcrop.engine.views._EDGE", 4)
+    with dask.config.set({"array.rechunk.method": "p2p"}):
+        again = outcrop.predict_views(
+            network, survey, tmp_path / "p2p.zarr", directions=True, merge="mean", threshold=0.5
+        )
+    assert again.attrs["threshold"] == "0.5"
+    assert np.array_equal(again.fault_probability, both.fault_probability)
 
 
 def test_sliding_windows_are_what_they_are(survey, tmp_path):
@@ -300,6 +344,8 @@ def test_sliding_windows_are_what_they_are(survey, tmp_path):
     )
     assert "not exact" in some.attrs["sliding_window"]
     assert some.attrs["lineage"].startswith("unet25d ")
+    with pytest.raises(OutputExistsError, match=r"another prediction \(sliding_window differ\)"):
+        outcrop.predict_all(network, [survey], [tmp_path / "2.zarr"])
     difference = np.abs(some.fault_probability.values - whole)
     assert 1e-4 < difference.max() < 1
     two = torch.nn.Conv3d(4, 2, 1).eval()

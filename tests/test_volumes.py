@@ -8,7 +8,7 @@ from torch import nn
 
 import outcrop
 from outcrop.cluster import connect
-from outcrop.errors import ArgumentError, OutputExistsError, SurveyError
+from outcrop.errors import ArgumentError, MemoryBudgetError, OutputExistsError, SurveyError
 from outcrop.models.card import Card, InputCard
 from test_predict import make_survey
 
@@ -107,6 +107,9 @@ def test_a_list_of_surveys(cluster, client, model, tmp_path):
         outcrop.predict_all(
             model, [*surveys, surveys[0].rename(amplitude="amp")], tmp_path / "none", **how
         )
+    large = {**how, "tile": (96, 96, 96), "memory": "45MB"}
+    with pytest.raises(MemoryBudgetError, match="survey 1: memory 45 MB is too small"):
+        outcrop.predict_all(model, [surveys[0], make_survey((96,) * 3)], tmp_path / "none", **large)
     mixed = [tmp_path / "none" / "0.zarr", tmp_path / "all" / "0.zarr"]
     with pytest.raises(OutputExistsError, match=r"all/0\.zarr: already holds another"):
         outcrop.predict_all(model, [surveys[0], surveys[2]], mixed, **how)

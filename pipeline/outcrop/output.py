@@ -14,7 +14,7 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from zarr.storage import MemoryStore
 from .arrays import ASIDE, CHECKSUMS, NOTES, Noting, native, open_for_writing, store_of
 from .errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
 from .journal import Journal
-from .locks import RUN, Fence, Lock, check_untaken, lock_of
+from .locks import RUN, Fence, Lock, lock_of
 from .patience import patiently
 from .storage import (
     Options,
@@ -100,26 +100,9 @@ def check_free(path: PathLike, overwrite: bool = False, options: Options | None 
     return target
 
 
-def check_goes_on(target: Place, facts: Mapping[str, Any]) -> None:
-    """Raise what `Output.begin` would, as far as some facts tell: before the others are known.
-
-    Parameters
-    ----------
-    target : pathlib.Path or Remote
-        As `check_free` returns it.
-    facts : mapping
-        A part of the record.
-
-    Raises
-    ------
-    ResumeError
-        If an unfinished output at `target` was begun with others.
-    OutputExistsError
-        If another process is writing it.
-    """
-    check_untaken(target)
-    begun, facts = begun_with(target), _as_read(facts)
-    if begun and (hindrance := _begun_otherwise(target, begun, facts, facts.keys())):
+def check_goes_on(target: Place, record: Mapping[str, Any]) -> None:
+    """Raise `ResumeError` if an unfinished output at `target` was begun with another record."""
+    if is_unfinished(target) and (hindrance := _hindrance(target, _facts(record))) is not None:
         raise ResumeError(hindrance)
 
 
@@ -278,9 +261,9 @@ class Output:
         goes_on: bool,
     ) -> bool:
         """Return whether an earlier call began."""
-        facts = _as_read(record)
+        facts = _facts(record)
         if is_unfinished(target) and (goes_on or not overwrite):
-            hindrance = _hindrance(target, facts, template)
+            hindrance = _hindrance(target, facts, map(str, template.variables))
             if hindrance is None:
                 return True
             if not overwrite:
@@ -394,38 +377,34 @@ class Output:
             patiently(partial(write_whole, self.path / array / CHECKSUMS, data))
 
 
-def _hindrance(target: Place, facts: dict[str, Any], template: xr.Dataset) -> str | None:
+def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as it is read again: of tuples and NumPy scalars JSON makes others."""
+    facts: dict[str, Any] = json.loads(json.dumps(dict(record), default=native))
+    return facts
+
+
+def differing(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Say what another run was begun with; empty if with the same."""
+    keys = sorted(k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k))
+    return "; ".join(f"{k}: {begun.get(k)!r}, now {facts.get(k)!r}" for k in keys)
+
+
+def _hindrance(target: Place, facts: dict[str, Any], variables: Iterable[str] = ()) -> str | None:
     """Say why an unfinished output cannot be gone on with; None if it can."""
     record, anew = target / ASIDE / _RECORD, "pass overwrite=True (--overwrite) to begin anew"
     try:
         begun = dict(json.loads(record.read_text()))
     except (ValueError, TypeError):
         return f"{record}: is damaged; restore that file, or {anew}"
-    if otherwise := _begun_otherwise(target, begun, facts, begun.keys() | facts.keys()):
-        return otherwise
-    for name in map(str, template.variables):
+    if other := differing(begun, facts):
+        return (
+            f"{target}: holds an unfinished output begun with another {other}; "
+            "run it again as before, or pass overwrite=True (--overwrite)"
+        )
+    for name in variables:
         if not (target / name / _ROOT).is_file():
             return f"{target / name / _ROOT}: gone; put it back, or {anew}"
     return None
-
-
-def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record as JSON gives it back, so that tuples and NumPy scalars compare."""
-    return dict(json.loads(json.dumps(dict(record), default=native)))
-
-
-def _begun_otherwise(
-    target: Place, begun: Mapping[str, Any], facts: Mapping[str, Any], keys: Collection[str]
-) -> str | None:
-    """Say which of the facts are others than an output was begun with; None if none is."""
-    differing = sorted(k for k in keys if begun.get(k) != facts.get(k))
-    if not differing:
-        return None
-    what = "; ".join(f"{k}: {begun.get(k)!r}, now {facts.get(k)!r}" for k in differing)
-    return (
-        f"{target}: holds an unfinished output begun with another {what}; "
-        "run it again as before, or pass overwrite=True (--overwrite)"
-    )
 
 
 def _old(target: Path) -> Path:

@@ -113,7 +113,7 @@ class _State:
         if self.workers > 1:
             words.append(f"{self.workers} workers")
         if self.retries:
-            words.append(f"{self.retries} retries")
+            words.append(f"{self.retries} {'retry' if self.retries == 1 else 'retries'}")
         return ", ".join(words)
 
 

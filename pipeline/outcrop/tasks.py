@@ -133,13 +133,18 @@ def is_paused(facts: Mapping[str, Any]) -> bool:
 
 def gather(client: Client, tasks: Sequence[Future]) -> list[Any]:
     """Return the results of tasks, with a warning while no worker takes any."""
+    wait_for(client, tasks)
+    return client.gather(list(tasks))
+
+
+def wait_for(client: Client, tasks: Sequence[Future]) -> None:
+    """Wait for tasks, with a warning while no worker takes any."""
     workers = Workers(client)
     while not all(task.done() for task in tasks):
         with contextlib.suppress(TimeoutError):
             wait(tasks, timeout=_LOOK)
             break
         workers.look()
-    return client.gather(list(tasks))
 
 
 class Window:

@@ -102,12 +102,13 @@ def main() -> None:
 def _how_it_goes_on() -> str:
     """Say what the same command does once it was interrupted."""
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    resumed = command in ("ingest", "predict", "invert", "train")
+    windows = any(word.partition("=")[0] == "--window" for word in sys.argv)
+    resumed = command in ("ingest", "predict", "invert", "train") and not windows
     how = "with --resume " if command == "train" else ""
     then = "goes on where it stopped" if resumed else "begins anew"
     if "--overwrite" in sys.argv and command in ("ingest", "invert"):
         how = "without --overwrite "
-    elif "--overwrite" in sys.argv and command == "predict":
+    elif "--overwrite" in sys.argv and command == "predict" and resumed:
         then += "; of several surveys those that are whole are predicted anew"
     return f"{how}{then}"
 

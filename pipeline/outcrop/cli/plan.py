@@ -49,8 +49,8 @@ def command(
     storage_path: Annotated[
         str | None,
         typer.Option(
-            help="With a cluster, where tensors between stages would be: how fast that is, is "
-            "measured. The folder for temporary files unless given."
+            help="Where tensors between stages would be; with a cluster it is measured how fast "
+            "that is. The folder for temporary files unless given."
         ),
     ] = None,
     cluster: Cluster = None,

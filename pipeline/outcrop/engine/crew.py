@@ -79,14 +79,13 @@ def crew_of(client: Client, device: str, dtype: str, folder: Place) -> Crew:
     OutcropError
         If a worker does not suit, or cannot write there.
     """
-    from distributed import wait
+    from ..tasks import wait_for
 
     check_client(client)
     for _ in range(_ATTEMPTS):
         if not workers_there(client):
-            warnings.warn("no worker is there yet: waiting for the first", stacklevel=2)
             # By a task: where the cluster scales by itself, nothing else makes it start a worker.
-            wait([client.submit(versions, pure=False)])
+            wait_for(client, [client.submit(versions, pure=False)])
         try:
             return _measured(client, device, dtype, folder)
         except _WorkerLostError as error:

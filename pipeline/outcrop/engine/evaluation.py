@@ -25,6 +25,7 @@ from ..output import Output
 from ..patience import StorageRefused, patiently
 from ..planner.rolling import overtaken
 from ..storage import remove
+from ..survey.reading import loaded
 from .local import run_local
 from .places import Places, Section
 from .spent import Spent
@@ -271,9 +272,9 @@ class Evaluation:
             array = self.output.array(card.name)
             values = dask.array.from_zarr(array)
             mask = dask.array.isfinite(values)
-            if live is not None and not bool(live.all()):
+            if live is not None:
                 traces = [d for d in volume.dims if d in live.dims]
-                there = live.transpose(*traces).to_numpy()
+                there = loaded(live.transpose(*traces))
                 mask &= there[tuple(slice(None) if d in traces else None for d in volume.dims)]
             ends = [
                 dask.array.where(mask, values, float("inf")).min(),

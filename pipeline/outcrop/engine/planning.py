@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +61,8 @@ direction, storage_options
     client : distributed.Client, optional
         Plan for its workers.
     storage_path : path-like, optional
-        With a client, where its workers would keep tensors between stages: how fast that is, is
-        measured. The folder for temporary files unless given. In an object store nothing is
+        Where tensors between stages would be; with a client it is measured how fast that is for
+        its workers. The folder for temporary files unless given. In an object store nothing is
         written over: it holds all at once.
 
     Returns
@@ -71,7 +72,7 @@ direction, storage_options
 
     Raises
     ------
-    SurveyError, UnsupportedOperatorError, MemoryBudgetError
+    SurveyError, UnsupportedOperatorError, MemoryBudgetError, ArgumentError
         As `predict` does.
     """
     framed = frame(model, data, direction, storage_options, stacked=True)
@@ -79,9 +80,17 @@ direction, storage_options
     wanted = wanted_of(
         memory, host_memory, storage_mode, storage_compression, precision, device, tile
     )
-    return plan_for(
-        graph, framed, wanted, client, place(storage_path or tempfile.gettempdir(), storage_options)
-    )
+    store = place(storage_path or tempfile.gettempdir(), storage_options).absolute()
+    return plan_for(graph, framed, wanted, client, store)
+
+
+def check_plan(model: nn.Module, data: Volume, target: Place, options: Mapping[str, Any]) -> None:
+    """Raise as `predict` will with these options, if there is no plan."""
+    if options.get("plan") is None:
+        known = inspect.signature(plan).parameters.keys() & options.keys()
+        how = {name: options[name] for name in known}
+        how["storage_path"] = options.get("storage_path") or target.parent
+        plan(model, data, **how)
 
 
 def captured(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:
@@ -116,6 +125,18 @@ def wanted_of(
     }
 
 
+def check_shared(modes: Collection[str], compressed: bool) -> None:
+    """Raise `ArgumentError` if workers of a cluster cannot share tensors that are stored so."""
+    for mode in ("device", "cpu"):
+        if mode in modes:
+            raise ArgumentError(
+                f"storage_mode {mode!r}: keeps tensors in one process; with a client use 'disk', "
+                "'none' or 'auto'"
+            )
+    if compressed:
+        raise ArgumentError("storage_compression: not with a client; leave it out")
+
+
 def plan_for(
     graph: Graph,
     framed: Framed,
@@ -128,6 +149,7 @@ def plan_for(
     if client is not None:
         from .crew import crew_of
 
+        check_shared([wanted["storage_mode"]], wanted["compressed"])
         crew = crew_of(client, wanted["device"], wanted["dtype"], store)
         # Volumes and sections that are evaluated side by side share the workers.
         volumes = math.prod(framed.volume.sizes[d] for d in framed.apart)

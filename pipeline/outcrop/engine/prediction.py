@@ -21,7 +21,15 @@ from ..events import Listener
 from ..graph import Graph
 from ..locks import check_untaken
 from ..models.weights import digest
-from ..output import Output, PathLike, begun_with, check_apart, check_free, is_unfinished
+from ..output import (
+    Output,
+    PathLike,
+    begun_with,
+    check_apart,
+    check_free,
+    check_goes_on,
+    is_unfinished,
+)
 from ..planner import Plan
 from ..planner.planner import StorageMode
 from ..progress import ProgressBar
@@ -40,7 +48,15 @@ from .effect import effect_of_compression
 from .evaluation import Evaluation
 from .labelled import Framed, Volume, frame
 from .places import Places
-from .planning import PLAN, begun_plan, captured, other_options, plan_for, wanted_of
+from .planning import (
+    PLAN,
+    begun_plan,
+    captured,
+    check_shared,
+    other_options,
+    plan_for,
+    wanted_of,
+)
 from .statistics import all_statistics
 from .variables import check_outputs, output_cards, template
 from .whole import find_device
@@ -252,12 +268,8 @@ def prepared(
         plan = begun or plan_for(graph, framed, wanted, client, store)
     elif plan.graph != graph.digest():
         raise ArgumentError("plan: made for another network or another shape; make it again")
-    if client is not None and "device" in plan.places.values():
-        raise ArgumentError(
-            "storage_mode 'device' keeps tensors in one process; with a client use 'disk' or 'none'"
-        )
-    if client is not None and plan.compressed:
-        raise ArgumentError("storage_compression: not with a client; leave it out")
+    if client is not None:
+        check_shared(plan.places.values(), plan.compressed)
     scratch = target if storage_path is None else place(storage_path, storage_options).absolute()
     if storage_path is not None and isinstance(scratch, Path):
         check_takes_files(f"storage_path {scratch}", scratch)
@@ -274,7 +286,7 @@ def prepared(
         check_workers(client, plan)
         where = torch.device(plan.device)
 
-    found, fingerprint = all_statistics(framed, client, plan.memory)
+    fingerprint = str(begun_with(target).get("input_sha256"))  # until it is known
     provenance = {
         **identity(model, framed, graph, fingerprint, plan.dtype, threshold, plan.compressed),
         "plan_sha256": plan.digest(),
@@ -286,6 +298,11 @@ def prepared(
         begun_by["executor"] = "a cluster" if apart else "this process"
     if storage_path is not None and plan.places:
         begun_by["storage_path"] = str(scratch)
+    if not overwrite:
+        with _naming_options(target, wanted):
+            check_goes_on(target, begun_by)
+    found, fingerprint = all_statistics(framed, client, plan.memory)
+    provenance["input_sha256"] = begun_by["input_sha256"] = fingerprint
     written = (
         (stage.tile, cards[name])
         for stage in plan.stages
@@ -345,9 +362,16 @@ def prepared(
 
 
 def _begin(wanted: dict[str, Any], target: Place, *arguments: Any) -> Output:
-    """Begin an output; a `ResumeError` names the options that were others before."""
-    try:
+    """Begin an output; an error names the options that were others before."""
+    with _naming_options(target, wanted):
         return Output.begin(target, *arguments)
+
+
+@contextlib.contextmanager
+def _naming_options(target: Place, wanted: dict[str, Any]) -> Iterator[None]:
+    """Have a `ResumeError` name the options that were others before."""
+    try:
+        yield
     except ResumeError as error:
         if other := other_options(target, wanted):
             raise ResumeError(f"{error}; its options were {other}") from None

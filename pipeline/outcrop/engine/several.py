@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -12,13 +12,14 @@ from torch import nn
 
 from ..arrays import open_dataset
 from ..errors import ArgumentError, OutcropError, OutputExistsError
+from ..locks import check_untaken
 from ..output import PathLike, check_apart, check_free, is_complete, is_unfinished
 from ..planner import parse_bytes
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
 from .evaluation import Evaluation
 from .labelled import Volume, frame
-from .planning import captured
+from .planning import captured, check_plan
 from .prediction import identity, predict, prepared
 from .statistics import all_statistics
 from .variables import check_outputs
@@ -82,6 +83,7 @@ def predict_all(
             todo.append((i, survey, path))
         else:
             _check_same(model, survey, path, how)
+    _check_plans(model, todo, how)
     with contextlib.ExitStack() as stack:
 
         def evaluations() -> Iterator[Evaluation]:
@@ -106,6 +108,25 @@ def predict_all(
 
             run_dask(client, evaluations(), several=len(todo) > 1)
     return [open_dataset(path) for path in targets]
+
+
+def _check_plans(
+    model: nn.Module, todo: Sequence[tuple[int, Volume, Place]], how: Mapping[str, Any]
+) -> None:
+    """Raise if there is no plan for a survey, or another process writes its output.
+
+    Not of the first, for which that is found at once.
+    """
+    planned = set()
+    for k, (i, survey, path) in enumerate(todo):
+        with _naming(_name(survey, i)):
+            framed = frame(model, survey, how["direction"], how["storage_options"], stacked=True)
+            shape = framed.grid, framed.domain, tuple(framed.stacked.values())
+            if k and shape not in planned:
+                check_plan(model, survey, path, how)
+            planned.add(shape)
+            if k:
+                check_untaken(path)
 
 
 def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -> list[Place]:
@@ -161,6 +182,7 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     wanted: dict[str, str | None] = {
         **identity(model, framed, graph, fingerprint, precision, how["threshold"], compressed),
         "views": None,  # of which none are merged
+        "sliding_window": None,
     }
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
     memory = plan.memory if plan else parse_bytes(how["memory"])

@@ -73,7 +73,7 @@ def statistics(
     blocks = [lazy]
     if live is not None and not loaded(live).all():
         traces = [d for d in volume.dims if d in live.dims]
-        mask = live.transpose(*traces).to_numpy()
+        mask = loaded(live.transpose(*traces))
         mask = mask[tuple(slice(None) if d in traces else None for d in volume.dims)]
         chunks = tuple(
             c if d in traces else (1,) for c, d in zip(lazy.chunks, volume.dims, strict=True)
@@ -121,7 +121,7 @@ def statistics(
     for dim in volume.dims:
         sha.update(np.ascontiguousarray(volume[dim].to_numpy()).tobytes())
     if live is not None:
-        sha.update(np.ascontiguousarray(live.to_numpy()).tobytes())
+        sha.update(np.ascontiguousarray(loaded(live)).tobytes())
     sha.update(repr(int(found["placed"].sum(dtype=np.uint64))).encode())
     return whole, sha.hexdigest()
 

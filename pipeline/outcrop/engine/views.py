@@ -21,19 +21,29 @@ from zarr.codecs import ZstdCodec
 from .. import __version__
 from ..arrays import dask_threads, open_dataset
 from ..arrays import encoding as encoded
-from ..errors import ArgumentError, ResumeError, SurveyError
+from ..errors import ArgumentError, OutcropError, ResumeError, SurveyError
 from ..events import Begin, End, Listener, tell
 from ..graph import Graph
-from ..locks import taken
+from ..locks import check_untaken, taken
 from ..models.card import Card
 from ..models.weights import digest
-from ..output import Output, PathLike, check_apart, check_free, is_complete
+from ..output import (
+    Output,
+    PathLike,
+    begun_with,
+    check_apart,
+    check_free,
+    differing,
+    is_complete,
+    is_unfinished,
+)
 from ..patience import patiently
 from ..planner import parse_bytes
 from ..storage import Options, Place, goes_on, naming_refusal, place, remove, write_whole
+from ..survey.reading import loaded
 from ..verification import verify
 from .labelled import Framed, Volume, frame
-from .planning import captured
+from .planning import captured, check_plan
 from .prediction import identity, predict
 from .statistics import all_statistics
 from .variables import check_outputs, mask_of
@@ -144,13 +154,19 @@ def predict_views(
             "views: the network returns numbers of classes, of which there is no mean and none is "
             "the largest; return probabilities of the classes"
         )
+    planned = set()  # before all samples are read, and hours go into the first view
+    for view in views:
+        how, seen_so = {**options, **view.options}, view.turn(survey)
+        if (shape := _shape(frame(model, seen_so, how.get("direction")))) not in planned:
+            check_plan(model, seen_so, target, how)
+        planned.add(shape)
     record = {
         **_identity(model, framed, graph, threshold, options),
         "views": [v.name for v in views],
         "merge": merge,
     }
     with (
-        _steps(target, record, overwrite) as folder,
+        _steps(target, record, record, overwrite) as folder,
         _told(target, framed.volume.size, record, options.get("listeners", ())),
     ):
         seen = []
@@ -227,11 +243,16 @@ def refine(
     framed = frame(infer, data, direction, options.get("storage_options"))
     check_outputs(framed, threshold)
     graph, _ = captured(infer, framed)
+    # Before all samples are read, and hours go into what is refined, of which the rest is known.
+    inferred = xr.Dataset({each.name: framed.volume for each in takes.inputs if each.name})
+    for network, volumes in ((infer, data), (refiner, inferred)):
+        check_plan(network, volumes, target, options)
     record = {
         **_identity(infer, framed, graph, None, options),
         "refiner_sha256": digest(refiner),
     }
-    with _steps(target, record, overwrite) as folder:
+    last_by = {"weights_sha256": record["refiner_sha256"]}
+    with _steps(target, record, last_by, overwrite) as folder:
         before: Volume = data
         for i in range(iterations):
             part = folder / f"{i}.zarr"
@@ -243,8 +264,21 @@ def refine(
 
 
 @contextlib.contextmanager
-def _steps(target: Place, record: Mapping[str, Any], overwrite: bool) -> Iterator[Place]:
-    """Give a folder beside the output for what comes before it; gone once that is whole."""
+def _steps(
+    target: Place, record: Mapping[str, Any], last: Mapping[str, Any], overwrite: bool
+) -> Iterator[Place]:
+    """Give a folder beside the output for what comes before it; gone once that is whole.
+
+    Raise before anything is evaluated if the output could not be begun, nor gone on with as it was
+    begun by a last step with the facts `last`.
+    """
+    check_untaken(target)
+    begun = begun_with(target) if is_unfinished(target) and not overwrite else {}
+    if begun and any(begun.get(k) != v for k, v in last.items()):
+        raise ResumeError(
+            f"{target}: holds an unfinished prediction of something else, by {begun.get('model')}; "
+            "run it again as before, choose another path, or pass overwrite=True (--overwrite)"
+        )
     folder = target.parent / f"{target.name}.steps"
     facts = json.loads(json.dumps({**record, "outcrop_version": __version__}))
     note, anew = folder / "record.json", "pass overwrite=True (--overwrite)"
@@ -257,10 +291,10 @@ def _steps(target: Place, record: Mapping[str, Any], overwrite: bool) -> Iterato
                 except (ValueError, TypeError):
                     hindrance = f"{note}: is damaged; restore that file, or {anew} to begin anew"
                 else:
-                    if differing := {k for k in {*begun, *facts} if begun.get(k) != facts.get(k)}:
+                    if other := differing(begun, facts):
                         hindrance = (
-                            f"{folder}: begun with another {', '.join(sorted(differing))}; run it "
-                            f"again as before, or {anew}"
+                            f"{folder}: begun with another {other}; run it again as before, or "
+                            f"{anew}"
                         )
             if hindrance is not None:
                 if not overwrite:
@@ -268,7 +302,13 @@ def _steps(target: Place, record: Mapping[str, Any], overwrite: bool) -> Iterato
                 remove(folder)
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(note, json.dumps(facts, indent=1).encode())
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            with contextlib.suppress(OSError, OutcropError):
+                if [each.name for each in folder.iterdir()] == [note.name]:  # of a wrong option
+                    remove(folder)
+            raise
         remove(folder)
 
 
@@ -352,6 +392,11 @@ def _views(angles: bool, resolutions: bool, directions: bool) -> list[View]:
     return views
 
 
+def _shape(framed: Framed) -> tuple[Any, ...]:
+    """What a plan depends on, beside the network and its options."""
+    return framed.grid, framed.domain, framed.apart
+
+
 def _same(dataset: xr.Dataset) -> xr.Dataset:
     return dataset
 
@@ -408,7 +453,8 @@ def _merge(
         dims = array.dims
         each = [dataset[name].transpose(*dims).data for dataset in seen]
         chunks = tuple(min(_EDGE, n) for n in array.shape)
-        each = [dask.array.asarray(values).rechunk(chunks) for values in each]
+        # Not by the workers of a client, which Dask would take unasked.
+        each = [dask.array.asarray(v).rechunk(chunks, method="tasks") for v in each]
         stacked = dask.array.stack(each)
         value = stacked.max(axis=0) if merge == "max" else stacked.mean(axis=0)
         merged[str(name)] = value.astype(np.float32)
@@ -420,9 +466,11 @@ def _merge(
             merged[mask] = (value >= threshold).astype(np.uint8)
             variables[mask] = (dims, zeros.astype(np.uint8), attrs)
             encoding[mask] = {"chunks": chunks, **encoded(np.uint8, ZstdCodec())}
-    coords = {k: (v.dims, v.to_numpy(), v.attrs) for k, v in first.coords.items()}
+    coords = {k: (v.dims, loaded(v), v.attrs) for k, v in first.coords.items()}
     encoding |= {str(k): encoded(v.dtype, ZstdCodec()) for k, v in first.coords.items()}
     attrs = {**first.attrs, "views": ", ".join(record["views"]), "merged_by": merge}
+    if threshold is not None:
+        attrs["threshold"] = record["threshold"]
     if "crossline" in record["views"]:
         attrs["direction"] = "both"
     template = xr.Dataset(variables, coords=coords, attrs=attrs)

@@ -17,6 +17,7 @@ import xarray as xr
 from .. import __version__
 from ..arrays import encodings, open_for_writing
 from ..errors import GeometryError, SurveyError
+from ..locks import check_untaken
 from ..output import Output, check_apart, check_free, check_goes_on
 from ..progress import track
 from ..storage import goes_on, naming_refusal, on_disk
@@ -128,7 +129,9 @@ def ingest_shots(
         "interval": interval,
         "format": format,
     }
-    check_goes_on(target, {} if overwrite else record)
+    check_untaken(target)
+    if not overwrite:
+        check_goes_on(target, record)
     with track(f"scan {file.path.name}", file.traces * file.trace_bytes, "B", progress) as advance:
         headers = _read_headers(file, advance)
     if code is None:

@@ -22,7 +22,16 @@ from zarr.storage import MemoryStore
 from .. import __version__
 from ..arrays import spoken
 from ..errors import OutcropError, OutputExistsError, SegyError, SurveyError
-from ..output import Output, PathLike, check_apart, check_free, check_goes_on, is_complete
+from ..locks import check_untaken
+from ..output import (
+    Output,
+    PathLike,
+    begun_with,
+    check_apart,
+    check_free,
+    check_goes_on,
+    is_complete,
+)
 from ..progress import track
 from ..storage import Options, Place, Remote, goes_on, naming_refusal, on_disk, place, size
 from . import schema
@@ -182,7 +191,9 @@ def ingest(
         "traces": file.traces,
         "duplicates": duplicates,
     }
-    check_goes_on(target, {} if overwrite else known)
+    check_untaken(target)
+    if not overwrite:  # before headers are read, on which the rest of the record depends
+        check_goes_on(target, {**begun_with(target), **known})
     length = file.traces * file.trace_bytes
     with track(f"scan {file.path.name}", length, "B", progress) as advance:
         headers = read_headers(file, at, advance)

@@ -143,9 +143,12 @@ def in_blocks(variable: xr.DataArray) -> xr.DataArray:
 
 
 def loaded(variable: xr.DataArray, region: Sequence[slice] = ()) -> np.ndarray:
-    """Return what a variable of a survey holds there; `SurveyError` names a damaged chunk."""
+    """Return what a variable of a survey holds there; `SurveyError` names a damaged chunk.
+
+    Read in this process, not by the workers of whatever client Dask knows of.
+    """
     with naming_bad_chunk(variable, region):
-        return variable[tuple(region)].to_numpy()
+        return variable[tuple(region)].compute(scheduler="threads").to_numpy()
 
 
 @contextlib.contextmanager
