@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -18,34 +16,27 @@ import zarr
 from torch import nn
 from zarr.codecs import ZstdCodec
 
-from .. import __version__
 from ..arrays import dask_threads, open_dataset
 from ..arrays import encoding as encoded
-from ..errors import ArgumentError, OutcropError, ResumeError, SurveyError
-from ..events import Begin, End, Listener, tell
+from ..errors import ArgumentError
 from ..graph import Graph
-from ..locks import check_untaken, taken
 from ..models.card import Card
 from ..models.weights import digest
 from ..output import (
     Output,
     PathLike,
-    begun_with,
     check_apart,
     check_free,
-    differing,
-    is_complete,
-    is_unfinished,
 )
 from ..patience import patiently
 from ..planner import parse_bytes
-from ..storage import Options, Place, goes_on, naming_refusal, place, remove, write_whole
+from ..storage import Options, Place, goes_on, naming_refusal, place
 from ..survey.reading import loaded
-from ..verification import verify
 from .labelled import Framed, Volume, frame
 from .planning import captured, check_plan
 from .prediction import identity, predict
 from .statistics import all_statistics
+from .steps import is_kept, steps, told
 from .variables import check_outputs, mask_of
 
 Turn = Callable[[xr.Dataset], xr.Dataset]
@@ -166,13 +157,13 @@ def predict_views(
         "merge": merge,
     }
     with (
-        _steps(target, record, record, overwrite) as folder,
-        _told(target, framed.volume.size, record, options.get("listeners", ())),
+        steps(target, record, record, overwrite) as folder,
+        told(target, framed.volume.size, record, options.get("listeners", ())),
     ):
         seen = []
         for view in views:
             part = folder / f"{view.name}.zarr"
-            if not _is_kept(part, overwrite):
+            if not is_kept(part, overwrite):
                 how = {**options, **view.options, "overwrite": overwrite}
                 predict(model, view.turn(survey), part, **how)
             seen.append(view.back(open_dataset(part)))
@@ -252,90 +243,15 @@ def refine(
         "refiner_sha256": digest(refiner),
     }
     last_by = {"weights_sha256": record["refiner_sha256"]}
-    with _steps(target, record, last_by, overwrite) as folder:
+    with steps(target, record, last_by, overwrite) as folder:
         before: Volume = data
         for i in range(iterations):
             part = folder / f"{i}.zarr"
-            if not _is_kept(part, overwrite):
+            if not is_kept(part, overwrite):
                 predict(refiner if i else infer, before, part, overwrite=overwrite, **options)
             before = open_dataset(part, chunks={})
         predict(refiner, before, target, **last)
     return open_dataset(target)
-
-
-@contextlib.contextmanager
-def _steps(
-    target: Place, record: Mapping[str, Any], last: Mapping[str, Any], overwrite: bool
-) -> Iterator[Place]:
-    """Give a folder beside the output for what comes before it; gone once that is whole.
-
-    Raise before anything is evaluated if the output could not be begun, nor gone on with as it was
-    begun by a last step with the facts `last`.
-    """
-    check_untaken(target)
-    begun = begun_with(target) if is_unfinished(target) and not overwrite else {}
-    if begun and any(begun.get(k) != v for k, v in last.items()):
-        raise ResumeError(
-            f"{target}: holds an unfinished prediction of something else, by {begun.get('model')}; "
-            "run it again as before, choose another path, or pass overwrite=True (--overwrite)"
-        )
-    folder = target.parent / f"{target.name}.steps"
-    facts = json.loads(json.dumps({**record, "outcrop_version": __version__}))
-    note, anew = folder / "record.json", "pass overwrite=True (--overwrite)"
-    with taken(folder):
-        with naming_refusal(folder, goes_on()):
-            hindrance = None
-            if note.exists():
-                try:
-                    begun = dict(json.loads(note.read_text()))
-                except (ValueError, TypeError):
-                    hindrance = f"{note}: is damaged; restore that file, or {anew} to begin anew"
-                else:
-                    if other := differing(begun, facts):
-                        hindrance = (
-                            f"{folder}: begun with another {other}; run it again as before, or "
-                            f"{anew}"
-                        )
-            if hindrance is not None:
-                if not overwrite:
-                    raise ResumeError(hindrance)
-                remove(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(note, json.dumps(facts, indent=1).encode())
-        try:
-            yield folder
-        except BaseException:
-            with contextlib.suppress(OSError, OutcropError):
-                if [each.name for each in folder.iterdir()] == [note.name]:  # of a wrong option
-                    remove(folder)
-            raise
-        remove(folder)
-
-
-@contextlib.contextmanager
-def _told(
-    target: Place, voxels: int, record: Mapping[str, Any], listeners: Sequence[Listener]
-) -> Iterator[None]:
-    """Tell of what is merged, beside its views: its end, or what stopped it."""
-    output = str(target)
-    none: dict[str, Any] = {"tiles": 0, "finished": 0, "share": 0.0, "peak_memory": 0, "stages": ()}
-    tell(listeners, Begin(output=output, voxels=voxels, volumes=1, provenance=record, **none))
-    try:
-        yield
-    except BaseException as error:
-        tell(listeners, End(output=output, error=str(error) or type(error).__name__))
-        raise
-    tell(listeners, End(output=output))
-
-
-def _is_kept(part: Place, overwrite: bool) -> bool:
-    """Whether a step is there whole; looked at closely where the user may have found damage."""
-    if not overwrite or not is_complete(part):
-        return is_complete(part)
-    try:
-        return not verify(part).damage
-    except SurveyError:
-        return False
 
 
 def _identity(
