@@ -621,7 +621,7 @@ def test_a_cluster_that_stopped_while_it_merged_goes_on_elsewhere(tmp_path):
         store = GlobalStore(node, torch.float32, folder=tmp_path / name)
         store._merged = sum
         for n, state in enumerate(states):
-            store.put(n, state)
+            store.put(n, state, 300)
         groups = next(iter(store.levels(300)))[1]
         for i in merged:
             store.merge(0, groups[i])
@@ -809,14 +809,31 @@ def test_states_and_values_are_kept_at_the_second_attempt(tmp_path, monkeypatch)
     monkeypatch.setattr(outcrop.engine.globals, "RULES", {"norm_stats": rule})
     monkeypatch.setattr(outcrop.engine.globals, "Reduce", SimpleNamespace)
     store = GlobalStore(node, torch.float32, folder=tmp_path / "g")
-    store.put(0, torch.ones(1))
-    store.put(1, torch.ones(1))
+    store.put(0, torch.ones(1), 2)
+    store.put(1, torch.ones(1), 2)
     with pytest.warns(patience.StorageRefused):
         store.merge(0, range(2))
     with pytest.warns(patience.StorageRefused):
         store.finish(2)
     assert store.get().item() == 2
-    assert [p.name for p in (tmp_path / "g").iterdir()] == ["value"]
+    assert store.lost((n, None) for n in range(2)) == set()
+    store.remove()
+    assert not (tmp_path / "g").exists()
+
+
+def test_the_value_of_one_tile_is_there_with_its_state(tmp_path):
+    """In an object store each file takes a request: sections have one tile in most stages."""
+    node = SimpleNamespace(op="norm_stats", attrs={}, args={"eps": 0.0})
+    state = torch.rand(3, 1, 2, dtype=torch.float64)
+    kept = [GlobalStore(node, torch.float32, folder=tmp_path / name) for name in ("one", "two")]
+    kept[0].put(0, state, 1)
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["value"]
+    for n in range(2):
+        kept[1].put(n, state, 2)
+    for store, count in zip(kept, (1, 2), strict=True):
+        assert store.lost([(0, None)]) == set()
+        store.finish(count)
+    assert all(store.get().isfinite().all() for store in kept)
 
 
 def test_two_workers_create_a_stored_tensor_at_once(tmp_path, monkeypatch):

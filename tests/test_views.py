@@ -178,18 +178,18 @@ def test_views_that_overwrite_go_on_where_they_stopped(model, survey, tmp_path, 
 @pytest.mark.filterwarnings("ignore::outcrop.patience.StorageRefused")
 def test_views_on_a_disk_that_refuses(model, survey, tmp_path, monkeypatch):
     from outcrop import patience
-    from outcrop.engine import views
+    from outcrop.engine import steps, views
 
-    path, count, note = tmp_path / "o.zarr", [], views.write_whole
+    path, count, note = tmp_path / "o.zarr", [], steps.write_whole
     monkeypatch.setattr(patience, "WAITS", (0.0,))
 
     def full(where, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(views, "write_whole", full)
+    monkeypatch.setattr(steps, "write_whole", full)
     with pytest.raises(OutcropError, match=r"o\.zarr\.steps: no space left .* goes on where"):
         outcrop.predict_views(model, survey, path, angles=True)
-    monkeypatch.setattr(views, "write_whole", note)
+    monkeypatch.setattr(steps, "write_whole", note)
     record = tmp_path / "o.zarr.steps" / "record.json"
     record.write_text("")
     with pytest.raises(ResumeError, match=r"record\.json: is damaged; .*--overwrite"):

@@ -60,12 +60,14 @@ class GlobalStore:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
 
-    def put(self, number: int, state: Tensor) -> None:
-        """Keep the state of one tile; that of the same tile is replaced."""
+    def put(self, number: int, state: Tensor, count: int) -> None:
+        """Keep the state of one tile of `count`; that of the same tile is replaced."""
         if self.folder is None:
             self.states[number] = state.cpu()
-            return
-        self._save(self._state(0, number), state)
+        elif count == 1:  # with nothing to merge it with
+            self._save(self._final, self._result([state.cpu()]))
+        else:
+            self._save(self._state(0, number), state)
 
     def lost(self, tiles: Iterable[tuple[int, Box]]) -> set[int]:
         """Numbers of those tiles, of all that gave a state, whose states are gone."""
@@ -105,18 +107,14 @@ class GlobalStore:
         ResumeError
             If one of them is gone.
         """
-        rule = RULES[self.node.op]
-        assert isinstance(rule, Reduce)
         if self.value is not None or self._is_finished():
             return
-        value = rule.result(self.node, self._merged(self._states(count)), self.dtype)
+        value = self._result(self._states(count))
         self.states.clear()
         if self.folder is None:
             self.value = value.to(self.device)
             return
         patiently(partial(self._save, self._final, value))
-        for path in self.folder.glob("*.state"):
-            path.unlink()
 
     def get(self) -> Tensor:
         """Return the value."""
@@ -149,6 +147,12 @@ class GlobalStore:
     def _state(self, level: int, number: int) -> Place:
         assert self.folder is not None
         return self.folder / f"{level}-{number}.state"
+
+    def _result(self, states: list[Tensor]) -> Tensor:
+        """Return the value that states of all tiles give."""
+        rule = RULES[self.node.op]
+        assert isinstance(rule, Reduce)
+        return rule.result(self.node, self._merged(states), self.dtype)
 
     def _merged(self, states: list[Tensor]) -> Tensor:
         rule = RULES[self.node.op]

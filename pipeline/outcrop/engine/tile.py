@@ -273,7 +273,7 @@ class StageRunner:
         for name, state in results.states.items():
             target = self.stores[name]
             assert isinstance(target, GlobalStore)
-            patiently(partial(target.put, number, state))
+            patiently(partial(target.put, number, state, self.stage.count))
 
     def _fresh(self, name: str, box: Box, part: Tensor) -> int:
         """Bytes that may be taken to write a part: in huge pages all of its layer comes with it."""

@@ -148,7 +148,10 @@ def loaded(variable: xr.DataArray, region: Sequence[slice] = ()) -> np.ndarray:
     Read in this process, not by the workers of whatever client Dask knows of.
     """
     with naming_bad_chunk(variable, region):
-        return variable[tuple(region)].compute(scheduler="threads").to_numpy()
+        part = variable[tuple(region)].variable
+        if part.chunks is not None:
+            part = part.compute(scheduler="threads")
+        return part.to_numpy()
 
 
 @contextlib.contextmanager
