@@ -211,11 +211,13 @@ def open_dataset(where: Place, chunks: Any = "auto") -> xr.Dataset:
 def open_whole(where: Place, mode: Any) -> zarr.Array:
     """Open an array of which every chunk is written before it is read."""
     store = store_of(where)
-    array = zarr.open_array(Whole(store, told=("",)) if mode == "r" else store, mode=mode)
+    whole = Whole(store, told=("",)) if mode == "r" else store
+    array = zarr.open_array(whole, mode=mode, zarr_format=3)  # or it looks for others
     return array.with_config({"write_empty_chunks": True})
 
 
 def open_for_writing(where: Place) -> zarr.Array:
     """Open an array of a group; chunks are stored whatever is in them, each with a note."""
-    array = zarr.open_array(Noting(store_of(where.parent)), path=where.name, mode="r+")
+    store = Noting(store_of(where.parent))
+    array = zarr.open_array(store, path=where.name, mode="r+", zarr_format=3)
     return array.with_config({"write_empty_chunks": True})
