@@ -22,12 +22,7 @@ from ..errors import ArgumentError
 from ..graph import Graph
 from ..models.card import Card
 from ..models.weights import digest
-from ..output import (
-    Output,
-    PathLike,
-    check_apart,
-    check_free,
-)
+from ..output import Output, PathLike, check_apart, check_free
 from ..patience import patiently
 from ..planner import parse_bytes
 from ..storage import Options, Place, goes_on, naming_refusal, place

@@ -22,7 +22,7 @@ from segyio import tracefield
 from ..errors import SegyError
 from ..storage import on_disk
 from .decode import DTYPES
-from .text import BINARY, TEXT, decoded, places
+from .text import BINARY, TEXT, decoded, slices
 
 Order = Literal[">", "<"]
 log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ class SegyFile:
 
     def text(self) -> list[str]:
         """Return the text header and the extended ones, lines of 80 characters."""
-        return [decoded(self.file_header[place]) for place in places(self.file_header)]
+        return [decoded(self.file_header[place]) for place in slices(self.file_header)]
 
     def headers(self, start: int, stop: int) -> np.ndarray:
         """Read the headers of consecutive traces: uint8, (stop − start, 240)."""

@@ -17,7 +17,7 @@ from ..errors import GeometryError, SegyError, SurveyError
 from .geometry import HeaderBytes, make_grid, read_headers, scaled, vertical_axis
 from .reading import loaded
 from .segy import FIELDS, TRACE_HEADER, Order, SegyFile
-from .text import edited, places
+from .text import edited, slices
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ def of_survey(survey: xr.Dataset, name: str) -> Template:
 def _file_header(kept: Mapping[str, Any], name: str) -> bytes:
     """File header that a survey keeps, with the texts as they are now."""
     header = bytearray(base64.b64decode(kept["file_header"]))
-    there, texts = places(header), kept["text"]
+    there, texts = slices(header), kept["text"]
     if len(texts) != len(there):
         raise SurveyError(
             f"{name}: its attribute segy has {len(texts)} text headers, and the SEG-Y has "

@@ -9,7 +9,7 @@ _LINE = 80
 _NAMES = {"cp037": "EBCDIC", "ascii": "ASCII"}
 
 
-def places(head: bytes | bytearray) -> list[slice]:
+def slices(head: bytes | bytearray) -> list[slice]:
     """Where the text header and the extended ones lie in a file header."""
     starts = [0, *range(TEXT + BINARY, len(head), TEXT)]
     return [slice(start, min(start + TEXT, len(head))) for start in starts]

@@ -27,9 +27,6 @@ class UpsampledConvolution(Convolution):
         kernel = self._kernel(node, graph)
         return first, tuple(b + k - 1 for b, k in zip(last, kernel, strict=True))
 
-    def taps(self, node: Node, box: Box, graph: Graph) -> tuple[tuple[int, int], ...]:
-        return tuple((0, k) for k in self._kernel(node, graph))
-
     def _windows(self, node: Node, box: Box, graph: Graph) -> tuple[Shape, Shape]:
         """First window that the box takes part in along each dimension, and the one after all."""
         factors, padding = node.args["factors"], node.args["padding"]
