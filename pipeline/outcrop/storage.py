@@ -152,9 +152,7 @@ class Remote:
 
     def read_bytes(self) -> bytes:
         """Return what an object holds."""
-        # s3fs asks how large it is first, to read large ones in parts side by side.
-        once = {"max_concurrency": 1} if self.scheme in ("s3", "s3a") else {}
-        return self.ask("cat_file", self.key, **once)
+        return self.ask("cat_file", self.key)
 
     def read_text(self) -> str:
         """Return what an object holds, as text."""
