@@ -381,3 +381,11 @@ def test_what_torch_words_otherwise_is_one_line_too(function):
         whole_volume(
             Apply(function).eval(), torch.eye(8).expand(1, 1, 8, 8, 8), precision="bfloat16"
         )
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_every_half_is_rectified_as_torch_does(kind):
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(kind).view(1, 1, 32, 32, 64)
+    with torch.no_grad():
+        found = whole_volume(nn.ReLU().eval(), x, tile=(32, 8, 64))
+    torch.testing.assert_close(found, x.relu(), rtol=0, atol=0, equal_nan=True)

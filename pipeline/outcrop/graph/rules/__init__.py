@@ -32,6 +32,7 @@ from .pointwise import (
     Normalize,
     PerChannel,
     Pointwise,
+    Rectify,
 )
 from .recurrent import Recurrent
 from .reduce import Extreme, Gram, Moments, Reduce, Reduction, Sum
@@ -68,7 +69,7 @@ _POINTWISE = (
     "clamp clamp_max clamp_min copysign cos cosh div elu eq erf exp expm1 floor floor_divide fmod "
     "ge gelu gt hardshrink hardsigmoid hardswish hardtanh hypot isnan le "
     "leaky_relu lerp log log10 log1p log2 logical_and logical_not logical_or logit lt "
-    "masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal relu relu6 remainder "
+    "masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal relu6 remainder "
     "round rsqrt rsub selu sigmoid sign silu sin sinh softplus softshrink sqrt square sub "
     "tan tanh threshold trunc where xlogy "
     "__and__ __or__ __xor__ absolute acosh arccos arcsin arctan arctan2 asinh atanh bitwise_xor "
@@ -119,6 +120,7 @@ RULES: dict[str, Rule] = _Table(
         **dict.fromkeys(_MATRICES.split(), Matrices()),
         **dict.fromkeys(("real", "imag"), Component()),
         **dict.fromkeys(_RECURRENT.split(), Recurrent()),
+        "relu": Rectify(),
         "prelu": PerChannel(),
         "cat": Concatenate(),
         "stack": Stack(),

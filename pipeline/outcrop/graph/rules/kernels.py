@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..boxes import Box, Shape
 from .pairs import apart, can_pair, in_pairs, kernel_of_pairs, pays_in_pairs
-from .pointwise import LAYOUTS, channels_last
+from .pointwise import LAYOUTS, channels_last, rectified
 
 # Bytes of windows that are laid side by side at once.
 COLUMNS = 2**23
@@ -65,7 +65,7 @@ def convolve(
         made = _in_slabs(x, weight, bias, stride, padding, dilation, groups)
         if onto is not None:
             made = onto.add_(made) if in_place else made.add_(onto)
-        return made.relu_() if relu else made
+        return rectified(made, in_place=True) if relu else made
     # F.conv3d has a kernel of its own, up to four times slower, where channels are few.
     kind, how = x.dtype, (padding, stride, dilation, groups)
     if kind == torch.bfloat16 and not HALVES:
@@ -95,7 +95,7 @@ def convolve(
                 x, onto, weight, bias, *how, *after
             )
     if relu:  # not oneDNN's own, which makes zeros of what is not a number
-        made = made.relu_()
+        made = rectified(made, in_place=True)
     return made.to(kind)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..boxes import Box
 from ..graph import Graph, Node, Ref
@@ -31,6 +32,8 @@ from .base import (
 _KERNEL = 11**3
 # Channels last, by the number of dimensions.
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+# Minus infinity in halves, read as a whole number: above it are what is positive or not a number.
+_LEAST = {torch.bfloat16: -0x80, torch.float16: -0x400}
 
 
 class Pointwise(Rule):
@@ -107,6 +110,24 @@ class Component(Pointwise):
     """The real or the imaginary part, which lies in the operand's memory."""
 
     may_share = True
+
+
+class Rectify(Pointwise):
+    """ReLU."""
+
+    def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        return rectified(values[node.operands[0]], in_place=False)
+
+    def overwrite(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
+        return rectified(values[node.operands[0]], in_place=True)
+
+
+def rectified(x: Tensor, in_place: bool) -> Tensor:
+    """ReLU; of halves on a CPU as whole numbers, which ATen compares four times as fast."""
+    if x.dtype not in _LEAST or x.device.type != "cpu" or get_proxy_mode() is not None:
+        return x.relu_() if in_place else x.relu()
+    threshold = F.threshold_ if in_place else F.threshold
+    return threshold(x.view(torch.int16), _LEAST[x.dtype], 0).view(x.dtype)
 
 
 class PerChannel(Pointwise):
