@@ -66,10 +66,26 @@ class Watch:
     def __init__(self, promised: int, there: int) -> None:
         self.limit = resident() - there + promised
 
-    def make_room(self, need: int) -> None:
-        """Look, before `need` bytes are taken."""
-        if resident() + need > self.limit:
+    def make_room(self, need: int, fresh: int = 0) -> None:
+        """Look, before `need` bytes of freed or other memory and `fresh` new pages are taken."""
+        over = resident() + need + fresh - self.limit
+        if over > 0 and over > _at_hand(need):
             return_freed_memory()
+
+
+def _at_hand(size: int) -> int:
+    """Bytes in memory already of the block of `size` that the C library would give out now."""
+    library = _glibc()
+    if library is None or size < mmap.PAGESIZE:
+        return 0
+    block = library.malloc(size)
+    if block is None:
+        return 0
+    first = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
+    found = ctypes.create_string_buffer((block + size - first) // mmap.PAGESIZE)
+    failed = library.mincore(ctypes.c_void_p(first), len(found) * mmap.PAGESIZE, found)
+    library.free(ctypes.c_void_p(block))
+    return 0 if failed else found.raw.count(b"\1") * mmap.PAGESIZE
 
 
 def check_room(promised: int, device: torch.device | str) -> None:
@@ -134,7 +150,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str =
 def _glibc() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(None)
-        library.mallopt, library.malloc_trim  # noqa: B018
+        library.mallopt, library.malloc_trim, library.mincore  # noqa: B018
+        library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     except (AttributeError, OSError, TypeError):
         return None  # another C library, which has other habits
     return library

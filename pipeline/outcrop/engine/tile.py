@@ -265,7 +265,7 @@ class StageRunner:
         for name, box, part in results.parts:
             store = self.stores[name]
             if self.watch is not None:
-                self.watch.make_room(self._fresh(name, box, part))
+                self.watch.make_room(0, self._fresh(name, box, part))
             if store.slow:
                 patiently(partial(store.write, box, part))
             else:
