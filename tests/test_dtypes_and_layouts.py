@@ -389,3 +389,17 @@ def test_every_half_is_rectified_as_torch_does(kind):
     with torch.no_grad():
         found = whole_volume(nn.ReLU().eval(), x, tile=(32, 8, 64))
     torch.testing.assert_close(found, x.relu(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_norms_of_halves_that_lie_in_a_larger_tensor(layout):
+    torch.manual_seed(0)
+    module = Apply(lambda z, norm, conv: conv(norm(z)), nn.InstanceNorm3d(4), nn.Conv3d(4, 4, 3))
+    module = module.eval().bfloat16()
+    x = inputs_for(SHAPE)[0].bfloat16().contiguous(memory_format=layout)
+    given = x.clone()
+    with torch.no_grad():
+        expected = module.double()(x.double())
+        found = whole_volume(module.bfloat16(), x, tile=(8, 8, 8))
+    assert torch.equal(x, given)
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)

@@ -149,9 +149,16 @@ def channels_last(x: Tensor) -> bool:
 def _scaled(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """F.batch_norm, but what is cut out of a larger tensor is not copied first."""
-    if x.is_cuda or x.element_size() < 4 or _is_dense(x):
+    """F.batch_norm, but of what is cut out of a larger tensor ATen's kernels are slow."""
+    if x.is_cuda or _is_dense(x) or get_proxy_mode() is not None:
         return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+    if x.element_size() < 4:
+        made = x.contiguous(memory_format=LAYOUTS[x.ndim] if channels_last(x) else torch.contiguous_format)
+        none = mean.new_empty(0), mean.new_empty(0)
+        how = (weight, bias, mean, var, False, 0.0, eps)
+        return torch.ops.aten.native_batch_norm.out(
+            made, *how, out=made, save_mean=none[0], save_invstd=none[1]
+        )[0]
     scale = (var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
