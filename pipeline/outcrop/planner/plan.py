@@ -274,9 +274,10 @@ class Plan:
         for name, place in self.places.items():
             if place != "global":
                 at[place] = at.get(place, 0) + self.stored_bytes[name]
-        stored = ", ".join(f"{format_bytes(n)} on {place}" for place, n in at.items())
-        if self.layers:
-            stored += f", {format_bytes(self.disk_bytes)} at once"
+        held = {place: f"{format_bytes(n)} on {place}" for place, n in at.items()}
+        if self.disk_bytes < at.get("disk", 0):
+            held["disk"] += f" ({format_bytes(self.disk_bytes)} at once)"
+        stored = ", ".join(held.values())
         kept = max([self.chunk_bytes, *(stage.chunk_bytes for stage in self.stages)])
         chunks = f"chunks of the survey {format_bytes(kept)}; " if kept else ""
         return (
