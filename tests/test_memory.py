@@ -177,9 +177,9 @@ def test_room_is_made_for_the_huge_pages_of_an_output(monkeypatch):
     asked, over = [0], []
     make_room, write = Watch.make_room, StageRunner.write
 
-    def asking(self, need):
-        asked.append(need)
-        make_room(self, need)
+    def asking(self, need, fresh=0):
+        asked.append(need + fresh)
+        make_room(self, need, fresh)
 
     def measured(self, number, results):
         before = resident()
@@ -191,6 +191,37 @@ def test_room_is_made_for_the_huge_pages_of_an_output(monkeypatch):
     network = nn.Conv3d(1, 16, 1).eval()
     whole_volume(network, torch.randn(1, 1, 96, 128, 128), tile=(16, 16, 16))
     assert max(over) <= 2**21
+
+
+# 64 MB that were freed are there to be taken again, with 8 MB to go until all is taken.
+FREED = """
+import torch
+from outcrop.engine.memory import ALL, Watch, keep_freed_memory, resident
+ones = lambda n: torch.ones(n * 10**6, dtype=torch.uint8)
+keep_freed_memory(ALL)
+ones(64)
+there = resident()
+watch = Watch(8 * 10**6, 0)
+watch.make_room(32 * 10**6)
+print(resident() - there)
+held = ones(32)
+print(resident() - there)
+watch.make_room(0, 32 * 10**6)
+print(resident() - there)
+watch.make_room(32 * 10**6)
+more = ones(32)
+print(resident() - there)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident from /proc")
+def test_freed_memory_is_given_back_for_new_pages_alone():
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True)
+    kept, taken, without, again = (int(line) / 1e6 for line in done.stdout.split())
+    assert abs(kept) < 1
+    assert abs(taken) < 1
+    assert without < -28
+    assert again < 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident from /proc")
