@@ -104,6 +104,9 @@ def run_local(
             if room < 0:
                 spare.clear()
             if step.first == 0:
+                if watch is not None:  # of what the stage before has freed
+                    reused = sum(map(len, spare))
+                    watch.make_room(0, stage.tile_bytes + max(0, int(stage.written) - reused))
                 with naming_lack_of_memory(), reusing(spare):
                     stores.update({name: make(name) for name in (*stage.outputs, *stage.reduces)})
                 runners[i] = StageRunner(graph, stage, weights, stores, device, compile, watch)

@@ -18,6 +18,8 @@ from ..pages import LARGE, pages
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 # Larger blocks than this glibc by its own rules returns at once.
 USUAL = 2**25
+# Bytes around blocks, which are aligned.
+_APART = 2**12
 # While tiles are evaluated, all that they free is kept.
 ALL = 2**30
 
@@ -78,7 +80,7 @@ def _at_hand(size: int) -> int:
     library = _glibc()
     if library is None or size < mmap.PAGESIZE:
         return 0
-    block = library.malloc(size)
+    block = library.malloc(size + _APART)
     if block is None:
         return 0
     first = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
