@@ -69,7 +69,10 @@ class Watch:
         self.limit = resident() - there + promised
 
     def make_room(self, need: int, fresh: int = 0) -> None:
-        """Look, before `need` bytes of freed or other memory and `fresh` new pages are taken."""
+        """Look, before `need` bytes are allocated, and `fresh` bytes of new pages written.
+
+        What is allocated may lie in freed blocks that are there.
+        """
         over = resident() + need + fresh - self.limit
         if over > 0 and over > _at_hand(need):
             return_freed_memory()
