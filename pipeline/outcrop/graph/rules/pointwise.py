@@ -126,7 +126,7 @@ def rectified(x: Tensor, in_place: bool) -> Tensor:
     """ReLU; of halves on a CPU as whole numbers, which ATen compares four times as fast."""
     if x.dtype not in _LEAST or x.device.type != "cpu" or get_proxy_mode() is not None:
         return x.relu_() if in_place else x.relu()
-    threshold = F.threshold_ if in_place else F.threshold
+    threshold = torch.threshold_ if in_place else torch.threshold
     return threshold(x.view(torch.int16), _LEAST[x.dtype], 0).view(x.dtype)
 
 
@@ -153,7 +153,9 @@ def _scaled(
     if x.is_cuda or _is_dense(x) or get_proxy_mode() is not None:
         return F.batch_norm(x, mean, var, weight, bias, eps=eps)
     if x.element_size() < 4:
-        made = x.contiguous(memory_format=LAYOUTS[x.ndim] if channels_last(x) else torch.contiguous_format)
+        made = x.contiguous(
+            memory_format=LAYOUTS[x.ndim] if channels_last(x) else torch.contiguous_format
+        )
         none = mean.new_empty(0), mean.new_empty(0)
         how = (weight, bias, mean, var, False, 0.0, eps)
         return torch.ops.aten.native_batch_norm.out(
