@@ -182,9 +182,8 @@ class Moments(Reduce):
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
         size = graph.width(node.operands[0]) * box.size
-        return super().workspace(node, box, graph, itemsize, device) + 2 * itemsize * min(
-            size, _SLAB
-        )
+        single = super().workspace(node, box, graph, itemsize, device)
+        return single + max(4, itemsize) * (2 * min(size, _SLAB) if device == "cpu" else size)
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
         (n, mean, m2), (k, other, more) = a, b
