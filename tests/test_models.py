@@ -27,9 +27,9 @@ def state():
     return FaultSeg3d().state_dict()
 
 
-@pytest.mark.parametrize("kind", ["pth", "pt", "safetensors", "ckpt", "net", "prefix", "twice"])
+@pytest.mark.parametrize("kind", ["pth", "pt", "safetensors", "ckpt", "net", "prefix", "twice", "loss"])
 def test_formats_and_prefixes(kind, state, tmp_path):
-    path = tmp_path / f"w.{'pth' if kind in ('prefix', 'twice', 'net') else kind}"
+    path = tmp_path / f"w.{'pth' if kind in ('prefix', 'twice', 'net', 'loss') else kind}"
     if kind == "safetensors":
         save_file(state, path)
     elif kind == "ckpt":
@@ -42,6 +42,9 @@ def test_formats_and_prefixes(kind, state, tmp_path):
         torch.save({f"module.{k}": v for k, v in state.items()}, path)
     elif kind == "twice":
         torch.save({f"module.faults.{k}": v for k, v in state.items()}, path)
+    elif kind == "loss":
+        beside = {"criterion.weight": torch.ones(2)}
+        torch.save({f"model.{k}": v for k, v in state.items()} | beside, path)
     else:
         torch.save(state, path)
     model = models.load("faultseg3d", weights=path)
@@ -56,11 +59,28 @@ def test_weights_of_the_other_version_are_named(tmp_path):
         models.load("faultseg3d", weights=tmp_path / "w.pth")
 
 
-def test_weights_of_a_training_that_diverged_are_named(state, tmp_path):
-    state["conv2.conv1.bias"][3] = torch.nan
+@pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN"), (np.inf, "infinite values")])
+def test_weights_that_are_not_finite_are_named(value, what, state, tmp_path):
+    state["conv2.conv1.bias"][3] = value
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth: conv2\.conv1\.bias holds NaN"):
+    with pytest.raises(WeightsError, match=rf"w\.pth: conv2\.conv1\.bias holds {what}"):
         models.load("faultseg3d", weights=tmp_path / "w.pth")
+
+
+def test_two_networks_in_a_file_are_named(state, tmp_path):
+    both = {f"{name}.{k}": v for name in ("net", "ema") for k, v in state.items()}
+    torch.save(both, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"several networks that fit, net\., ema\.; save"):
+        models.load("faultseg3d", weights=tmp_path / "w.pth")
+
+
+def test_weights_that_may_not_be_read(state, tmp_path, monkeypatch):
+    """Of which safetensors says that there are none."""
+    save_file(state, tmp_path / "w.safetensors")
+    refused = PermissionError(13, "Permission denied")
+    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(refused))
+    with pytest.raises(WeightsError, match="cannot be read .Permission denied"):
+        models.load("faultseg3d", weights=tmp_path / "w.safetensors")
 
 
 def test_every_mismatch_is_listed(state, tmp_path):

@@ -129,7 +129,7 @@ def load(
     if is_own(name):
         model = build(name, options, SEED)
         if weights != "seeded":
-            state = _weights.prefixed(_weights.read(weights), model)
+            state = _weights.keyed(_weights.read(weights), model, str(weights))
             _weights.fill(model, state, str(weights), _variants())
         return model.eval().requires_grad_(False)
     entry = _entry(name)
@@ -146,7 +146,7 @@ def load(
     if weights == "seeded":
         _seed(model)
     else:
-        state = _weights.read(_file(name, weights))
+        state = _weights.keyed(_weights.read(_file(name, weights)), model, str(weights))
         if tasks is not None:
             state = _weights.only(state, model)
         _weights.fill(model, state, str(weights), _variants())
