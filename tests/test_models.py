@@ -1,6 +1,7 @@
 """The zoo: golden outputs, weights in and refused."""
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -375,6 +376,8 @@ from torch import nn
 from beside import convolution
 from outcrop.models.card import AMPLITUDE, Card, probability
 
+print("read")
+
 @dataclass
 class Options:
     width: "int"
@@ -440,6 +443,16 @@ def test_networks_in_a_file_of_your_own(own, tmp_path):
     assert found.attrs["model"] == "salt"
     assert np.abs(found.salt_probability.values - expected.numpy()).max() < 1e-5
 
+    # What the file prints is no JSON.
+    network = ("--model", f"{own}:Salt")
+    done = outcrop_command("plan", "s.zarr", *network, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["stages"]
+    log = (*network, "--weights", "seeded", "--log-json", "-", "--report", "none")
+    done = outcrop_command("predict", "s.zarr", "p.zarr", *log, cwd=tmp_path)
+    lines = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert (lines[0], lines[-1]) == ("begin", "end")
+    assert "p.zarr: salt_probability" in done.stderr
+
     done = outcrop_command("models", f"{own}:Salt")
     assert "task: salt probability" in done.stdout
     assert "receptive field: 5 × 5 × 5" in done.stdout
@@ -456,8 +469,8 @@ def test_networks_in_a_file_of_your_own(own, tmp_path):
             "has no 'Pepper'; it has Options, Salt, plain, broken, leaves, built",
             {},
         ),
-        ("own.py:broken", "own.py:broken: ZeroDivisionError at line 31: division by zero", {}),
-        ("own.py:leaves", "own.py:leaves: SystemExit at line 34: usage", {}),
+        ("own.py:broken", "own.py:broken: ZeroDivisionError at line 33: division by zero", {}),
+        ("own.py:leaves", "own.py:leaves: SystemExit at line 36: usage", {}),
         ("own.py:Salt", "unexpected keyword argument 'height'", {"height": 2}),
         ("own.py:built", "takes no options", {"width": 2}),
         ("own.py:__name__", "gives no network but str", {}),

@@ -237,6 +237,13 @@ def test_what_the_system_refuses_is_one_line(
     assert capsys.readouterr().err.startswith(f"error: {'s' * 300}: File name too long; ")
 
 
+def test_a_full_standard_output_is_one_line() -> None:
+    code = f"exec {sys.executable} -m outcrop models > /dev/full"
+    done = run("sh", "-c", code)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: the standard output: cannot be .*No space left.*\n", done.stderr)
+
+
 def test_an_option_that_nothing_would_heed() -> None:
     done = CliRunner().invoke(app, ["models", "-o", "version=2018"])
     assert "--option: only with the name of a network" in str(done.exception)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,6 +165,10 @@ def command(
     from ..survey.blocks import check_path
     from ..survey.raw import raw_paths, write_raw
 
+    log = None
+    if log_json == "-":  # the standard output has JSON alone, whatever a network of one's own prints
+        log = JsonLog(log_json)
+        context.with_resource(contextlib.redirect_stdout(sys.stderr))
     views = (angles or resolutions or direction == "both") or None
     ways = {"--refine-weights": refine_weights, "--window": window, _VIEWS: views}
     asked = [way for way, value in ways.items() if value is not None]
@@ -208,14 +213,15 @@ def command(
     if report not in (None, "none"):
         _check_page(report, survey, store)
     record = Record()
-    listeners: list[Listener] = [record] if log_json is None else [record, JsonLog(log_json)]
-    aside = log_json == "-"  # the standard output has JSON alone
+    listeners: list[Listener] = [record]
+    if log_json is not None:
+        listeners.append(log or JsonLog(log_json))
 
     def tell(result: Any = None) -> None:
         if record.begun and report != "none":
             page = report or f"{store.rstrip('/').removesuffix('.zarr')}.report.html"
             view.report(record, page, data, result)
-            typer.echo(page, err=aside)
+            typer.echo(page)
 
     with (
         _in_any_case(tell),
@@ -285,22 +291,22 @@ def command(
         else:
             result = predict(network, data, store, direction=direction, threshold=threshold, **how)
     if several:
-        typer.echo(f"{out}: {len(survey)} predictions", err=aside)
+        typer.echo(f"{out}: {len(survey)} predictions")
         tell()
         return
     sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
-    typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}", err=aside)
+    typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}")
     if effect := result.attrs.get("storage_compression_effect"):
-        typer.echo(f"what storage compression does: {effect}", err=aside)
+        typer.echo(f"what storage compression does: {effect}")
     # Takes its time: interrupted, the same command writes what follows.
     tell(result)
     if picks is not None:
         least = 0.5 if threshold is None else threshold
         count = write_picks(result[picked], picks, threshold=least, minimum=minimum or 0)
-        typer.echo(f"{picks}: {count} voxels", err=aside)
+        typer.echo(f"{picks}: {count} voxels")
     if shape is not None:
         for path in write_raw(result, models.card(network), out):
-            typer.echo(str(path), err=aside)
+            typer.echo(str(path))
 
 
 def _check_page(page: str, surveys: Sequence[str], store: str) -> None:
