@@ -155,7 +155,7 @@ def test_unknown_names_and_options():
         models.load("segformer3d", weights="seeded", in_channels=-1)
     with pytest.raises(WeightsError, match=r"channelseg3d: with these options .* is empty"):
         models.load("channelseg3d", weights="seeded", num_classes=0)
-    with pytest.raises(WeightsError, match="nonsense"):
+    with pytest.raises(WeightsError, match=r"nonsense'; its options are version='2020'$"):
         models.load("faultseg3d", weights="seeded", nonsense=1)
 
 

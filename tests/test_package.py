@@ -327,13 +327,13 @@ def weights(path: Path) -> None:
 
 def test_the_page_of_networks_is_what_the_cards_say() -> None:
     from outcrop import models
-    from outcrop.cli._cards import card_lines, network_lines
+    from outcrop.cli._cards import card_lines, network_lines, option_lines
 
     page = (ROOT / "docs" / "models.md").read_text()
     sections = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
     assert set(sections) == set(models.names())
     for name, text in sections.items():
-        for heading, line in card_lines(models.card(name)):
+        for heading, line in (*card_lines(models.card(name)), *option_lines(name)):
             assert f"- {heading}: {line}\n" in text, name
     for name in ("karstseg3d", "unet25d"):
         network = models.load(name, weights="seeded")

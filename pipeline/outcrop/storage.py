@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .errors import ArgumentError, OutcropError
+from .errors import ArgumentError, OutcropError, OutputExistsError
 from .patience import kind, patiently, refuses
 
 # For fsspec: endpoint, credentials, ... Never shown, never written.
@@ -344,8 +344,10 @@ def put_whole(path: Path) -> Iterator[Path]:
     """Give a path to write a file to, and move it to `path` once the block ends without an error.
 
     So `path` is there whole or as it was, whenever this process dies; what an error or an
-    interruption leaves is deleted.
+    interruption leaves is deleted. `OutputExistsError` if it is a folder.
     """
+    if path.is_dir():
+        raise OutputExistsError(f"{path}: is a folder; name a file")
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield part
