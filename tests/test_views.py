@@ -436,8 +436,17 @@ def test_raw_files_are_not_lost(tmp_path, monkeypatch):
     assert "v.fault_probability: already exists" in str(error)
     assert Path("v.fault_probability").read_text() == "an old one"
     assert not Path("v.zarr").exists()
+    command += ["--picks", "v.npz"]
     assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
     assert Path("v.fault_probability").stat().st_size == values.nbytes
+    # What a run that was stopped among them has not written is written by the same command.
+    Path("v.fault_probability").unlink()
+    picked = Path("v.npz").stat()
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert Path("v.fault_probability").stat().st_size == values.nbytes
+    assert Path("v.npz").stat() == picked
+    error = CliRunner().invoke(app, command).exception
+    assert "v.fault_probability: already exists" in str(error)
     assert Path("v.dat").read_bytes() == before
 
 

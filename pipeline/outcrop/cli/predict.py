@@ -196,9 +196,15 @@ def command(
         check_free(store, overwrite)
     options = options_of(option, tasks)
     network = models.load(model, weights=weights, **options)
-    if shape is not None:
-        for file in raw_paths(models.card(network), out):
-            check_apart(survey[0], file)
+    files = [] if shape is None else raw_paths(models.card(network), out)
+    beside = files if picks is None else [*files, on_disk(picks)]
+    # A run that was stopped among them goes on with those that are missing.
+    kept = {f for f in beside if f.is_file()} if whole else set()
+    kept = set() if len(kept) == len(beside) else kept
+    for file in files:
+        check_apart(survey[0], file)
+    for file in beside:
+        if file not in kept:
             check_path(file, overwrite)
     refiner = None
     if refine_weights is not None:
@@ -208,7 +214,6 @@ def command(
     data: Any = None if several else survey_of(survey[0], shape)
     if picks is not None:
         check_picks(picks, tuple(data.sizes[d] for d in ("inline", "crossline")))
-        check_path(on_disk(picks), overwrite)
         picked = _picked(models.card(network))
     if report not in (None, "none"):
         _check_page(report, survey, store)
@@ -300,12 +305,12 @@ def command(
         typer.echo(f"what storage compression does: {effect}")
     # Takes its time: interrupted, the same command writes what follows.
     tell(result)
-    if picks is not None:
+    if picks is not None and on_disk(picks) not in kept:
         least = 0.5 if threshold is None else threshold
         count = write_picks(result[picked], picks, threshold=least, minimum=minimum or 0)
         typer.echo(f"{picks}: {count} voxels")
     if shape is not None:
-        for path in write_raw(result, models.card(network), out):
+        for path in write_raw(result, models.card(network), out, kept):
             typer.echo(str(path))
 
 
