@@ -480,7 +480,7 @@ def test_horizons_of_a_plane(tmp_path, monkeypatch):
     assert write_table(found, tmp_path / "parts.csv") == 58
     assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "h.csv").read_bytes()
     for levels in ([], None, "a", [0.2, np.nan], [[0.2], [0.3]]):
-        with pytest.raises(ArgumentError, match="levels .*: give one or more"):
+        with pytest.raises(ArgumentError, match=r"levels .*: give one or more"):
             horizons(rgt, levels)
     with pytest.raises(SurveyError, match="rgt: is empty"):
         horizons(rgt.isel(twt=[]), 0.2)

@@ -166,7 +166,7 @@ def command(
     from ..survey.raw import raw_paths, write_raw
 
     log = None
-    if log_json == "-":  # the standard output has JSON alone, whatever a network of one's own prints
+    if log_json == "-":  # JSON alone, whatever a network of one's own prints
         log = JsonLog(log_json)
         context.with_resource(contextlib.redirect_stdout(sys.stderr))
     views = (angles or resolutions or direction == "both") or None

@@ -194,7 +194,7 @@ def _warn_of_spikes(name: str, found: Statistics) -> None:
         warnings.warn(
             f"{name}: {worst:.6g} is {abs(worst - found.mean) / found.deviation:,.0f} standard "
             "deviations from the mean, and the network's input is scaled by such samples; if they "
-            f"are spikes, predict from survey.assign({name}=survey[{name!r}].clip(lowest, highest))",
+            f"are spikes, clip them, such as by survey[{name!r}].clip(lowest, highest)",
             stacklevel=3,
         )
 

@@ -249,7 +249,8 @@ def fill(
     Raises
     ------
     WeightsError
-        If a key is missing or unexpected, has another shape, no real numbers, NaN, or infinite weights.
+        If a key is missing or unexpected, has another shape, no real numbers, or NaN, or weights
+        are infinite.
     """
     wrong = mismatches(model, state)
     if not wrong:
