@@ -21,7 +21,6 @@ from outcrop.models.faultseg3d import FaultSeg3d
 from outcrop.models.normalization import NORMALIZATIONS
 from outcrop.models.weights import digest
 
-
 FORMATS = ("pth", "pt", "safetensors", "ckpt")
 
 

@@ -251,6 +251,8 @@ def test_the_home_folder_has_its_short_name(path, tmp_path, monkeypatch):
 
 
 def test_what_is_no_survey(path, tmp_path):
+    with pytest.raises(ArgumentError, match="a path is empty"):
+        outcrop.open("")
     with pytest.raises(SurveyError, match=r"amplitude: is an array of a group; pass the folder"):
         outcrop.open(path / "amplitude")
     make_survey(SHAPE).to_zarr(tmp_path / "two.zarr", zarr_format=2)

@@ -243,11 +243,13 @@ def place(path: str | os.PathLike[str] | Remote, options: Options | None = None)
     Raises
     ------
     ArgumentError
-        If there are credentials in the URL, or `pathlib` has spoiled it.
+        If it is empty, there are credentials in the URL, or `pathlib` has spoiled it.
     """
     if isinstance(path, Remote):
         return path if options is None else Remote(str(path), options)
     text = os.path.expanduser(os.fspath(path))
+    if not text:
+        raise ArgumentError("a path is empty; name a file or a folder (is a variable not set?)")
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     scheme, found, rest = text.partition("://")
