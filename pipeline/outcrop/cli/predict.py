@@ -203,9 +203,7 @@ def command(
     kept = set() if len(kept) == len(beside) else kept
     for file in files:
         check_apart(survey[0], file)
-    for file in beside:
-        if file not in kept:
-            check_path(file, overwrite)
+        check_path(file, overwrite or file in kept)
     refiner = None
     if refine_weights is not None:
         if not model.startswith("mtl-infer"):
@@ -214,6 +212,7 @@ def command(
     data: Any = None if several else survey_of(survey[0], shape)
     if picks is not None:
         check_picks(picks, tuple(data.sizes[d] for d in ("inline", "crossline")))
+        check_path(on_disk(picks), overwrite or on_disk(picks) in kept)
         picked = _picked(models.card(network))
     if report not in (None, "none"):
         _check_page(report, survey, store)
