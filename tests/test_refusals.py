@@ -1,6 +1,7 @@
 """What predictions and trainings refuse before they touch anything."""
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,6 +234,17 @@ def test_thresholds_that_no_probability_or_all_reach(threshold, path, tmp_path):
     fault = carded(nn.Sigmoid(), models.card("faultseg3d").outputs[0])
     with pytest.raises(ArgumentError, match=r"threshold .*: probabilities run from 0 to 1"):
         outcrop.predict(fault, path, tmp_path / "o.zarr", threshold=threshold)
+
+
+@pytest.mark.parametrize("body", [nn.Identity(), nn.InstanceNorm3d(1), nn.BatchNorm3d(1)])
+def test_logits_that_are_called_probabilities_are_told(body, path, tmp_path):
+    fault = carded(body, models.card("faultseg3d").outputs[0])
+    with pytest.warns(UserWarning, match=r"fault_probability: the network ends with \w+, .*'sig"):
+        outcrop.predict(fault, path, tmp_path / "o.zarr")
+    fault.card = replace(fault.card, activation="sigmoid")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        outcrop.predict(fault, path, tmp_path / "p.zarr")
 
 
 def test_the_home_folder_has_its_short_name(path, tmp_path, monkeypatch):
