@@ -179,6 +179,10 @@ def test_cards_that_make_no_sense(path, tmp_path):
     for change, what in (
         ({"axes": ("inline", "crossline", "time")}, r"axes .* of faultseg3d: give z, crossline"),
         ({"multiple": (1, 0, 1)}, r"multiple \(1, 0, 1\) of faultseg3d: .*, a whole number from 1"),
+        ({"multiple": 8}, r"multiple \(8,\) of .*, a whole number from 1"),
+        ({"smallest": "16"}, "smallest '16' of faultseg3d: give a whole number"),
+        ({"inputs": InputCard("gas", "gas", "none")}, r"give a tuple, .* inputs=\(InputCard"),
+        ({"outputs": ("salt",)}, r"outputs of faultseg3d: give a tuple, .* outputs=\(OutputCard"),
         ({"multiple": (8.0, 8, 8)}, r"multiple \(8\.0, 8, 8\) of .*, a whole number from 1"),
         (
             {"inputs": (*card.inputs, InputCard("", "place", "position", 3))},
