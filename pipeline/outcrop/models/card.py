@@ -164,8 +164,8 @@ class Card:
             given = getattr(self, what)
             if not isinstance(given, (tuple, list)) or not all(isinstance(e, kinds) for e in given):
                 raise ArgumentError(
-                    f"{what} of {self.name or 'the card'}: give a tuple, one for each channel, such "
-                    f"as {what}=({what.capitalize()[:-1]}Card(...),)"
+                    f"{what} of {self.name or 'the card'}: give a tuple, one a channel, such as "
+                    f"{what}=({what.capitalize()[:-1]}Card(...),)"
                 )
         if tuple(self.axes) not in (_SECTIONS if self.sections else _VOLUMES):
             raise ArgumentError(
@@ -195,7 +195,8 @@ class Card:
             object.__setattr__(self, "multiple", (1,) * len(self.axes))
         if not isinstance(self.smallest, Integral) or self.smallest < 1:
             raise ArgumentError(
-                f"smallest {self.smallest!r} of {self.name or 'the card'}: give a whole number from 1"
+                f"smallest {self.smallest!r} of {self.name or 'the card'}: give a whole number, "
+                "1 or more"
             )
         whole = all(isinstance(n, Integral) and n >= 1 for n in self.multiple)
         if len(self.multiple) != len(self.axes) or not whole:
