@@ -6,7 +6,7 @@ python docs/render_models.py
 from pathlib import Path
 
 from outcrop import models
-from outcrop.cli._cards import card_lines, network_lines
+from outcrop.cli._cards import card_lines, network_lines, option_lines
 
 # Options whose networks have other figures than the default's.
 VARIANTS = {
@@ -23,7 +23,8 @@ def main() -> None:
     parts = [page.read_text().split("\n## ")[0]]
     for name in models.names():
         parts.append(f"\n## {name}\n\n")
-        parts += [f"- {heading}: {text}\n" for heading, text in card_lines(models.card(name))]
+        lines = (*card_lines(models.card(name)), *option_lines(name))
+        parts += [f"- {heading}: {text}\n" for heading, text in lines]
         for options in VARIANTS.get(name, ({},)):
             network = models.load(name, weights="seeded", **options)
             made = ", ".join(f"{k}={v!r}" for k, v in options.items())

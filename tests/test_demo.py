@@ -193,3 +193,8 @@ def test_workflow_explains_itself_and_its_errors(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "nowhere.sgy" in done.stderr
+    for name in ("faults", "channels", "rgt"):  # told before hours of work
+        other = ("nowhere.sgy", "out", "--weights", "seeded", "--model", "unet25d")
+        other = other if name != "faults" else (*other[:-1], "karstseg3d")
+        done = script_command(ROOT / "workflows" / f"{name}.py", *other, cwd=tmp_path)
+        assert re.match(rf"error: --model {other[-1]}: predicts no \w+\n", done.stderr)

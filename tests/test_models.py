@@ -1,6 +1,7 @@
 """The zoo: golden outputs, weights in and refused."""
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from outcrop.models.faultseg3d import FaultSeg3d
 from outcrop.models.normalization import NORMALIZATIONS
 from outcrop.models.weights import digest
 
+FORMATS = ("pth", "pt", "safetensors", "ckpt")
+
 
 @pytest.fixture
 def state():
@@ -27,9 +30,9 @@ def state():
     return FaultSeg3d().state_dict()
 
 
-@pytest.mark.parametrize("kind", ["pth", "pt", "safetensors", "ckpt", "net", "prefix", "twice"])
+@pytest.mark.parametrize("kind", [*FORMATS, "net", "prefix", "twice", "loss"])
 def test_formats_and_prefixes(kind, state, tmp_path):
-    path = tmp_path / f"w.{'pth' if kind in ('prefix', 'twice', 'net') else kind}"
+    path = tmp_path / f"w.{kind if kind in FORMATS else 'pth'}"
     if kind == "safetensors":
         save_file(state, path)
     elif kind == "ckpt":
@@ -42,6 +45,9 @@ def test_formats_and_prefixes(kind, state, tmp_path):
         torch.save({f"module.{k}": v for k, v in state.items()}, path)
     elif kind == "twice":
         torch.save({f"module.faults.{k}": v for k, v in state.items()}, path)
+    elif kind == "loss":
+        beside = {"criterion.weight": torch.ones(2)}
+        torch.save({f"model.{k}": v for k, v in state.items()} | beside, path)
     else:
         torch.save(state, path)
     model = models.load("faultseg3d", weights=path)
@@ -56,11 +62,28 @@ def test_weights_of_the_other_version_are_named(tmp_path):
         models.load("faultseg3d", weights=tmp_path / "w.pth")
 
 
-def test_weights_of_a_training_that_diverged_are_named(state, tmp_path):
-    state["conv2.conv1.bias"][3] = torch.nan
+@pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN"), (np.inf, "infinite values")])
+def test_weights_that_are_not_finite_are_named(value, what, state, tmp_path):
+    state["conv2.conv1.bias"][3] = value
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth: conv2\.conv1\.bias holds NaN"):
+    with pytest.raises(WeightsError, match=rf"w\.pth: conv2\.conv1\.bias holds {what}"):
         models.load("faultseg3d", weights=tmp_path / "w.pth")
+
+
+def test_two_networks_in_a_file_are_named(state, tmp_path):
+    both = {f"{name}.{k}": v for name in ("net", "ema") for k, v in state.items()}
+    torch.save(both, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"several networks that fit, net\., ema\.; save"):
+        models.load("faultseg3d", weights=tmp_path / "w.pth")
+
+
+def test_weights_that_may_not_be_read(state, tmp_path, monkeypatch):
+    """Of which safetensors says that there are none."""
+    save_file(state, tmp_path / "w.safetensors")
+    refused = PermissionError(13, "Permission denied")
+    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(refused))
+    with pytest.raises(WeightsError, match=r"cannot be read \(Permission denied"):
+        models.load("faultseg3d", weights=tmp_path / "w.safetensors")
 
 
 def test_every_mismatch_is_listed(state, tmp_path):
@@ -134,7 +157,7 @@ def test_unknown_names_and_options():
         models.load("segformer3d", weights="seeded", in_channels=-1)
     with pytest.raises(WeightsError, match=r"channelseg3d: with these options .* is empty"):
         models.load("channelseg3d", weights="seeded", num_classes=0)
-    with pytest.raises(WeightsError, match="nonsense"):
+    with pytest.raises(WeightsError, match=r"nonsense'; its options are version='2020'$"):
         models.load("faultseg3d", weights="seeded", nonsense=1)
 
 
@@ -355,6 +378,8 @@ from torch import nn
 from beside import convolution
 from outcrop.models.card import AMPLITUDE, Card, probability
 
+print("read")
+
 @dataclass
 class Options:
     width: "int"
@@ -420,6 +445,16 @@ def test_networks_in_a_file_of_your_own(own, tmp_path):
     assert found.attrs["model"] == "salt"
     assert np.abs(found.salt_probability.values - expected.numpy()).max() < 1e-5
 
+    # What the file prints is no JSON.
+    network = ("--model", f"{own}:Salt")
+    done = outcrop_command("plan", "s.zarr", *network, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["stages"]
+    log = (*network, "--weights", "seeded", "--log-json", "-", "--report", "none")
+    done = outcrop_command("predict", "s.zarr", "p.zarr", *log, cwd=tmp_path)
+    lines = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert (lines[0], lines[-1]) == ("begin", "end")
+    assert "p.zarr: salt_probability" in done.stderr
+
     done = outcrop_command("models", f"{own}:Salt")
     assert "task: salt probability" in done.stdout
     assert "receptive field: 5 × 5 × 5" in done.stdout
@@ -436,8 +471,8 @@ def test_networks_in_a_file_of_your_own(own, tmp_path):
             "has no 'Pepper'; it has Options, Salt, plain, broken, leaves, built",
             {},
         ),
-        ("own.py:broken", "own.py:broken: ZeroDivisionError at line 31: division by zero", {}),
-        ("own.py:leaves", "own.py:leaves: SystemExit at line 34: usage", {}),
+        ("own.py:broken", "own.py:broken: ZeroDivisionError at line 33: division by zero", {}),
+        ("own.py:leaves", "own.py:leaves: SystemExit at line 36: usage", {}),
         ("own.py:Salt", "unexpected keyword argument 'height'", {"height": 2}),
         ("own.py:built", "takes no options", {"width": 2}),
         ("own.py:__name__", "gives no network but str", {}),

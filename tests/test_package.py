@@ -237,6 +237,13 @@ def test_what_the_system_refuses_is_one_line(
     assert capsys.readouterr().err.startswith(f"error: {'s' * 300}: File name too long; ")
 
 
+def test_a_full_standard_output_is_one_line() -> None:
+    code = f"exec {sys.executable} -m outcrop models > /dev/full"
+    done = run("sh", "-c", code)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: the standard output: cannot be .*No space left.*\n", done.stderr)
+
+
 def test_an_option_that_nothing_would_heed() -> None:
     done = CliRunner().invoke(app, ["models", "-o", "version=2018"])
     assert "--option: only with the name of a network" in str(done.exception)
@@ -320,13 +327,13 @@ def weights(path: Path) -> None:
 
 def test_the_page_of_networks_is_what_the_cards_say() -> None:
     from outcrop import models
-    from outcrop.cli._cards import card_lines, network_lines
+    from outcrop.cli._cards import card_lines, network_lines, option_lines
 
     page = (ROOT / "docs" / "models.md").read_text()
     sections = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
     assert set(sections) == set(models.names())
     for name, text in sections.items():
-        for heading, line in card_lines(models.card(name)):
+        for heading, line in (*card_lines(models.card(name)), *option_lines(name)):
             assert f"- {heading}: {line}\n" in text, name
     for name in ("karstseg3d", "unet25d"):
         network = models.load(name, weights="seeded")

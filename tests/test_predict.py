@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +187,7 @@ def change(survey, value):
         (lambda s: s.isel(inline=0), SurveyError, "has dimensions"),
         (lambda s: s.isel(inline=0).expand_dims(shot=[100]), SurveyError, r"sel\(offset"),
         (lambda s: s * 0, SurveyError, "all equal"),
+        (lambda s: s.assign_coords(live=s.live & False), SurveyError, "no trace is live"),
         (lambda s: change(s, np.nan), SurveyError, "NaN or infinite"),
         (lambda s: change(s, np.inf), SurveyError, "NaN or infinite"),
         (lambda s: s.amplitude.values, ArgumentError, "is a ndarray; .* whole_volume"),
@@ -198,6 +200,14 @@ def test_bad_surveys_are_refused_before_anything_is_written(
         outcrop.predict(model, spoil(survey), tmp_path / "o.zarr")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "o.zarr").exists()
+
+
+def test_spikes_that_scale_all_else_are_told(model, survey):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        all_statistics(frame(model, survey))
+    with pytest.warns(UserWarning, match=r"amplitude: 1e\+30 is \d+ standard deviations .*[.]clip"):
+        all_statistics(frame(model, change(survey, 1e30)))
 
 
 def test_too_small_a_budget_names_one_that_works(model, survey, tmp_path):

@@ -1,6 +1,7 @@
 """What predictions and trainings refuse before they touch anything."""
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +179,10 @@ def test_cards_that_make_no_sense(path, tmp_path):
     for change, what in (
         ({"axes": ("inline", "crossline", "time")}, r"axes .* of faultseg3d: give z, crossline"),
         ({"multiple": (1, 0, 1)}, r"multiple \(1, 0, 1\) of faultseg3d: .*, a whole number from 1"),
+        ({"multiple": 8}, r"multiple \(8,\) of .*, a whole number from 1"),
+        ({"smallest": "16"}, "smallest '16' of faultseg3d: give a whole number"),
+        ({"inputs": InputCard("gas", "gas", "none")}, r"give a tuple, .* inputs=\(InputCard"),
+        ({"outputs": ("salt",)}, r"outputs of faultseg3d: give a tuple, .* outputs=\(OutputCard"),
         ({"multiple": (8.0, 8, 8)}, r"multiple \(8\.0, 8, 8\) of .*, a whole number from 1"),
         (
             {"inputs": (*card.inputs, InputCard("", "place", "position", 3))},
@@ -235,6 +240,17 @@ def test_thresholds_that_no_probability_or_all_reach(threshold, path, tmp_path):
         outcrop.predict(fault, path, tmp_path / "o.zarr", threshold=threshold)
 
 
+@pytest.mark.parametrize("body", [nn.Identity(), nn.InstanceNorm3d(1), nn.BatchNorm3d(1)])
+def test_logits_that_are_called_probabilities_are_told(body, path, tmp_path):
+    fault = carded(body, models.card("faultseg3d").outputs[0])
+    with pytest.warns(UserWarning, match=r"fault_probability: the network ends with \w+, .*'sig"):
+        outcrop.predict(fault, path, tmp_path / "o.zarr")
+    fault.card = replace(fault.card, activation="sigmoid")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        outcrop.predict(fault, path, tmp_path / "p.zarr")
+
+
 def test_the_home_folder_has_its_short_name(path, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -251,6 +267,8 @@ def test_the_home_folder_has_its_short_name(path, tmp_path, monkeypatch):
 
 
 def test_what_is_no_survey(path, tmp_path):
+    with pytest.raises(ArgumentError, match="a path is empty"):
+        outcrop.open("")
     with pytest.raises(SurveyError, match=r"amplitude: is an array of a group; pass the folder"):
         outcrop.open(path / "amplitude")
     make_survey(SHAPE).to_zarr(tmp_path / "two.zarr", zarr_format=2)

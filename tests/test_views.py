@@ -26,6 +26,7 @@ from outcrop.errors import (
     OutcropError,
     OutputExistsError,
     ResumeError,
+    SurveyError,
 )
 from outcrop.events import Begin, End, Tile
 from outcrop.horizons import horizons, write_table
@@ -435,8 +436,17 @@ def test_raw_files_are_not_lost(tmp_path, monkeypatch):
     assert "v.fault_probability: already exists" in str(error)
     assert Path("v.fault_probability").read_text() == "an old one"
     assert not Path("v.zarr").exists()
+    command += ["--picks", "v.npz"]
     assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
     assert Path("v.fault_probability").stat().st_size == values.nbytes
+    # What a run that was stopped among them has not written is written by the same command.
+    Path("v.fault_probability").unlink()
+    picked = Path("v.npz").stat()
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert Path("v.fault_probability").stat().st_size == values.nbytes
+    assert Path("v.npz").stat() == picked
+    error = CliRunner().invoke(app, command).exception
+    assert "v.fault_probability: already exists" in str(error)
     assert Path("v.dat").read_bytes() == before
 
 
@@ -469,15 +479,26 @@ def test_horizons_of_a_plane(tmp_path, monkeypatch):
     monkeypatch.setattr(outcrop.horizons, "_POINTS", 12)  # and so by two inlines
     assert write_table(found, tmp_path / "parts.csv") == 58
     assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "h.csv").read_bytes()
-    with pytest.raises(ArgumentError, match="at least one"):
-        horizons(rgt, [])
+    for levels in ([], None, "a", [0.2, np.nan], [[0.2], [0.3]]):
+        with pytest.raises(ArgumentError, match=r"levels .*: give one or more"):
+            horizons(rgt, levels)
+    with pytest.raises(SurveyError, match="rgt: is empty"):
+        horizons(rgt.isel(twt=[]), 0.2)
     with pytest.raises(ArgumentError, match="rgt: is a ndarray; pass a DataArray"):
         horizons(values, 0.2)
     xr.testing.assert_identical(horizons(rgt, 0.2), found.isel(horizon=[0]))
     rising = rgt.isel(twt=slice(None, None, -1))
     xr.testing.assert_identical(horizons(rising, [0.2, 0.5, 5.0]), found)
     assert write_table(found.isel(horizon=1), tmp_path / "one.csv") == 29
-    for none, says in ((rgt, "are none"), (found.isel(horizon=[]), "select at least one")):
+    assert write_table(found.isel(inline=1), tmp_path / "line.csv") == 12
+    assert list(pd.read_csv(tmp_path / "line.csv")) == list(table)
+    with pytest.raises(OutputExistsError, match="is a folder; name a file"):
+        write_table(found, tmp_path)
+    for none, says in (
+        (rgt, "are none"),
+        (found.isel(horizon=[]), "select at least one"),
+        (found.isel(inline=1, drop=True), "have lost their inline"),
+    ):
         with pytest.raises(ArgumentError, match=f"horizons: {says}"):
             write_table(none, tmp_path / "none.csv")
 

@@ -118,3 +118,7 @@ def test_a_list_of_surveys(cluster, client, model, tmp_path):
     assert not (tmp_path / "none").exists()
     with pytest.raises(ArgumentError, match="1 different ones for 3 surveys"):
         outcrop.predict_all(model, surveys, [tmp_path / "a.zarr"] * 3)
+    with pytest.raises(ArgumentError, match=r"none/s\.zarr: 2 of the surveys would be predicted"):
+        outcrop.predict_all(model, ["a/s.zarr", "b/s.zarr"], tmp_path / "none")
+    with pytest.raises(ArgumentError, match=r"^direction: "):  # of a single one needs no name
+        outcrop.predict_all(model, surveys[:1], [tmp_path / "a.zarr"], direction="inline")

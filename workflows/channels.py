@@ -24,6 +24,8 @@ def main(
     """Channel probability of a survey: SEG-Y in, labelled Zarr, SEG-Y and a picture out."""
     store, predicted = out / "survey.zarr", out / "channels.zarr"
     network = outcrop.models.load(model, weights=weights)
+    if not any(o and o.name == "channel_probability" for o in outcrop.models.card(network).outputs):
+        raise outcrop.errors.ArgumentError(f"--model {model}: predicts no channel_probability")
     if not is_ingested(segy, store):
         outcrop.ingest(segy, store, progress=True)
     survey = outcrop.open(store)

@@ -37,6 +37,8 @@ def main(
     out = out.absolute()  # as the workers of a cluster see it
     store, faults_store = out / "survey.zarr", out / "faults.zarr"
     network = outcrop.models.load(model, weights=weights)
+    if not any(o and o.name == "fault_probability" for o in outcrop.models.card(network).outputs):
+        raise outcrop.errors.ArgumentError(f"--model {model}: predicts no fault_probability")
 
     if not is_ingested(segy, store):
         outcrop.ingest(segy, store, progress=True)

@@ -20,12 +20,14 @@ def main(
     out: Annotated[Path, typer.Argument(help="Folder for the results.")],
     weights: Annotated[str, typer.Option(help="File of weights, or 'seeded' for random ones.")],
     model: Annotated[str, typer.Option(help="Network that predicts rgt.")] = "bi21rgt3d",
-    count: Annotated[int, typer.Option(help="Number of horizons.")] = 7,
+    count: Annotated[int, typer.Option(min=1, help="Number of horizons.")] = 7,
     memory: Annotated[str, typer.Option(help="Memory for one process, such as 4GB.")] = "2GB",
 ) -> None:
     """Relative geological time of a survey, and horizons as surfaces of equal time."""
     store, predicted = out / "survey.zarr", out / "rgt.zarr"
     network = outcrop.models.load(model, weights=weights)
+    if not any(o and o.name == "rgt" for o in outcrop.models.card(network).outputs):
+        raise outcrop.errors.ArgumentError(f"--model {model}: predicts no rgt")
     if not is_ingested(segy, store):
         outcrop.ingest(segy, store, progress=True)
     survey = outcrop.open(store)

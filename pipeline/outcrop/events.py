@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -189,7 +190,7 @@ class JsonLog:
     Parameters
     ----------
     path : path-like
-        File to append to; "-" for the standard output.
+        File to append to; "-" for what is the standard output now.
 
     Raises
     ------
@@ -201,6 +202,7 @@ class JsonLog:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = None if str(path) == "-" else on_disk(path)
+        self._stream = sys.stdout
         self._write("" if self.path is None else self._seam(self.path))
 
     def __call__(self, event: Event) -> None:
@@ -222,7 +224,7 @@ class JsonLog:
     def _write(self, text: str) -> None:
         try:
             if self.path is None:
-                print(text, end="", flush=True)
+                print(text, end="", flush=True, file=self._stream)
                 return
             with open(self.path, "a") as log:
                 log.write(text)

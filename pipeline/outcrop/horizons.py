@@ -38,23 +38,28 @@ def horizons(rgt: xr.DataArray, levels: float | Sequence[float]) -> xr.Dataset:
     Raises
     ------
     ArgumentError
-        If there is no level, or `rgt` is no DataArray.
+        If the levels are no numbers, there is none, or `rgt` is no DataArray.
     SurveyError
-        If the dimensions are others.
+        If the dimensions are others, or one is empty.
     """
     if not isinstance(rgt, xr.DataArray):
         raise ArgumentError(
             f"rgt: is a {type(rgt).__name__}; pass a DataArray, such as prediction.rgt"
         )
-    wanted = np.atleast_1d(np.asarray(levels, np.float64))
-    if not wanted.size:
-        raise ArgumentError("levels: give at least one relative geological time")
+    try:
+        wanted = np.atleast_1d(np.asarray(levels, np.float64))
+    except (TypeError, ValueError):
+        wanted = np.array([np.nan])
+    if wanted.ndim > 1 or not wanted.size or not np.isfinite(wanted).all():
+        raise ArgumentError(f"levels {levels!r}: give one or more relative geological times")
     vertical = "depth" if "depth" in rgt.dims else "twt"
     if set(rgt.dims) != {"inline", "crossline", vertical}:
         raise SurveyError(
             f"rgt: has dimensions {tuple(map(str, rgt.dims))} instead of inline, crossline and "
             "twt or depth"
         )
+    if 0 in rgt.shape:
+        raise SurveyError(f"rgt: is empty: {dict(rgt.sizes)}; see what was selected")
     if rgt[vertical][0] > rgt[vertical][-1]:
         rgt = rgt.isel({vertical: slice(None, None, -1)})
     at = rgt[vertical].to_numpy().astype(np.float64)
@@ -96,7 +101,7 @@ def _crossings(values: np.ndarray, at: np.ndarray, levels: np.ndarray) -> np.nda
 
 
 def checked(surfaces: xr.Dataset) -> tuple[str, xr.Dataset]:
-    """Return the variable of horizons, and these over `horizon` though one alone was selected.
+    """Return the variable of horizons, and these over all dimensions though one was selected.
 
     Raises
     ------
@@ -107,8 +112,11 @@ def checked(surfaces: xr.Dataset) -> tuple[str, xr.Dataset]:
     name = next((n for n in ("horizon_twt", "horizon_depth") if n in held), None)
     if name is None or "horizon" not in surfaces.coords:
         raise ArgumentError("horizons: are none; pass what outcrop.horizons.horizons finds")
-    if "horizon" not in surfaces.dims:
-        surfaces = surfaces.expand_dims("horizon")
+    for dim in ("horizon", "inline", "crossline"):
+        if dim not in {*surfaces.dims, *surfaces.coords}:
+            raise ArgumentError(f"horizons: have lost their {dim}; select it without drop=True")
+        if dim not in surfaces.dims:
+            surfaces = surfaces.expand_dims(dim)
     if not surfaces.sizes["horizon"]:
         raise ArgumentError("horizons: select at least one of them")
     return name, surfaces

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from .errors import ArgumentError
-from .storage import naming_refusal, on_disk, put_whole
+from .storage import check_takes_files, naming_refusal, on_disk, put_whole
 from .survey.blocks import Block, blocks, in_threads, read
 
 
@@ -20,6 +20,7 @@ def check_picks(path: str | os.PathLike[str], shape: Sequence[int]) -> None:
         raise ArgumentError(f"{path}: picks are written as .npz; choose such a name")
     if not where.absolute().parent.is_dir():
         raise ArgumentError(f"{path}: no such folder; make it first")
+    check_takes_files(path, where.absolute().parent)
     if max(shape) > 2**16:
         raise ArgumentError(f"picks: extents {tuple(shape)} do not fit into uint16")
 
@@ -56,7 +57,7 @@ def write_picks(
     ------
     ArgumentError
         If an extent does not fit into uint16, the path does not end in ``.npz``, its folder is
-        not there, or `probability` is no DataArray.
+        not there or takes no files, or `probability` is no DataArray.
     """
     if not isinstance(probability, xr.DataArray):
         raise ArgumentError(

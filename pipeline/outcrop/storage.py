@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .errors import ArgumentError, OutcropError
+from .errors import ArgumentError, OutcropError, OutputExistsError
 from .patience import kind, patiently, refuses
 
 # For fsspec: endpoint, credentials, ... Never shown, never written.
@@ -243,11 +243,13 @@ def place(path: str | os.PathLike[str] | Remote, options: Options | None = None)
     Raises
     ------
     ArgumentError
-        If there are credentials in the URL, or `pathlib` has spoiled it.
+        If it is empty, there are credentials in the URL, or `pathlib` has spoiled it.
     """
     if isinstance(path, Remote):
         return path if options is None else Remote(str(path), options)
     text = os.path.expanduser(os.fspath(path))
+    if not text:
+        raise ArgumentError("a path is empty; name a file or a folder (is a variable not set?)")
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     scheme, found, rest = text.partition("://")
@@ -344,8 +346,10 @@ def put_whole(path: Path) -> Iterator[Path]:
     """Give a path to write a file to, and move it to `path` once the block ends without an error.
 
     So `path` is there whole or as it was, whenever this process dies; what an error or an
-    interruption leaves is deleted.
+    interruption leaves is deleted. `OutputExistsError` if it is a folder.
     """
+    if path.is_dir():
+        raise OutputExistsError(f"{path}: is a folder; name a file")
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield part

@@ -10,6 +10,7 @@ from torch import nn
 from ..engine.whole import example
 from ..graph import RULES, Box, Reduce, capture
 from ..graph.propagate import needed
+from ..models import options
 from ..models.card import Card
 
 # Extents of the volume that operations and the receptive field are found on.
@@ -44,6 +45,13 @@ def card_lines(card: Card) -> Iterator[tuple[str, str]]:
             f"output {i}",
             f"{output.name} ({output.long_name}), {output.units}{span}{activation}{own}{comment}",
         )
+
+
+def option_lines(name: str) -> Iterator[tuple[str, str]]:
+    """Yield what a network of the zoo can be built with, by heading."""
+    found = ", ".join(f"{key}={value!r}" for key, value in options(name).items())
+    if found:
+        yield "options", f"{found}, unless given"
 
 
 def network_lines(network: nn.Module, card: Card) -> Iterator[tuple[str, str]]:

@@ -104,7 +104,8 @@ def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
     if found.format:
         rows.append(("samples in SEG-Y", f"format {found.format}, {found.byte_order}-endian"))
     for name, axis in found.axes.items():
-        units = f" {found.units}" if name in ("twt", "depth") and found.units else ""
+        known = name in ("twt", "depth") and found.units not in (None, "", "1")
+        units = f" {found.units}" if known else ""
         step = "in unequal steps" if axis.step is None else f"by {spoken(axis.step)}{units}"
         span = f"{spoken(axis.first)} … {spoken(axis.last)} {step}"
         rows.append((name, f"{axis.count:,}: {span}"))

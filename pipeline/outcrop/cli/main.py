@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import inspect
 import io
@@ -134,6 +135,13 @@ def _one_line(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         # Such as a folder that this user may not look into.
         return f"{error.filename}: {error.strerror}; see to it, or take another path"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        try:
+            sys.stdout.flush()
+        except OSError:  # nor would it take the rest as Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # What is written elsewhere is named there.
+        return f"the standard output: cannot be written ({error.strerror}); write it elsewhere"
     return None
 
 

@@ -46,10 +46,11 @@ def command(
         for each in models.names():
             typer.echo(f"{each}: {models.card(each).task}. {models.card(each).paper}")
         return
-    from ._cards import card_lines, network_lines
+    from ._cards import card_lines, network_lines, option_lines
 
     network = models.load(name, weights="seeded", **options_of(option))
     card = models.card(network)
     typer.echo(name)
-    for heading, text in (*card_lines(card), *network_lines(network, card)):
+    takes = option_lines(name) if name in models.names() else ()
+    for heading, text in (*card_lines(card), *takes, *network_lines(network, card)):
         typer.echo(f"  {heading}: {text}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_format
+import sys
 from typing import Annotated
 
 import typer
@@ -78,21 +80,23 @@ def command(
 
         check_format(draw)
         check_apart(survey, place(draw))
-    network = models.load(model, weights="seeded", **options_of(option, tasks))
-    with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
-        made = plan(
-            network,
-            survey_of(survey, shape),
-            memory=memory,
-            host_memory=host_memory,
-            storage_mode=storage_mode,  # type: ignore[arg-type]
-            storage_compression=storage_compression,
-            precision=precision,
-            device=device_of(device, cluster),
-            direction=direction,
-            storage_path=storage_path,
-            client=client,
-        )
+    # A network of one's own may print.
+    with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+        network = models.load(model, weights="seeded", **options_of(option, tasks))
+        with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
+            made = plan(
+                network,
+                survey_of(survey, shape),
+                memory=memory,
+                host_memory=host_memory,
+                storage_mode=storage_mode,  # type: ignore[arg-type]
+                storage_compression=storage_compression,
+                precision=precision,
+                device=device_of(device, cluster),
+                direction=direction,
+                storage_path=storage_path,
+                client=client,
+            )
     typer.echo(json_format.dumps(made.to_dict(), indent=1) if json else str(made))
     if draw is not None:
         from ..view import draw_plan

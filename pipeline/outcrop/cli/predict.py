@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,6 +165,10 @@ def command(
     from ..survey.blocks import check_path
     from ..survey.raw import raw_paths, write_raw
 
+    log = None
+    if log_json == "-":  # JSON alone, whatever a network of one's own prints
+        log = JsonLog(log_json)
+        context.with_resource(contextlib.redirect_stdout(sys.stderr))
     views = (angles or resolutions or direction == "both") or None
     ways = {"--refine-weights": refine_weights, "--window": window, _VIEWS: views}
     asked = [way for way, value in ways.items() if value is not None]
@@ -191,10 +196,14 @@ def command(
         check_free(store, overwrite)
     options = options_of(option, tasks)
     network = models.load(model, weights=weights, **options)
-    if shape is not None:
-        for file in raw_paths(models.card(network), out):
-            check_apart(survey[0], file)
-            check_path(file, overwrite)
+    files = [] if shape is None else raw_paths(models.card(network), out)
+    beside = files if picks is None else [*files, on_disk(picks)]
+    # A run that was stopped among them goes on with those that are missing.
+    kept = {f for f in beside if f.is_file()} if whole else set()
+    kept = set() if len(kept) == len(beside) else kept
+    for file in files:
+        check_apart(survey[0], file)
+        check_path(file, overwrite or file in kept)
     refiner = None
     if refine_weights is not None:
         if not model.startswith("mtl-infer"):
@@ -203,19 +212,20 @@ def command(
     data: Any = None if several else survey_of(survey[0], shape)
     if picks is not None:
         check_picks(picks, tuple(data.sizes[d] for d in ("inline", "crossline")))
-        check_path(on_disk(picks), overwrite)
+        check_path(on_disk(picks), overwrite or on_disk(picks) in kept)
         picked = _picked(models.card(network))
     if report not in (None, "none"):
         _check_page(report, survey, store)
     record = Record()
-    listeners: list[Listener] = [record] if log_json is None else [record, JsonLog(log_json)]
-    aside = log_json == "-"  # the standard output has JSON alone
+    listeners: list[Listener] = [record]
+    if log_json is not None:
+        listeners.append(log or JsonLog(log_json))
 
     def tell(result: Any = None) -> None:
         if record.begun and report != "none":
             page = report or f"{store.rstrip('/').removesuffix('.zarr')}.report.html"
             view.report(record, page, data, result)
-            typer.echo(page, err=aside)
+            typer.echo(page)
 
     with (
         _in_any_case(tell),
@@ -285,22 +295,22 @@ def command(
         else:
             result = predict(network, data, store, direction=direction, threshold=threshold, **how)
     if several:
-        typer.echo(f"{out}: {len(survey)} predictions", err=aside)
+        typer.echo(f"{out}: {len(survey)} predictions")
         tell()
         return
     sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
-    typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}", err=aside)
+    typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}")
     if effect := result.attrs.get("storage_compression_effect"):
-        typer.echo(f"what storage compression does: {effect}", err=aside)
+        typer.echo(f"what storage compression does: {effect}")
     # Takes its time: interrupted, the same command writes what follows.
     tell(result)
-    if picks is not None:
+    if picks is not None and on_disk(picks) not in kept:
         least = 0.5 if threshold is None else threshold
         count = write_picks(result[picked], picks, threshold=least, minimum=minimum or 0)
-        typer.echo(f"{picks}: {count} voxels", err=aside)
+        typer.echo(f"{picks}: {count} voxels")
     if shape is not None:
-        for path in write_raw(result, models.card(network), out):
-            typer.echo(str(path), err=aside)
+        for path in write_raw(result, models.card(network), out, kept):
+            typer.echo(str(path))
 
 
 def _check_page(page: str, surveys: Sequence[str], store: str) -> None:

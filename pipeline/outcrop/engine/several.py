@@ -63,6 +63,9 @@ def predict_all(
     if isinstance(surveys, (str, os.PathLike, Remote, xr.Dataset, xr.DataArray)):
         raise ArgumentError("surveys: is a single one; pass a list of them, or use predict")
     surveys, stores = list(surveys), options.get("storage_options")
+    names = [_name(survey, i) for i, survey in enumerate(surveys)]
+    if len(names) == 1:  # of which there is nothing to tell apart
+        names = [""]
     targets = _targets(surveys, paths, stores)
     if options.pop("progress", False):
         options["listeners"] = [*options.get("listeners", ()), ProgressBar()]
@@ -70,7 +73,7 @@ def predict_all(
     how = {**defaults, **options}
     client, overwrite = how["client"], how["overwrite"]
     for i, (survey, path) in enumerate(zip(surveys, targets, strict=True)):
-        with _naming(_name(survey, i)):  # before hours go into the others
+        with _naming(names[i]):  # before hours go into the others
             framed = frame(model, survey, how["direction"], stores, stacked=True)
             check_outputs(framed, how["threshold"])
         for target in targets:
@@ -83,7 +86,7 @@ def predict_all(
             todo.append((i, survey, path))
         else:
             _check_same(model, survey, path, how)
-    _check_plans(model, todo, how)
+    _check_plans(model, todo, names, how)
     with contextlib.ExitStack() as stack:
 
         def evaluations() -> Iterator[Evaluation]:
@@ -93,7 +96,7 @@ def predict_all(
                     done[1].close()
                     under_way.remove(done)
                 context = stack.enter_context(contextlib.ExitStack())
-                with _naming(_name(survey, i)):
+                with _naming(names[i]):
                     evaluation = context.enter_context(prepared(model, survey, path, **how))
                 under_way.append((evaluation, context))
                 yield evaluation
@@ -111,7 +114,10 @@ def predict_all(
 
 
 def _check_plans(
-    model: nn.Module, todo: Sequence[tuple[int, Volume, Place]], how: Mapping[str, Any]
+    model: nn.Module,
+    todo: Sequence[tuple[int, Volume, Place]],
+    names: Sequence[str],
+    how: Mapping[str, Any],
 ) -> None:
     """Raise if there is no plan for a survey, or another process writes its output.
 
@@ -119,7 +125,7 @@ def _check_plans(
     """
     planned = set()
     for k, (i, survey, path) in enumerate(todo):
-        with _naming(_name(survey, i)):
+        with _naming(names[i]):
             framed = frame(model, survey, how["direction"], how["storage_options"], stacked=True)
             shape = framed.grid, framed.domain, tuple(framed.stacked.values())
             if k and shape not in planned:
@@ -139,6 +145,12 @@ def _targets(surveys: Sequence[Volume], paths: Paths, options: Options | None) -
             folder / (_own_name(s) if isinstance(s, named) else f"{i}.zarr")
             for i, s in enumerate(surveys)
         ]
+        for target in targets:
+            if (count := targets.count(target)) > 1:
+                raise ArgumentError(
+                    f"{target}: {count} of the surveys would be predicted into it; rename them, or "
+                    "predict them one at a time"
+                )
     else:
         targets = [place(path, options) for path in paths]
     if len(targets) != len(surveys) or len(set(targets)) != len(targets):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # A block takes so many times its bytes; so many samples of it are made float64 at a time.
 _COPIES, _PART = 3, 1 << 20
+# Standard deviations from the mean beyond which no seismic amplitude should be.
+_SPIKE = 100
 # What is found of one block: of its live samples number, mean, sum of squared differences from it
 # and extremes; of all of them their sum, and the sum of `place_sum`.
 _STATE = np.dtype(
@@ -184,6 +187,18 @@ def _weights(place: tuple[int, int], axis: int) -> np.ndarray:
     return (z ^ (z >> np.uint64(31))) | np.uint64(1)
 
 
+def _warn_of_spikes(name: str, found: Statistics) -> None:
+    """Warn of samples beside which all others are as good as equal once they are normalised."""
+    worst = max(found.lowest, found.highest, key=lambda sample: abs(sample - found.mean))
+    if abs(worst - found.mean) > _SPIKE * found.deviation:
+        warnings.warn(
+            f"{name}: {worst:.6g} is {abs(worst - found.mean) / found.deviation:,.0f} standard "
+            "deviations from the mean, and the network's input is scaled by such samples; if they "
+            f"are spikes, clip them, such as by survey[{name!r}].clip(lowest, highest)",
+            stacklevel=3,
+        )
+
+
 def all_statistics(
     framed: Framed, client: Client | None = None, memory: int | None = None
 ) -> tuple[list[dict[str, Statistics]], str]:
@@ -223,10 +238,14 @@ def all_statistics(
                 at = [
                     f"{d} {spoken(volume[d].values)}" for d in framed.stacked if d in volume.coords
                 ]
+                live = volume.coords.get("live")
+                none = live is not None and not loaded(live).any()
+                what = "no trace is live" if none else "the live samples are all equal"
                 raise SurveyError(
-                    f"{' at '.join([name, *at])}: the live samples are all equal; is this the "
-                    "right variable?"
+                    f"{' at '.join([name, *at])}: {what}; is this the right variable?"
                 )
+            if kinds - set(PLAIN):
+                _warn_of_spikes(name, found[-1][name])
     prints += [str(framed.volume[d].to_numpy().tolist()) for d in framed.stacked]
     whole = prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
     return found, whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from ..survey.reading import loaded
 from ..survey.schema import CONVENTIONS
 from .labelled import Framed
 
+# Operators whose values may be any.
+_UNBOUNDED = ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d", "batch_norm", "normalize")
+_INFERENCE = "_legit_no_training"
 # Outputs that no card names.
 _UNNAMED = r"prediction(_\d+)?"
 
@@ -133,7 +137,20 @@ def output_cards(graph: Graph, card: Card) -> dict[str, tuple[OutputCard | None,
     for name in graph.outputs:
         split[name] = tuple(cards[first : first + graph.width(name)])
         first += graph.width(name)
+        last = graph.nodes[name].op.strip("_").removeprefix("native_").removesuffix(_INFERENCE)
+        if card.activation == "none" and last in _UNBOUNDED:
+            _warn_of_logits(split[name], last)
     return split
+
+
+def _warn_of_logits(outputs: Iterable[OutputCard | None], last: str) -> None:
+    for output in filter(None, outputs):
+        if output.name != _mask(output.name):
+            warnings.warn(
+                f"{output.name}: the network ends with {last}, so that its values are not from 0 "
+                "to 1; if they are logits, say so in its card, such as by activation='sigmoid'",
+                stacklevel=3,
+            )
 
 
 def template(

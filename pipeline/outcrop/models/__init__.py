@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from .card import Card, InputCard, OutputCard
 from .cards import CARDS, card_of
 from .own import build, is_own
 
-__all__ = ["Card", "InputCard", "OutputCard", "card", "convert", "load", "names"]
+__all__ = ["Card", "InputCard", "OutputCard", "card", "convert", "load", "names", "options"]
 
 SEED = 20190501
 
@@ -32,10 +33,18 @@ class _Entry(NamedTuple):
     fixed: dict[str, Any]
     variants: tuple[dict[str, Any], ...]
 
-    def make(self, **options: Any) -> nn.Module:
+    @property
+    def constructor(self) -> Callable[..., nn.Module]:
         module = importlib.import_module(f".{self.module}", __package__)
-        network: Callable[..., nn.Module] = getattr(module, self.network)
-        return network(**self.fixed, **options)
+        return getattr(module, self.network)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        taken = inspect.signature(self.constructor).parameters.values()
+        return {each.name: each.default for each in taken if each.name not in self.fixed}
+
+    def make(self, **options: Any) -> nn.Module:
+        return self.constructor(**self.fixed, **options)
 
 
 _ZOO = {
@@ -62,6 +71,17 @@ _ZOO = {
 def names() -> list[str]:
     """Names of the networks in the zoo."""
     return sorted(_ZOO)
+
+
+def options(name: str) -> dict[str, Any]:
+    """Options of a network of the zoo, and what they are unless given to `load`.
+
+    Raises
+    ------
+    WeightsError
+        If the zoo has no such network.
+    """
+    return _entry(name).options
 
 
 def card(network: str | nn.Module) -> Card:
@@ -110,7 +130,7 @@ def load(
         Of the multi-task networks, the decoders to build and to fill, of "rgt", "dhr" and "fault";
         what the file has for others is left out. All unless given.
     **options
-        The constructor's, such as ``version="2018"`` for faultseg3d.
+        The constructor's, such as ``version="2018"`` for faultseg3d; `options` names them.
 
     Returns
     -------
@@ -129,7 +149,7 @@ def load(
     if is_own(name):
         model = build(name, options, SEED)
         if weights != "seeded":
-            state = _weights.prefixed(_weights.read(weights), model)
+            state = _weights.keyed(_weights.read(weights), model, str(weights))
             _weights.fill(model, state, str(weights), _variants())
         return model.eval().requires_grad_(False)
     entry = _entry(name)
@@ -137,16 +157,18 @@ def load(
         # On the meta device: the caller's random state stays as it was, nothing is drawn twice.
         with torch.device("meta"):
             model = entry.make(**options)
+        model.to_empty(device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"{name}: {error}") from error
+        own = ", ".join(f"{k}={v!r}" for k, v in entry.options.items())
+        has = f"its options are {own}" if own else "it has no options"
+        raise WeightsError(f"{name}: {error}; {has}") from error
     empty = next((key for key, value in model.state_dict().items() if not value.numel()), None)
     if empty is not None:
         raise WeightsError(f"{name}: with these options {empty} is empty; choose 1 or more of each")
-    model.to_empty(device="cpu")
     if weights == "seeded":
         _seed(model)
     else:
-        state = _weights.read(_file(name, weights))
+        state = _weights.keyed(_weights.read(_file(name, weights)), model, str(weights))
         if tasks is not None:
             state = _weights.only(state, model)
         _weights.fill(model, state, str(weights), _variants())

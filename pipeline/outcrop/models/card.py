@@ -131,7 +131,8 @@ class Card:
         `ArgumentError` if their number is another; unless all are 1, which does for any number of
         axes.
     smallest : int
-        Extents that the network needs at least; padded likewise.
+        Extents that the network needs at least; padded likewise. `ArgumentError` if it is no whole
+        number from 1.
     separate : bool
         The inputs go to `forward` one by one, in their order, not as channels of one tensor.
     activation : str
@@ -159,6 +160,13 @@ class Card:
     shipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for what, kinds in (("inputs", InputCard), ("outputs", (OutputCard, type(None)))):
+            given = getattr(self, what)
+            if not isinstance(given, (tuple, list)) or not all(isinstance(e, kinds) for e in given):
+                raise ArgumentError(
+                    f"{what} of {self.name or 'the card'}: give a tuple, one a channel, such as "
+                    f"{what}=({what.capitalize()[:-1]}Card(...),)"
+                )
         if tuple(self.axes) not in (_SECTIONS if self.sections else _VOLUMES):
             raise ArgumentError(
                 f"axes {self.axes} of {self.name or 'the card'}: give z, crossline and inline in "
@@ -181,8 +189,15 @@ class Card:
                 "each the name of a variable of the survey, or a position along axis 0 to "
                 f"{len(self.axes) - 1}, beside at least one variable"
             )
+        if isinstance(self.multiple, Integral):
+            object.__setattr__(self, "multiple", (self.multiple,))  # which is one too few
         if set(self.multiple) == {1}:
             object.__setattr__(self, "multiple", (1,) * len(self.axes))
+        if not isinstance(self.smallest, Integral) or self.smallest < 1:
+            raise ArgumentError(
+                f"smallest {self.smallest!r} of {self.name or 'the card'}: give a whole number, "
+                "1 or more"
+            )
         whole = all(isinstance(n, Integral) and n >= 1 for n in self.multiple)
         if len(self.multiple) != len(self.axes) or not whole:
             raise ArgumentError(

@@ -20,6 +20,7 @@ from ..errors import WeightsError
 from ..storage import on_disk, write_whole
 
 _NAMED = 20  # keys that do not fit, in a message
+_CODE = "which is code"
 _COUNTER = "num_batches_tracked"  # of batch norms, which use it in training alone
 # Under which checkpoints keep their state dict, beside epochs and optimisers.
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "network")
@@ -60,6 +61,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     file = on_disk(path)
     if not file.is_file():
         raise WeightsError(f"{file}: no such file; give the path of the weights to load")
+    try:
+        open(file, "rb").close()
+    except OSError as error:  # for which each of the readers has other words, or none
+        raise WeightsError(f"{file}: cannot be read ({error.strerror}); see to it") from error
     kind = file.suffix.lower()
     if kind == ".safetensors":
         from safetensors import SafetensorError
@@ -79,8 +84,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         state = _read_pickle(file)
     else:
         raise WeightsError(
-            f"{file}: unknown kind of weights {file.suffix!r}; "
-            "outcrop reads .pth, .pt, .ckpt, .safetensors, .hdf5 and .h5"
+            f"{file}: unknown kind of weights {file.suffix!r}; outcrop reads .pth, .pt, .ckpt, "
+            ".safetensors, .hdf5 and .h5; rename what torch.save wrote to .pth"
         )
     if not state:
         raise WeightsError(f"{file}: holds no tensors; give the path of a network's weights")
@@ -93,8 +98,10 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True)
             damaged = zipfile.ZipFile(file).testzip() if zipfile.is_zipfile(file) else None
     except Exception as error:  # a damaged file makes the unpickler raise anything
+        reason = _reason(error)
         raise WeightsError(
-            f"{file}: cannot be read as tensors alone ({_reason(error)}); save it again with "
+            f"{file}: cannot be read as tensors alone ({reason}); "
+            f"{'' if reason.endswith(_CODE) else 'copy it again, or '}save it again with "
             "torch.save(model.state_dict(), path) or as .safetensors"
         ) from error
     if damaged:  # which PyTorch does not look for
@@ -120,7 +127,7 @@ def _reason(error: Exception) -> str:
     text = str(error).strip()
     needs = re.search(r"GLOBAL (\S+)", text)
     if needs:
-        return f"it holds {needs[1]}, which is code"
+        return f"it holds {needs[1]}, {_CODE}"
     first = re.split(r"\n|\. ", text.split("WeightsUnpickler error: ")[-1])[0]
     return first.strip() if re.search("[a-z]", first) else "no whole file of torch.save"
 
@@ -156,11 +163,40 @@ def only(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key.split(".")[0] in own}
 
 
-def prefixed(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Put back what all keys of `model` begin with, which `read` takes for a wrapper's."""
+def keyed(state: Mapping[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
+    """Return what `read` gives by the keys of `model`, without what is not the network's.
+
+    `read` drops what all keys begin with. So may those of the network alone, where a loss or a
+    metric was saved beside it; and so may all keys of `model` itself.
+
+    Raises
+    ------
+    WeightsError
+        If `state` has several networks that fit, such as one and its moving average.
+    """
     own = model.state_dict()
     names = dict(zip(_unwrapped(own), own, strict=True))
-    return {names.get(key, key): value for key, value in state.items()}
+    state = {names.get(key, key): value for key, value in state.items()}
+    shapes = {key: value.shape for key, value in own.items() if not key.endswith(_COUNTER)}
+    if shapes.keys() <= state.keys():
+        return state
+    first = next(iter(shapes))
+    fitting = [
+        prefix
+        for prefix in (key.removesuffix(first) for key in state if key.endswith(f".{first}"))
+        if all(prefix + k in state and state[prefix + k].shape == n for k, n in shapes.items())
+    ]
+    if len(fitting) > 1:
+        raise WeightsError(
+            f"{source}: holds several networks that fit, {', '.join(fitting)}; save the one that "
+            "is meant with torch.save(model.state_dict(), path)"
+        )
+    return {
+        key.removeprefix(prefix): value
+        for prefix in fitting or [""]
+        for key, value in state.items()
+        if key.startswith(prefix)
+    }
 
 
 def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
@@ -213,18 +249,22 @@ def fill(
     Raises
     ------
     WeightsError
-        If a key is missing or unexpected, has another shape, no real numbers, or NaN.
+        If a key is missing or unexpected, has another shape, no real numbers, or NaN, or weights
+        are infinite.
     """
     wrong = mismatches(model, state)
     if not wrong:
         counters = {k: torch.zeros_like(v) for k, v in model.state_dict().items() if k not in state}
         model.load_state_dict({**counters, **state})
+        learned = {key for key, _ in model.named_parameters()}
         for key, value in model.state_dict().items():
             if value.isnan().any():
-                raise WeightsError(
-                    f"{source}: {key} holds NaN, as after a training that diverged; take weights "
-                    "from before that"
-                )
+                what = "NaN, as after a training that diverged; take weights from before that"
+            elif (key in learned or "running_" in key) and value.isinf().any():  # masks may be
+                what = "infinite values, as of what is too large for float16; save it in float32"
+            else:
+                continue
+            raise WeightsError(f"{source}: {key} holds {what}")
         return
     with torch.device("meta"):
         count = {name: len(mismatches(make(), state)) for name, make in others.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import xarray as xr
@@ -19,7 +20,12 @@ def raw_paths(card: Card, stem: str | os.PathLike[str]) -> list[Path]:
     return [on_disk(f"{stem}.{o.suffix or o.name}") for o in card.outputs if o is not None]
 
 
-def write_raw(prediction: xr.Dataset, card: Card, stem: str | os.PathLike[str]) -> list[Path]:
+def write_raw(
+    prediction: xr.Dataset,
+    card: Card,
+    stem: str | os.PathLike[str],
+    kept: Collection[Path] = (),
+) -> list[Path]:
     """Write each variable of a prediction as float32, the samples of a trace side by side.
 
     Values are in the network's own units, angles in half turns: what another code of the same
@@ -33,6 +39,8 @@ def write_raw(prediction: xr.Dataset, card: Card, stem: str | os.PathLike[str]) 
         Of the network: names each file's suffix.
     stem : path-like
         To which ".rgt", ".dhr", ... are appended.
+    kept : collection of pathlib.Path
+        Files that are there, and stay as they are.
 
     Returns
     -------
@@ -41,11 +49,13 @@ def write_raw(prediction: xr.Dataset, card: Card, stem: str | os.PathLike[str]) 
     """
     paths = raw_paths(card, stem)
     for output, path in zip(filter(None, card.outputs), paths, strict=True):
+        if path in kept:
+            continue
         vertical = "twt" if "twt" in prediction.dims else "depth"
         values = prediction[output.name].transpose("inline", "crossline", vertical)
         step = max(1, _BLOCK // max(4 * values[0].size, 1))
         with (
-            naming_refusal(path, "see to it, and run the same command with --overwrite"),
+            naming_refusal(path, "see to it, and run the same command again"),
             put_whole(path) as part,
             open(part, "wb") as file,
         ):
