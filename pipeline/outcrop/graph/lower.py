@@ -304,7 +304,7 @@ def _attention(call: Call) -> Ref:
     return PRODUCTS["matmul"](call)
 
 
-_RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
+RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
 
 
 def _quantile(call: Call) -> Ref:
@@ -409,5 +409,5 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     "rrelu": _rrelu,
     "convolution": _convolution,
     **dict.fromkeys(("quantile", "nanquantile"), _quantile),
-    **dict.fromkeys((*_RECURRENT, *(f"{kind}_cell" for kind in _RECURRENT)), _recurrent),
+    **dict.fromkeys((*RECURRENT, *(f"{kind}_cell" for kind in RECURRENT)), _recurrent),
 }
