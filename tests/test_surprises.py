@@ -226,6 +226,20 @@ def test_results_are_tensors_as_any_other():
         (found * torch.ones(1, requires_grad=True)).sum().backward()
 
 
+def test_what_does_not_depend_on_the_input_is_returned():
+    """As weights of losses are, beside a network's outputs."""
+
+    def function(x, layer):
+        return {"y": layer(x), "bias": layer.bias, "two": [layer.weight.exp(), torch.ones(2)]}
+
+    layer = nn.Conv2d(1, 2, 3, padding=1)
+    x = torch.randn(1, 1, 9, 8)
+    found = whole_volume(Apply(function, layer).eval(), x, tile=(4, 5))
+    torch.testing.assert_close(found, function(x, layer))
+    with pytest.raises(UnsupportedOperatorError, match="does not depend on its input"):
+        whole_volume(Apply(lambda x: torch.ones(2)).eval(), x)
+
+
 def test_arrays_go_in_as_well():
     x = np.random.default_rng(0).standard_normal((1, 1, 8, 8, 8))
     found = whole_volume(Apply(lambda x: x * 2).eval(), x)
