@@ -99,6 +99,17 @@ def test_the_order_in_memory_is_that_of_the_input(function, order):
     assert torch.equal(x, before)
 
 
+def test_products_are_changed_in_place():
+    def scores(x):
+        y = x + 1
+        found = torch.einsum("bchw,bcgw->bhgw", y, y)
+        found += 1
+        y.mul_(2)
+        return found.softmax(-1) + y.sum(1, keepdim=True)
+
+    check(scores)
+
+
 def test_what_is_asked_by_strides():
     chunks = given(1, 4, 32)
 

@@ -226,6 +226,31 @@ def test_results_are_tensors_as_any_other():
         (found * torch.ones(1, requires_grad=True)).sum().backward()
 
 
+class Keeping(nn.Module):
+    """Makes a mask when it is first called, and keeps what it made, to be looked at."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last, self.all = nn.Conv2d(1, 1, 3, padding=1), None, []
+
+    def forward(self, x):
+        if not hasattr(self, "mask"):
+            self.register_buffer("mask", torch.ones(x.shape[2:]).tril())
+            self.size = x.shape[2:]
+        self.last = self.new = self.conv(x) * self.mask
+        self.all.append(self.last)
+        return self.last.exp()
+
+
+def test_a_network_is_left_as_it_was():
+    network, x = nn.Sequential(Keeping()).eval(), torch.randn(1, 1, 9, 8)
+    before = {name: str(value) for name, value in vars(network[0]).items()}
+    found = [whole_volume(network, x, tile=(4, 5)) for _ in range(2)]
+    assert {name: str(value) for name, value in vars(network[0]).items()} == before
+    with torch.no_grad():
+        torch.testing.assert_close(found, [network(x)] * 2)
+
+
 def test_what_does_not_depend_on_the_input_is_returned():
     """As weights of losses are, beside a network's outputs."""
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ..errors import UnsupportedOperatorError
 from .inline import inline
@@ -101,7 +102,7 @@ def export(
         # Operators stay as large as they were written. Tracing anew, which takes longer than the
         # export, is for what needs it.
         # Without gradients, so that a forward that does without them too has nothing to switch.
-        with warnings.catch_warnings(), torch.no_grad(), _quiet(), _in_one_step():
+        with warnings.catch_warnings(), torch.no_grad(), _quiet(), _in_one_step(), _kept(module):
             warnings.simplefilter("ignore")
             program = _traced(module, args, kwargs)
             _check_constants(program)
@@ -185,6 +186,24 @@ def _imagined(
             return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
 
         return tuple(map(imagine, args)), {name: imagine(x) for name, x in kwargs.items()}
+
+
+@contextlib.contextmanager
+def _kept(module: nn.Module) -> Iterator[None]:
+    """Take back what a forward sets anew on modules, such as a mask: it has no values here."""
+
+    def tables() -> Iterator[dict[str, Any]]:
+        for each in module.modules():
+            yield from (vars(each), each._buffers, each._parameters, each._modules)
+
+    before = [(table, dict(table)) for table in tables()]
+    try:
+        yield
+    finally:
+        for table, own in before:
+            for name in table.keys() - own.keys():
+                del table[name]
+            table.update({k: own[k] for k, v in table.items() if isinstance(v, FakeTensor)})
 
 
 @contextlib.contextmanager
@@ -332,7 +351,9 @@ def _check_changes(calls: list[torch.fx.Node]) -> None:
         changes = schema is not None and schema.is_mutable
         if taken and (changes or name in _OF_EITHER_KIND or _is_view(fx)):
             memory[fx] = memory.get(taken[0], taken[0])
-        if name in _OF_EITHER_KIND:
+        # An einsum of several tensors multiplies them, into memory of its own.
+        product = name == "aten::einsum" and len(tree_leaves(fx.args[1])) > 1
+        if name in _OF_EITHER_KIND and not product:
             shared.update({memory.get(x, x): name for x in taken})
         elif changes and taken and memory[fx] in shared:
             op, other = (n.removeprefix("aten::") for n in (name, shared[memory[fx]]))
