@@ -226,6 +226,30 @@ def test_results_are_tensors_as_any_other():
         (found * torch.ones(1, requires_grad=True)).sum().backward()
 
 
+def standardized(x, layer):
+    """As NFNets do it: the batch norm of a convolution's weights."""
+    rows = layer.weight.reshape(1, 2, -1)
+    weight = F.batch_norm(rows, None, None, torch.ones(2), training=True).reshape_as(layer.weight)
+    return F.conv2d(x, weight, padding=1)
+
+
+def of_a_table(x, layer, recurrent):
+    """A recurrent layer along a table of the network's own."""
+    return layer(x) + recurrent(layer.weight.flatten(1)[None])[0].mean((0, 1))[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("function", "layers"), [(standardized, ()), (of_a_table, (nn.GRU(9, 2),))]
+)
+def test_what_weights_are_made_of(function, layers):
+    module, x = (
+        Apply(function, nn.Conv2d(1, 2, 3, padding=1), *layers).eval(),
+        torch.randn(1, 1, 9, 8),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(whole_volume(module, x, tile=(4, 5)), module(x))
+
+
 class Keeping(nn.Module):
     """Makes a mask when it is first called, and keeps what it made, to be looked at."""
 

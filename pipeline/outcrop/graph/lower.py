@@ -319,6 +319,8 @@ def _recurrent(call: Call) -> Ref:
     if call.overload == "data":  # lines of different lengths
         call.op = f"aten:{call.op}"
         return call.plain()
+    if call.args["input"].name in weights:  # torch's own operator evaluates it
+        return call.plain()
 
     def of_one(x: Ref) -> Ref:
         node = nodes.get(x.name)
@@ -338,11 +340,11 @@ def _recurrent(call: Call) -> Ref:
     return call.plain()
 
 
-def _as_other(op: str) -> Callable[[Call], Ref]:
+def _as_other(op: str, key: str = "size") -> Callable[[Call], Ref]:
     """In the shape of another tensor."""
 
     def lower(call: Call) -> Ref:
-        return call.add(op, {"self": call.args["self"], "size": call.shape}, call.shape)
+        return call.add(op, {"self": call.args["self"], key: call.shape}, call.shape)
 
     return lower
 
@@ -403,7 +405,7 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     **dict.fromkeys(filter(re.compile("_?upsample_").match, RULES), _resampled),
     "roll": _roll,
     "expand_as": _as_other("expand"),
-    "reshape_as": _as_other("reshape"),
+    "reshape_as": _as_other("reshape", "shape"),
     "view_as": _as_other("view"),
     "tile": _tile,
     "rrelu": _rrelu,
