@@ -245,6 +245,14 @@ def test_by_lines(function, layers, data):
     assert on_the_grid(graph)
 
 
+def test_long_recurrent_layers_are_captured_in_a_moment():
+    """Torch goes through all steps to tell their shapes: 5000 took minutes."""
+    layers = nn.LSTM(4, 5, 2, batch_first=True, bidirectional=True), nn.Linear(5, 3)
+    module = Apply(traces, *layers, nn.Embedding(4, 5)).eval()
+    graph, _ = capture(module, [torch.zeros(()).expand(1, 4, 20, 30, 5000)])
+    assert graph.shape(graph.outputs[0]) == (1, 3, 20, 30, 5000)
+
+
 @pytest.mark.parametrize("mode", ["device", "disk", "none"])
 @pytest.mark.parametrize(
     ("function", "layers"),

@@ -226,6 +226,69 @@ def test_results_are_tensors_as_any_other():
         (found * torch.ones(1, requires_grad=True)).sum().backward()
 
 
+def standardized(x, layer):
+    """As NFNets do it: the batch norm of a convolution's weights."""
+    rows = layer.weight.reshape(1, 2, -1)
+    weight = F.batch_norm(rows, None, None, torch.ones(2), training=True).reshape_as(layer.weight)
+    return F.conv2d(x, weight, padding=1)
+
+
+def of_a_table(x, layer, recurrent):
+    """A recurrent layer along a table of the network's own."""
+    return layer(x) + recurrent(layer.weight.flatten(1)[None])[0].mean((0, 1))[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("function", "layers"), [(standardized, ()), (of_a_table, (nn.GRU(9, 2),))]
+)
+def test_what_weights_are_made_of(function, layers):
+    module, x = (
+        Apply(function, nn.Conv2d(1, 2, 3, padding=1), *layers).eval(),
+        torch.randn(1, 1, 9, 8),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(whole_volume(module, x, tile=(4, 5)), module(x))
+
+
+class Keeping(nn.Module):
+    """Makes a mask when it is first called, and keeps what it made, to be looked at."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last, self.all = nn.Conv2d(1, 1, 3, padding=1), None, []
+
+    def forward(self, x):
+        if not hasattr(self, "mask"):
+            self.register_buffer("mask", torch.ones(x.shape[2:]).tril())
+            self.size = x.shape[2:]
+        self.last = self.new = self.conv(x) * self.mask
+        self.all.append(self.last)
+        return self.last.exp()
+
+
+def test_a_network_is_left_as_it_was():
+    network, x = nn.Sequential(Keeping()).eval(), torch.randn(1, 1, 9, 8)
+    before = {name: str(value) for name, value in vars(network[0]).items()}
+    found = [whole_volume(network, x, tile=(4, 5)) for _ in range(2)]
+    assert {name: str(value) for name, value in vars(network[0]).items()} == before
+    with torch.no_grad():
+        torch.testing.assert_close(found, [network(x)] * 2)
+
+
+def test_what_does_not_depend_on_the_input_is_returned():
+    """As weights of losses are, beside a network's outputs."""
+
+    def function(x, layer):
+        return {"y": layer(x), "bias": layer.bias, "two": [layer.weight.exp(), torch.ones(2)]}
+
+    layer = nn.Conv2d(1, 2, 3, padding=1)
+    x = torch.randn(1, 1, 9, 8)
+    found = whole_volume(Apply(function, layer).eval(), x, tile=(4, 5))
+    torch.testing.assert_close(found, function(x, layer))
+    with pytest.raises(UnsupportedOperatorError, match="does not depend on its input"):
+        whole_volume(Apply(lambda x: torch.ones(2)).eval(), x)
+
+
 def test_arrays_go_in_as_well():
     x = np.random.default_rng(0).standard_normal((1, 1, 8, 8, 8))
     found = whole_volume(Apply(lambda x: x * 2).eval(), x)

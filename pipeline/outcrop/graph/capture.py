@@ -101,12 +101,14 @@ def capture(
         else leaf
         for leaf in leaves
     ]
+    # What does not depend on the input, such as weights of losses, goes out as it is.
+    fixed = [a.name for a in leaves if isinstance(a, Ref) and a.name in weights]
+    leaves = [weights[a.name] if isinstance(a, Ref) and a.name in weights else a for a in leaves]
     names = tuple(leaf.name for leaf in leaves if isinstance(leaf, Ref))
-    for name in names:
-        if name in weights:
-            raise UnsupportedOperatorError(
-                f"{type(module).__name__}: returns {name}, which does not depend on its input"
-            )
+    if fixed and not names:
+        raise UnsupportedOperatorError(
+            f"{type(module).__name__}: returns {fixed[0]}, which does not depend on its input"
+        )
     graph = replace(builder.graph, inputs=tuple(inputs))
     used = ancestors(graph, names, ())
     nodes = {name: graph.nodes[name] for name in used}

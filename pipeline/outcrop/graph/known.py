@@ -7,6 +7,7 @@ Such as `if self.active[i]:`, `float(self.scale)`, or extents computed from `tor
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,25 +36,23 @@ def knowing(module: nn.Module) -> Iterator[None]:
         If the forward changes in place what was evaluated.
     """
     own = {name: value.detach() for name, value in _small(module)}
-    modes: list[_Knowing] = []
+    forward = module.forward
 
-    def begin(traced: nn.Module, _: Any) -> None:
-        # By now torch has put tensors without values in place of them.
-        modes.append(_Knowing({id(v): own[name] for name, v in _small(traced) if name in own}))
-        modes[-1].__enter__()
+    @functools.wraps(forward)
+    def known(*args: Any, **kwargs: Any) -> Any:
+        # By now torch has put tensors without values in place of them. Hooks would not do: while
+        # torch traces, none is called where a forward fails, and modes are left in the process.
+        with _Knowing({id(v): own[name] for name, v in _small(module) if name in own}):
+            return forward(*args, **kwargs)
 
-    def end(*_: Any) -> None:
-        modes.pop().__exit__(None, None, None)
-
-    hooks = [
-        module.register_forward_pre_hook(begin, prepend=True),
-        module.register_forward_hook(end, always_call=True),
-    ]
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = known
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        del module.__dict__["forward"]
+        if before is not None:
+            module.__dict__["forward"] = before
 
 
 def _small(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

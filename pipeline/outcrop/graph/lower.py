@@ -304,7 +304,7 @@ def _attention(call: Call) -> Ref:
     return PRODUCTS["matmul"](call)
 
 
-_RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
+RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
 
 
 def _quantile(call: Call) -> Ref:
@@ -318,6 +318,8 @@ def _recurrent(call: Call) -> Ref:
     weights, nodes = call.builder.weights, call.builder.nodes
     if call.overload == "data":  # lines of different lengths
         call.op = f"aten:{call.op}"
+        return call.plain()
+    if call.args["input"].name in weights:  # torch's own operator evaluates it
         return call.plain()
 
     def of_one(x: Ref) -> Ref:
@@ -338,11 +340,11 @@ def _recurrent(call: Call) -> Ref:
     return call.plain()
 
 
-def _as_other(op: str) -> Callable[[Call], Ref]:
+def _as_other(op: str, key: str = "size") -> Callable[[Call], Ref]:
     """In the shape of another tensor."""
 
     def lower(call: Call) -> Ref:
-        return call.add(op, {"self": call.args["self"], "size": call.shape}, call.shape)
+        return call.add(op, {"self": call.args["self"], key: call.shape}, call.shape)
 
     return lower
 
@@ -403,11 +405,11 @@ LOWER: dict[str, Callable[[Call], Ref]] = {
     **dict.fromkeys(filter(re.compile("_?upsample_").match, RULES), _resampled),
     "roll": _roll,
     "expand_as": _as_other("expand"),
-    "reshape_as": _as_other("reshape"),
+    "reshape_as": _as_other("reshape", "shape"),
     "view_as": _as_other("view"),
     "tile": _tile,
     "rrelu": _rrelu,
     "convolution": _convolution,
     **dict.fromkeys(("quantile", "nanquantile"), _quantile),
-    **dict.fromkeys((*_RECURRENT, *(f"{kind}_cell" for kind in _RECURRENT)), _recurrent),
+    **dict.fromkeys((*RECURRENT, *(f"{kind}_cell" for kind in RECURRENT)), _recurrent),
 }

@@ -10,17 +10,19 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ..errors import UnsupportedOperatorError
 from .inline import inline
 from .known import knowing
-from .lower import LOWER
+from .lower import LOWER, RECURRENT
 from .rules import RULES
 
 # Operators that return their first argument unchanged, and those that only check.
@@ -81,6 +83,7 @@ _MAYBE_VIEWS = {
     )
 }
 _NUMBERS = {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}
+_DATA: Any = Tensor.data
 _TALKATIVE = ("fx.experimental.symbolic_shapes", "_subclasses.fake_tensor")
 _TRACING = threading.RLock()  # the process has one error stream
 
@@ -99,7 +102,7 @@ def export(
         # Operators stay as large as they were written. Tracing anew, which takes longer than the
         # export, is for what needs it.
         # Without gradients, so that a forward that does without them too has nothing to switch.
-        with warnings.catch_warnings(), torch.no_grad(), _quiet():
+        with warnings.catch_warnings(), torch.no_grad(), _quiet(), _in_one_step(), _kept(module):
             warnings.simplefilter("ignore")
             program = _traced(module, args, kwargs)
             _check_constants(program)
@@ -126,7 +129,7 @@ def _traced(
     given = _imagined(args, kwargs)
 
     def trace() -> torch.export.ExportedProgram:
-        with _quiet():
+        with _quiet(), _Detaching():
             return torch.export.export(module, *given, strict=False)
 
     program, failure = None, None
@@ -143,6 +146,32 @@ def _traced(
     return program
 
 
+class _Detaching(TorchFunctionMode):
+    """`x.data`, which the trace would not see, as `x.detach()`; a weight's is set in place."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func == _DATA.__get__:
+            return args[0].detach()
+        if func == _DATA.__set__:
+            x, value = args
+            if _memory(x) == _memory(value):  # x.data *= y
+                return None
+            if not isinstance(x, nn.Parameter) or x.shape != value.shape:
+                raise UnsupportedOperatorError(
+                    "the forward sets .data of a tensor, which torch.export does not see; "
+                    "take the new tensor itself"
+                )
+            x.detach().copy_(value)
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(x: Tensor) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+    return x.untyped_storage()._cdata, int(x.storage_offset()), tuple(x.shape), x.stride()
+
+
 def _imagined(
     args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -157,6 +186,53 @@ def _imagined(
             return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
 
         return tuple(map(imagine, args)), {name: imagine(x) for name, x in kwargs.items()}
+
+
+@contextlib.contextmanager
+def _kept(module: nn.Module) -> Iterator[None]:
+    """Take back what a forward sets anew on modules, such as a mask: it has no values here."""
+
+    def tables() -> Iterator[dict[str, Any]]:
+        for each in module.modules():
+            yield from (vars(each), each._buffers, each._parameters, each._modules)
+
+    before = [(table, dict(table)) for table in tables()]
+    try:
+        yield
+    finally:
+        for table, own in before:
+            for name in table.keys() - own.keys():
+                del table[name]
+            table.update({k: own[k] for k, v in table.items() if isinstance(v, FakeTensor)})
+
+
+@contextlib.contextmanager
+def _in_one_step() -> Iterator[None]:
+    """Tell the shapes of recurrent layers from one step: torch goes through all, 15 ms each."""
+
+    def shortened(steps: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(steps)
+        def layer(x: Tensor, hx: Any, *rest: Any) -> Any:
+            along = 1 if rest[-1] else 0  # batch_first
+            out, *states = steps(x.narrow(along, 0, 1), hx, *rest)
+            out = out.transpose(0, along)
+            out = out.new_empty((x.shape[along], *out.shape[1:]))
+            return out.transpose(0, along), *states
+
+        return layer
+
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    places: list[tuple[Any, Any]] = []  # torch looks in either
+    for op in (getattr(torch.ops.aten, name).input for name in RECURRENT):
+        places += (op.py_kernels, key), (torch._decomp.decomposition_table, op)
+    written = [(table, at, table[at]) for table, at in places if at in table]
+    try:
+        for table, at, steps in written:
+            table[at] = shortened(steps)
+        yield
+    finally:
+        for table, at, steps in written:
+            table[at] = steps
 
 
 def _leave_out_dropout(module: torch.fx.GraphModule) -> None:
@@ -256,8 +332,8 @@ def _check_constants(program: torch.export.ExportedProgram) -> None:
     for value in (*program.constants.values(), *program.state_dict.values()):
         if isinstance(value, FakeTensor):
             raise UnsupportedOperatorError(
-                "the forward hides from torch.export where a tensor comes from: by .data, in place "
-                "of which write .detach(), or by out_dims of torch.vmap; move them after it"
+                "the forward hides from torch.export where a tensor comes from, by out_dims of "
+                "torch.vmap; move them after it"
             )
 
 
@@ -275,7 +351,9 @@ def _check_changes(calls: list[torch.fx.Node]) -> None:
         changes = schema is not None and schema.is_mutable
         if taken and (changes or name in _OF_EITHER_KIND or _is_view(fx)):
             memory[fx] = memory.get(taken[0], taken[0])
-        if name in _OF_EITHER_KIND:
+        # An einsum of several tensors multiplies them, into memory of its own.
+        product = name == "aten::einsum" and len(tree_leaves(fx.args[1])) > 1
+        if name in _OF_EITHER_KIND and not product:
             shared.update({memory.get(x, x): name for x in taken})
         elif changes and taken and memory[fx] in shared:
             op, other = (n.removeprefix("aten::") for n in (name, shared[memory[fx]]))
