@@ -22,7 +22,13 @@ from zarr.storage import LocalStore, MemoryStore
 import outcrop
 from outcrop import journal, patience
 from outcrop import output as outputs
-from outcrop.errors import OutcropError, OutputExistsError, ResumeError, SurveyError
+from outcrop.errors import (
+    ArgumentError,
+    OutcropError,
+    OutputExistsError,
+    ResumeError,
+    SurveyError,
+)
 from outcrop.output import Output, check_free, is_complete, is_unfinished
 
 DATA = Path(__file__).parent / "data"
@@ -97,9 +103,11 @@ def test_what_may_be_written_over(tmp_path, template, monkeypatch):
     check_free(tmp_path / "empty")
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path / "empty")  # which would be moved away
-        for here in (".", "", ".."):
+        for here in (".", ".."):
             with pytest.raises(OutputExistsError, match="is no name of its own"):
                 check_free(here)
+        with pytest.raises(ArgumentError, match="a path is empty"):
+            check_free("")
     for overwrite in (False, True):  # it holds more than a Zarr
         with pytest.raises(OutputExistsError, match="folder of other things"):
             check_free(tmp_path, overwrite)

@@ -277,7 +277,7 @@ def test_picture_is_written_without_pyplot(survey, tmp_path, monkeypatch):
     with pytest.raises(OutcropError, match=r"s\.png/t\.png: cannot be written \(.+\); choose"):
         sections(survey.amplitude, path=path / "t.png")
     (tmp_path / "d.png").mkdir()
-    with pytest.raises(OutcropError, match=r"d\.png: cannot be written \(Is a directory\)"):
+    with pytest.raises(OutcropError, match=r"d\.png: is a folder; name a file"):
         sections(survey.amplitude, path=tmp_path / "d.png")
     for name in ("s.pgf", "s.raw"):  # for LaTeX; which a volume has here
         with pytest.raises(OutcropError, match=f"{name}: no such format"):
