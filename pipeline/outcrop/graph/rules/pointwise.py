@@ -116,10 +116,10 @@ class Rectify(Pointwise):
     """ReLU."""
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
-        return rectified(values[node.operands[0]], in_place=False)
+        return rectified(resolve(node.args["self"], values), in_place=False)
 
     def overwrite(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
-        return rectified(values[node.operands[0]], in_place=True)
+        return rectified(resolve(node.args["self"], values), in_place=True)
 
 
 def rectified(x: Tensor, in_place: bool) -> Tensor:
