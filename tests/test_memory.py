@@ -14,6 +14,7 @@ from outcrop.engine.memory import Watch, resident
 from outcrop.engine.tile import StageRunner
 from outcrop.errors import MemoryBudgetError
 from outcrop.graph import capture
+from outcrop.heap import glibc
 from outcrop.planner import make_plan
 
 # An address space too small for the tile that is asked for.
@@ -222,6 +223,39 @@ def test_freed_memory_is_given_back_for_new_pages_alone():
     assert abs(taken) < 1
     assert without < -28
     assert again < 1
+
+
+# Threads that allocate at once, and how many heaps they have by what glibc says of itself.
+HEAPS = """
+import ctypes, os, sys, threading
+if sys.argv[1:]:
+    import outcrop
+at_once = threading.Barrier(4)
+def allocate():
+    at_once.wait()
+    held = [bytearray(10**4) for _ in range(1000)]
+    at_once.wait()
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+library = ctypes.CDLL(None)
+library.fdopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(library.fdopen(1, b"w"))
+library.malloc_info(0, file)
+library.fflush(file)
+"""
+
+
+@pytest.mark.skipif(not hasattr(glibc(), "malloc_info"), reason="asks glibc")
+def test_threads_share_one_heap_from_the_import_on():
+    """What they free in heaps of their own would stay, some 100 MB after a run from Zarr."""
+    command = [sys.executable, "-c", HEAPS]
+    found = [
+        subprocess.run([*command, *given], capture_output=True, text=True).stdout.count("<heap")
+        for given in ([], ["outcrop"])
+    ]
+    assert found[0] > 1
+    assert found[1] == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident from /proc")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import heap
 from .errors import OutcropError
 
 __version__ = "0.1.0"
+
+# Before others make threads, each with a heap that stays.
+heap.share()
 
 # Where each public name lives; imported on first use, so that `import outcrop` is fast.
 _LAZY = {

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError
+from ..heap import glibc
 from ..pages import LARGE, pages
 
 # Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Larger blocks than this glibc by its own rules returns at once.
 USUAL = 2**25
 # Bytes around blocks, which are aligned.
@@ -36,10 +37,8 @@ def keep_freed_memory(up_to: int) -> None:
         Bytes of a block that is kept to be used again; larger ones are returned at once. Holds
         for the whole process until it is set anew.
     """
-    library = _glibc()
+    library = glibc()
     if library is not None:
-        # What other threads free in heaps of their own is not given back.
-        library.mallopt(_M_ARENA_MAX, 1)
         library.mallopt(_M_MMAP_THRESHOLD, up_to)
         library.mallopt(_M_TRIM_THRESHOLD, up_to)
         library.malloc_trim(0)
@@ -47,7 +46,7 @@ def keep_freed_memory(up_to: int) -> None:
 
 def return_freed_memory() -> None:
     """Give all that is free back to the system, once."""
-    library = _glibc()
+    library = glibc()
     if library is not None:
         library.malloc_trim(0)
 
@@ -80,7 +79,7 @@ class Watch:
 
 def _at_hand(size: int) -> int:
     """Bytes in memory already of the block of `size` that the C library would give out now."""
-    library = _glibc()
+    library = glibc()
     if library is None or size < mmap.PAGESIZE:
         return 0
     block = library.malloc(size + _APART)
@@ -150,13 +149,3 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str =
     if torch.device(device).type != "cpu" or size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(tuple(shape), dtype=dtype, device=device)
     return pages(size).view(dtype).view(tuple(shape))
-
-
-def _glibc() -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(None)
-        library.mallopt, library.malloc_trim, library.mincore  # noqa: B018
-        library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    except (AttributeError, OSError, TypeError):
-        return None  # another C library, which has other habits
-    return library
