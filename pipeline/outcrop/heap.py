@@ -1,8 +1,11 @@
-"""The C library, where that is glibc, and its heap: one for all threads of this process."""
+"""The heap of this process: one for all threads, where the C library is glibc; Python's garbage."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
+from collections.abc import Iterator
 
 # Of glibc's malloc.h.
 _M_ARENA_MAX = -8
@@ -28,3 +31,18 @@ def glibc() -> ctypes.CDLL | None:
     except (AttributeError, OSError, TypeError):
         return None
     return library
+
+
+@contextlib.contextmanager
+def collected_later() -> Iterator[None]:
+    """Put off Python's collections of garbage, each of which goes through all that torch imports.
+
+    For what makes many small objects within seconds, such as captures and plans.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from ..errors import ArgumentError, UnsupportedOperatorError
+from ..heap import collected_later
 from .build import Builder
 from .call import Call
 from .fuse import fuse
@@ -24,6 +25,7 @@ from .propagate import ancestors
 from .tables import spread_tables
 
 
+@collected_later()
 def capture(
     module: nn.Module,
     args: Sequence[Tensor],

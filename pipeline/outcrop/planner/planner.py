@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from ..errors import ArgumentError, MemoryBudgetError
 from ..graph import RULES, Box, Graph, Reduce
+from ..heap import collected_later
 from .cost import Costs
 from .cuts import Cuts, changes, forced
 from .draft import Draft, Offer, Task
@@ -35,6 +36,7 @@ _ENOUGH = 60_000
 _AS_FAST = 1.03
 
 
+@collected_later()
 def make_plan(
     graph: Graph,
     *,
