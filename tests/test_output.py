@@ -29,7 +29,8 @@ from outcrop.errors import (
     ResumeError,
     SurveyError,
 )
-from outcrop.output import Output, check_free, is_complete, is_unfinished
+from outcrop.output import Output
+from outcrop.targets import check_free, is_complete, is_unfinished
 
 DATA = Path(__file__).parent / "data"
 

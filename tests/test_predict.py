@@ -38,9 +38,9 @@ from outcrop.errors import (
 )
 from outcrop.events import Tile
 from outcrop.models.card import OutputCard
-from outcrop.output import is_complete, is_unfinished
 from outcrop.planner import planner
 from outcrop.planner.rates import rates
+from outcrop.targets import is_complete, is_unfinished
 
 
 def make_survey(shape=(29, 22, 37), seed=0, missing=0.1):

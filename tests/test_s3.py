@@ -33,8 +33,9 @@ from outcrop.engine.globals import GlobalStore
 from outcrop.engine.zarr_stores import PredictionStore
 from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
 from outcrop.events import Tile
-from outcrop.output import Output, is_complete, is_unfinished
+from outcrop.output import Output
 from outcrop.storage import Remote, place
+from outcrop.targets import is_complete, is_unfinished
 
 SEGY = Path(__file__).parent / "data" / "segy" / "f3.sgy"
 SECRET = "sentinel-8f2b61c0"

@@ -14,7 +14,7 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,122 +24,22 @@ import zarr
 from zarr.storage import MemoryStore
 
 from .arrays import ASIDE, CHECKSUMS, NOTES, Noting, native, open_for_writing, store_of
-from .errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
+from .errors import OutcropError, OutputExistsError, ResumeError
 from .journal import Journal
 from .locks import RUN, Fence, Lock, lock_of
 from .patience import patiently
-from .storage import (
-    Options,
-    Place,
-    Remote,
-    check_takes_files,
-    files,
-    place,
-    read_all,
-    remove,
-    write_whole,
+from .storage import Place, Remote, files, read_all, remove, write_whole
+from .targets import (
+    RECORD,
+    ROOT,
+    PathLike,
+    aside_of,
+    check_free,
+    facts_of,
+    hindrance,
+    is_complete,
+    is_unfinished,
 )
-
-PathLike = str | os.PathLike[str] | Remote
-
-_ROOT = "zarr.json"
-_RECORD = "record.json"
-
-
-def aside_of(path: PathLike) -> Place:
-    """Folder for what belongs to the unfinished output at `path` alone."""
-    return place(path) / ASIDE
-
-
-def is_complete(path: PathLike) -> bool:
-    """Whether `path` holds a committed Zarr group."""
-    return (place(path) / _ROOT).is_file()
-
-
-def is_unfinished(path: PathLike) -> bool:
-    """Whether `path` holds an output that was begun and not committed."""
-    return (aside_of(path) / _RECORD).is_file() and not is_complete(path)
-
-
-def begun_with(path: PathLike) -> dict[str, Any]:
-    """Return the record of the unfinished output at `path`; empty if there is no whole one."""
-    try:
-        found: dict[str, Any] = json.loads((aside_of(path) / _RECORD).read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
-    return found
-
-
-def check_free(path: PathLike, overwrite: bool = False, options: Options | None = None) -> Place:
-    """Raise `OutputExistsError` if writing to `path` would lose something finished.
-
-    And `ArgumentError` if nothing can be made there. An unfinished output of ours is not in the
-    way: the call that writes it resumes it.
-    """
-    target = place(path, options)
-    if isinstance(target, Path) and target.is_symlink():  # such as to a larger disk
-        target = target.resolve()
-    if target.name in ("", ".."):
-        raise OutputExistsError(f"{target}: is no name of its own; name a folder to be made")
-    if target.exists():
-        if not isinstance(target, Remote) and not target.is_dir():
-            raise OutputExistsError(f"{target}: is a file; choose another path")
-        if target.is_dir() and not is_complete(target):
-            begun = (target / ASIDE / _ROOT).is_file()  # though the record may be missing yet
-            if not begun and any(target.iterdir()):
-                raise OutputExistsError(
-                    f"{target}: is a folder of other things; choose another path"
-                )
-        elif not overwrite:
-            raise OutputExistsError(
-                f"{target}: already exists; choose another path or pass overwrite=True "
-                "(--overwrite)"
-            )
-    if isinstance(target, Path):
-        check_takes_files(target, target.parent)  # beside it is its lock
-    return target
-
-
-def check_goes_on(target: Place, record: Mapping[str, Any]) -> None:
-    """Raise `ResumeError` if an unfinished output at `target` was begun with another record."""
-    if is_unfinished(target) and (hindrance := _hindrance(target, _facts(record))) is not None:
-        raise ResumeError(hindrance)
-
-
-def check_apart(
-    data: object, target: Place, options: Options | None = None, what: str = "the survey"
-) -> None:
-    """Raise `ArgumentError` if an output would take the place of what is read, of more, or a part.
-
-    Parameters
-    ----------
-    data : xarray.DataArray, xarray.Dataset or path
-        What is read; anything else lies nowhere.
-    target : pathlib.Path or Remote
-        Where the output will be.
-    options : mapping, optional
-        For fsspec, if `data` is where it lies in an object store.
-    what : str
-        That `data` is, in the message.
-    """
-    if isinstance(data, (xr.DataArray, xr.Dataset)):
-        parts = [data, *(data.variables.values() if isinstance(data, xr.Dataset) else ())]
-        read = {each.encoding["source"] for each in parts if "source" in each.encoding}
-    else:
-        read = {data} if isinstance(data, (str, os.PathLike, Remote)) else set()
-    for where in (place(each, options) for each in read):
-        if not isinstance(where, Remote) and not isinstance(target, Remote):
-            where, target = where.resolve(), target.resolve()
-        read_from, written = f"{where}/", f"{target}/"
-        if read_from == written:
-            how = "is"
-        elif read_from.startswith(written):
-            how = "holds"
-        elif written.startswith(read_from) and is_complete(where):
-            how = "lies within"  # as a variable of it does
-        else:
-            continue
-        raise ArgumentError(f"{target}: {how} {what} that is read; choose another path")
 
 
 class Output:
@@ -261,13 +161,13 @@ class Output:
         goes_on: bool,
     ) -> bool:
         """Return whether an earlier call began."""
-        facts = _facts(record)
+        facts = facts_of(record)
         if is_unfinished(target) and (goes_on or not overwrite):
-            hindrance = _hindrance(target, facts, map(str, template.variables))
-            if hindrance is None:
+            reason = hindrance(target, facts, map(str, template.variables))
+            if reason is None:
                 return True
             if not overwrite:
-                raise ResumeError(hindrance)
+                raise ResumeError(reason)
 
         def create(store: Any) -> None:
             with _no_members():
@@ -284,12 +184,12 @@ class Output:
         # In memory first: Zarr writes in a thread of its own, which no interruption stops.
         made: dict[str, Any] = {}
         create(MemoryStore(made))
-        made[f"{ASIDE}/{_ROOT}"] = made.pop(_ROOT)
-        texts = {**notes, _RECORD: json.dumps(facts, indent=1)}
+        made[f"{ASIDE}/{ROOT}"] = made.pop(ROOT)
+        texts = {**notes, RECORD: json.dumps(facts, indent=1)}
         if isinstance(target, Remote):
             # Nothing can be moved there: the root goes aside first, the record comes last.
             parts = {f"{target.key}/{key}": data.to_bytes() for key, data in made.items()}
-            _remove_all_but_root(target, parts.pop(f"{target.key}/{ASIDE}/{_ROOT}"))
+            _remove_all_but_root(target, parts.pop(f"{target.key}/{ASIDE}/{ROOT}"))
             target.ask("pipe", parts)
             for name, text in texts.items():
                 (target / ASIDE / name).write_text(text)
@@ -353,11 +253,11 @@ class Output:
         """
         self.flush()
         self._keep_checksums()
-        root = json.loads((self.aside / _ROOT).read_text())
+        root = json.loads((self.aside / ROOT).read_text())
         root["attributes"] = {**root.get("attributes", {}), **(attributes or {})}
         text = json.dumps(root, indent=1, default=native)
         self.check()
-        patiently(partial(write_whole, self.path / _ROOT, text.encode()))
+        patiently(partial(write_whole, self.path / ROOT, text.encode()))
         self._whole = True
         # Losing the consolidated metadata or leaving the journal would cost time, not data.
         with contextlib.suppress(Exception):
@@ -377,36 +277,6 @@ class Output:
             patiently(partial(write_whole, self.path / array / CHECKSUMS, data))
 
 
-def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record as it is read again: of tuples and NumPy scalars JSON makes others."""
-    facts: dict[str, Any] = json.loads(json.dumps(dict(record), default=native))
-    return facts
-
-
-def differing(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Say what another run was begun with; empty if with the same."""
-    keys = sorted(k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k))
-    return "; ".join(f"{k}: {begun.get(k)!r}, now {facts.get(k)!r}" for k in keys)
-
-
-def _hindrance(target: Place, facts: dict[str, Any], variables: Iterable[str] = ()) -> str | None:
-    """Say why an unfinished output cannot be gone on with; None if it can."""
-    record, anew = target / ASIDE / _RECORD, "pass overwrite=True (--overwrite) to begin anew"
-    try:
-        begun = dict(json.loads(record.read_text()))
-    except (ValueError, TypeError):
-        return f"{record}: is damaged; restore that file, or {anew}"
-    if other := differing(begun, facts):
-        return (
-            f"{target}: holds an unfinished output begun with another {other}; "
-            "run it again as before, or pass overwrite=True (--overwrite)"
-        )
-    for name in variables:
-        if not (target / name / _ROOT).is_file():
-            return f"{target / name / _ROOT}: gone; put it back, or {anew}"
-    return None
-
-
 def _old(target: Path) -> Path:
     """Where what is overwritten lies until it is deleted."""
     return target.parent / f".{target.name}.old"
@@ -418,19 +288,19 @@ def _tidy(target: Path) -> None:
     if is_complete(old) and not target.exists():
         os.replace(old, target)
         return
-    (old / _ROOT).unlink(missing_ok=True)  # first: half of it is never put back
+    (old / ROOT).unlink(missing_ok=True)  # first: half of it is never put back
     remove(old)
 
 
 def _remove_all_but_root(target: Remote, root: bytes) -> None:
     """Delete what lies at a place; leave an output that is begun, however far that gets."""
     aside = target / ASIDE
-    (aside / _RECORD).unlink(missing_ok=True)
-    (aside / _ROOT).write_bytes(root)
-    (target / _ROOT).unlink(missing_ok=True)
+    (aside / RECORD).unlink(missing_ok=True)
+    (aside / ROOT).write_bytes(root)
+    (target / ROOT).unlink(missing_ok=True)
 
     def others() -> list[str]:
-        return [f"{target.key}/{key}" for key in files(target) if key != f"{ASIDE}/{_ROOT}"]
+        return [f"{target.key}/{key}" for key in files(target) if key != f"{ASIDE}/{ROOT}"]
 
     if found := others():
         target.ask("rm", found)

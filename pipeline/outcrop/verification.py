@@ -16,13 +16,13 @@ from zarr.storage import MemoryStore
 
 from .arrays import ASIDE, CHECKSUMS, checksum, located
 from .errors import SurveyError
-from .output import is_complete, is_unfinished
 from .progress import track
 from .storage import Options, Place, files, place
 from .survey.blocks import in_threads
+from .targets import is_complete, is_unfinished
 
 if TYPE_CHECKING:
-    from .output import PathLike
+    from .targets import PathLike
 
 _META = "zarr.json"
 # What says where a dataset comes from: a survey, an inversion or what goes into it, a prediction,

@@ -86,8 +86,8 @@ def command(
     Example: outcrop ingest f3.sgy f3.zarr
     """
     from ..cluster import connect
-    from ..output import check_free
     from ..survey import ingest
+    from ..targets import check_free
 
     check_used(context, _SURVEY if shots else _SHOTS, f"{'not' if shots else 'only'} with --shots")
     check_free(zarr, overwrite)

@@ -32,7 +32,7 @@ def command(
     """
     from ..cluster import connect
     from ..inversion.config import Run
-    from ..output import check_free
+    from ..targets import check_free
 
     wanted = Run(run)
     check_free(wanted.output, overwrite)

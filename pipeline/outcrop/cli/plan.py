@@ -74,8 +74,8 @@ def command(
     from ..engine import plan
 
     if draw is not None:
-        from ..output import check_apart
         from ..storage import place
+        from ..targets import check_apart
         from ..view.save import check_format
 
         check_format(draw)

@@ -159,11 +159,11 @@ def command(
     from ..cluster import connect
     from ..engine import predict, predict_all, predict_views, predict_windows, refine
     from ..events import JsonLog, Listener
-    from ..output import check_apart, check_free, is_complete
     from ..picks import check_picks, write_picks
     from ..record import Record
     from ..survey.blocks import check_path
     from ..survey.raw import raw_paths, write_raw
+    from ..targets import check_apart, check_free, is_complete
 
     log = None
     if log_json == "-":  # JSON alone, whatever a network of one's own prints
@@ -315,7 +315,7 @@ def command(
 
 def _check_page(page: str, surveys: Sequence[str], store: str) -> None:
     """Raise before hours of work if the page could not be written, or would replace data."""
-    from ..output import check_apart
+    from ..targets import check_apart
 
     where = place(page)
     for read in surveys:

@@ -15,9 +15,9 @@ from ..graph.graph import dtype_of
 from ..locks import Fence
 from ..models.card import OutputCard
 from ..models.normalization import Statistics
-from ..output import aside_of
 from ..planner import Plan, Stage
 from ..storage import Place, Remote, files
+from ..targets import aside_of
 from .chunks import DecodedChunks
 from .globals import GlobalStore
 from .labelled import Framed

@@ -18,10 +18,10 @@ from ..errors import ArgumentError
 from ..graph import Graph, capture
 from ..graph.boxes import central_tile
 from ..graph.propagate import needed
-from ..output import PathLike, aside_of
 from ..planner import Plan, make_plan, parse_bytes
 from ..planner.planner import StorageMode
 from ..storage import Options, Place, Remote, place
+from ..targets import PathLike, aside_of
 from .chunks import worth_keeping
 from .labelled import Framed, Volume, frame
 from .whole import example, to_dtype

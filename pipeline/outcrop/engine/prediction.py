@@ -21,15 +21,7 @@ from ..events import Listener
 from ..graph import Graph
 from ..locks import check_untaken
 from ..models.weights import digest
-from ..output import (
-    Output,
-    PathLike,
-    begun_with,
-    check_apart,
-    check_free,
-    check_goes_on,
-    is_unfinished,
-)
+from ..output import Output
 from ..planner import Plan
 from ..planner.planner import StorageMode
 from ..progress import ProgressBar
@@ -43,6 +35,7 @@ from ..storage import (
     place,
     remove,
 )
+from ..targets import PathLike, begun_with, check_apart, check_free, check_goes_on, is_unfinished
 from .disk import check_space, warn_of_space
 from .effect import effect_of_compression
 from .evaluation import Evaluation

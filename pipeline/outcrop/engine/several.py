@@ -13,10 +13,10 @@ from torch import nn
 from ..arrays import open_dataset
 from ..errors import ArgumentError, OutcropError, OutputExistsError
 from ..locks import check_untaken
-from ..output import PathLike, check_apart, check_free, is_complete, is_unfinished
 from ..planner import parse_bytes
 from ..progress import ProgressBar
 from ..storage import Options, Place, Remote, place
+from ..targets import PathLike, check_apart, check_free, is_complete, is_unfinished
 from .evaluation import Evaluation
 from .labelled import Volume, frame
 from .planning import captured, check_plan

@@ -11,8 +11,8 @@ from .. import __version__
 from ..errors import OutcropError, ResumeError, SurveyError
 from ..events import Begin, End, Listener, tell
 from ..locks import check_untaken, taken
-from ..output import begun_with, differing, is_complete, is_unfinished
 from ..storage import Place, goes_on, naming_refusal, remove, write_whole
+from ..targets import begun_with, differing, is_complete, is_unfinished
 from ..verification import verify
 
 

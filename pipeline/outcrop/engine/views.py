@@ -22,11 +22,12 @@ from ..errors import ArgumentError
 from ..graph import Graph
 from ..models.card import Card
 from ..models.weights import digest
-from ..output import Output, PathLike, check_apart, check_free
+from ..output import Output
 from ..patience import patiently
 from ..planner import parse_bytes
 from ..storage import Options, Place, goes_on, naming_refusal, place
 from ..survey.reading import loaded
+from ..targets import PathLike, check_apart, check_free
 from .labelled import Framed, Volume, frame
 from .planning import captured, check_plan
 from .prediction import identity, predict

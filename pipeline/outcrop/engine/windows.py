@@ -12,9 +12,10 @@ from ..arrays import open_dataset
 from ..errors import ArgumentError
 from ..graph import Box
 from ..graph.boxes import Shape, tiles
-from ..output import Output, PathLike, check_apart, check_free
+from ..output import Output
 from ..progress import track
 from ..storage import Options, naming_refusal, place
+from ..targets import PathLike, check_apart, check_free
 from .chunks import DecodedChunks
 from .labelled import Volume, frame
 from .planning import captured

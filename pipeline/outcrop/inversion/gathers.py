@@ -12,7 +12,7 @@ import zarr
 
 from ..arrays import Whole, naming_damage, open_dataset, open_for_writing, store_of
 from ..errors import SurveyError
-from ..output import is_complete, is_unfinished
+from ..targets import is_complete, is_unfinished
 
 
 def open_shots(path: str | os.PathLike[str]) -> xr.Dataset:

@@ -18,8 +18,9 @@ import xarray as xr
 from .. import __version__
 from ..arrays import encodings
 from ..errors import ResumeError
-from ..output import Output, aside_of, is_unfinished
+from ..output import Output
 from ..storage import on_disk, put_whole, write_whole
+from ..targets import aside_of, is_unfinished
 from .experiment import Experiment
 from .gathers import open_written
 from .physics import Physics

@@ -14,9 +14,9 @@ import xarray as xr
 from torch import Tensor
 
 from ..arrays import native
-from ..output import check_apart, check_free
 from ..storage import goes_on, naming_refusal, on_disk
 from ..survey.geometry import check_choice
+from ..targets import check_apart, check_free
 from .arguments import Bounds, bounds_of, check_parameters, mask_weights, steps_of
 from .bands import highest_frequency, low_pass
 from .checks import SamplingError, check_dispersion

@@ -10,8 +10,9 @@ import xarray as xr
 
 from .. import __version__
 from ..arrays import encodings
-from ..output import Output, check_apart, check_free
+from ..output import Output
 from ..storage import goes_on, naming_refusal, on_disk
+from ..targets import check_apart, check_free
 from .arguments import mask_weights
 from .evaluation import Evaluator
 from .experiment import Shots, options_of, set_up

@@ -13,7 +13,7 @@ import xarray as xr
 
 from ..arrays import naming_damage, open_dataset, spoken
 from ..errors import ArgumentError, SurveyError
-from ..output import is_complete
+from ..targets import is_complete
 from .kinds import check_kinds, numbers_of
 
 # Axes of a model, the slowest first. Positions are in metres along the same axes.

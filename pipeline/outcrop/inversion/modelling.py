@@ -14,9 +14,10 @@ import xarray as xr
 
 from .. import __version__
 from ..arrays import encodings
-from ..output import Output, check_apart, check_free
+from ..output import Output
 from ..progress import track
 from ..storage import goes_on, naming_refusal, on_disk
+from ..targets import check_apart, check_free
 from .experiment import Experiment, options_of, set_up
 from .gathers import open_shots
 from .kinds import check_kinds

@@ -18,7 +18,7 @@ from .. import __version__
 from ..arrays import encodings, open_for_writing
 from ..errors import GeometryError, SurveyError
 from ..locks import check_untaken
-from ..output import Output, check_apart, check_free, check_goes_on
+from ..output import Output
 from ..progress import track
 from ..storage import goes_on, naming_refusal, on_disk
 from ..survey.checks import check_intervals, some_samples, warn_of_format, warn_of_weights
@@ -27,6 +27,7 @@ from ..survey.encode import format_code
 from ..survey.geometry import check_choice, scaled, vertical_axis
 from ..survey.parts import count_replaced, finish, run, threads
 from ..survey.segy import FIELDS, SegyFile, field
+from ..targets import check_apart, check_free, check_goes_on
 from .gathers import open_shots
 from .kinds import check_kinds
 from .model import DIMS

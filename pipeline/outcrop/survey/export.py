@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from ..errors import OutcropError, SurveyError
-from ..output import PathLike, check_apart
 from ..storage import Options, Remote, naming_refusal, place
+from ..targets import PathLike, check_apart
 from .blocks import check_path
 from .coordinates import of_coordinates
 from .formats import LAYOUTS, write_array

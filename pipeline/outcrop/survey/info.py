@@ -25,7 +25,7 @@ from .segy import FIELDS, SegyFile, number
 from .segy import field as header_field
 
 if TYPE_CHECKING:
-    from ..output import PathLike
+    from ..targets import PathLike
 
 _TRACES = 1024  # that the statistics are made of, at most
 _SAMPLES = 1 << 22  # of them, at most

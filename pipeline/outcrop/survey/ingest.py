@@ -23,17 +23,10 @@ from .. import __version__
 from ..arrays import spoken
 from ..errors import OutcropError, OutputExistsError, SegyError, SurveyError
 from ..locks import check_untaken
-from ..output import (
-    Output,
-    PathLike,
-    begun_with,
-    check_apart,
-    check_free,
-    check_goes_on,
-    is_complete,
-)
+from ..output import Output
 from ..progress import track
 from ..storage import Options, Place, Remote, goes_on, naming_refusal, on_disk, place, size
+from ..targets import PathLike, begun_with, check_apart, check_free, check_goes_on, is_complete
 from . import schema
 from .checks import (
     check_intervals,

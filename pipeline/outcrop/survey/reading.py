@@ -16,12 +16,12 @@ import xarray as xr
 
 from ..arrays import located, open_dataset
 from ..errors import MissingChunkError, OutcropError, SurveyError
-from ..output import is_complete, is_unfinished
 from ..storage import Options, Place, Remote, place
+from ..targets import is_complete, is_unfinished
 from . import mdio
 
 if TYPE_CHECKING:
-    from ..output import PathLike
+    from ..targets import PathLike
 
 _BLOCK = 64 << 20  # bytes of raw samples that are read at a time
 

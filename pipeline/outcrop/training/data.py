@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import ArgumentError, TrainingDataError
 from ..models.card import Card
-from ..output import is_complete, is_unfinished
 from ..storage import on_disk
+from ..targets import is_complete, is_unfinished
 from .objectives import Objective
 from .sources import Part, RawFolder, Several, Synthetic
 from .surveys import Survey

@@ -29,8 +29,8 @@ from ..errors import OutcropError, OutputExistsError, ResumeError, TrainingDataE
 from ..locks import check_untaken, taken
 from ..models import weights
 from ..models.card import Card
-from ..output import check_apart
 from ..storage import naming_refusal, remove, write_whole
+from ..targets import check_apart
 from ..view.save import save
 from .module import TrainingModule
 from .volumes import places_of

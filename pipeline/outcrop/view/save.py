@@ -8,8 +8,8 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from ..errors import OutcropError
-from ..output import check_apart
 from ..storage import on_disk, put_whole
+from ..targets import check_apart
 
 
 def check_format(path: str | os.PathLike[str]) -> str:
