@@ -141,7 +141,7 @@ class TrainingModule(L.LightningModule):
         where = self.activations
         with offload(where.mode, where.path, where.compression):
             outputs = self.evaluate(batch)
-            self._check_finite(outputs)
+            self._check(outputs)
             parts = self.objective.loss(outputs, batch)
             loss = torch.stack(list(parts.values())).sum()
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=1)
@@ -152,21 +152,22 @@ class TrainingModule(L.LightningModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         """Losses and metrics of a batch."""
         outputs = self.evaluate(batch)
-        self._check_finite(outputs)
+        self._check(outputs)
         parts = self.objective.loss(outputs, batch)
         loss = torch.stack(list(parts.values())).sum()
         size = len(batch["input"])
         self.log("val_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         update(self.scores, outputs, batch)
 
-    def _check_finite(self, outputs: Batch) -> None:
-        """Raise before a loss meets what it cannot take, and before a checkpoint keeps it."""
-        if not all(bool(y.isfinite().all()) for y in outputs.values()):
+    def _check(self, outputs: Batch) -> None:
+        try:
+            self.objective.check(outputs)
+        except TrainingDivergedError as error:
             raise TrainingDivergedError(
-                f"epoch {self.current_epoch}, step {self.global_step}: the network's outputs are "
-                "NaN or infinite: the training has diverged; train again with a smaller "
-                "learning_rate (--learning-rate) or precision 32-true, and overwrite (--overwrite)"
-            )
+                f"epoch {self.current_epoch}, step {self.global_step}: {error}: the training has "
+                "diverged; train again with a smaller learning_rate (--learning-rate) or precision "
+                "32-true, and overwrite (--overwrite)"
+            ) from error
 
     def on_validation_start(self) -> None:
         """Let metrics be summed in any order; training goes by the trainer's `deterministic`."""

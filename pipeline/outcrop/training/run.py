@@ -358,10 +358,12 @@ def _grays(image: np.ndarray) -> dict[str, Any]:
 def _middle(values: Tensor, module: TrainingModule) -> np.ndarray:
     """Section through the middle, time downwards."""
     card: Card = module.model.card  # type: ignore[assignment]
-    for axis in reversed(range(values.ndim)):
-        if values.ndim > 2 and card.axes[axis] == "inline":
-            values = values.select(axis, values.shape[axis] // 2)
-    return values.numpy()
+    axes = [*card.axes]
+    if len(axes) == 3:
+        axis = axes.index(card.direction)
+        values = values.select(axis, values.shape[axis] // 2)
+        axes.pop(axis)
+    return (values if axes[0] == "z" else values.T).numpy()
 
 
 def _versions() -> dict[str, str]:
