@@ -90,7 +90,8 @@ class Shots(Job):
             traces = self.gathers.traces(np.array([shot]))[0]
             digest.update(f"{traces.dtype}{traces.shape}".encode())
             digest.update(np.ascontiguousarray(traces).data)
-            bad = ~np.isfinite(traces)
+            _, (live,) = self.gathers.receivers(np.array([shot]))
+            bad = ~np.isfinite(traces) & live[:, None]
             if bad.any():
                 receiver, sample = np.argwhere(bad)[0]
                 raise SurveyError(
@@ -98,7 +99,6 @@ class Shots(Job):
                     f"{1000 * sample * self.physics.time_step:g} ms and in {bad.sum() - 1} more "
                     "samples; mute it, or leave the shot out"
                 )
-            _, (live,) = self.gathers.receivers(np.array([shot]))
             sounding = traces[live].any(axis=1)
             silent += int(np.count_nonzero(~sounding))
             if not sounding.any():
