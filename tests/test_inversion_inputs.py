@@ -1046,7 +1046,7 @@ def test_shots_of_several_files_are_joined(gathers, tmp_path):
     job = Shots(physics, tmp_path / "shots.zarr")
     assert job.check(tuple(range(5)))[1] == 0
     for shot, expected in enumerate((*traces, *few[0])):
-        observed, live = job._observed((((shot, 1.0),),), None)
+        observed, live, _ = job._observed((((shot, 1.0),),), None)
         np.testing.assert_array_equal(observed, expected)
         assert live.sum() == len(expected)
 

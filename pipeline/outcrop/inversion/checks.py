@@ -351,6 +351,13 @@ def check_shots(shots: xr.Dataset, dims: tuple[str, ...], name: str, observed: b
             f"{name}: amplitude is over {shots['amplitude'].dims} instead of shot, receiver, time"
         )
     check_real(shots["amplitude"], name)
+    if "weight" in shots:
+        check_real(shots["weight"], name)
+        if shots["weight"].dims not in (("shot", "receiver"), ("shot", "receiver", "time")):
+            raise SurveyError(
+                f"{name}: weight is over {order(shots['weight'].dims)} instead of (shot, receiver) "
+                "or (shot, receiver, time); transpose it, or broadcast it to amplitude"
+            )
 
 
 def _down(value: float) -> str:

@@ -80,7 +80,8 @@ def invert(
         Where to start: as for `model_shots`.
     observed : xarray.Dataset or path
         Gathers from `outcrop ingest --shots`, `ingest_shots` or `model_shots`. Workers must see
-        a path under the same name.
+        a path under the same name. `weight` (shot, receiver[, time]), if there is one, multiplies
+        modelled and observed traces, after the filter of a band: 0 mutes.
     path : path-like
         Zarr to write.
     wavelet : xarray.DataArray, optional
@@ -181,7 +182,8 @@ def invert(
     steps = steps_of(start, parameters, step, _FIRST[optimiser])
     allowed = mask_weights(mask, experiment)
     selection = Selection(experiment.gathers, subset, encoding, seed)
-    selection.check(optimiser, misfit)
+    weighted = "weight" in experiment.shots
+    selection.check(optimiser, misfit, weighted)
     # Of L-BFGS; others remember two arrays of all steps.
     history = min(choices.get("history_size", 100), iterations) if optimiser == "lbfgs" else 1
     need = choose(
@@ -195,6 +197,7 @@ def invert(
         client=client,
         sources=selection.sources_at_once,
         misfit=misfit,
+        weighted=weighted,
         held=held_memory(math.prod(experiment.grid.shape), len(parameters), history),
     )
     stepper = Stepper(
