@@ -246,6 +246,11 @@ def test_elastic_models_with_contrasts(tmp_path):
             parameters=parameter, optimiser="sgd", **how,
         )  # fmt: skip
         assert (found[parameter] != seabed[parameter]).any()
+    with pytest.warns(UserWarning, match=r"iteration 1 has vs above vp/√\(4/3\) .*bounds:"):
+        inversion.invert(
+            layers((1500.0, 2000.0), (0.0, 1732.0), (1000.0, 2000.0)), shots, tmp_path / "vs.zarr",
+            wavelet=loud, iterations=1, parameters="vs", optimiser="sgd", step={"vs": 50.0}, **how,
+        )  # fmt: skip
     late = plan(seabed, samples=200, frequency=5.0, step=0.0025)
     fails(SamplingError, r"2000 m/s with contrasts of the model, which count as 2566\.2\d m/s",
           inversion.model_shots, seabed, late, **how)  # fmt: skip
