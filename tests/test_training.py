@@ -1239,6 +1239,21 @@ def test_own_networks_are_trained_but_for_what_is_frozen_and_resumed(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_resumed_with_more_epochs_it_learns_along_the_longer_cosine(tmp_path, monkeypatch):
+    rates, step = [], TrainingModule.training_step
+
+    def told(self, *arguments):
+        rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(TrainingModule, "training_step", told)
+    for epochs in (1, 2):
+        fit("faultseg3d", out=tmp_path, **QUICK, epochs=epochs, resume=epochs > 1)
+    assert rates[4:] == pytest.approx(
+        [1e-3 * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * n / 8))) for n in range(4, 8)]
+    )
+
+
 def test_stopped_in_its_first_epoch_it_is_resumed_all_the_same(tmp_path, monkeypatch):
     options = {**QUICK, "epochs": 1}
     whole = fit("faultseg3d", out=tmp_path / "whole", **options)

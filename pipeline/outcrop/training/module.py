@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from ..engine import offload
@@ -127,6 +128,16 @@ class TrainingModule(L.LightningModule):
         """Outputs by label, of `input` and, unless it is everywhere, where it is `live`."""
         return self(batch["input"], batch.get("live"))
 
+    def on_train_start(self) -> None:
+        """Learn at the rate of this run's cosine, which may be longer than the one resumed."""
+        for each in self.trainer.lr_scheduler_configs:
+            cosine = each.scheduler
+            if isinstance(cosine, LambdaLR):
+                rates = zip(cosine.base_lrs, cosine.lr_lambdas, strict=True)
+                groups = cosine.optimizer.param_groups
+                for group, (rate, factor) in zip(groups, rates, strict=True):
+                    group["lr"] = rate * factor(cosine.last_epoch)
+
     def on_train_batch_start(self, batch: Batch, number: int) -> None:
         """Draw in each epoch what would be drawn in it, had the run not been resumed.
 
@@ -213,5 +224,5 @@ class TrainingModule(L.LightningModule):
             rise = min(1.0, (step + 1) / min(_WARM_UP, max(steps / 10, 1.0)))
             return rise * (_END + (1 - _END) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
-        cosine = torch.optim.lr_scheduler.LambdaLR(adam, factor)
+        cosine = LambdaLR(adam, factor)
         return {"optimizer": adam, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
