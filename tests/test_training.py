@@ -47,7 +47,7 @@ from outcrop.training.geology import Fault
 from outcrop.training.module import Activations, TrainingModule, averaged
 from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey
-from outcrop.training.run import draw
+from outcrop.training.run import draw, naming_failure
 from outcrop.training.sources import RawFolder, Synthetic
 from outcrop.training.surveys import Survey
 from outcrop.training.synthetic import synthetic_survey
@@ -729,6 +729,33 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Synthetic, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(OutcropError, match=r"^workers 1: one was killed.*--resume\)$"):
         fit("faultseg3d", out=tmp_path, **QUICK | {"workers": 1})
+
+
+LEAVING = """
+import os, sys
+from torch import distributed
+
+distributed.init_process_group("gloo", init_method=sys.argv[1], rank=1, world_size=2)
+distributed.barrier()
+os._exit(1)
+"""
+
+
+def test_processes_that_are_left_alone_say_so_in_one_line(tmp_path):
+    where = f"file://{tmp_path / 'meet'}"
+    other = subprocess.Popen([sys.executable, "-c", LEAVING, where])
+    torch.distributed.init_process_group("gloo", init_method=where, rank=0, world_size=2)
+    try:
+        torch.distributed.barrier()
+        other.wait()
+        with (
+            pytest.raises(OutcropError, match=r"^another of the processes .*--resume\)$"),
+            naming_failure(16, 1, 0),
+        ):
+            torch.distributed.all_reduce(torch.ones(9))
+    finally:
+        other.kill()
+        torch.distributed.destroy_process_group()
 
 
 def test_refinement_learns_from_what_prediction_would_give_it():
