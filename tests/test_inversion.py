@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import deepwave
@@ -535,6 +536,53 @@ def test_traces_of_zeros_are_dead_channels(line, tmp_path):
         inversion.invert(
             start, dead, tmp_path / "c.zarr", encoding=2, optimiser="adam", pml_width=PML
         )
+
+
+@pytest.mark.parametrize("misfit", ["least_squares", "correlation"])
+def test_weights_say_what_counts(misfit, line, tmp_path):
+    """Muted traces do as if there were none; of others what is muted, or counts more."""
+    start, _, path = line
+    shots = inversion.open_shots(path).load()
+    there = xr.ones_like(shots.amplitude.isel(time=0, drop=True))
+    there[2:, 5] = 0
+    how = {"iterations": 1, "pml_width": PML, "misfit": misfit}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        muted = inversion.invert(start, shots.assign(weight=there), tmp_path / "a.zarr", **how)
+    with pytest.warns(UserWarning, match="traces are zero throughout"):
+        dead = inversion.invert(
+            start, shots.assign(amplitude=shots.amplitude * there), tmp_path / "b.zarr", **how
+        )
+    same(muted, dead.load())
+    if misfit != "least_squares":
+        return
+    weight = (shots.amplitude * 0 + 2).where(shots.time > 0.1, 0).astype(np.float32)
+    shutil.copytree(path, tmp_path / "s.zarr")
+    added = xr.Dataset({"weight": weight.variable.chunk(shot=1)}, attrs=shots.attrs)
+    added.to_zarr(tmp_path / "s.zarr", mode="a", consolidated=False)  # as in docs/inversion.md
+    found = inversion.invert(start, tmp_path / "s.zarr", tmp_path / "c.zarr", **how)
+    early = inversion.invert(
+        start, shots.assign(weight=weight == 0).astype("f4"), tmp_path / "d.zarr", **how
+    )
+    whole = inversion.invert(start, path, tmp_path / "e.zarr", **how)
+    parts = found.misfit[0] / 4 + early.misfit[0]
+    assert float(parts) == pytest.approx(float(whole.misfit[0]), rel=1e-5)
+    assert float(parts) > 1.1 * float(early.misfit[0])
+    for bad, says, options in (
+        (weight.transpose(), r"weight is over \(time, receiver, shot\)", {}),
+        (weight.where(weight > 0), "shot 0: a weight is negative, NaN or infinite", {}),
+        (
+            weight * (np.arange(8) != 3)[:, None, None],
+            "shot 3: all traces are zero, or weighted by 0",
+            {},
+        ),
+        (weight, "encoding: not with weights", {"encoding": 2, "optimiser": "adam"}),
+    ):
+        with pytest.raises(outcrop.OutcropError, match=says):
+            inversion.invert(
+                start, shots.assign(weight=bad), tmp_path / "d.zarr", **how, **options,
+                overwrite=True,
+            )  # fmt: skip
 
 
 def interrupted(start, shots, out, **how):

@@ -165,6 +165,7 @@ def test_models_are_checked():
         (on.assign(vp=on.vp.assign_attrs(units="km/s")), "vp is in km/s; convert it to m/s"),
         (on.rename(depth="twt"), "dimensions .*'twt'"),
         (uneven, "inline is not evenly spaced"),
+        (on.isel(inline=[0]), r"inline has a single sample; .* in 2-D, .*\.isel\(inline=0\)"),
         (in_feet, "depth is in ft; convert it to m"),
         (on.drop_vars("inline"), "inline has no coordinates"),
         (on.drop_vars("vp"), "has no vp"),
@@ -245,6 +246,11 @@ def test_elastic_models_with_contrasts(tmp_path):
             parameters=parameter, optimiser="sgd", **how,
         )  # fmt: skip
         assert (found[parameter] != seabed[parameter]).any()
+    with pytest.warns(UserWarning, match=r"iteration 1 has vs above vp/√\(4/3\) .*bounds:"):
+        inversion.invert(
+            layers((1500.0, 2000.0), (0.0, 1732.0), (1000.0, 2000.0)), shots, tmp_path / "vs.zarr",
+            wavelet=loud, iterations=1, parameters="vs", optimiser="sgd", step={"vs": 50.0}, **how,
+        )  # fmt: skip
     late = plan(seabed, samples=200, frequency=5.0, step=0.0025)
     fails(SamplingError, r"2000 m/s with contrasts of the model, which count as 2566\.2\d m/s",
           inversion.model_shots, seabed, late, **how)  # fmt: skip
@@ -1022,6 +1028,32 @@ def test_packed_and_chunked_shots_are_what_they_say(small, tmp_path):
     lazy = shots.chunk({"shot": 2, "receiver": 4, "time": 70})
     chunked = inversion.invert(on, lazy, tmp_path / "chunked", wavelet=wavelet, **QUICK)
     np.testing.assert_array_equal(chunked.vp, plain.vp)
+
+
+def test_shots_of_several_files_are_joined(gathers, tmp_path):
+    """As docs/inversion.md joins them; one has fewer receivers, and none lie where they did."""
+    traces, sources, receivers = gathers
+    few = traces[:2, :3] + 1, sources, [row[:3] for row in receivers]
+    for number, each in enumerate((gathers, few)):
+        write_shots(tmp_path / f"{number}.sgy", *each)
+    parts = [
+        inversion.ingest_shots(tmp_path / f"{n}.sgy", tmp_path / f"{n}.zarr", origin=(900, 1990))
+        for n in range(2)
+    ]
+    parts = [p.assign_coords(receiver=np.arange(p.sizes["receiver"])) for p in parts]
+    joined = xr.concat(parts, "shot", join="outer").chunk(shot=1, receiver=-1)
+    joined.drop_encoding().to_zarr(tmp_path / "shots.zarr", consolidated=False)
+    on = model((4, 30), 3000.0)
+    physics = set_up(
+        on, tmp_path / "shots.zarr", inversion.ricker(50.0, 0.002, 40), Options(substeps=True),
+        observed=True, bands=(20.0,),
+    ).physics  # fmt: skip
+    job = Shots(physics, tmp_path / "shots.zarr")
+    assert job.check(tuple(range(5)))[1] == 0
+    for shot, expected in enumerate((*traces, *few[0])):
+        observed, live, _ = job._observed((((shot, 1.0),),), None)
+        np.testing.assert_array_equal(observed, expected)
+        assert live.sum() == len(expected)
 
 
 def flip(path):

@@ -50,7 +50,8 @@ def measured(folder, misfit, corner, options):
         evaluate(model, found.wavelet, corner, cut(groups, len(groups)))
         grown = resident("VmHWM") - before
     receivers = found.gathers.receiver_count
-    promised = batch_memory(found.physics, len(groups), receivers, ("vp",), 1, misfit=misfit)
+    how = {"misfit": misfit, "weighted": "weight" in found.shots}
+    promised = batch_memory(found.physics, len(groups), receivers, ("vp",), 1, **how)
     return grown, promised
 
 def inverted(folder, memory):
@@ -79,6 +80,7 @@ CASES = {
     "compressed on disk": {"storage_mode": "disk", "storage_compression": True},
     "checkpoints": {"checkpoint_segments": 8},
     "bands": {"storage_mode": "disk"},
+    "weights": {"storage_mode": "disk"},
     "correlation": {"storage_mode": "disk"},
     "envelope": {"storage_mode": "disk"},
     "substeps": {"storage_mode": "disk", "substeps": True},
@@ -90,6 +92,7 @@ CASES = {
 SURVEYS = {
     "compressed on disk": ((24, 32, 32), 8, 120, 0.0013),
     "bands": (LINE, 380, 800, 0.0013),
+    "weights": (LINE, 380, 500, 0.0013),
     "correlation": (LINE, 380, 800, 0.0013),
     "envelope": (LINE, 380, 1600, 0.0013),
     "substeps": (LINE, 380, 300, 0.004),
@@ -127,10 +130,18 @@ def grown(tmp_path_factory):
         shape, *survey = SURVEYS.get(case, (CUBE, 8, 120, 0.0013))
         model, shots = experiment(shape, *survey, case == "between", 3 if shape == LINE else 2)
         model.to_zarr(folder / "m.zarr", consolidated=False)
+        if case == "weights":
+            shots = shots.assign(weight=abs(shots.amplitude))
         shots.to_zarr(folder / "s.zarr", consolidated=False)
         options = {**how, "pml_width": 8, "storage_path": str(folder)}
         misfit = case if case in MISFITS else "least_squares"
-        jobs[case] = "measured", str(folder), misfit, 4.0 if case == "bands" else None, options
+        jobs[case] = (
+            "measured",
+            str(folder),
+            misfit,
+            4.0 if case in ("bands", "weights") else None,
+            options,
+        )
     folder = tmp_path_factory.mktemp("inversion")
     for name, shape in (("small", (12, 16)), ("large", (300, 400))):
         model, shots = experiment(shape, 8, 120)
@@ -172,7 +183,7 @@ def test_shots_that_fire_together_are_read_one_by_one():
     job = Shots(found.physics, shots)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], 40).tolist()
     tracemalloc.start()
-    summed, _ = job._observed((tuple(enumerate(signs)),), None)
+    summed, *_ = job._observed((tuple(enumerate(signs)),), None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     one = shots.amplitude[0].to_numpy()

@@ -36,8 +36,9 @@ from outcrop.errors import (
     TrainingDivergedError,
     WeightsError,
 )
-from outcrop.models.card import OutputCard, probability
+from outcrop.models.card import InputCard, OutputCard, probability
 from outcrop.training import augment, fitting, losses, objectives
+from outcrop.training.arguments import extents_of
 from outcrop.training.blocks import Blocks
 from outcrop.training.crops import Crops, Numbers, _Corners
 from outcrop.training.data import source_of, sources_of, split
@@ -46,7 +47,7 @@ from outcrop.training.geology import Fault
 from outcrop.training.module import Activations, TrainingModule, averaged
 from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey
-from outcrop.training.run import draw
+from outcrop.training.run import draw, naming_failure
 from outcrop.training.sources import RawFolder, Synthetic
 from outcrop.training.surveys import Survey
 from outcrop.training.synthetic import synthetic_survey
@@ -246,15 +247,19 @@ def write_volumes(folder, shape):
     return folder
 
 
-@pytest.mark.parametrize("shape", [(1, 48, 48), (40, 48, 56)])
-def test_dips_of_sections_are_what_the_section_shows(shape, tmp_path):
-    """Of sections as they lie in files, and of those of volumes that are no cubes."""
+@pytest.mark.parametrize(
+    ("shape", "trace"), [((1, 48, 48), "trace"), ((40, 48, 56), "trace"), ((40, 48, 56), "inline")]
+)
+def test_dips_of_sections_are_what_the_section_shows(shape, trace, tmp_path):
+    """Of sections as they lie in files, and of inlines and crosslines of volumes."""
     folder = tmp_path / "raw"
     write_sections(folder) if shape[0] == 1 else write_volumes(folder, shape)
-    card = outcrop.models.card("mtl-infer-2d")
+    card = dataclasses.replace(outcrop.models.card("mtl-infer-2d"), axes=("z", trace))
     objective = objective_of(card)
-    source, _ = sources_of(folder, None, objective, card, (1, 32, 32), shape, 128, 0)
-    crops = Crops(source, card, objective.labels, (1, 32, 32))
+    extents = extents_of(32, card)
+    assert extents == ((32, 1, 32) if trace == "inline" else (1, 32, 32))
+    source, _ = sources_of(folder, None, objective, card, extents, shape, 128, 0)
+    crops = Crops(source, card, objective.labels, extents)
     directions = set()
     for number in range(16):
         sample = {name: value[0].numpy() for name, value in crops[number].items()}
@@ -726,6 +731,33 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
         fit("faultseg3d", out=tmp_path, **QUICK | {"workers": 1})
 
 
+LEAVING = """
+import os, sys
+from torch import distributed
+
+distributed.init_process_group("gloo", init_method=sys.argv[1], rank=1, world_size=2)
+distributed.barrier()
+os._exit(1)
+"""
+
+
+def test_processes_that_are_left_alone_say_so_in_one_line(tmp_path):
+    where = f"file://{tmp_path / 'meet'}"
+    other = subprocess.Popen([sys.executable, "-c", LEAVING, where])
+    torch.distributed.init_process_group("gloo", init_method=where, rank=0, world_size=2)
+    try:
+        torch.distributed.barrier()
+        other.wait()
+        with (
+            pytest.raises(OutcropError, match=r"^another of the processes .*--resume\)$"),
+            naming_failure(16, 1, 0),
+        ):
+            torch.distributed.all_reduce(torch.ones(9))
+    finally:
+        other.kill()
+        torch.distributed.destroy_process_group()
+
+
 def test_refinement_learns_from_what_prediction_would_give_it():
     infer = outcrop.models.load("mtl-infer-2d", weights="seeded")
     model = outcrop.models.load("mtl-refine-2d", weights="seeded", tasks=("fault",))
@@ -837,6 +869,55 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
     assert {k.partition("/")[0] for k in metrics} == set(objective.labels)
 
 
+class Returning(torch.nn.Module):
+    """A network of two channels, which it returns in another form."""
+
+    def __init__(self, form, separate=False):
+        super().__init__()
+        self.conv, self.form = torch.nn.Conv3d(2, 2, 3, padding=1), form
+        amplitude = (InputCard("amplitude", "", "zscore"), InputCard("amplitude", "", "rms"))
+        self.card = dataclasses.replace(
+            CARD, name="mine", inputs=amplitude, separate=separate, activation="sigmoid",
+            outputs=(probability("fault"), probability("salt")),
+        )  # fmt: skip
+
+    def forward(self, *x):
+        fault, salt = self.conv(torch.cat(x, 1)).split(1, 1)
+        return self.form(fault, salt)
+
+
+def test_networks_return_channels_as_prediction_takes_them():
+    x = torch.rand(3, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    names = ("fault_probability", "salt_probability")
+    forms = {
+        "one": lambda *y: torch.cat(y, 1),
+        "several": lambda *y: y,
+        "named": lambda *y: dict(zip(names, y, strict=True)),
+        "turned": lambda *y: dict(zip(names[::-1], y, strict=True)),
+        "more": lambda *y: [*y, y[0]],
+    }
+    found = {}
+    for form, separate in itertools.product(forms, (False, True)):
+        torch.manual_seed(0)
+        network = Returning(forms[form], separate)
+        objective = objective_of(network.card)
+        if form in ("turned", "more"):
+            says = {"turned": "put them into one order", "more": "3 channels in training mode"}
+            with pytest.raises(ArgumentError, match=says[form]):
+                objective.outputs(network, x)
+            continue
+        found[form, separate] = outputs = objective.outputs(network, x)
+        assert list(outputs) == ["fault", "salt"]
+        for name, y in outputs.items():
+            assert torch.equal(y, found["one", False][name])
+    objective.check(outputs)
+    with pytest.raises(ArgumentError, match=r"^salt: the network gives .* to 1\.2, .*'sigmoid'$"):
+        objective.check(outputs | {"salt": outputs["salt"] * 0 + 1.2})
+    percent = dataclasses.replace(probability("salt"), units="%", valid_range=(0, 100), scale=100)
+    card = dataclasses.replace(network.card, outputs=(percent,))
+    assert objective_of(card).labels == {"salt": 1}  # which is 0 to 1 in the survey
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -882,6 +963,7 @@ def test_networks_learn_what_their_cards_say(name, options, crop, tmp_path):
         ({"precision": "16-true"}, "one of 32-true"),  # Adam divides by what is 0 in float16
         ({"shape": 5}, "shape 5: give inlines"),
         ({"precision": "bf16-mixed"}, "crop 16, precision bf16-mixed: .* at least 24, or 32-true"),
+        ({"precision": "16-mixed"}, "crop 16, precision bf16-mixed"),  # which it is on a CPU
     ],
 )
 def test_bad_arguments_are_named_and_nothing_is_written(options, says, tmp_path):
@@ -931,6 +1013,8 @@ def test_precisions_train_and_leave_float32(network, precision, tmp_path):
     more = {"infer_weights": "seeded"} if "refine" in network else {}
     more["crop"] = 24 if (network, precision[:4]) == ("faultseg3d", "bf16") else 16
     options = {**QUICK, "samples": 2, "epochs": 1, "precision": precision, **more}
+    if "refine" in network:  # as one that is loaded, to be tuned
+        network = outcrop.models.load(network, weights="seeded").requires_grad_()
     model = fit(network, out=tmp_path, **options)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert np.isfinite(history(tmp_path)["best"]["val_loss"])
@@ -1011,14 +1095,16 @@ def test_one_epoch_on_two_samples_overfits_and_what_a_run_leaves_predicts_the_sa
     assert record["best"]["fault/dice"] == pytest.approx(float(dice), abs=1e-3)
 
 
-def test_pictures_of_probabilities_go_from_0_to_1_where_traces_are(tmp_path, monkeypatch):
+@pytest.mark.parametrize("axes", [("z", "crossline", "inline"), ("inline", "crossline", "z")])
+def test_pictures_of_probabilities_go_from_0_to_1_where_traces_are(axes, tmp_path, monkeypatch):
     model = outcrop.models.load("faultseg3d", weights="seeded")
+    model.card = dataclasses.replace(CARD, axes=axes)
     monkeypatch.setattr(Bytes, "threshold", np.inf)  # no fault
     source = Bytes()
     live = np.arange(32) % 4 > 0
     volume = source.read(0)._replace(live=np.broadcast_to(live, (32, 32)))
     monkeypatch.setattr(source, "read", lambda number: volume)
-    crops = Crops(source, CARD, {"fault": 1.0}, (16, 16, 16), augment=False)
+    crops = Crops(source, model.card, {"fault": 1.0}, (16, 16, 16), augment=False)
     figures = []
     monkeypatch.setattr("outcrop.training.run.save", lambda figure, path: figures.append(figure))
     draw(TrainingModule(model, objective_of(CARD)), DataLoader(crops, sampler=range(2)), tmp_path)
@@ -1165,20 +1251,34 @@ def test_own_networks_are_trained_but_for_what_is_frozen_and_resumed(tmp_path):
         fit(other, out=tmp_path / "run", **options, epochs=2, resume=True)
     small = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3))
     small.card = other.card
+    logits = own_network().requires_grad_()
+    logits.card = dataclasses.replace(other.card, activation="none")
     for network, more, says in (
         (torch.nn.Conv3d(1, 1, 1), {}, "a Conv3d without a card"),
         (other, {"weights": "synthetic-v1"}, "a module has its weights"),
         (own_network().requires_grad_(False), {}, "none of its parameters requires a gradient"),
-        (
-            small,
-            {},
-            r"evaluated, it returns \(1, 1, 14, 14, 14\) for fault of a crop of 16 × 16 × 16",
-        ),
+        (small, {}, r"evaluated, it returns \(1, 1, 14, 14, 14\) for fault of a crop of 16 × 16"),
+        (logits, {}, r"fault: the network gives .*logits, .*activation='sigmoid'"),
         (other, {"crop": 32}, r"fails on a crop of 32 × 32 × 32 \(inline, crossline, z\): "),
     ):
         with pytest.raises(ArgumentError, match=f"^network: .*{says}"):
             fit(network, out=tmp_path / "none", **options | more)
     assert not (tmp_path / "none").exists()
+
+
+def test_resumed_with_more_epochs_it_learns_along_the_longer_cosine(tmp_path, monkeypatch):
+    rates, step = [], TrainingModule.training_step
+
+    def told(self, *arguments):
+        rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(TrainingModule, "training_step", told)
+    for epochs in (1, 2):
+        fit("faultseg3d", out=tmp_path, **QUICK, epochs=epochs, resume=epochs > 1)
+    assert rates[4:] == pytest.approx(
+        [1e-3 * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * n / 8))) for n in range(4, 8)]
+    )
 
 
 def test_stopped_in_its_first_epoch_it_is_resumed_all_the_same(tmp_path, monkeypatch):

@@ -32,10 +32,15 @@ def check_model(model: xr.Dataset, equation: str) -> None:
             f"velocity: has no {' and no '.join(missing)}, which the {equation} equation needs; "
             "add it, or choose another equation"
         )
-    if equation == "elastic" and (model["vs"] > model["vp"] / math.sqrt(4 / 3)).any():
+    if equation == "elastic" and is_no_solid(model["vp"].to_numpy(), model["vs"].to_numpy()):
         raise SurveyError(
             "velocity: vs is more than vp/√(4/3) somewhere, where no solid is; lower it"
         )
+
+
+def is_no_solid(vp: np.ndarray, vs: np.ndarray) -> bool:
+    """Whether some rock would swell when it is pressed."""
+    return bool((vs > vp / math.sqrt(4 / 3)).any())
 
 
 def largest_time_step(grid: Grid, velocity: float) -> float:
@@ -351,6 +356,13 @@ def check_shots(shots: xr.Dataset, dims: tuple[str, ...], name: str, observed: b
             f"{name}: amplitude is over {shots['amplitude'].dims} instead of shot, receiver, time"
         )
     check_real(shots["amplitude"], name)
+    if "weight" in shots:
+        check_real(shots["weight"], name)
+        if shots["weight"].dims not in (("shot", "receiver"), ("shot", "receiver", "time")):
+            raise SurveyError(
+                f"{name}: weight is over {order(shots['weight'].dims)} instead of (shot, receiver) "
+                "or (shot, receiver, time); transpose it, or broadcast it to amplitude"
+            )
 
 
 def _down(value: float) -> str:

@@ -50,7 +50,9 @@ def open_written(path: str | os.PathLike[str], by: str) -> xr.Dataset:
 
 def is_raw(shots: xr.Dataset, dims: Sequence[str]) -> bool:
     """Whether what `Gathers` reads is in the Zarr just as xarray shows it: not packed or masked."""
-    names = ("amplitude", *(f"{what}_{d}" for what in ("source", "receiver") for d in dims))
+    names = ["amplitude", *(f"{what}_{d}" for what in ("source", "receiver") for d in dims)]
+    if "weight" in shots:
+        names.append("weight")
     for variable in (shots[name] for name in names):
         how = variable.encoding
         gap = how.get("_FillValue")
@@ -113,6 +115,17 @@ class Gathers:
     def traces(self, shots: np.ndarray) -> np.ndarray:
         """Observed traces: (shot, receiver, time)."""
         return self._rows("amplitude", shots)
+
+    def weights(self, shots: np.ndarray) -> np.ndarray | None:
+        """What traces are multiplied by: (shot, receiver, time or 1); None if by nothing."""
+        if isinstance(self.source, xr.Dataset):
+            there = "weight" in self.source
+        else:
+            there = (self.source / "weight").exists()
+        if not there:
+            return None
+        found = self._rows("weight", shots)
+        return found if found.ndim == 3 else found[..., None]
 
     def write(self, shots: np.ndarray, traces: np.ndarray) -> None:
         """Write the traces of shots."""

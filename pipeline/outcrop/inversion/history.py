@@ -133,12 +133,16 @@ class History:
         if experiment.path is not None:
             return experiment.path
         copy = self.aside / "observed.zarr"
-        shots = experiment.shots.drop_vars("amplitude").load()
-        # Whatever blocks they come in, a shot is one here.
-        traces = experiment.shots["amplitude"].chunk({"shot": 1, "receiver": -1, "time": -1})
-        shots = shots.assign(amplitude=traces).drop_encoding()
+        names = [name for name in ("amplitude", "weight") if name in experiment.shots]
+        shots = experiment.shots.drop_vars(names).load()
+        for name in names:
+            values = experiment.shots[name].variable
+            # Whatever blocks they come in, a shot is one here.
+            shots[name] = values.chunk({dim: 1 if dim == "shot" else -1 for dim in values.dims})
+        shots = shots.drop_encoding()
         encoding = encodings(shots)
-        encoding["amplitude"]["chunks"] = (1, *traces.shape[1:])
+        for name in names:
+            encoding[name]["chunks"] = (1, *shots[name].shape[1:])
         shots.to_zarr(copy, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
         return copy
 

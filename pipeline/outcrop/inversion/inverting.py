@@ -19,7 +19,7 @@ from ..survey.geometry import check_choice
 from ..targets import check_apart, check_free
 from .arguments import Bounds, bounds_of, check_parameters, mask_weights, steps_of
 from .bands import highest_frequency, low_pass
-from .checks import SamplingError, check_dispersion
+from .checks import SamplingError, check_dispersion, is_no_solid
 from .evaluation import Evaluator
 from .experiment import Experiment, Shots, options_of, set_up
 from .history import History, begin, begun_with, open_inversion
@@ -80,7 +80,8 @@ def invert(
         Where to start: as for `model_shots`.
     observed : xarray.Dataset or path
         Gathers from `outcrop ingest --shots`, `ingest_shots` or `model_shots`. Workers must see
-        a path under the same name.
+        a path under the same name. `weight` (shot, receiver[, time]), if there is one, multiplies
+        modelled and observed traces, after the filter of a band: 0 mutes.
     path : path-like
         Zarr to write.
     wavelet : xarray.DataArray, optional
@@ -181,7 +182,8 @@ def invert(
     steps = steps_of(start, parameters, step, _FIRST[optimiser])
     allowed = mask_weights(mask, experiment)
     selection = Selection(experiment.gathers, subset, encoding, seed)
-    selection.check(optimiser, misfit)
+    weighted = "weight" in experiment.shots
+    selection.check(optimiser, misfit, weighted)
     # Of L-BFGS; others remember two arrays of all steps.
     history = min(choices.get("history_size", 100), iterations) if optimiser == "lbfgs" else 1
     need = choose(
@@ -195,6 +197,7 @@ def invert(
         client=client,
         sources=selection.sources_at_once,
         misfit=misfit,
+        weighted=weighted,
         held=held_memory(math.prod(experiment.grid.shape), len(parameters), history),
     )
     stepper = Stepper(
@@ -259,7 +262,7 @@ class _Inversion:
             name: shape.clamp(name, torch.as_tensor(experiment.model[name].to_numpy()).double())
             for name in stepper.x
         }
-        self.iteration, self.too_slow = 0, False
+        self.iteration, self.too_slow, self.no_solid = 0, False, False
         self.highest: dict[float | None, float] = {}  # frequency of each band, Hz
 
     def run(
@@ -301,15 +304,23 @@ class _Inversion:
     def _look(
         self, history: History, corner: float | None, told: Callable[[int, float], None]
     ) -> None:
-        """Write misfit and gradient of the model, and say so if it has become too slow."""
+        """Write misfit and gradient of the model, and say so if it has become what none can be."""
         value, gradients = self._evaluate(self.base, corner)
         history.write_gradient(self.iteration, value, corner, gradients)
         told(self.iteration, value)
-        if self.too_slow:
-            return
         grid, physics = self.experiment.grid, self.experiment.physics
         speeds = {p: self.experiment.model[p].to_numpy() for p in physics.parameters}
         speeds.update(self._values(self.base))
+        if physics.equation == "elastic" and not self.no_solid:
+            self.no_solid = is_no_solid(speeds["vp"], speeds["vs"])
+            if self.no_solid:
+                warnings.warn(
+                    f"the model of iteration {self.iteration} has vs above vp/√(4/3) somewhere, "
+                    "where no solid is: narrow the bounds (bounds:), or take smaller steps (step:)",
+                    stacklevel=4,
+                )
+        if self.too_slow:
+            return
         try:
             check_dispersion(speeds, grid, physics.equation, self.highest[corner], physics.accuracy)
         except SamplingError as error:

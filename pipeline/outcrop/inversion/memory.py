@@ -25,6 +25,7 @@ _SHARE = 0.6
 _HELD = 20
 # Traces that a misfit keeps for its gradient, beside those that least squares does.
 _MISFIT_COPIES = {"least_squares": 0, "correlation": 2, "envelope": 9}
+_WEIGHTED_COPIES = 4  # with weights: these, as they are read and used, and what they multiply
 
 
 class Need(NamedTuple):
@@ -52,6 +53,7 @@ def batch_memory(
     threads: int,
     sources: int = 1,
     misfit: str = "least_squares",
+    weighted: bool = False,
 ) -> int:
     """Bytes that one batch takes at most, beside what the process takes without it: a promise.
 
@@ -70,6 +72,8 @@ def batch_memory(
         That fire together.
     misfit : str
         A key of `MISFITS`.
+    weighted : bool
+        Whether traces have weights.
     """
     deepwave = load_deepwave()
     shape, size = physics.shape, physics.dtype.itemsize
@@ -111,7 +115,8 @@ def batch_memory(
     samples = physics.samples * substeps
     # Between steps traces are resampled by Fourier transforms, forward and back.
     fine = (3 if substeps == 1 else 12) * samples
-    coarse = (6 + (_MISFIT_COPIES[misfit] if gradients else 0)) * physics.samples
+    copies_of_traces = 6 + (_MISFIT_COPIES[misfit] if gradients else 0)
+    coarse = (copies_of_traces + (_WEIGHTED_COPIES if weighted else 0)) * physics.samples
     recorded = max(receivers, physics.spread) if physics.interpolated else receivers
     traces = shots * size * (receivers * coarse + recorded * fine)
     emitted = shots * sources * size * (2 * physics.samples + 2 * samples)
@@ -146,13 +151,14 @@ def choose(
     sources: int = 1,
     begun_with: int | None = None,
     misfit: str = "least_squares",
+    weighted: bool = False,
     held: int = 0,
 ) -> Need:
     """Choose how many shots a task takes: as many as fit, and no more than keep all workers busy.
 
     Parameters
     ----------
-    physics, receivers, gradients, sources, misfit
+    physics, receivers, gradients, sources, misfit, weighted
         As for `batch_memory`.
     count : int
         Shots to be propagated.
@@ -188,7 +194,9 @@ def choose(
         held = 0
 
     def need(shots: int) -> int:
-        return held + batch_memory(physics, shots, receivers, gradients, threads, sources, misfit)
+        return held + batch_memory(
+            physics, shots, receivers, gradients, threads, sources, misfit, weighted
+        )
 
     fixed = begun_with or batch_size
     wanted = fixed or max(1, -(-count // workers))

@@ -105,6 +105,7 @@ def migrate(
         batch_size=propagation.batch_size,
         begun_with=None if overwrite else begun_with(path),
         client=client,
+        weighted="weight" in experiment.shots,
     )
     attrs = {"units": "1", "long_name": "reverse-time migration"}
     image = xr.DataArray(np.zeros(grid.shape, np.float32), dims=grid.dims, attrs=attrs)

@@ -211,8 +211,13 @@ def grid_of(model: xr.Dataset, name: str = "velocity") -> Grid:
         if units not in _METRES:
             raise SurveyError(f"{name}: {dim} is in {units}; convert it to m")
         at = model[dim].to_numpy().astype(np.float64)
+        if at.size < 2:
+            raise SurveyError(
+                f"{name}: {dim} has a single sample; give it more, or, for a model in 2-D, take it "
+                f"out, such as by .isel({dim}=0)"
+            )
         steps = np.diff(at)
-        if at.size < 2 or steps[0] <= 0 or not np.allclose(steps, steps[0], rtol=1e-3):
+        if steps[0] <= 0 or not np.allclose(steps, steps[0], rtol=1e-3):
             raise SurveyError(f"{name}: {dim} is not evenly spaced and ascending; resample it")
         spacing.append(float(f"{(at[-1] - at[0]) / (at.size - 1):.9g}"))
         origin.append(float(at[0]))

@@ -92,7 +92,7 @@ def model_shots(
     check_apart(velocity, path, what="the model")
     check_apart(acquisition, path, what="the acquisition")
     check_free(path, overwrite)
-    acquisition = acquisition.drop_vars("amplitude", errors="ignore")
+    acquisition = acquisition.drop_vars(["amplitude", "weight"], errors="ignore")
     experiment = set_up(velocity, acquisition, None, options_of(options), observed=False)
     gathers, physics = experiment.gathers, experiment.physics
     count, receivers = gathers.count, gathers.receiver_count

@@ -30,7 +30,7 @@ class Selection:
         self.count, self.common = gathers.count, gathers.has_common_spread
         self.subset, self.encoding, self.seed = subset, encoding, seed
 
-    def check(self, optimiser: str, misfit: str) -> None:
+    def check(self, optimiser: str, misfit: str, weighted: bool) -> None:
         """Raise `ArgumentError` if subset and encoding make no sense here."""
         for name, value in (("subset", self.subset), ("encoding", self.encoding)):
             if value is None:
@@ -50,6 +50,11 @@ class Selection:
             raise ArgumentError(
                 "encoding: shots that fire together need the same receivers, and these have their "
                 "own; choose subset instead"
+            )
+        if self.encoding is not None and weighted:
+            raise ArgumentError(
+                "encoding: not with weights of the traces, as shots that fire together are "
+                "recorded together; choose subset instead, or drop weight"
             )
         if self.encoding is not None and misfit != "least_squares":
             raise ArgumentError(f"encoding: not with misfit={misfit!r}; choose least_squares")

@@ -83,27 +83,36 @@ class Shots(Job):
         Raises
         ------
         SurveyError
-            If they are not finite, or all of a shot's are silent.
+            If they or weights are not finite, or all of a shot's are silent, or weighted by 0.
         """
         digest, silent = hashlib.sha256(), 0
         for shot in shots:
             traces = self.gathers.traces(np.array([shot]))[0]
             digest.update(f"{traces.dtype}{traces.shape}".encode())
             digest.update(np.ascontiguousarray(traces).data)
-            bad = ~np.isfinite(traces)
+            _, (live,) = self.gathers.receivers(np.array([shot]))
+            bad = ~np.isfinite(traces) & live[:, None]
             if bad.any():
                 receiver, sample = np.argwhere(bad)[0]
                 raise SurveyError(
                     f"{self.gathers.source}: shot {shot}, receiver {receiver}: NaN or infinite at "
                     f"{1000 * sample * self.physics.time_step:g} ms and in {bad.sum() - 1} more "
-                    "samples; mute it, or leave the shot out"
+                    "samples; make these 0 with a weight of 0, or leave the shot out"
                 )
-            _, (live,) = self.gathers.receivers(np.array([shot]))
-            sounding = traces[live].any(axis=1)
-            silent += int(np.count_nonzero(~sounding))
-            if not sounding.any():
+            silent += int(np.count_nonzero(~traces[live].any(axis=1)))
+            weights, weighted = self.gathers.weights(np.array([shot])), ""
+            if weights is not None:
+                digest.update(np.ascontiguousarray(weights).data)
+                if not (np.isfinite(weights[0, live]) & (weights[0, live] >= 0)).all():
+                    raise SurveyError(
+                        f"{self.gathers.source}: shot {shot}: a weight is negative, NaN or "
+                        "infinite; pass 0 where traces are not to count, and more elsewhere"
+                    )
+                traces, weighted = np.where(weights[0] > 0, traces, 0), ", or weighted by 0"
+            if not traces[live].any():
                 raise SurveyError(
-                    f"{self.gathers.source}: shot {shot}: all traces are zero; leave the shot out"
+                    f"{self.gathers.source}: shot {shot}: all traces are zero{weighted}; leave the "
+                    "shot out"
                 )
         return digest.hexdigest(), silent
 
@@ -126,9 +135,11 @@ class Shots(Job):
             model[name].requires_grad_()
         with self._large_returned():
             traces = self._record(model, wavelet, batch)
-            observed, live = self._observed(batch, corner)
+            observed, live, weights = self._observed(batch, corner)
             recorded = traces.detach().requires_grad_()
             modelled = _reached(recorded, live)
+            if weights is not None:
+                modelled = modelled * weights.to(traces)
             value = MISFITS[self.misfit](modelled, observed.to(traces))
             value.backward()
             residuals = _grad(recorded)
@@ -144,7 +155,7 @@ class Shots(Job):
                 "and at the amplitudes of these shots"
             )
         save(target, found)
-        del traces, recorded, residuals, modelled, value, model
+        del traces, recorded, residuals, modelled, weights, value, model
         self._tidy()
 
     def merge(self, evaluation: Evaluation, level: int, group: int, count: int) -> None:
@@ -204,16 +215,22 @@ class Shots(Job):
         finally:
             keep_freed_memory(USUAL)
 
-    def _observed(self, batch: Batch, corner: float | None) -> tuple[Tensor, Tensor]:
-        """Recorded traces, (trace, time), filtered; and which of (group, receiver) these are.
+    def _observed(self, batch: Batch, corner: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Recorded traces, (trace, time), filtered and weighted.
 
-        One that is zero throughout is of a dead channel, whatever its header says.
+        Beside them which of (group, receiver) these are, and the weights. One that is zero
+        throughout is of a dead channel, whatever its header says.
         """
-        _, live = self.gathers.receivers(np.array([group[0][0] for group in batch]))
+        shots = np.array([group[0][0] for group in batch])
+        _, live = self.gathers.receivers(shots)
         sums = np.stack([self._sum(group) for group in batch])
-        live &= sums.any(axis=-1)
+        weights = self.gathers.weights(shots)
+        live &= (sums if weights is None else np.where(weights > 0, sums, 0)).any(axis=-1)
         observed = low_pass(sums[live], corner, self.physics.time_step)
-        return torch.as_tensor(observed), torch.as_tensor(live)
+        if weights is None:
+            return torch.as_tensor(observed), torch.as_tensor(live), None
+        weights = weights[live].astype(observed.dtype)
+        return torch.as_tensor(observed * weights), torch.as_tensor(live), torch.as_tensor(weights)
 
     def _sum(self, group: Group) -> np.ndarray:
         """Traces of shots that fire together, read one after another."""

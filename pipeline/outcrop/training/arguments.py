@@ -99,7 +99,8 @@ def extents_of(crop: int | Sequence[int], card: Card) -> tuple[int, int, int]:
     given = tuple(int(extent) for extent in given)
     extents = dict(zip(("inline", "crossline", "z"), given, strict=True))
     if len(card.axes) == 2:
-        extents["inline"], extents["trace"] = 1, extents["crossline"]
+        extents[card.direction] = 1  # each section is one of these
+        extents["trace"] = extents["crossline"]
     for axis, multiple in zip(card.axes, card.multiple, strict=True):
         least = max(card.smallest, multiple)
         if extents[axis] < least or extents[axis] % multiple:

@@ -98,15 +98,17 @@ def rescaled(
     return result, statistics
 
 
-def apparent_dip(dip: Array, strike: Array) -> Array:
-    """Dip as an inline section shows it, from dip and strike, all in degrees.
+def apparent_dip(dip: Array, strike: Array, direction: str = "inline") -> Array:
+    """Dip as a section shows it, from dip and strike, all in degrees.
 
     From 0 to 180, as in the 2-D data sets of Gao (2024): more than 90 where the fault dips towards
-    increasing crosslines. 0 where `dip` is, NaN where one of them is.
+    increasing crosslines; of a section that is a crossline, towards increasing inlines. 0 where
+    `dip` is, NaN where one of them is.
     """
-    _, y, z = _normal(dip, strike)
+    x, y, z = _normal(dip, strike)
+    along = y if direction == "inline" else x
     off = (dip + strike) * 0  # not a number where one of them is none
-    return np.where(dip > 0, np.degrees(np.arctan2(-y, z)) % 180, off).astype(np.float32)
+    return np.where(dip > 0, np.degrees(np.arctan2(-along, z)) % 180, off).astype(np.float32)
 
 
 def _normal(dip: Array, strike: Array) -> tuple[Array, Array, Array]:

@@ -127,7 +127,8 @@ class Crops(Dataset[dict[str, Tensor]]):
         if "dhr" in crop:
             crop["dhr"] = crop["dhr"] / np.hypot(*statistics[:2])
         if self.card.sections and "fault_strike" in crop:
-            crop["fault_dip"] = apparent_dip(crop["fault_dip"], crop["fault_strike"])
+            angles = crop["fault_dip"], crop["fault_strike"]
+            crop["fault_dip"] = apparent_dip(*angles, self.card.direction)
         tensors = {"input": torch.from_numpy(np.stack(channels).astype(np.float32))}
         for name, scale in self.labels.items():
             label = self._turned(crop[name] / np.float32(scale))[None]
@@ -142,11 +143,8 @@ class Crops(Dataset[dict[str, Tensor]]):
 
     def _turned(self, values: Array) -> Array:
         axes = self._axes()
-        return (
-            (values if len(axes) == 3 else values[0][None])
-            .transpose(*axes, *sorted({0, 1, 2} - set(axes)))
-            .reshape([self.size[a] for a in axes])
-        )
+        others = sorted({0, 1, 2} - set(axes))
+        return values.transpose(*axes, *others).reshape([self.size[a] for a in axes])
 
     def _volume(self, number: int) -> tuple[Volume, _Corners | None]:
         """Return a volume and, unless it has all traces, where crops may begin."""

@@ -213,7 +213,7 @@ def fit(
     fed: Card = card if infer is None else infer.card  # type: ignore[assignment]
     extents = extents_of(crop, fed)
     if not isinstance(network, str) or is_own(network):
-        check_network(model, objective, extents)
+        check_network(model, objective, infer, extents)
     if not isinstance(network, str):
         settings |= {"network": card.name or type(network).__name__, "weights": None}
         settings["frozen"] = [n for n, p in model.named_parameters() if not p.requires_grad]
@@ -238,7 +238,7 @@ def fit(
         enable_progress_bar=progress,
     )
     if isinstance(trainer.accelerator, CPUAccelerator):
-        check_half(extents, card, precision)
+        check_half(extents, card, str(trainer.precision))  # bf16-mixed where 16-mixed was asked
     if samples < trainer.world_size:
         raise ArgumentError(
             f"samples {samples}: choose at least one for each of {trainer.world_size} processes"

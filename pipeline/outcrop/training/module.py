@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from ..engine import offload
@@ -127,6 +128,16 @@ class TrainingModule(L.LightningModule):
         """Outputs by label, of `input` and, unless it is everywhere, where it is `live`."""
         return self(batch["input"], batch.get("live"))
 
+    def on_train_start(self) -> None:
+        """Learn at the rate of this run's cosine, which may be longer than the one resumed."""
+        for each in self.trainer.lr_scheduler_configs:
+            cosine = each.scheduler
+            if isinstance(cosine, LambdaLR):
+                rates = zip(cosine.base_lrs, cosine.lr_lambdas, strict=True)
+                groups = cosine.optimizer.param_groups
+                for group, (rate, factor) in zip(groups, rates, strict=True):
+                    group["lr"] = rate * factor(cosine.last_epoch)
+
     def on_train_batch_start(self, batch: Batch, number: int) -> None:
         """Draw in each epoch what would be drawn in it, had the run not been resumed.
 
@@ -141,7 +152,7 @@ class TrainingModule(L.LightningModule):
         where = self.activations
         with offload(where.mode, where.path, where.compression):
             outputs = self.evaluate(batch)
-            self._check_finite(outputs)
+            self._check(outputs)
             parts = self.objective.loss(outputs, batch)
             loss = torch.stack(list(parts.values())).sum()
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=1)
@@ -152,21 +163,22 @@ class TrainingModule(L.LightningModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         """Losses and metrics of a batch."""
         outputs = self.evaluate(batch)
-        self._check_finite(outputs)
+        self._check(outputs)
         parts = self.objective.loss(outputs, batch)
         loss = torch.stack(list(parts.values())).sum()
         size = len(batch["input"])
         self.log("val_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         update(self.scores, outputs, batch)
 
-    def _check_finite(self, outputs: Batch) -> None:
-        """Raise before a loss meets what it cannot take, and before a checkpoint keeps it."""
-        if not all(bool(y.isfinite().all()) for y in outputs.values()):
+    def _check(self, outputs: Batch) -> None:
+        try:
+            self.objective.check(outputs)
+        except TrainingDivergedError as error:
             raise TrainingDivergedError(
-                f"epoch {self.current_epoch}, step {self.global_step}: the network's outputs are "
-                "NaN or infinite: the training has diverged; train again with a smaller "
-                "learning_rate (--learning-rate) or precision 32-true, and overwrite (--overwrite)"
-            )
+                f"epoch {self.current_epoch}, step {self.global_step}: {error}: the training has "
+                "diverged; train again with a smaller learning_rate (--learning-rate) or precision "
+                "32-true, and overwrite (--overwrite)"
+            ) from error
 
     def on_validation_start(self) -> None:
         """Let metrics be summed in any order; training goes by the trainer's `deterministic`."""
@@ -212,5 +224,5 @@ class TrainingModule(L.LightningModule):
             rise = min(1.0, (step + 1) / min(_WARM_UP, max(steps / 10, 1.0)))
             return rise * (_END + (1 - _END) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
-        cosine = torch.optim.lr_scheduler.LambdaLR(adam, factor)
+        cosine = LambdaLR(adam, factor)
         return {"optimizer": adam, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}

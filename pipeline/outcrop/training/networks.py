@@ -12,6 +12,7 @@ from torch import nn
 from .. import models
 from ..errors import ArgumentError
 from ..models.card import Card
+from .module import TrainingModule
 from .objectives import Objective, objective_of
 from .volumes import AXES
 
@@ -58,29 +59,39 @@ def network_of(
     return network, objective_of(card, loss)
 
 
-def check_network(model: nn.Module, objective: Objective, extents: Sequence[int]) -> None:
+def check_network(
+    model: nn.Module, objective: Objective, infer: nn.Module | None, extents: Sequence[int]
+) -> None:
     """Raise `ArgumentError` unless a network gives, of a crop, all that it is to learn.
 
     Parameters
     ----------
     model : torch.nn.Module
     objective : Objective
+    infer : torch.nn.Module or None
+        Network whose outputs it refines.
     extents : sequence of int
         Inlines, crosslines and samples of a crop.
     """
-    card: Card = model.card  # type: ignore[assignment]
+    module = TrainingModule(model, objective, infer=infer)
+    card: Card = (infer or model).card  # type: ignore[assignment]
     grid = tuple(extents[AXES[axis]] for axis in card.axes)
-    x = torch.zeros(1, len(card.inputs), *grid, device=next(model.parameters()).device)
+    weight = next(model.parameters())
+    x = torch.rand(1, len(card.inputs), *grid, generator=torch.Generator().manual_seed(0))
+    x = x.to(weight.device, weight.dtype)
     modes = {part: part.training for part in model.modules()}
     try:
         with torch.no_grad():
-            found = [objective.outputs(model.eval(), x)]
+            model.eval()
+            found = [module(x)]
             for part, mode in modes.items():
                 part.training = mode
             buffers = [(own, own.clone()) for own in model.buffers()]
-            found.append(objective.outputs(model, x))
+            found.append(module(x))
             for own, before in buffers:
                 own.copy_(before)
+        for outputs in found:
+            objective.check(outputs)
     except Exception as error:  # of the user's code
         reason = " ".join(str(error).split())
         raise ArgumentError(

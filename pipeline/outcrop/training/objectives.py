@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torchmetrics import MeanAbsoluteError, MeanMetric, Metric
 from torchmetrics.classification import (
     BinaryAveragePrecision,
@@ -19,7 +21,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.functional import spearman_corrcoef
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, TrainingDivergedError
 from ..models.card import ACTIVATIONS, Card
 from ..models.cards import CARDS
 from .losses import (
@@ -58,18 +60,15 @@ class Objective:
     Attributes
     ----------
     labels : dict of str to float
-        What it learns, and by what to divide it: the network's unit.
+        What it learns, in the order of its outputs, and by what to divide it: the network's unit.
     losses : dict of str to callable
         For each label.
-    keys : dict of str to str or int
-        For each label, where it is in what the network returns: a name, or the number of a channel.
     activation : callable
         Of what the network returns.
     """
 
     labels: dict[str, float]
     losses: dict[str, Loss]
-    keys: dict[str, str | int]
     activation: Callable[[Tensor], Tensor]
 
     def outputs(self, model: nn.Module, x: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
@@ -81,12 +80,48 @@ class Objective:
                 logits: Callable[..., list[Tensor]] = model.logits  # type: ignore[assignment]
                 first, *others = (torch.sigmoid(y.float()) for y in logits(x))
                 return {name: first, **{f"{name}/{i}": y for i, y in enumerate(others, 1)}}
-            y = model(**x) if isinstance(x, dict) else model(x)
-        found = {}
-        for name, key in self.keys.items():
-            part = y[key] if isinstance(key, str) else y[:, key : key + 1]
-            found[name] = self.activation(part.float())
-        return found
+            if isinstance(x, dict):
+                y = model(**x)
+            else:
+                y = model(*x.split(1, dim=1)) if card.separate else model(x)
+        names = [output.name for output in card.outputs if output is not None]
+        if isinstance(y, dict) and sorted(y) == sorted(names) and list(y) != names:
+            raise ArgumentError(
+                f"it returns {', '.join(y)}, and its card names {', '.join(names)}; put them into "
+                "one order"
+            )
+        parts = [part for each in tree_leaves(y) for part in each.split(1, dim=1)]
+        if len(parts) != len(names):
+            when = " in training mode" if model.training else ""
+            raise ArgumentError(
+                f"it returns {len(parts)} channels{when}, and its card names {len(names)}: "
+                f"{', '.join(names)}"
+            )
+        return {
+            name: self.activation(part.float())
+            for name, part in zip(self.labels, parts, strict=True)
+        }
+
+    def check(self, outputs: dict[str, Tensor]) -> None:
+        """Raise before a loss meets what it cannot take, and before a checkpoint keeps it.
+
+        Raises
+        ------
+        TrainingDivergedError
+            If an output is NaN or infinite.
+        ArgumentError
+            If a probability is not from 0 to 1.
+        """
+        for name, y in outputs.items():
+            low, high = (float(end) for end in y.detach().aminmax())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise TrainingDivergedError(f"the network's outputs for {name} are NaN or infinite")
+            if self.losses[name.partition("/")[0]] in LOSSES.values() and (low < 0 or high > 1):
+                raise ArgumentError(
+                    f"{name}: the network gives {low:.3g} to {high:.3g}, and its loss takes "
+                    "probabilities; if they are logits, say so in its card, such as by "
+                    "activation='sigmoid'"
+                )
 
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss of each label; what is trained is their sum."""
@@ -180,15 +215,13 @@ def objective_of(card: Card, loss: str = "dice-bce") -> Objective:
             "own and load its weights"
         )
     outputs = [o for o in card.outputs if o is not None]
-    several = card.separate or card.name.startswith("mtl")
     labels, losses = {}, {}
-    keys: dict[str, str | int] = {}
-    for number, output in enumerate(outputs):
+    for output in outputs:
         name = output.name.removesuffix("_probability")
-        labels[name] = output.scale
-        losses[name] = _OF_LABEL[name] if name in QUANTITIES else LOSSES[loss]
-        keys[name] = output.suffix if several else number
-    return Objective(labels, losses, keys, ACTIVATIONS[card.activation])
+        known = name in QUANTITIES
+        labels[name] = output.scale if known else 1.0  # labels are 0 to 1, whatever is written
+        losses[name] = _OF_LABEL[name] if known else LOSSES[loss]
+    return Objective(labels, losses, ACTIVATIONS[card.activation])
 
 
 class _WholeSigmoid(TorchFunctionMode):

@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
 from ..errors import OutcropError, OutputExistsError, ResumeError, TrainingDataError
@@ -183,6 +183,12 @@ def naming_failure(crop: int | Sequence[int], batch: int, workers: int) -> Itera
         line = str(error).strip().rpartition("\n")[2]
         raise TrainingDataError(line.removeprefix(_RAISED)) from error
     except RuntimeError as error:
+        # Gloo, which processes on CPUs talk by, has no error of its own.
+        if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):
+            raise OutcropError(
+                "another of the processes that train together has ended; what it told says why, "
+                "as here or in its log; then go on by resume (--resume)"
+            ) from error
         if not str(error).startswith("DataLoader worker"):
             raise
         raise OutcropError(
@@ -358,10 +364,12 @@ def _grays(image: np.ndarray) -> dict[str, Any]:
 def _middle(values: Tensor, module: TrainingModule) -> np.ndarray:
     """Section through the middle, time downwards."""
     card: Card = module.model.card  # type: ignore[assignment]
-    for axis in reversed(range(values.ndim)):
-        if values.ndim > 2 and card.axes[axis] == "inline":
-            values = values.select(axis, values.shape[axis] // 2)
-    return values.numpy()
+    axes = [*card.axes]
+    if len(axes) == 3:
+        axis = axes.index(card.direction)
+        values = values.select(axis, values.shape[axis] // 2)
+        axes.pop(axis)
+    return (values if axes[0] == "z" else values.T).numpy()
 
 
 def _versions() -> dict[str, str]:
