@@ -128,7 +128,8 @@ def test_horizons_are_drawn_on_the_lines_that_are_there(survey):
     found = horizons(survey.rgt, [0.3, 0.6])
     (name,) = found.data_vars
     part = survey.amplitude.isel(inline=slice(10, 20), crossline=slice(4, None))
-    section = surfaces(part, found).axes[0]
+    section, surface = surfaces(part, found).axes[:2]
+    assert surface.get_aspect() == pytest.approx(25.0 / 6.25)  # to scale
     assert section.get_title() == "inline 1016"
     for line, level in zip(section.lines, found[name], strict=True):
         np.testing.assert_array_equal(line.get_ydata(), level.sel(inline=1016)[4:])
@@ -244,6 +245,25 @@ def test_thin_faults_are_drawn_whole_where_samples_share_a_pixel():
     assert red.any(axis=0).mean() > 0.99  # but where the crossline is cut
 
 
+def test_classes_are_drawn_as_they_are():
+    rows, columns = np.indices((1600, 1500))
+    classes = ((columns // 5 + rows // 400) % 5).astype(np.float32)
+    volume = xr.DataArray(
+        classes[None],
+        dims=("inline", "twt", "crossline"),
+        coords={"inline": [1], "twt": np.arange(1600), "crossline": np.arange(1500)},
+    )
+    figure = sections(volume)
+    image = panels(figure)[0].get_images()[0]
+    assert image.get_array().shape[0] == 800  # of two samples below each other, one
+    assert set(np.unique(image.get_array())) == {0, 1, 2, 3, 4}
+    assert image.get_interpolation() == "nearest"
+    assert all(float(tick).is_integer() for tick in figure.axes[-1].get_yticks())
+    for other in (volume > 2, volume * 100, volume + 0.5):
+        image = panels(sections(other))[0].get_images()[0]
+        assert image.get_interpolation() == "bilinear"
+
+
 def test_only_three_sections_are_read(survey):
     class Recorded:
         """An array on disk, as it were, that remembers what was read of it."""
@@ -329,6 +349,7 @@ def test_the_command_draws_what_it_is_told(survey, tmp_path, monkeypatch):
             "two.zarr: has fault_probability, karst_probability; choose one with --overlay-var",
         ),
         (("g.zarr", "s.png", "--overlay-variable", "x"), "--overlay-variable: only with --overlay"),
+        (("g.zarr", "s.png", "--threshold", 0.6), "--threshold: only with --overlay"),
     ):
         assert says in call(*words)
     assert not Path("s.png").exists()

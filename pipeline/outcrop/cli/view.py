@@ -49,8 +49,9 @@ def command(
         typer.Option(help="Of a stack of volumes, which, such as offset=500: the nearest."),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(help="Smallest value of the overlay that is drawn.")
-    ] = 0.5,
+        float | None,
+        typer.Option(help="Smallest value of the overlay that is drawn; 0.5 unless given."),
+    ] = None,
     cmap: Annotated[
         str | None,
         typer.Option(help="Matplotlib's colours; gray of amplitudes, else viridis unless given."),
@@ -69,8 +70,9 @@ def command(
     from ..view.save import check_format
 
     check_format(picture)
-    if overlay_variable is not None and overlay is None:
-        raise ArgumentError("--overlay-variable: only with --overlay")
+    for name, given in (("overlay-variable", overlay_variable), ("threshold", threshold)):
+        if given is not None and overlay is None:
+            raise ArgumentError(f"--{name}: only with --overlay")
     data = survey_of(survey, shape)
     if variable is None and "amplitude" in data:
         variable = "amplitude"
@@ -95,7 +97,7 @@ def command(
         crossline=crossline,
         twt=twt,
         depth=depth,
-        threshold=threshold,
+        threshold=0.5 if threshold is None else threshold,
         cmap=cmap or ("gray" if volume.name == "amplitude" else "viridis"),
         path=picture,
         title=title,
