@@ -53,8 +53,8 @@ def sections(
         (inline, crossline, twt) in ms or (inline, crossline, depth) in m, in any order. The
         colours go over its `valid_range`, if what is drawn keeps to one; over what is drawn, if
         nothing of that is negative; otherwise to the 99th percentile of the magnitudes drawn, on
-        both sides of 0. Where many samples share a pixel, that is their mean; of numbers of classes,
-        which are few and whole, one of them.
+        both sides of 0. Where many samples share a pixel, that is their mean; of numbers of
+        classes, which are few and whole, one of them.
     overlay : xarray.DataArray, optional
         From 0 to 1 or bool, over the same coordinates: drawn where it is `threshold` or more,
         and the volume is drawn. Where several samples share a pixel, the largest is.
