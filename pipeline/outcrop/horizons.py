@@ -71,7 +71,7 @@ def horizons(rgt: xr.DataArray, levels: float | Sequence[float]) -> xr.Dataset:
         values = read(volume, block)
         surfaces[:, *block[:-1]] = _crossings(values, at, wanted)
         first, last = values[..., 0], values[..., -1]
-        return np.count_nonzero(last > first) - np.count_nonzero(last < first)
+        return int((last > first).sum()) - int((last < first).sum())
 
     grows = sum(in_threads(find, blocks(volume, order=[1, 0], whole=[2])))
     if grows < 0 and np.isnan(surfaces).all():
