@@ -332,7 +332,8 @@ def test_the_command_draws_what_it_is_told(survey, tmp_path, monkeypatch):
 
     at = ("--inline", 1004, "--crossline", 2011, "--twt", 1040)
     assert not call("g.zarr", "found.png", "--select", "offset=250", "--overlay", "p.zarr", *at)
-    sections(survey.amplitude, probability, inline=1004, crossline=2011, twt=1040, path="due.png")
+    sections(survey.amplitude, probability, inline=1004, crossline=2011, twt=1040, path="due.png",
+             title="offset 300")  # fmt: skip
     assert Path("found.png").read_bytes() == Path("due.png").read_bytes()
     for words, says in (
         (("g.zarr", "s.doc"), "s.doc: no such format"),

@@ -56,7 +56,10 @@ def command(
         str | None,
         typer.Option(help="Matplotlib's colours; gray of amplitudes, else viridis unless given."),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Above the sections.")] = None,
+    title: Annotated[
+        str | None,
+        typer.Option(help="Above the sections; what --select found unless given."),
+    ] = None,
     shape: Shape = None,
 ) -> None:
     """Draw an inline, a crossline and a time or depth slice, with a prediction on top.
@@ -65,6 +68,7 @@ def command(
 
     Example: outcrop view f3.zarr faults.png --overlay faults.zarr --inline 300 --twt 1200
     """
+    from ..arrays import spoken
     from ..survey.export import select_volume
     from ..view import sections
     from ..view.save import check_format
@@ -77,6 +81,9 @@ def command(
     if variable is None and "amplitude" in data:
         variable = "amplitude"
     volume = _selected(select_volume(data, variable, survey), select, survey)
+    if title is None and select:  # which need not be what was asked for
+        names = dict.fromkeys(pair.partition("=")[0] for pair in select)
+        title = ", ".join(f"{name} {spoken(volume[name].item())}" for name in names)
     top = None
     if overlay is not None:
         data = survey_of(overlay, None)

@@ -20,6 +20,7 @@ from .save import save
 
 _HEIGHT = 4.6  # inches, of a panel
 _PIXELS = 400  # of a panel's height, at least
+_DEGREES = {"degree": 1.0, "arcsecond": 1 / 3600}
 _CLASSES = 64  # the largest number of one, at most
 _NARROW = 0.02  # of a map: of its width to its length, at least
 BLANK = "#cfe3cf"  # pale green: no amplitude is drawn in it
@@ -322,6 +323,8 @@ def bins_of(volume: xr.DataArray) -> dict[str, float]:
     sizes = {}
     if {"cdp_x", "cdp_y"} <= volume.coords.keys():
         x, y = (volume[name].transpose(*dims).to_numpy() for name in ("cdp_x", "cdp_y"))
+        if (angle := _DEGREES.get(volume["cdp_x"].attrs.get("units"))) and np.isfinite(y).any():
+            x = x * np.cos(np.radians(np.nanmean(y) * angle))  # a degree of longitude
         for axis, dim in enumerate(dims):
             steps = np.hypot(np.diff(x, axis=axis), np.diff(y, axis=axis))
             steps = steps[np.isfinite(steps) & (steps > 0)]
