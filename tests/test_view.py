@@ -191,6 +191,12 @@ def test_maps_are_to_scale(survey):
     assert panels(sections(survey.amplitude))[2].get_aspect() == pytest.approx(25.0 / 6.25)
     plain = survey.drop_vars(["cdp_x", "cdp_y"])
     assert panels(sections(plain.amplitude))[2].get_aspect() == pytest.approx(2.0)
+    # Degrees at 60° north, where one of longitude is half as long.
+    degree = {"units": "degree"}
+    x = (survey.cdp_x / 50_000).assign_attrs(degree)
+    y = (survey.cdp_y / 100_000 + 60 - survey.cdp_y.mean() / 100_000).assign_attrs(degree)
+    found = panels(sections(survey.assign_coords(cdp_x=x, cdp_y=y).amplitude))[2].get_aspect()
+    assert found == pytest.approx(25.0 / 6.25, rel=1e-4)
 
 
 @pytest.mark.parametrize("kept", ["lines", "inline", "crossline"])

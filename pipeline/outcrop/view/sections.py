@@ -172,7 +172,7 @@ def sections(
         ax.axhline(at[rows], color="tab:cyan", lw=0.7, alpha=0.7)
         ax.axvline(at[columns], color="tab:cyan", lw=0.7, alpha=0.7)
     to_scale(all_axes[2], extents)
-    if overlay is not None and overlay.dtype != bool:
+    if overlay is not None and overlay.dtype.kind == "f":  # a mask has one colour
         name = _named(overlay, "overlay")
         figure.colorbar(shown, ax=all_axes, label=name, shrink=0.7, aspect=30, pad=0.01)
     name = _named(seismic, "amplitude")
