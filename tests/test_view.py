@@ -191,6 +191,11 @@ def test_maps_are_to_scale(survey):
     assert panels(sections(survey.amplitude))[2].get_aspect() == pytest.approx(25.0 / 6.25)
     plain = survey.drop_vars(["cdp_x", "cdp_y"])
     assert panels(sections(plain.amplitude))[2].get_aspect() == pytest.approx(2.0)
+    metres = {d: (d, survey[d].values * 12.5, {"units": "m"}) for d in ("inline", "crossline")}
+    model = panels(sections(plain.assign_coords(metres).amplitude))  # whose axes are its own
+    assert model[2].get_aspect() == pytest.approx(1.0)
+    assert model[2].get_xlabel() == "crossline (m)"
+    assert model[0].get_title().endswith(" m")
     # Degrees at 60° north, where one of longitude is half as long.
     degree = {"units": "degree"}
     x = (survey.cdp_x / 50_000).assign_attrs(degree)

@@ -46,7 +46,7 @@ def sections(
 
     Just these three sections are read. Where a trace is missing (`live` is false), nothing is
     drawn and the pale green ground shows. One horizontal scale holds in all panels, from the
-    CDP coordinates if there are any; but no map is narrower than a fiftieth of its length.
+    CDP coordinates if there are any, or the axes of a model; but no map is narrower than a fiftieth of its length.
 
     Parameters
     ----------
@@ -320,7 +320,11 @@ def check_regular(volume: xr.DataArray, dims: Iterable[str]) -> None:
 def bins_of(volume: xr.DataArray) -> dict[str, float]:
     """Distance from one line to the next; square bins where one of the two is not known."""
     dims = ("inline", "crossline")
-    sizes = {}
+    sizes = {
+        dim: abs(float(np.diff(volume[dim][:2])[0]))
+        for dim in dims
+        if volume.sizes[dim] > 1 and volume[dim].attrs.get("units", "1") != "1"  # of a model
+    }
     if {"cdp_x", "cdp_y"} <= volume.coords.keys():
         x, y = (volume[name].transpose(*dims).to_numpy() for name in ("cdp_x", "cdp_y"))
         if (angle := _DEGREES.get(volume["cdp_x"].attrs.get("units"))) and np.isfinite(y).any():
@@ -351,10 +355,9 @@ def to_scale(ax: Axes, extents: dict[str, float]) -> None:
 def label_of(volume: xr.DataArray, dim: str, value: float | None = None) -> str:
     """Name of an axis with its unit, or of a place on it."""
     name = {"twt": "TWT", "depth": "depth"}.get(dim, dim)
-    unit = {"twt": "ms", "depth": "m"}.get(dim)
-    unit = str(volume[dim].attrs.get("units", unit)) if unit else None
-    if unit == "1":  # of raw samples
-        name, unit = "sample", None
+    unit = volume[dim].attrs.get("units", {"twt": "ms", "depth": "m"}.get(dim, "1"))
+    if unit == "1":  # of lines, and of raw samples
+        name, unit = name if dim in ("inline", "crossline") else "sample", None
     if value is None:
         return f"{name} ({unit})" if unit else name
     return f"{name} {spoken(value)}" + (f" {unit}" if unit else "")
