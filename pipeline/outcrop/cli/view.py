@@ -82,8 +82,8 @@ def command(
         variable = "amplitude"
     volume = _selected(select_volume(data, variable, survey), select, survey)
     if title is None and select:  # which need not be what was asked for
-        names = dict.fromkeys(pair.partition("=")[0] for pair in select)
-        title = ", ".join(f"{name} {spoken(volume[name].item())}" for name in names)
+        stacked = dict.fromkeys(pair.partition("=")[0] for pair in select)
+        title = ", ".join(f"{dim} {spoken(volume[dim].item())}" for dim in stacked)
     top = None
     if overlay is not None:
         data = survey_of(overlay, None)

@@ -46,7 +46,8 @@ def sections(
 
     Just these three sections are read. Where a trace is missing (`live` is false), nothing is
     drawn and the pale green ground shows. One horizontal scale holds in all panels, from the
-    CDP coordinates if there are any, or the axes of a model; but no map is narrower than a fiftieth of its length.
+    CDP coordinates if there are any, or the axes of a model; but no map is narrower than a
+    fiftieth of its length.
 
     Parameters
     ----------
@@ -327,7 +328,7 @@ def bins_of(volume: xr.DataArray) -> dict[str, float]:
     }
     if {"cdp_x", "cdp_y"} <= volume.coords.keys():
         x, y = (volume[name].transpose(*dims).to_numpy() for name in ("cdp_x", "cdp_y"))
-        if (angle := _DEGREES.get(volume["cdp_x"].attrs.get("units"))) and np.isfinite(y).any():
+        if (angle := _DEGREES.get(volume["cdp_x"].attrs.get("units", ""))) and np.isfinite(y).any():
             x = x * np.cos(np.radians(np.nanmean(y) * angle))  # a degree of longitude
         for axis, dim in enumerate(dims):
             steps = np.hypot(np.diff(x, axis=axis), np.diff(y, axis=axis))
