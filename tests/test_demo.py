@@ -29,7 +29,8 @@ def whole(survey, faults, weights="seeded"):
     x = (survey.amplitude - faults.amplitude_mean) / faults.amplitude_standard_deviation
     x = x.where(survey.live, 0.0).transpose("twt", "crossline", "inline").to_numpy()
     before = [-n % 8 // 2 for n in x.shape]
-    padded = np.pad(x, [(b, -n % 8 - b) for b, n in zip(before, x.shape, strict=True)])
+    pads = [(b, -n % 8 - b) for b, n in zip(before, x.shape, strict=True)]
+    padded = np.pad(x, pads, "symmetric")
     with torch.inference_mode():
         y = model(torch.from_numpy(padded.astype(np.float32))[None, None])[0, 0].numpy()
     inside = tuple(slice(b, b + n) for b, n in zip(before, x.shape, strict=True))

@@ -67,7 +67,7 @@ def in_one_piece(model, survey):
     total = [-n % 8 for n in x.shape[2:]]
     pads = [(n // 2, n - n // 2) for n in total]
     with torch.no_grad():
-        y = model.double()(F.pad(x, [n for pair in reversed(pads) for n in pair]))
+        y = model.double()(torch.from_numpy(np.pad(x, [(0, 0), (0, 0), *pads], "symmetric")))
     model.float()
     inside = tuple(slice(a, a + n) for (a, _), n in zip(pads, x.shape[2:], strict=True))
     return y[0, 0][inside].permute(2, 1, 0).numpy()

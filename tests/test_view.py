@@ -128,7 +128,8 @@ def test_horizons_are_drawn_on_the_lines_that_are_there(survey):
     found = horizons(survey.rgt, [0.3, 0.6])
     (name,) = found.data_vars
     part = survey.amplitude.isel(inline=slice(10, 20), crossline=slice(4, None))
-    section = surfaces(part, found).axes[0]
+    section, surface = surfaces(part, found).axes[:2]
+    assert surface.get_aspect() == pytest.approx(25.0 / 6.25)  # to scale
     assert section.get_title() == "inline 1016"
     for line, level in zip(section.lines, found[name], strict=True):
         np.testing.assert_array_equal(line.get_ydata(), level.sel(inline=1016)[4:])
@@ -190,6 +191,17 @@ def test_maps_are_to_scale(survey):
     assert panels(sections(survey.amplitude))[2].get_aspect() == pytest.approx(25.0 / 6.25)
     plain = survey.drop_vars(["cdp_x", "cdp_y"])
     assert panels(sections(plain.amplitude))[2].get_aspect() == pytest.approx(2.0)
+    metres = {d: (d, survey[d].values * 12.5, {"units": "m"}) for d in ("inline", "crossline")}
+    model = panels(sections(plain.assign_coords(metres).amplitude))  # whose axes are its own
+    assert model[2].get_aspect() == pytest.approx(1.0)
+    assert model[2].get_xlabel() == "crossline (m)"
+    assert model[0].get_title().endswith(" m")
+    # Degrees at 60° north, where one of longitude is half as long.
+    degree = {"units": "degree"}
+    x = (survey.cdp_x / 50_000).assign_attrs(degree)
+    y = (survey.cdp_y / 100_000 + 60 - survey.cdp_y.mean() / 100_000).assign_attrs(degree)
+    found = panels(sections(survey.assign_coords(cdp_x=x, cdp_y=y).amplitude))[2].get_aspect()
+    assert found == pytest.approx(25.0 / 6.25, rel=1e-4)
 
 
 @pytest.mark.parametrize("kept", ["lines", "inline", "crossline"])
@@ -242,6 +254,25 @@ def test_thin_faults_are_drawn_whole_where_samples_share_a_pixel():
     left, right = int(panel.x0) + 3, int(panel.x1) - 3
     red = matplotlib.image.imread(drawn_)[:, left:right] @ [1, -1, 0, 0] > 0.5
     assert red.any(axis=0).mean() > 0.99  # but where the crossline is cut
+
+
+def test_classes_are_drawn_as_they_are():
+    rows, columns = np.indices((1600, 1500))
+    classes = ((columns // 5 + rows // 400) % 5).astype(np.float32)
+    volume = xr.DataArray(
+        classes[None],
+        dims=("inline", "twt", "crossline"),
+        coords={"inline": [1], "twt": np.arange(1600), "crossline": np.arange(1500)},
+    )
+    figure = sections(volume)
+    image = panels(figure)[0].get_images()[0]
+    assert image.get_array().shape[0] == 800  # of two samples below each other, one
+    assert set(np.unique(image.get_array())) == {0, 1, 2, 3, 4}
+    assert image.get_interpolation() == "nearest"
+    assert all(float(tick).is_integer() for tick in figure.axes[-1].get_yticks())
+    for other in (volume > 2, volume * 100, volume + 0.5):
+        image = panels(sections(other))[0].get_images()[0]
+        assert image.get_interpolation() == "bilinear"
 
 
 def test_only_three_sections_are_read(survey):
@@ -312,7 +343,8 @@ def test_the_command_draws_what_it_is_told(survey, tmp_path, monkeypatch):
 
     at = ("--inline", 1004, "--crossline", 2011, "--twt", 1040)
     assert not call("g.zarr", "found.png", "--select", "offset=250", "--overlay", "p.zarr", *at)
-    sections(survey.amplitude, probability, inline=1004, crossline=2011, twt=1040, path="due.png")
+    sections(survey.amplitude, probability, inline=1004, crossline=2011, twt=1040, path="due.png",
+             title="offset 300")  # fmt: skip
     assert Path("found.png").read_bytes() == Path("due.png").read_bytes()
     for words, says in (
         (("g.zarr", "s.doc"), "s.doc: no such format"),
@@ -329,6 +361,7 @@ def test_the_command_draws_what_it_is_told(survey, tmp_path, monkeypatch):
             "two.zarr: has fault_probability, karst_probability; choose one with --overlay-var",
         ),
         (("g.zarr", "s.png", "--overlay-variable", "x"), "--overlay-variable: only with --overlay"),
+        (("g.zarr", "s.png", "--threshold", 0.6), "--threshold: only with --overlay"),
     ):
         assert says in call(*words)
     assert not Path("s.png").exists()

@@ -486,6 +486,8 @@ def test_horizons_of_a_plane(tmp_path, monkeypatch):
         horizons(rgt.isel(twt=[]), 0.2)
     with pytest.raises(ArgumentError, match="rgt: is a ndarray; pass a DataArray"):
         horizons(values, 0.2)
+    with pytest.raises(SurveyError, match="rgt: falls downwards"):
+        horizons(-rgt, -0.2)
     xr.testing.assert_identical(horizons(rgt, 0.2), found.isel(horizon=[0]))
     rising = rgt.isel(twt=slice(None, None, -1))
     xr.testing.assert_identical(horizons(rising, [0.2, 0.5, 5.0]), found)

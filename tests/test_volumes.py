@@ -66,6 +66,8 @@ def client():
 @pytest.mark.parametrize("cluster", [False, True])
 def test_each_volume_of_a_stack_is_as_alone(cluster, client, model, stacked, tmp_path):
     how = {**HOW, "client": client if cluster else None}
+    planned = str(outcrop.plan(model, stacked))
+    assert "\neach of 6 sections or volumes so: about " in planned
     found = outcrop.predict(model, stacked, tmp_path / "all.zarr", **how)
     assert found.prediction.dims == stacked.amplitude.dims
     xr.testing.assert_equal(found.angle, stacked.angle)

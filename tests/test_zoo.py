@@ -195,11 +195,7 @@ def in_one_piece(model, survey, card, section=None):
         array = xr.DataArray(values, dims=dims)
         channels.append(array.isel(section or {}).transpose(*axes).values)
     x = torch.from_numpy(np.stack(channels))[None]
-    live = survey.live.values
-    nothing = torch.tensor([
-        absent(i.normalization, survey[i.name].values[live]) if i.name else 0.0 for i in card.inputs
-    ]).reshape(1, -1, *[1] * (x.ndim - 2))  # fmt: skip
-    given, x = x.shape[2:], padded(x - nothing, card) + nothing
+    given, x = x.shape[2:], padded(x, card)
     with torch.no_grad():
         y = model(*x.split(1, dim=1)) if card.separate else model(x)
     y = torch.cat(tuple(y.values()), dim=1) if isinstance(y, dict) else y

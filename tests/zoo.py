@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from outcrop import models
@@ -74,12 +73,12 @@ def build(key: str) -> nn.Module:
 
 
 def padded(x: Tensor, card: models.Card) -> Tensor:
-    """Pad (batch, channels, grid axes...) with zeros on both sides, as the card says."""
+    """Mirror (batch, channels, grid axes...) at both ends, as the card says."""
     pairs = []
     for extent, multiple in zip(x.shape[2:], card.multiple, strict=True):
         more = -(-max(extent, card.smallest) // multiple) * multiple - extent
         pairs.append((more // 2, more - more // 2))
-    return F.pad(x, [n for pair in reversed(pairs) for n in pair])
+    return torch.from_numpy(np.pad(x, [(0, 0), (0, 0), *pairs], "symmetric"))
 
 
 def inputs(key: str, card: models.Card, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:

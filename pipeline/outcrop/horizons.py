@@ -40,7 +40,8 @@ def horizons(rgt: xr.DataArray, levels: float | Sequence[float]) -> xr.Dataset:
     ArgumentError
         If the levels are no numbers, there is none, or `rgt` is no DataArray.
     SurveyError
-        If the dimensions are others, or one is empty.
+        If the dimensions are others, or one is empty; if there is no horizon as the numbers fall
+        downwards.
     """
     if not isinstance(rgt, xr.DataArray):
         raise ArgumentError(
@@ -66,11 +67,18 @@ def horizons(rgt: xr.DataArray, levels: float | Sequence[float]) -> xr.Dataset:
     volume = rgt.transpose("inline", "crossline", vertical)
     surfaces = np.empty((len(wanted), *volume.shape[:-1]), np.float32)
 
-    def find(block: Block) -> None:
-        surfaces[:, *block[:-1]] = _crossings(read(volume, block), at, wanted)
+    def find(block: Block) -> int:
+        values = read(volume, block)
+        surfaces[:, *block[:-1]] = _crossings(values, at, wanted)
+        first, last = values[..., 0], values[..., -1]
+        return int((last > first).sum()) - int((last < first).sum())
 
-    for _ in in_threads(find, blocks(volume, order=[1, 0], whole=[2])):
-        pass
+    grows = sum(in_threads(find, blocks(volume, order=[1, 0], whole=[2])))
+    if grows < 0 and np.isnan(surfaces).all():
+        raise SurveyError(
+            "rgt: falls downwards, so that no trace reaches a level from above; pass it with its "
+            "sign changed, -rgt, and so the levels"
+        )
     coords = {name: c for name, c in rgt.coords.items() if vertical not in c.dims}
     dims = ("horizon", "inline", "crossline")
     found = xr.DataArray(surfaces, {"horizon": wanted, **coords}, dims).compute()

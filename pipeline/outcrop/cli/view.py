@@ -49,13 +49,17 @@ def command(
         typer.Option(help="Of a stack of volumes, which, such as offset=500: the nearest."),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(help="Smallest value of the overlay that is drawn.")
-    ] = 0.5,
+        float | None,
+        typer.Option(help="Smallest value of the overlay that is drawn; 0.5 unless given."),
+    ] = None,
     cmap: Annotated[
         str | None,
         typer.Option(help="Matplotlib's colours; gray of amplitudes, else viridis unless given."),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Above the sections.")] = None,
+    title: Annotated[
+        str | None,
+        typer.Option(help="Above the sections; what --select found unless given."),
+    ] = None,
     shape: Shape = None,
 ) -> None:
     """Draw an inline, a crossline and a time or depth slice, with a prediction on top.
@@ -64,17 +68,22 @@ def command(
 
     Example: outcrop view f3.zarr faults.png --overlay faults.zarr --inline 300 --twt 1200
     """
+    from ..arrays import spoken
     from ..survey.export import select_volume
     from ..view import sections
     from ..view.save import check_format
 
     check_format(picture)
-    if overlay_variable is not None and overlay is None:
-        raise ArgumentError("--overlay-variable: only with --overlay")
+    for name, given in (("overlay-variable", overlay_variable), ("threshold", threshold)):
+        if given is not None and overlay is None:
+            raise ArgumentError(f"--{name}: only with --overlay")
     data = survey_of(survey, shape)
     if variable is None and "amplitude" in data:
         variable = "amplitude"
     volume = _selected(select_volume(data, variable, survey), select, survey)
+    if title is None and select:  # which need not be what was asked for
+        stacked = dict.fromkeys(pair.partition("=")[0] for pair in select)
+        title = ", ".join(f"{dim} {spoken(volume[dim].item())}" for dim in stacked)
     top = None
     if overlay is not None:
         data = survey_of(overlay, None)
@@ -95,7 +104,7 @@ def command(
         crossline=crossline,
         twt=twt,
         depth=depth,
-        threshold=threshold,
+        threshold=0.5 if threshold is None else threshold,
         cmap=cmap or ("gray" if volume.name == "amplitude" else "viridis"),
         path=picture,
         title=title,

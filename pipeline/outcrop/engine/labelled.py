@@ -47,7 +47,7 @@ class Framed:
     axes : tuple of str
         The volume's dimensions in the order of the network's axes.
     before : tuple of int
-        Zeros before the first sample along each of them.
+        Padding before the first sample along each of them.
     grid : tuple of int
         Extents of the padded grid.
     lineage : str

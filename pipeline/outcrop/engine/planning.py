@@ -145,19 +145,19 @@ def plan_for(
     store: Place,
 ) -> Plan:
     """Return the best plan, for this process or for the workers of a cluster."""
-    crew = None
+    crew, volumes = None, math.prod(framed.volume.sizes[d] for d in framed.apart)
     if client is not None:
         from .crew import crew_of
 
         check_shared([wanted["storage_mode"]], wanted["compressed"])
         crew = crew_of(client, wanted["device"], wanted["dtype"], store)
         # Volumes and sections that are evaluated side by side share the workers.
-        volumes = math.prod(framed.volume.sizes[d] for d in framed.apart)
         crew = crew._replace(workers=max(1, crew.workers // volumes))
     how = {k: v for k, v in wanted.items() if k != "cluster"}
     plan = make_plan(graph, domain=framed.domain, holds_output=False, crew=crew, **how)
     if isinstance(store, Remote):  # where nothing is written over
         plan = replace(plan, steps=(), axis=0, layers={})
+    plan = replace(plan, volumes=volumes)
     return _keeping_chunks(plan, graph, framed, alone=client is None)
 
 

@@ -197,13 +197,12 @@ class SurveyStore:
         ]
 
     def read(self, box: Box) -> Tensor:
-        inside = box.shifted(tuple(-b for b in self.before)) & Box.whole(self.shape)
-        x = torch.zeros((1, len(self.inputs), *box.shape), dtype=self.dtype)
-        for channel, value in zip(x[0], self.absent, strict=True):
-            if value:
-                channel.fill_(value)
-        if min(inside.shape) <= 0:
-            return x
+        own_box = box.shifted(tuple(-b for b in self.before))
+        mirrored = [_mirrored(s, n) for s, n in zip(own_box.slices, self.shape, strict=True)]
+        inside = Box(
+            tuple(int(i.min()) for i in mirrored), tuple(int(i.max()) + 1 for i in mirrored)
+        )
+        x = torch.empty((1, len(self.inputs), *box.shape), dtype=self.dtype)
         samples, placed = {}, dict(zip(self.framed.axes, inside.slices, strict=True))
         placed.update({d: slice(i, i + 1) for d, i in self.here.items()})
         dims = [str(d) for d in self.framed.volume.dims]
@@ -214,7 +213,6 @@ class SurveyStore:
         for name in self.names:
             samples[name] = self.chunks.read(name, own).squeeze(fixed).transpose(turn)
         exact = np.dtype("float64" if self.dtype == torch.float64 else "float32")
-        target = inside.shifted(self.before).within(box)
         for channel, each, missing in zip(x[0], self.inputs, self.absent, strict=True):
             if each.normalization == "position":
                 position = np.arange(self.shape[each.axis]) / max(self.shape[each.axis] - 1, 1)
@@ -230,7 +228,10 @@ class SurveyStore:
                         for s, n in zip(inside.slices, self.live.shape, strict=True)
                     )
                     part = np.where(self.live[alive], part, exact.type(missing))
-            channel[target.index] = torch.from_numpy(np.array(part, exact))
+            if inside != own_box:
+                for axis, index in enumerate(mirrored):
+                    part = part.take(index - inside.start[axis], axis)
+            channel[...] = torch.from_numpy(np.array(part, exact))
         return x
 
     def write(self, box: Box, value: Tensor) -> None:
@@ -238,6 +239,16 @@ class SurveyStore:
 
     def remove(self) -> None:
         """Do nothing: the survey is not ours to delete."""
+
+
+def _mirrored(places: slice, extent: int) -> np.ndarray:
+    """Where on an axis what lies at some places is, or what is its mirror image beyond an end.
+
+    The sample at the end is there twice: without it, or with the mean beyond, networks see a fault
+    along the survey's edge.
+    """
+    index = np.arange(places.start, places.stop) % (2 * extent)
+    return np.minimum(index, 2 * extent - 1 - index)
 
 
 class PredictionStore:

@@ -127,7 +127,7 @@ class Card:
         `ArgumentError` if they are others.
     multiple : tuple of int
         The extents are padded to multiples of these, one for each axis, split between both sides,
-        and the output is cropped. Padded is with the mean; with 0 where an input is taken as it is.
+        and the output is cropped. Padded is with the mirror image at each end.
         `ArgumentError` if their number is another; unless all are 1, which does for any number of
         axes.
     smallest : int

@@ -165,6 +165,8 @@ class Plan:
         The one across which tiles lie in layers.
     layers : mapping of str to int
         Of tensors on disk: how many layers are kept at once; all of those that are not named.
+    volumes : int
+        Of how many sections or volumes each is evaluated so.
     """
 
     stages: tuple[Stage, ...]
@@ -182,6 +184,7 @@ class Plan:
     steps: tuple[Step, ...] = ()
     axis: int = 0
     layers: Mapping[str, int] = field(default_factory=dict)
+    volumes: int = 1
 
     @property
     def order(self) -> tuple[Step, ...]:
@@ -220,12 +223,12 @@ class Plan:
 
     @property
     def operations(self) -> float:
-        """Arithmetic operations of the whole run."""
+        """Arithmetic operations of all stages."""
         return sum(stage.operations for stage in self.stages)
 
     @property
     def seconds(self) -> float:
-        """Predicted time of the whole run."""
+        """Predicted time of all stages."""
         return sum(stage.seconds for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
@@ -280,13 +283,24 @@ class Plan:
         stored = ", ".join(held.values())
         kept = max([self.chunk_bytes, *(stage.chunk_bytes for stage in self.stages)])
         chunks = f"chunks of the survey {format_bytes(kept)}; " if kept else ""
+        in_all = f"\n{self.in_all}" if self.in_all else ""
         return (
             f"{table}\n{self.dtype} on {self.device}: {self.operations:.3g} operations, "
             f"{format_bytes(sum(s.read for s in self.stages))} read, "
             f"{format_bytes(sum(s.written for s in self.stages))} written, about "
             f"{format_seconds(self.seconds)}\nstored in all: {stored or 'nothing'}; weights "
             f"{format_bytes(self.weight_bytes)}; {chunks}predicted peak "
-            f"{format_bytes(self.peak_memory)} of {format_bytes(self.memory)}"
+            f"{format_bytes(self.peak_memory)} of {format_bytes(self.memory)}{in_all}"
+        )
+
+    @property
+    def in_all(self) -> str:
+        """What it takes where sections or volumes are evaluated one by one; empty elsewhere."""
+        if self.volumes == 1:
+            return ""
+        return (
+            f"each of {self.volumes:,} sections or volumes so: about "
+            f"{format_seconds(self.seconds * self.volumes)} one after the other"
         )
 
     def _row(self, i: int, stage: Stage) -> tuple[str, ...]:

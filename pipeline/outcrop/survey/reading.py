@@ -99,7 +99,8 @@ def open_unchunked(
     if path.is_file():
         raise SurveyError(
             f"{path}: is a file; ingest SEG-Y with outcrop ingest, or pass the shape of raw "
-            "float32 samples (inlines, crosslines, samples)"
+            "float32 samples, (inlines, crosslines, samples), or --shape "
+            "samples,crosslines,inlines"
         )
     _check_group(path)
     dataset = open_dataset(path, chunks=None)

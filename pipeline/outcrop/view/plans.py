@@ -68,7 +68,8 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
     tensors.set_ylim(depth - 0.4, -0.6)
     tensors.set_title(
         f"{plan.dtype} on {plan.device}: {count} stage{'s' * (count > 1)}, "
-        f"{plan.operations:.3g} operations, about {format_seconds(plan.seconds)}",
+        f"{plan.operations:.3g} operations, about {format_seconds(plan.seconds)}"
+        + (f"\n{plan.in_all}" if plan.in_all else ""),
         fontsize="medium",
         loc="left",
     )

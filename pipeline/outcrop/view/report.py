@@ -192,7 +192,7 @@ def _figures(facts: Mapping[str, Any]) -> str:
         (format_seconds(facts["seconds"]), "from begin to end"),
         (f"{facts['voxels_per_second'] / 1e6:,.2f} M", "voxels a second"),
         (f"{facts['voxels'] / 1e6:,.1f} M", "voxels"),
-        (str(len(facts["workers"])), "workers"),
+        (str(len(facts["workers"])), "worker" if len(facts["workers"]) == 1 else "workers"),
         (done, f"tiles{of}{before}"),
         (format_bytes(facts["read"]), "read"),
         (format_bytes(facts["written"]), "written"),

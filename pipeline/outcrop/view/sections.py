@@ -20,6 +20,8 @@ from .save import save
 
 _HEIGHT = 4.6  # inches, of a panel
 _PIXELS = 400  # of a panel's height, at least
+_DEGREES = {"degree": 1.0, "arcsecond": 1 / 3600}
+_CLASSES = 64  # the largest number of one, at most
 _NARROW = 0.02  # of a map: of its width to its length, at least
 BLANK = "#cfe3cf"  # pale green: no amplitude is drawn in it
 _WARM = LinearSegmentedColormap.from_list(
@@ -44,7 +46,8 @@ def sections(
 
     Just these three sections are read. Where a trace is missing (`live` is false), nothing is
     drawn and the pale green ground shows. One horizontal scale holds in all panels, from the
-    CDP coordinates if there are any; but no map is narrower than a fiftieth of its length.
+    CDP coordinates if there are any, or the axes of a model; but no map is narrower than a
+    fiftieth of its length.
 
     Parameters
     ----------
@@ -52,7 +55,8 @@ def sections(
         (inline, crossline, twt) in ms or (inline, crossline, depth) in m, in any order. The
         colours go over its `valid_range`, if what is drawn keeps to one; over what is drawn, if
         nothing of that is negative; otherwise to the 99th percentile of the magnitudes drawn, on
-        both sides of 0. Where many samples share a pixel, that is their mean.
+        both sides of 0. Where many samples share a pixel, that is their mean; of numbers of
+        classes, which are few and whole, one of them.
     overlay : xarray.DataArray, optional
         From 0 to 1 or bool, over the same coordinates: drawn where it is `threshold` or more,
         and the volume is drawn. Where several samples share a pixel, the largest is.
@@ -106,20 +110,20 @@ def sections(
         "crossline": (vertical, "inline"),
         vertical: ("inline", "crossline"),
     }
-    bins = _bins(seismic)
+    bins = bins_of(seismic)
     extents = {d: seismic.sizes[d] * size for d, size in bins.items()}
     tallest = max(extents["inline"], 0.25 * extents["crossline"])
     widths = [
         float(np.clip(extents[columns] / tallest, 0.45, 2.0)) for _, columns in panels.values()
     ]
-    images, hidden, shown_as = {}, {}, {}
+    images, hidden, shown_as, classes = {}, {}, {}, {}
     for width, (cut, (rows, columns)) in zip(widths, panels.items(), strict=True):
         tall = 1.0 if rows == vertical else min(1.0, width * extents[rows] / extents[columns])
         wide = width if rows == vertical else tall * extents[columns] / extents[rows]
         shown_as[cut] = tall, wide
         section = slice_at(seismic, cut, at[cut], (rows, columns))
-        hidden[cut] = section.mask
-        images[cut] = _averaged(section, shown_as[cut])
+        hidden[cut], classes[cut] = section.mask, _are_classes(section)
+        images[cut] = averaged(section, shown_as[cut], one=classes[cut])
     limits = _limits(seismic, np.concatenate([image.compressed() for image in images.values()]))
 
     figure = Figure(figsize=(_HEIGHT * sum(widths) + 4.2, _HEIGHT + 1.0), layout="constrained")
@@ -137,7 +141,7 @@ def sections(
             extent=extent,
             origin="upper" if down else "lower",
             aspect="auto",
-            interpolation="bilinear",
+            interpolation="nearest" if classes[cut] else "bilinear",
         )
         if overlay is not None:
             top = slice_at(overlay, cut, at[cut], (rows, columns))
@@ -168,12 +172,14 @@ def sections(
         ax.set_title(label_of(seismic, cut, at[cut]), fontsize="medium")
         ax.axhline(at[rows], color="tab:cyan", lw=0.7, alpha=0.7)
         ax.axvline(at[columns], color="tab:cyan", lw=0.7, alpha=0.7)
-    _to_scale(all_axes[2], extents)
-    if overlay is not None and overlay.dtype != bool:
+    to_scale(all_axes[2], extents)
+    if overlay is not None and overlay.dtype.kind == "f":  # a mask has one colour
         name = _named(overlay, "overlay")
         figure.colorbar(shown, ax=all_axes, label=name, shrink=0.7, aspect=30, pad=0.01)
     name = _named(seismic, "amplitude")
-    figure.colorbar(amplitudes, ax=all_axes, label=name, shrink=0.7, aspect=30, pad=0.01)
+    bar = figure.colorbar(amplitudes, ax=all_axes, label=name, shrink=0.7, aspect=30, pad=0.01)
+    if any(classes.values()):
+        bar.locator = MaxNLocator(integer=True)
     if title:
         figure.suptitle(plain(title))
     if path is not None:
@@ -204,12 +210,28 @@ def slice_at(volume: xr.DataArray, cut: str, at: float, axes: tuple[str, str]) -
     return np.ma.masked_array(values, hidden)
 
 
-def _averaged(section: np.ma.MaskedArray, size: tuple[float, float]) -> np.ma.MaskedArray:
-    """Means of samples, where a pixel of a panel has many: two of them are left for each, or so."""
+def _are_classes(section: np.ma.MaskedArray) -> bool:
+    """Whether there are numbers of classes: few and whole, and more than 0 and 1."""
+    values = section.compressed()
+    if not values.size or not 1 < np.ptp(values) <= _CLASSES:
+        return False
+    return all((part == part.round()).all() for part in (values[:: 1 + values.size // 999], values))
+
+
+def averaged(
+    section: np.ma.MaskedArray, size: tuple[float, float], one: bool = False
+) -> np.ma.MaskedArray:
+    """Means of samples, where a pixel of a panel has many: two of them are left for each, or so.
+
+    Or one of them, which has no value that is not there.
+    """
     shares = zip(section.shape, size, strict=True)
     steps = [n // max(1, round(2 * _PIXELS * share)) for n, share in shares]
     if max(steps) < 2:
         return section
+    if one:
+        rows, columns = (slice(max(0, every // 2), None, max(1, every)) for every in steps)
+        return section[rows, columns]
     values: np.ndarray = section.filled(0.0)
     count: np.ndarray = ~np.ma.getmaskarray(section)
     for axis, every in enumerate(steps):
@@ -296,12 +318,18 @@ def check_regular(volume: xr.DataArray, dims: Iterable[str]) -> None:
             )
 
 
-def _bins(volume: xr.DataArray) -> dict[str, float]:
+def bins_of(volume: xr.DataArray) -> dict[str, float]:
     """Distance from one line to the next; square bins where one of the two is not known."""
     dims = ("inline", "crossline")
-    sizes = {}
+    sizes = {
+        dim: abs(float(np.diff(volume[dim][:2])[0]))
+        for dim in dims
+        if volume.sizes[dim] > 1 and volume[dim].attrs.get("units", "1") != "1"  # of a model
+    }
     if {"cdp_x", "cdp_y"} <= volume.coords.keys():
         x, y = (volume[name].transpose(*dims).to_numpy() for name in ("cdp_x", "cdp_y"))
+        if (angle := _DEGREES.get(volume["cdp_x"].attrs.get("units", ""))) and np.isfinite(y).any():
+            x = x * np.cos(np.radians(np.nanmean(y) * angle))  # a degree of longitude
         for axis, dim in enumerate(dims):
             steps = np.hypot(np.diff(x, axis=axis), np.diff(y, axis=axis))
             steps = steps[np.isfinite(steps) & (steps > 0)]
@@ -318,7 +346,7 @@ def edges(volume: xr.DataArray, dim: str) -> tuple[float, float]:
     return values[0] - half, values[-1] + half
 
 
-def _to_scale(ax: Axes, extents: dict[str, float]) -> None:
+def to_scale(ax: Axes, extents: dict[str, float]) -> None:
     """Make a metre as long along the inlines of a map as along its crosslines, if that is seen."""
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     shown = np.clip(extents["inline"] / extents["crossline"], _NARROW, 1 / _NARROW)
@@ -328,10 +356,9 @@ def _to_scale(ax: Axes, extents: dict[str, float]) -> None:
 def label_of(volume: xr.DataArray, dim: str, value: float | None = None) -> str:
     """Name of an axis with its unit, or of a place on it."""
     name = {"twt": "TWT", "depth": "depth"}.get(dim, dim)
-    unit = {"twt": "ms", "depth": "m"}.get(dim)
-    unit = str(volume[dim].attrs.get("units", unit)) if unit else None
-    if unit == "1":  # of raw samples
-        name, unit = "sample", None
+    unit = volume[dim].attrs.get("units", {"twt": "ms", "depth": "m"}.get(dim, "1"))
+    if unit == "1":  # of lines, and of raw samples
+        name, unit = name if dim in ("inline", "crossline") else "sample", None
     if value is None:
         return f"{name} ({unit})" if unit else name
     return f"{name} {spoken(value)}" + (f" {unit}" if unit else "")

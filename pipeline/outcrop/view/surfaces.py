@@ -16,6 +16,8 @@ from ..horizons import checked
 from .save import save
 from .sections import (
     BLANK,
+    averaged,
+    bins_of,
     check_regular,
     check_volume,
     edges,
@@ -23,10 +25,12 @@ from .sections import (
     number_axes,
     plain,
     slice_at,
+    to_scale,
     vertical_of,
 )
 
 _MAPS = 3
+_TALL = 3.6  # inches, of a map at most
 _NAMED = 8  # horizons in the legend, at most
 
 
@@ -40,7 +44,7 @@ def surfaces(
     """Draw horizons on the middle inline, and up to three of them as maps.
 
     Where a trace is missing (`live` is false), nothing is drawn. Of a volume of one crossline that
-    is drawn in place of an inline.
+    is drawn in place of an inline. Maps are to scale, as in `sections`.
 
     Parameters
     ----------
@@ -84,13 +88,18 @@ def surfaces(
             )
     times = times.sel(inline=seismic["inline"], crossline=seismic["crossline"])
     mapped = np.unique(np.linspace(0, times.sizes["horizon"] - 1, _MAPS).round().astype(int))
-    figure = Figure(figsize=(6 + 3 * len(mapped), 4.6), layout="constrained")
-    axes = figure.subplots(1, 1 + len(mapped), width_ratios=(1.6, *(1,) * len(mapped)))
+    extents = {dim: seismic.sizes[dim] * size for dim, size in bins_of(seismic).items()}
+    ratio = extents["crossline"] / extents["inline"]
+    room = float(np.clip(_TALL * ratio, 1.4, 5.0))  # inches, across
+    wide, tall = min(room, _TALL * ratio), min(_TALL, room / ratio)
+    figure = Figure(figsize=(5.4 + (room + 1.3) * len(mapped), 4.6), layout="constrained")
+    ratios = (4.5, *(room + 0.9,) * len(mapped))
+    axes = figure.subplots(1, 1 + len(mapped), width_ratios=ratios)
     cut, across = "inline", "crossline"
     if seismic.sizes[across] == 1:
         cut, across = across, cut
-    at = {d: seismic[d].to_numpy()[seismic.sizes[d] // 2] for d in (cut, across)}
-    section = slice_at(seismic, cut, at[cut], (vertical, across))
+    middle = {d: seismic[d].to_numpy()[seismic.sizes[d] // 2] for d in (cut, across)}
+    section = averaged(slice_at(seismic, cut, middle[cut], (vertical, across)), (1.0, 1.0))
     drawn = np.abs(section.compressed())
     clip = float(np.percentile(drawn, 99)) or None if drawn.size else None
     low, high = edges(seismic, vertical)
@@ -105,12 +114,12 @@ def surfaces(
     )
     colours = colormaps["plasma"](np.linspace(0.1, 0.95, times.sizes["horizon"]))
     every = -(-len(colours) // _NAMED)
-    for i, line in enumerate(times.sel({cut: at[cut]})):
+    for i, line in enumerate(times.sel({cut: middle[cut]})):
         level = None if i % every else f"{float(line['horizon']):.6g}"
         axes[0].plot(seismic[across], line, lw=1.4, color=colours[i], label=level)
     axes[0].set_xlabel(across)
     axes[0].set_ylabel(label_of(seismic, vertical))
-    axes[0].set_title(label_of(seismic, cut, at[cut]), fontsize="medium")
+    axes[0].set_title(label_of(seismic, cut, middle[cut]), fontsize="medium")
     axes[0].set_facecolor(BLANK)
     number_axes(axes[0], 2.8, 6)
     axes[0].legend(
@@ -130,19 +139,24 @@ def surfaces(
             interpolation="nearest",
         )
         if surface.notnull().any():
-            bar = figure.colorbar(shown, ax=ax, label=label_of(seismic, vertical), shrink=0.8)
-            bar.ax.invert_yaxis()  # downwards, as in the section
+            beside = "bottom" if tall < 1.5 else "right"
+            label = label_of(seismic, vertical)
+            bar = figure.colorbar(shown, ax=ax, label=label, shrink=0.8, location=beside)
+            if beside == "right":
+                bar.ax.invert_yaxis()  # downwards, as in the section
         else:
             what += ": nowhere"
         ax.set_xlabel("crossline")
         ax.set_ylabel("inline")
         ax.set_title(what, fontsize="medium")
-        number_axes(ax, 1.8, 3)
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-        if seismic.sizes["inline"] == 1:
-            ax.set_yticks([at["inline"]])
-        if seismic.sizes["crossline"] == 1:
-            ax.set_xticks([at["crossline"]])
+        ax.set_facecolor(BLANK)
+        number_axes(ax, wide, 2 + round(wide))
+        to_scale(ax, extents)
+        ax.yaxis.set_major_locator(MaxNLocator(int(np.clip(3 * tall, 1, 9)), integer=True))
+        if seismic.sizes["inline"] == 1 or tall < 0.3:
+            ax.set_yticks([middle["inline"]])
+        if seismic.sizes["crossline"] == 1 or wide < 0.6:
+            ax.set_xticks([middle["crossline"]])
     if title:
         figure.suptitle(plain(title))
     if path is not None:
