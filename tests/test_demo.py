@@ -18,6 +18,7 @@ import outcrop
 from command_line import outcrop_command, script_command
 from outcrop import models
 from outcrop.errors import OutputExistsError
+from outlines import filled
 
 ROOT = Path(__file__).parents[1]
 F3 = ROOT / "tests" / "data" / "segy" / "f3.sgy"
@@ -27,7 +28,8 @@ def whole(survey, faults, weights="seeded"):
     """What the network gives on the survey in one piece, in the survey's order of axes."""
     model = outcrop.models.load("faultseg3d", weights=weights)
     x = (survey.amplitude - faults.amplitude_mean) / faults.amplitude_standard_deviation
-    x = x.where(survey.live, 0.0).transpose("twt", "crossline", "inline").to_numpy()
+    x = x.where(survey.live, 0.0).transpose("inline", "crossline", "twt").to_numpy()
+    x = filled(x, survey.live.to_numpy()).T
     before = [-n % 8 // 2 for n in x.shape]
     pads = [(b, -n % 8 - b) for b, n in zip(before, x.shape, strict=True)]
     padded = np.pad(x, pads, "symmetric")

@@ -41,6 +41,7 @@ from outcrop.models.card import OutputCard
 from outcrop.planner import planner
 from outcrop.planner.rates import rates
 from outcrop.targets import is_complete, is_unfinished
+from outlines import filled
 
 
 def make_survey(shape=(29, 22, 37), seed=0, missing=0.1):
@@ -63,6 +64,7 @@ def in_one_piece(model, survey):
     amplitude, live = survey.amplitude.values.astype(np.float64), survey.live.values
     values = amplitude[live]
     normal = np.where(live[..., None], (amplitude - values.mean()) / values.std(), 0)
+    normal = filled(normal, live)
     x = torch.from_numpy(normal).permute(2, 1, 0)[None, None]
     total = [-n % 8 for n in x.shape[2:]]
     pads = [(n // 2, n - n // 2) for n in total]

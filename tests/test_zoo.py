@@ -13,6 +13,7 @@ from outcrop.engine import whole as whole_module
 from outcrop.errors import MemoryBudgetError
 from outcrop.graph import RULES, Reduce, capture
 from outcrop.planner import make_plan, parse_bytes
+from outlines import filled
 from zoo import SMALL, build, golden_facts, golden_input, golden_state, inputs, padded
 
 FOLDER = Path(__file__).parent / "data" / "golden"
@@ -192,8 +193,9 @@ def in_one_piece(model, survey, card, section=None):
             channels.append(np.broadcast_to(grid.reshape(shape), extents))
             continue
         values = normalised(each.normalization, survey[each.name].values, survey.live.values)
-        array = xr.DataArray(values, dims=dims)
-        channels.append(array.isel(section or {}).transpose(*axes).values)
+        array = xr.DataArray(values, dims=dims).isel(section or {})
+        live = survey.live.isel(section or {}).values
+        channels.append(array.copy(data=filled(array.values, live)).transpose(*axes).values)
     x = torch.from_numpy(np.stack(channels))[None]
     given, x = x.shape[2:], padded(x, card)
     with torch.no_grad():

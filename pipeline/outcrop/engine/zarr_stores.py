@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..arrays import located, open_for_writing, open_whole, store_of
 from ..errors import MissingChunkError, NonFiniteError
+from ..gaps import Index, neighbours
 from ..graph import Box
 from ..graph.boxes import Lattice, Shape
 from ..locks import Fence
@@ -180,16 +181,14 @@ class SurveyStore:
         wanted = {each.name for each in inputs if each.name}
         self.names = [name for name in framed.volumes if name in wanted]
         self.shape = tuple(framed.volume.sizes[a] for a in framed.axes)
+        # In the survey's order, whatever the network's: of traces as near one is the same for all.
+        self.traces = [framed.axes.index(a) for a in ("inline", "crossline") if a in framed.axes]
         self.live = None
         if "live" in framed.volume.coords:
-            traces = [a for a in framed.axes if a in ("inline", "crossline")]
             live = framed.volume.coords["live"].isel(here, missing_dims="ignore")
             # Not on a cluster, whose worker this may be: it would wait for itself.
             with dask.config.set(scheduler="synchronous"):
-                live = live.transpose(*traces).to_numpy()
-            self.live = np.expand_dims(
-                live, [i for i, a in enumerate(framed.axes) if a not in traces]
-            )
+                self.live = live.transpose(*(framed.axes[i] for i in self.traces)).to_numpy()
         self.before, self.inputs, self.statistics = framed.before, tuple(inputs), dict(statistics)
         self.dtype = dtype
         self.absent = [
@@ -202,8 +201,9 @@ class SurveyStore:
         inside = Box(
             tuple(int(i.min()) for i in mirrored), tuple(int(i.max()) + 1 for i in mirrored)
         )
+        around, missing, nearest = self._gaps(inside)
         x = torch.empty((1, len(self.inputs), *box.shape), dtype=self.dtype)
-        samples, placed = {}, dict(zip(self.framed.axes, inside.slices, strict=True))
+        samples, placed = {}, dict(zip(self.framed.axes, around.slices, strict=True))
         placed.update({d: slice(i, i + 1) for d, i in self.here.items()})
         dims = [str(d) for d in self.framed.volume.dims]
         own = Box(tuple(placed[d].start for d in dims), tuple(placed[d].stop for d in dims))
@@ -213,7 +213,7 @@ class SurveyStore:
         for name in self.names:
             samples[name] = self.chunks.read(name, own).squeeze(fixed).transpose(turn)
         exact = np.dtype("float64" if self.dtype == torch.float64 else "float32")
-        for channel, each, missing in zip(x[0], self.inputs, self.absent, strict=True):
+        for channel, each, nothing in zip(x[0], self.inputs, self.absent, strict=True):
             if each.normalization == "position":
                 position = np.arange(self.shape[each.axis]) / max(self.shape[each.axis] - 1, 1)
                 part = position[inside.slices[each.axis]].astype(exact)
@@ -223,16 +223,34 @@ class SurveyStore:
                 normalize = NORMALIZATIONS[each.normalization]
                 part = normalize(samples[each.name].astype(exact), self.statistics[each.name])
                 if self.live is not None:
-                    alive = tuple(
-                        s if n > 1 else slice(None)
-                        for s, n in zip(inside.slices, self.live.shape, strict=True)
-                    )
-                    part = np.where(self.live[alive], part, exact.type(missing))
+                    last = np.moveaxis(part, self.traces, range(-len(self.traces), 0))
+                    live = self.live[tuple(around.slices[i] for i in self.traces)]
+                    last[..., ~live] = nothing
+                    gaps: Any = (..., *missing)
+                    there: Any = (..., *nearest)
+                    last[gaps] = last[there]
+                part = part[inside.within(around).slices]
             if inside != own_box:
                 for axis, index in enumerate(mirrored):
                     part = part.take(index - inside.start[axis], axis)
             channel[...] = torch.from_numpy(np.array(part, exact))
         return x
+
+    def _gaps(self, inside: Box) -> tuple[Box, Index, Index]:
+        """What to read, and where in that missing traces are, and those that stand for them."""
+        if self.live is None or not self.traces:
+            return inside, (), ()
+        gaps = neighbours(self.live, [inside.slices[i] for i in self.traces])
+        start, stop = list(inside.start), list(inside.stop)
+        for axis, at in zip(self.traces, gaps[1], strict=True):
+            if at.size:
+                start[axis] = min(start[axis], int(at.min()))
+                stop[axis] = max(stop[axis], int(at.max()) + 1)
+        missing, nearest = (
+            tuple(at - start[axis] for axis, at in zip(self.traces, each, strict=True))
+            for each in gaps
+        )
+        return Box(tuple(start), tuple(stop)), missing, nearest
 
     def write(self, box: Box, value: Tensor) -> None:
         raise NotImplementedError("a survey is only read")

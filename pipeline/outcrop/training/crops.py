@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import TrainingDataError
+from ..gaps import neighbours
 from ..models.card import Card
 from ..models.normalization import NORMALIZATIONS, Statistics, absent
 from .augment import apparent_dip, augmented, draw_stretch, rescaled, stretched
@@ -69,7 +70,8 @@ class Crops(Dataset[dict[str, Tensor]]):
         dict of str to torch.Tensor
             float32, over the network's axes: `input`, (channels, ...), and the labels, (1, ...).
             Labels are NaN where they are not known. Of surveys that lack traces also `live`, bool,
-            (1, ...): where it is false `input` is the mean and labels are NaN.
+            (1, ...): where it is false `input` is that of the nearest trace, or the mean where
+            all are far, and labels are NaN.
         """
         rng = np.random.default_rng((self.seed, number))
         volume, corners = self._volume(number // self.per_volume)
@@ -101,8 +103,11 @@ class Crops(Dataset[dict[str, Tensor]]):
         with self._naming_loss():
             crop = {name: np.asarray(v[box], np.float32) for name, v in volume.values.items()}
         if volume.live is not None:
-            live = volume.live[box[:2]][:, :, None]
+            traces = volume.live[box[:2]]
+            live = traces[:, :, None]
             crop = {name: np.where(live, v, np.float32(np.nan)) for name, v in crop.items()}
+            missing, nearest = neighbours(traces, [slice(0, n) for n in traces.shape])
+            crop["amplitude"][missing] = crop["amplitude"][nearest]  # as `predict` shows them
             crop["live"] = np.broadcast_to(live, crop["amplitude"].shape)
         return crop
 
