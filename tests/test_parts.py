@@ -178,6 +178,7 @@ FUNCTIONS = {
         [x, torch.linspace(0, 1, x.shape[2], dtype=x.dtype).view(1, 1, -1, 1, 1).expand_as(x)], 1
     ),
     "state": lambda x: torch.cat([torch.zeros_like(x) + 1, x.new_full(x.shape, 2)], 1) * x.sum(),
+    "powers of tokens": lambda x: torch.stack([torch.ones_like(t := x.flatten(2)), t, t * t], -1),
     "sliding": lambda x: x.unfold(2, 2, 1).mean(-1) + x.unfold(2, 3, 2)[:, :, :1].sum(-1),
     "bucketize": lambda x: torch.bucketize(x, EDGES) + torch.searchsorted(EDGES, x),
     "isin": lambda x: torch.isin(x.argmax(1), torch.tensor([1, 2]))[:, None] * x,

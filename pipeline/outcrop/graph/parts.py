@@ -85,6 +85,21 @@ def _cat(call: Call) -> Ref:
     return made
 
 
+def _stack(call: Call) -> Ref:
+    """Those that lie otherwise on the grid than others, such as constants, are joined."""
+    names = [t.name for t in call.args["tensors"]]
+    if len({call.dims(name) for name in names}) == 1 or not call.on_grid():
+        return call.plain()
+    dim = call.args["dim"] % len(call.shape)
+    shape = (*call.shape[:dim], 1, *call.shape[dim + 1 :])
+    tensors = tuple(
+        call.add("unsqueeze", {"self": t, "dim": dim}, shape, dtype=call.dtype_of(t.name))
+        for t in call.args["tensors"]
+    )
+    call.op, call.args = "cat", {"tensors": tensors, "dim": dim}
+    return _cat(call)
+
+
 def _index(call: Call) -> Ref:
     """One dimension at fixed positions, or rows of a table of weights at those of a tensor."""
     x, given = call.args["self"], call.args["indices"]
@@ -363,6 +378,7 @@ def _meshgrid(call: Call) -> Ref:
 
 PARTS: dict[str, Callable[[Call], Ref]] = {
     "cat": _cat,
+    "stack": _stack,
     "slice_scatter": _slice_scatter,
     "select_scatter": _select_scatter,
     "index_put": _index_put,
