@@ -485,7 +485,7 @@ def test_long_sums_by_parts(data):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "rank, kernel, channels, groups", [(2, 5, 16, 1), (3, 3, 3, 1), (2, 2, 68, 4)]
+    ("rank", "kernel", "channels", "groups"), [(2, 5, 16, 1), (3, 3, 3, 1), (2, 2, 68, 4)]
 )
 def test_one_window_along_the_lines_of_one_channel(rank, kernel, channels, groups, dtype):
     stride = (1,) * (rank - 1) + (2,)

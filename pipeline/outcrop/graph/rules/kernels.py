@@ -110,7 +110,8 @@ def _one_window(
     """
     if _extents(x, weight.shape[2:], stride, padding, dilation)[-1] > 1:
         return x, stride, padding
-    reach, low, none = dilation[-1] * (weight.shape[-1] - 1) + 1, padding[-1], [0] * (len(stride) - 1)
+    reach, low = dilation[-1] * (weight.shape[-1] - 1) + 1, padding[-1]
+    none = [0] * (len(stride) - 1)
     high = max(0, reach - low - x.shape[-1])
     if low or high:
         x = padded(x, [*none, low], [*none, high], 0.0)
