@@ -184,11 +184,20 @@ def _index_put(call: Call) -> Ref:
 
 
 def _unfold(call: Call) -> Ref:
-    """Sliding windows along one dimension: its slices, side by side."""
-    size, step = call.args["size"], call.args["step"]
+    """Sliding windows along one dimension: blocks that they are made of, side by side."""
+    x, size, step = (call.args[key] for key in ("self", "size", "step"))
     dim = call.args["dimension"] % len(call.shape[:-1])
-    slices = [_every(call, call.args["self"], dim, i, step, call.shape[dim]) for i in range(size)]
-    return call.add("stack", {"tensors": tuple(slices), "dim": -1}, call.shape)
+    block, shape = math.gcd(size, step), call.builder.shape(x.name)
+    blocks = shape[dim] // block
+    x = _every(call, x, dim, 0, 1, blocks * block)
+    split = (*shape[:dim], blocks, block, *shape[dim + 1 :])
+    x = call.add("view", {"self": x, "size": split}, split)
+    count = call.shape[dim]
+    parts = tuple(_every(call, x, dim, i, step // block, count) for i in range(size // block))
+    made = (*shape[:dim], count, size, *shape[dim + 1 :])
+    x = call.add("cat", {"tensors": parts, "dim": dim + 1}, made)
+    order = (*range(dim + 1), *range(dim + 2, len(made)), dim + 1)
+    return call.add("permute", {"self": x, "dims": order}, call.shape)
 
 
 def _im2col(call: Call) -> Ref:
