@@ -124,6 +124,7 @@ def test_what_is_asked_by_strides():
         lambda x: torch.as_strided(x.transpose(2, 3).contiguous(), (1, 4, 11, 9), (396, 99, 9, 1))
     )
     check(lambda x: (x * 2).view(torch.int32).double().mean((2, 3), True) + x)
+    check(lambda x: x.permute(2, 3, 1, 0).diff(dim=2).reshape(1, 3, 9, 11))  # torch copies it
     turned = Apply(lambda x: torch.as_strided(x.mT, (1, 4, 9, 11), (396, 99, 11, 1))).eval()
     with pytest.raises(UnsupportedOperatorError, match=r"as_strided .*not contiguous"):
         whole_volume(turned, given())

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outcrop.graph import Box, tiles
-from outcrop.graph.boxes import count_tiles
+from outcrop.graph.boxes import Lattice, count_tiles
 
 ranges = st.tuples(st.integers(-20, 20), st.integers(0, 20)).map(lambda r: (r[0], r[0] + r[1]))
 
@@ -69,3 +69,7 @@ def test_tiles_cover_each_point_once(shape, tile, origin):
         seen[box.within(domain).slices] += 1
     assert (seen == 1).all()
     assert len(cut) == count_tiles(domain, tile)
+
+
+def test_what_lies_in_padding_alone_touches_no_tile():
+    assert list(Lattice(Box((0,), (13,)), (13,)).touching(Box((15,), (15,)))) == []

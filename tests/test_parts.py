@@ -178,7 +178,12 @@ FUNCTIONS = {
         [x, torch.linspace(0, 1, x.shape[2], dtype=x.dtype).view(1, 1, -1, 1, 1).expand_as(x)], 1
     ),
     "state": lambda x: torch.cat([torch.zeros_like(x) + 1, x.new_full(x.shape, 2)], 1) * x.sum(),
-    "sliding": lambda x: x.unfold(2, 2, 1).mean(-1) + x.unfold(2, 3, 2)[:, :, :1].sum(-1),
+    "powers of tokens": lambda x: torch.stack([torch.ones_like(t := x.flatten(2)), t, t * t], -1),
+    "sliding": lambda x: (
+        x.unfold(2, 2, 1).mean(-1)
+        + x.unfold(2, 3, 2)[:, :, :1].sum(-1)
+        + x.unfold(-1, 4, 2).amax(-1).sum(-1, keepdim=True)[:, :, :3]
+    ),
     "bucketize": lambda x: torch.bucketize(x, EDGES) + torch.searchsorted(EDGES, x),
     "isin": lambda x: torch.isin(x.argmax(1), torch.tensor([1, 2]))[:, None] * x,
     "differences": lambda x: (
@@ -281,6 +286,13 @@ FUNCTIONS = {
 @given(data=st.data())
 def test_functions(name, data):
     assert on_the_grid(check_rule(Apply(FUNCTIONS[name]), inputs_for((1, 4, 4, 5, 6)), data))
+
+
+def test_long_windows_are_made_of_blocks():
+    network = Apply(lambda x: x.sin().unfold(2, 200, 100)).eval()
+    graph, _ = capture(network, [example((1, 1, 1503))])
+    assert on_the_grid(graph)
+    assert len(graph.nodes) < 10
 
 
 @settings(max_examples=4, deadline=None)

@@ -483,6 +483,20 @@ def test_long_sums_by_parts(data):
     torch.testing.assert_close(found, expected.relu() if relu else expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rank", "kernel", "channels", "groups"), [(2, 5, 16, 1), (3, 3, 3, 1), (2, 2, 68, 4)]
+)
+def test_one_window_along_the_lines_of_one_channel(rank, kernel, channels, groups, dtype):
+    stride = (1,) * (rank - 1) + (2,)
+    make = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
+    layer = make(groups, channels, kernel, stride, groups=groups).to(dtype).eval()
+    x = torch.randn(1, groups, *(12, 9, 9)[-rank:], dtype=dtype)
+    found = outcrop.whole_volume(layer, x, tile=(9, 4, 1)[-rank:])
+    atol = 1e-5 if dtype == torch.float32 else 5e-2
+    torch.testing.assert_close(found, layer(x).detach(), rtol=0, atol=atol)
+
+
 @few
 @given(data=st.data())
 def test_means_as_products(data):

@@ -146,6 +146,8 @@ class Lattice:
 
     def touching(self, box: Box) -> Iterator[tuple[int, Box]]:
         """Yield number and box of every tile that overlaps `box`."""
+        if not box.size:  # of points in padding alone
+            return
         if box not in self.domain:
             raise ValueError(f"{box} is not within {self.domain}, where the tensor was computed")
         inside = box.within(self.domain)

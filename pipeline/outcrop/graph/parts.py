@@ -85,6 +85,21 @@ def _cat(call: Call) -> Ref:
     return made
 
 
+def _stack(call: Call) -> Ref:
+    """Those that lie otherwise on the grid than others, such as constants, are joined."""
+    names = [t.name for t in call.args["tensors"]]
+    if len({call.dims(name) for name in names}) == 1 or not call.on_grid():
+        return call.plain()
+    dim = call.args["dim"] % len(call.shape)
+    shape = (*call.shape[:dim], 1, *call.shape[dim + 1 :])
+    tensors = tuple(
+        call.add("unsqueeze", {"self": t, "dim": dim}, shape, dtype=call.dtype_of(t.name))
+        for t in call.args["tensors"]
+    )
+    call.op, call.args = "cat", {"tensors": tensors, "dim": dim}
+    return _cat(call)
+
+
 def _index(call: Call) -> Ref:
     """One dimension at fixed positions, or rows of a table of weights at those of a tensor."""
     x, given = call.args["self"], call.args["indices"]
@@ -169,11 +184,20 @@ def _index_put(call: Call) -> Ref:
 
 
 def _unfold(call: Call) -> Ref:
-    """Sliding windows along one dimension: its slices, side by side."""
-    size, step = call.args["size"], call.args["step"]
+    """Sliding windows along one dimension: blocks that they are made of, side by side."""
+    x, size, step = (call.args[key] for key in ("self", "size", "step"))
     dim = call.args["dimension"] % len(call.shape[:-1])
-    slices = [_every(call, call.args["self"], dim, i, step, call.shape[dim]) for i in range(size)]
-    return call.add("stack", {"tensors": tuple(slices), "dim": -1}, call.shape)
+    block, shape = math.gcd(size, step), call.builder.shape(x.name)
+    blocks = shape[dim] // block
+    x = _every(call, x, dim, 0, 1, blocks * block)
+    split = (*shape[:dim], blocks, block, *shape[dim + 1 :])
+    x = call.add("view", {"self": x, "size": split}, split)
+    count = call.shape[dim]
+    parts = tuple(_every(call, x, dim, i, step // block, count) for i in range(size // block))
+    made = (*shape[:dim], count, size, *shape[dim + 1 :])
+    x = call.add("cat", {"tensors": parts, "dim": dim + 1}, made)
+    order = (*range(dim + 1), *range(dim + 2, len(made)), dim + 1)
+    return call.add("permute", {"self": x, "dims": order}, call.shape)
 
 
 def _im2col(call: Call) -> Ref:
@@ -363,6 +387,7 @@ def _meshgrid(call: Call) -> Ref:
 
 PARTS: dict[str, Callable[[Call], Ref]] = {
     "cat": _cat,
+    "stack": _stack,
     "slice_scatter": _slice_scatter,
     "select_scatter": _select_scatter,
     "index_put": _index_put,

@@ -231,7 +231,7 @@ class Opaque(Rule):
 
     def evaluate(self, node: Node, box: Box, values: Values, graph: Graph) -> Tensor:
         name = node.op.removeprefix("aten:")
-        if name in ("as_strided", "view"):  # what they give depends on the order in memory
+        if name in ("_unsafe_view", "as_strided", "view"):  # depends on the order in memory
             values = {key: value.contiguous() for key, value in values.items()}
         space, _, op = name.rpartition("::")
         return call(node, values, getattr(getattr(torch.ops, space or "aten"), op))

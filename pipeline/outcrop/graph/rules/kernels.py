@@ -54,6 +54,8 @@ def convolve(
     """Convolve, add `onto`, which may be overwritten if `in_place`, and apply a ReLU if `relu`."""
     n = len(stride)
     fast = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _ONEDNN
+    if x.device.type == "cpu" and weight.shape[1] == 1 and stride[-1] > 1:
+        x, stride, padding = _one_window(x, weight, stride, padding, dilation)
     if x.ndim == n + 2 > 3 and x.shape[1] == 1:
         # Any order of axes describes it: have the result's channels last.
         x = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
@@ -97,6 +99,23 @@ def convolve(
     if relu:  # not oneDNN's own, which makes zeros of what is not a number
         made = rectified(made, in_place=True)
     return made.to(kind)
+
+
+def _one_window(
+    x: Tensor, weight: Tensor, stride: Shape, padding: Shape, dilation: Shape
+) -> tuple[Tensor, Shape, Shape]:
+    """Take no more than the window, where there is one along a line, and no stride.
+
+    Of one channel, or one a group, and with a stride, oneDNN reads beyond the tensor there.
+    """
+    if _extents(x, weight.shape[2:], stride, padding, dilation)[-1] > 1:
+        return x, stride, padding
+    reach, low = dilation[-1] * (weight.shape[-1] - 1) + 1, padding[-1]
+    none = [0] * (len(stride) - 1)
+    high = max(0, reach - low - x.shape[-1])
+    if low or high:
+        x = padded(x, [*none, low], [*none, high], 0.0)
+    return x.narrow(-1, 0, reach), (*stride[:-1], 1), (*padding[:-1], 0)
 
 
 def _by_pairs(
