@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Traces, along inlines or crosslines: what convolutions see of the other side of an outline. The
-# mean right beside an outline, networks take that for a fault.
+# Traces, along inlines or crosslines. Where the mean lies right beside traces, networks see a fault.
 REACH = 8
 
 Index = tuple[np.ndarray, ...]
@@ -35,12 +34,12 @@ def neighbours(live: np.ndarray, region: Sequence[slice]) -> tuple[Index, Index]
     """
     places = [slice(s.start, s.stop) for s in region]
     left = ~live[tuple(places)]
-    if not left.any():
+    first = [max(0, s.start - REACH) for s in places]
+    seen = live[tuple(slice(a, s.stop + REACH) for a, s in zip(first, places, strict=True))]
+    if not (left.any() and seen.any()):
         nothing = (np.empty(0, int),) * live.ndim
         return nothing, nothing
     around = np.zeros([n + 2 * REACH for n in left.shape], bool)
-    first = [max(0, s.start - REACH) for s in places]
-    seen = live[tuple(slice(a, s.stop + REACH) for a, s in zip(first, places, strict=True))]
     corner = [a - s.start + REACH for a, s in zip(first, places, strict=True)]
     around[tuple(slice(c, c + n) for c, n in zip(corner, seen.shape, strict=True))] = seen
     offsets, chosen = _offsets(live.ndim), np.full(left.shape, -1)

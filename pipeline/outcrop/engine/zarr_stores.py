@@ -21,7 +21,7 @@ from ..graph import Box
 from ..graph.boxes import Lattice, Shape
 from ..locks import Fence
 from ..models.card import ACTIVATIONS, InputCard
-from ..models.normalization import NORMALIZATIONS, Statistics, absent
+from ..models.normalization import NORMALIZATIONS, PLAIN, Statistics, absent
 from ..storage import Place, Remote, files, place, remove
 from .chunks import DecodedChunks
 from .labelled import Framed
@@ -226,9 +226,10 @@ class SurveyStore:
                     last = np.moveaxis(part, self.traces, range(-len(self.traces), 0))
                     live = self.live[tuple(around.slices[i] for i in self.traces)]
                     last[..., ~live] = nothing
-                    gaps: Any = (..., *missing)
-                    there: Any = (..., *nearest)
-                    last[gaps] = last[there]
+                    if each.normalization not in PLAIN:
+                        gaps: Any = (..., *missing)
+                        there: Any = (..., *nearest)
+                        last[gaps] = last[there]
                 part = part[inside.within(around).slices]
             if inside != own_box:
                 for axis, index in enumerate(mirrored):
@@ -238,7 +239,8 @@ class SurveyStore:
 
     def _gaps(self, inside: Box) -> tuple[Box, Index, Index]:
         """What to read, and where in that missing traces are, and those that stand for them."""
-        if self.live is None or not self.traces:
+        as_it_is = all(each.normalization in PLAIN for each in self.inputs)
+        if self.live is None or not self.traces or as_it_is:
             return inside, (), ()
         gaps = neighbours(self.live, [inside.slices[i] for i in self.traces])
         start, stop = list(inside.start), list(inside.stop)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import TrainingDataError
 from ..gaps import neighbours
 from ..models.card import Card
-from ..models.normalization import NORMALIZATIONS, Statistics, absent
+from ..models.normalization import NORMALIZATIONS, PLAIN, Statistics, absent
 from .augment import apparent_dip, augmented, draw_stretch, rescaled, stretched
 from .volumes import AXES, Array, Source, Volume, places_of
 
@@ -70,8 +70,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         dict of str to torch.Tensor
             float32, over the network's axes: `input`, (channels, ...), and the labels, (1, ...).
             Labels are NaN where they are not known. Of surveys that lack traces also `live`, bool,
-            (1, ...): where it is false `input` is that of the nearest trace, or the mean where
-            all are far, and labels are NaN.
+            (1, ...): where it is false `input` is as `predict` has it, and labels are NaN.
         """
         rng = np.random.default_rng((self.seed, number))
         volume, corners = self._volume(number // self.per_volume)
@@ -125,6 +124,8 @@ class Crops(Dataset[dict[str, Tensor]]):
                 how = NORMALIZATIONS[card.normalization]
                 nothing = absent(card.normalization, statistics)
                 value = np.nan_to_num(how(crop["amplitude"], statistics), nan=nothing)
+                if "live" in crop and card.normalization in PLAIN:
+                    value = np.where(crop["live"], value, np.float32(nothing))
             channels.append(self._turned(value))
         if "rgt" in crop:  # its range is the crop's own, as it is the whole volume's in prediction
             low, high = np.nanmin(crop["rgt"]), np.nanmax(crop["rgt"])
