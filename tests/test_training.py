@@ -52,6 +52,7 @@ from outcrop.training.sources import RawFolder, Synthetic
 from outcrop.training.surveys import Survey
 from outcrop.training.synthetic import synthetic_survey
 from outcrop.training.volumes import Volume, statistics_of
+from outlines import filled
 
 ROOT = Path(__file__).parents[1]
 MTL = ROOT / "tests" / "data" / "mtl"
@@ -473,9 +474,7 @@ def test_blocks_are_slices_and_few_are_kept():
         assert blocks.size <= blocks.cache or len(blocks.kept) == 1
 
 
-def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_the_mean(
-    tmp_path, monkeypatch
-):
+def test_crops_of_a_survey_are_read_block_by_block_and_gaps_are_filled(tmp_path, monkeypatch):
     made = write_zarr(tmp_path / "survey.zarr")
     asked, to_numpy = [], xr.DataArray.to_numpy
     with monkeypatch.context() as patch:
@@ -491,15 +490,20 @@ def test_crops_of_a_survey_are_read_block_by_block_and_dead_traces_are_the_mean(
     crops = Crops(train, CARD, {"fault": 1.0}, (16, 20, 16), per_volume=4, augment=False)
     missing = ~made.live.to_numpy()
     seen = 0
+    far = ((np.empty(0, int),) * 2,) * 2
     for number in range(8):
-        dead = (crops[number]["input"][0].numpy() == 0).all(0)
-        seen += dead.any()
-        assert any(np.array_equal(missing[i : i + 16].T, dead) for i in range(17))
-        # Brought to 0…1, the mean is between them.
+        crop = crops[number]
+        x, there = crop["input"][0].numpy().T, crop["live"][0, 0].numpy().T
+        seen += not there.all()
+        assert any(np.array_equal(missing[i : i + 16], ~there) for i in range(17))
+        np.testing.assert_array_equal(x, filled(np.where(there[..., None], x, 0), there))
+        # Brought to 0…1, the mean is between them: what is seen where all traces are far.
         crops.card, card = outcrop.models.card("faultssl"), crops.card
-        between = crops[number]["input"][0].numpy()[:, dead]
+        with monkeypatch.context() as patch:
+            patch.setattr("outcrop.training.crops.neighbours", lambda *_: far)
+            between = crops[number]["input"][0].numpy()[:, ~there.T]
         crops.card = card
-        assert len(np.unique(between)) == dead.any()
+        assert len(np.unique(between)) == (not there.all())
         assert ((between > 0.4) & (between < 0.6)).all()
     assert seen
     # Positions are those in the survey, as in prediction, of which this is the last third.

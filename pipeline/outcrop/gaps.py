@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Traces, along inlines or crosslines. Where the mean lies right beside traces, networks see a fault.
+# Traces, along inlines or crosslines. With the mean beside traces, networks see a fault there.
 REACH = 8
 
 Index = tuple[np.ndarray, ...]
