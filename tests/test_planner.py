@@ -367,7 +367,7 @@ def spread():
         (400, "none", "float32", 48, "wrapped()"),
         (300, "device", "float32", 96, "spread()"),
         (400, "none", "float32", 160, "Meet()"),
-        (200, "disk", "float32", 128, "Spectral(8)"),
+        (300, "disk", "float32", 128, "Spectral(16)"),
     ],
 )
 def test_measured_peak_and_promise_and_budget(megabytes, mode, precision, extent, network):
