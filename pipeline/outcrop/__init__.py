@@ -33,6 +33,7 @@ _LAZY = {
     "demo": "outcrop.demo",
     "errors": "outcrop.errors",
     "events": "outcrop.events",
+    "gaps": "outcrop.gaps",
     "horizons": "outcrop.horizons",
     "inversion": "outcrop.inversion",
     "models": "outcrop.models",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from . import demo as demo
     from . import errors as errors
     from . import events as events
+    from . import gaps as gaps
     from . import horizons as horizons
     from . import inversion as inversion
     from . import models as models
