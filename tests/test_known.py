@@ -1,5 +1,7 @@
 """Numbers and decisions that a forward takes from the network's own tensors."""
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,4 +148,6 @@ def test_refused(forward, capfd):
         whole_volume(net, torch.randn(SHAPE))
     assert net.first == 1
     assert not _get_current_function_mode_stack()  # none of torch's is left behind
+    assert gc.isenabled()
+    assert not torch.fx.config.do_not_emit_stack_traces
     assert capfd.readouterr().err == ""

@@ -32,7 +32,7 @@ def neighbours(live: np.ndarray, region: Sequence[slice]) -> tuple[Index, Index]
         Where these traces are in `live`, an array for each axis: those that have another within
         `REACH`.
     """
-    places = [slice(s.start, s.stop) for s in region]
+    places = [slice(*s.indices(n)[:2]) for s, n in zip(region, live.shape, strict=True)]
     left = ~live[tuple(places)]
     first = [max(0, s.start - REACH) for s in places]
     seen = live[tuple(slice(a, s.stop + REACH) for a, s in zip(first, places, strict=True))]

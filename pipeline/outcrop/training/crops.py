@@ -105,7 +105,7 @@ class Crops(Dataset[dict[str, Tensor]]):
             traces = volume.live[box[:2]]
             live = traces[:, :, None]
             crop = {name: np.where(live, v, np.float32(np.nan)) for name, v in crop.items()}
-            missing, nearest = neighbours(traces, [slice(0, n) for n in traces.shape])
+            missing, nearest = neighbours(traces, [slice(None)] * 2)
             crop["amplitude"][missing] = crop["amplitude"][nearest]  # as `predict` shows them
             crop["live"] = np.broadcast_to(live, crop["amplitude"].shape)
         return crop
