@@ -393,13 +393,13 @@ def test_the_fingerprint_knows_where_samples_are():
     dims = ("inline", "crossline", "twt")
     coords = {d: np.arange(n) for d, n in zip(dims, lines.shape, strict=True)}
     forward, back = (xr.DataArray(v, coords, dims) for v in (lines, lines[::-1]))
-    found, fingerprint = statistics(forward)
+    found, fingerprint, _ = statistics(forward)
     exact = lines.astype(np.float64)
     assert found == pytest.approx((exact.mean(), exact.std(), exact.min(), exact.max()), rel=1e-13)
-    same, blocked = statistics(forward.chunk({"inline": 8, "twt": 7}))
+    same, blocked, _ = statistics(forward.chunk({"inline": 8, "twt": 7}))
     assert blocked == fingerprint
     assert same == pytest.approx(found, rel=1e-13)
-    same, other = statistics(back)
+    same, other, _ = statistics(back)
     assert same == pytest.approx(found, rel=1e-13)
     assert other != fingerprint
 

@@ -78,15 +78,16 @@ def write_folder(folder, count=2, shape=(20, 24, 32), labels=outcrop.training.sy
     return surveys
 
 
-def write_zarr(path, shape=(48, 20, 24), seed=5):
-    """A survey with labels, without some traces."""
+def write_zarr(path, shape=(48, 20, 24), seed=5, dead=False):
+    """A survey with labels, without some traces, which lie there as zeros if they are dead."""
     made = random_survey(shape, seed, labels=("fault", "rgt"))
     live = np.ones(shape[:2], bool)
     live[3::9, 4:9] = False
     made = made.assign_coords(live=(("inline", "crossline"), live))
     made["amplitude"] = made.amplitude.where(made.live, 0)
     made["fault"] = made.fault.astype(np.uint8)
-    made.chunk(inline=16, crossline=8, twt=12).to_zarr(path, zarr_format=3)
+    stored = made.drop_vars("live") if dead else made
+    stored.chunk(inline=16, crossline=8, twt=12).to_zarr(path, zarr_format=3)
     return made
 
 
@@ -474,8 +475,9 @@ def test_blocks_are_slices_and_few_are_kept():
         assert blocks.size <= blocks.cache or len(blocks.kept) == 1
 
 
-def test_crops_of_a_survey_are_read_block_by_block_and_gaps_are_filled(tmp_path, monkeypatch):
-    made = write_zarr(tmp_path / "survey.zarr")
+@pytest.mark.parametrize("dead", [False, True])
+def test_crops_of_a_survey_are_read_block_by_block_and_gaps_are_filled(dead, tmp_path, monkeypatch):
+    made = write_zarr(tmp_path / "survey.zarr", dead=dead)
     asked, to_numpy = [], xr.DataArray.to_numpy
     with monkeypatch.context() as patch:
         patch.setattr(

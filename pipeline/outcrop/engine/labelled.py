@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
@@ -18,7 +18,10 @@ from ..graph import Box
 from ..graph.boxes import Shape
 from ..models.card import Card, InputCard
 from ..storage import Options
-from ..survey.reading import in_blocks, open_unchunked
+from ..survey.reading import in_blocks, loaded, open_unchunked
+
+# Dimensions along which a trace runs.
+VERTICAL = ("twt", "depth")
 
 Volume = xr.DataArray | xr.Dataset | str | os.PathLike[str]
 
@@ -80,7 +83,7 @@ class Framed:
     @property
     def stacked(self) -> dict[str, int]:
         """Extents along the dimensions that are none of a volume's own: offsets, vintages."""
-        own = ("inline", "crossline", "twt", "depth")
+        own = ("inline", "crossline", *VERTICAL)
         return {d: self.volume.sizes[d] for d in self.apart if d not in own}
 
     def volume_of(self, section: int | None) -> int:
@@ -90,12 +93,22 @@ class Framed:
             return 0
         return int(np.ravel_multi_index([where[d] for d in stacked], list(stacked.values())))
 
-    def volumes_apart(self) -> Iterator[dict[str, xr.DataArray]]:
-        """Yield the variables of one volume after the other, as `volume_of` counts them."""
+    def volumes_apart(self) -> Iterator[tuple[dict[str, int], dict[str, xr.DataArray]]]:
+        """Yield place and variables of one volume after the other, as `volume_of` counts them."""
         extents = self.stacked
         for where in np.ndindex(*extents.values()):
             here = dict(zip(extents, where, strict=True))
-            yield {name: in_blocks(volume).isel(here) for name, volume in self.volumes.items()}
+            yield here, {n: in_blocks(volume).isel(here) for n, volume in self.volumes.items()}
+
+    def without(self, dead: xr.DataArray) -> Framed:
+        """Return the same, where dead traces are not live."""
+        live = ~dead
+        if "live" in self.volume.coords:
+            there = self.volume.coords["live"]
+            live = (live & xr.DataArray(loaded(there), dims=there.dims)).transpose(*dead.dims)
+        live.attrs["long_name"] = "there is a trace here that is not zero throughout"
+        volumes = {name: v.assign_coords(live=live) for name, v in self.volumes.items()}
+        return replace(self, volumes=volumes)
 
     @property
     def domain(self) -> Box:
@@ -168,7 +181,7 @@ def frame(
     volumes = _variables(card, data, where)
     _check_unpersisted(volumes)
     name, volume = next(iter(volumes.items()))
-    vertical = [d for d in ("twt", "depth") if d in volume.dims]
+    vertical = [d for d in VERTICAL if d in volume.dims]
     others = set(volume.dims) - {"inline", "crossline", *vertical[:1]}
     if volume.ndim - len(others) != 3 or (others and not stacked):
         raise SurveyError(

@@ -199,7 +199,7 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     other = sorted(name for name, value in wanted.items() if found.get(name) != value)
     memory = plan.memory if plan else parse_bytes(how["memory"])
     # Last, since all samples are read for it.
-    if not other and all_statistics(framed, how["client"], memory)[1] != fingerprint:
+    if not other and all_statistics(framed, how["client"], memory)[2] != fingerprint:
         other = ["input_sha256"]
     if other:
         raise OutputExistsError(

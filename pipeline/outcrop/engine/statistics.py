@@ -6,7 +6,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask.array
 import numpy as np
@@ -19,7 +19,7 @@ from ..models.normalization import PLAIN, Statistics
 from ..patience import patiently
 from ..storage import naming_refusal
 from ..survey.reading import loaded, naming_bad_chunk
-from .labelled import Framed
+from .labelled import VERTICAL, Framed
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -28,20 +28,41 @@ if TYPE_CHECKING:
 _COPIES, _PART = 3, 1 << 20
 # Standard deviations from the mean beyond which no seismic amplitude should be.
 _SPIKE = 100
-# What is found of one block: of its live samples number, mean, sum of squared differences from it
-# and extremes; of all of them their sum, and the sum of `place_sum`.
+# What is found of one block: of the samples of live traces that are not zero throughout it number,
+# mean, sum of squared differences from it and extremes; of all of them their sum, and the sum of
+# `place_sum`; the traces that are zero throughout it, in bits.
 _STATE = np.dtype(
     [
         *((name, np.float64) for name in ("count", "mean", "squares", "lowest", "highest", "sum")),
         ("placed", np.uint64),
+        ("silent", object),
     ]
 )
 
 
+class Found(NamedTuple):
+    """What one pass over a volume finds.
+
+    Attributes
+    ----------
+    statistics : Statistics
+        Of the traces that are live and not dead.
+    fingerprint : str
+        SHA-256 of the coordinates and of a sum that each sample's place weights.
+    dead : numpy.ndarray of bool
+        Of each trace, whether it is live and zero throughout; of none in a volume whose samples
+        have one sign, such as of probabilities, where zeros say something.
+    """
+
+    statistics: Statistics
+    fingerprint: str
+    dead: np.ndarray
+
+
 def statistics(
     volume: xr.DataArray, client: Client | None = None, memory: int | None = None
-) -> tuple[Statistics, str]:
-    """Return statistics of the live traces, and a fingerprint of the volume.
+) -> Found:
+    """Find a volume's statistics, its fingerprint and its dead traces.
 
     One pass over the samples with Dask, in float64: means and variances of blocks are merged [1]_.
     The fingerprint knows of every sample where it is, whatever the blocks that they are stored in.
@@ -49,7 +70,8 @@ def statistics(
     Parameters
     ----------
     volume : xarray.DataArray
-        0 where its coordinate `live`, if it has one, is false.
+        Along twt or depth and other dimensions; 0 where its coordinate `live`, if it has one, is
+        false.
     client : distributed.Client, optional
         Sums on its workers.
     memory : int, optional
@@ -57,9 +79,7 @@ def statistics(
 
     Returns
     -------
-    Statistics
-    fingerprint : str
-        SHA-256 of the coordinates and of a sum that each sample's place weights.
+    Found
 
     Raises
     ------
@@ -72,8 +92,10 @@ def statistics(
        variance: The American Statistician, 37, 242-247, https://doi.org/10.2307/2683386
     """
     lazy = volume.chunk({}).data if volume.chunks is None else volume.data
+    axis = next(i for i, d in enumerate(volume.dims) if d in VERTICAL)
     live = volume.coords.get("live")
     blocks = [lazy]
+    mask = np.ones([1] * volume.ndim, bool)
     if live is not None and not loaded(live).all():
         traces = [d for d in volume.dims if d in live.dims]
         mask = loaded(live.transpose(*traces))
@@ -85,6 +107,7 @@ def statistics(
     states = dask.array.map_blocks(
         _state,
         *blocks,
+        axis=axis,
         dtype=_STATE,
         chunks=(1,) * lazy.ndim,
         meta=np.empty((0,) * lazy.ndim, _STATE),
@@ -118,7 +141,7 @@ def statistics(
         if name == "amplitude":
             advice = f"ingest it again with nonfinite='zero' (--nonfinite zero), or {advice}"
         raise SurveyError(f"{name}: has samples that are NaN or infinite; {advice}")
-    whole = _merged(found[found["count"] > 0])
+    whole, dead = _merged(found, lazy.chunks, axis, np.broadcast_to(mask, volume.shape))
 
     sha = hashlib.sha256(repr((volume.dims, volume.shape, str(volume.dtype))).encode())
     for dim in volume.dims:
@@ -126,16 +149,21 @@ def statistics(
     if live is not None:
         sha.update(np.ascontiguousarray(loaded(live)).tobytes())
     sha.update(repr(int(found["placed"].sum(dtype=np.uint64))).encode())
-    return whole, sha.hexdigest()
+    return Found(whole, sha.hexdigest(), dead)
 
 
-def _state(block: np.ndarray, live: np.ndarray | None = None, block_info: Any = None) -> np.ndarray:
+def _state(
+    block: np.ndarray, live: np.ndarray | None = None, *, axis: int, block_info: Any = None
+) -> np.ndarray:
     """What is found of one block, alone in an array."""
     found = np.zeros((1,) * block.ndim, _STATE)
     found["placed"] = place_sum(block, block_info[0]["array-location"])
-    samples = block
-    if live is not None and not live.all():
-        samples = block[np.broadcast_to(live, block.shape)]
+    there = _silent(block, axis)
+    found["silent"][(0,) * block.ndim] = np.packbits(there)
+    there = ~np.expand_dims(there, axis)
+    if live is not None:
+        there = there & live
+    samples = block if there.all() else block[np.broadcast_to(there, block.shape)]
     with np.errstate(invalid="ignore", over="ignore"):  # the sum tells what is not finite
         found["sum"] = block.sum(dtype=np.float64)
         if samples.size:
@@ -152,8 +180,46 @@ def _squares(samples: np.ndarray, mean: float) -> Iterator[float]:
         yield np.square(from_mean, out=from_mean).sum()
 
 
-def _merged(states: np.ndarray) -> Statistics:
-    """Statistics of all blocks together."""
+def _silent(block: np.ndarray, axis: int) -> np.ndarray:
+    """Which traces of a block are zero throughout it."""
+    traces = np.moveaxis(block, axis, -1)
+    silent = (traces[..., 0] == 0) & (traces[..., -1] == 0)
+    if silent.any():
+        silent[silent] = ~traces[silent].any(-1)
+    return silent
+
+
+def _merged(
+    found: np.ndarray, chunks: Any, axis: int, live: np.ndarray
+) -> tuple[Statistics, np.ndarray]:
+    """Statistics of all blocks together, and which traces are dead."""
+    live = live.take(0, axis)
+    regions = dask.array.core.slices_from_chunks(chunks)
+    blocks = list(zip(found.reshape(-1), regions, strict=True))
+
+    def silent(state: np.void, region: tuple[slice, ...]) -> tuple[tuple[slice, ...], np.ndarray]:
+        traces = region[:axis] + region[axis + 1 :]
+        there = live[traces]
+        bits = np.unpackbits(state["silent"], count=there.size)
+        return traces, bits.reshape(there.shape) & there
+
+    dead = live.copy()
+    for block in blocks:
+        traces, zero = silent(*block)
+        dead[traces] &= zero.astype(bool)
+    states = found[found["count"] > 0]
+    if not (states.size and states["lowest"].min() < 0 < states["highest"].max()):
+        dead[...] = False
+    rest = np.zeros(1, _STATE)  # the zeros of the others
+    for state, region in blocks:
+        traces, zero = silent(state, region)
+        samples = region[axis].stop - region[axis].start
+        rest["count"] += np.count_nonzero(zero & ~dead[traces]) * samples
+    return _together(np.concatenate([states, rest[rest["count"] > 0]])), dead
+
+
+def _together(states: np.ndarray) -> Statistics:
+    """Statistics of all samples that states are of."""
     if not states.size:
         return Statistics(0.0, 0.0, 0.0, 0.0)
     count = states["count"].sum()
@@ -201,8 +267,10 @@ def _warn_of_spikes(name: str, found: Statistics) -> None:
 
 def all_statistics(
     framed: Framed, client: Client | None = None, memory: int | None = None
-) -> tuple[list[dict[str, Statistics]], str]:
+) -> tuple[Framed, list[dict[str, Statistics]], str]:
     """Return the statistics of every variable that goes in, and one fingerprint of them all.
+
+    Where a variable that is normalised has a dead trace, none is live any more.
 
     Parameters
     ----------
@@ -212,6 +280,8 @@ def all_statistics(
 
     Returns
     -------
+    Framed
+        With what is live now.
     list of dict
         For each volume: offsets and vintages are normalised by statistics of their own.
     fingerprint : str
@@ -224,12 +294,16 @@ def all_statistics(
     """
     found: list[dict[str, Statistics]] = []
     prints = []
-    for volumes in framed.volumes_apart():
+    traces = [d for d in framed.volume.dims if d not in VERTICAL]
+    dead = xr.DataArray(np.zeros([framed.volume.sizes[d] for d in traces], bool), dims=traces)
+    for here, volumes in framed.volumes_apart():
         found.append({})
         for name, volume in volumes.items():
-            found[-1][name], fingerprint = statistics(volume, client, memory)
+            found[-1][name], fingerprint, silent = statistics(volume, client, memory)
             prints.append(fingerprint)
             kinds = {each.normalization for each in framed.card.inputs if each.name == name}
+            if kinds - set(PLAIN):
+                dead[here] |= xr.DataArray(silent, dims=[d for d in volume.dims if d in traces])
             # A mask is of something, too.
             if (
                 kinds - set(PLAIN) | kinds & {"mask"}
@@ -246,6 +320,8 @@ def all_statistics(
                 )
             if kinds - set(PLAIN):
                 _warn_of_spikes(name, found[-1][name])
+    if dead.any():
+        framed = framed.without(dead)
     prints += [str(framed.volume[d].to_numpy().tolist()) for d in framed.stacked]
     whole = prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
-    return found, whole
+    return framed, found, whole

@@ -264,7 +264,7 @@ def _identity(
 
         check_client(client)
     memory = parse_bytes(options.get("memory", "2GB"))
-    fingerprint = all_statistics(framed, client, memory)[1]
+    fingerprint = all_statistics(framed, client, memory)[2]
     precision, compressed = (options.get(k) for k in ("precision", "storage_compression"))
     return identity(
         model, framed, graph, fingerprint, precision or "float32", threshold, bool(compressed)

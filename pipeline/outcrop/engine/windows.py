@@ -93,7 +93,7 @@ def predict_windows(
         )
     check_apart(data, place(path, storage_options), storage_options)
     target = check_free(path, overwrite, storage_options)
-    found, fingerprint = all_statistics(framed)
+    framed, found, fingerprint = all_statistics(framed)
     graph, _ = captured(model, framed)
     record = {
         **identity(model, framed, graph, fingerprint, "float32", threshold),

@@ -44,11 +44,11 @@ def export(
     """Write one volume to one file, whose suffix says in which format.
 
     A SEG-Y keeps the file header, the trace headers and the order of the traces of `like`; where
-    `like` has no trace, neither has the output. A volume that covers a part of the inlines,
-    crosslines or samples gives a file of that part, with sample count and recording delay
-    updated. Everything is read and written by blocks: memory grows by some 100 bytes for each
-    trace of `like`, and not with their length. The file appears under its name only when it is
-    whole.
+    `like` has no trace, neither has the output, and where the volume's `live` is false it has
+    zeros. A volume that covers a part of the inlines, crosslines or samples gives a file of that
+    part, with sample count and recording delay updated. Everything is read and written by blocks:
+    memory grows by some 100 bytes for each trace of `like`, and not with their length. The file
+    appears under its name only when it is whole.
 
     Parameters
     ----------

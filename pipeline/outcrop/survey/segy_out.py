@@ -18,6 +18,7 @@ from .blocks import Block, WholeFile, blocks, in_threads, read, whole_file
 from .decode import decode
 from .encode import CODES, NAMES, UnfitError, encode, is_integer, stored_dtype
 from .geometry import scaled
+from .reading import loaded
 from .segy import FIELDS, TRACE_HEADER, field, is_revision_2, runs
 from .template import Template, put
 
@@ -44,7 +45,7 @@ def write_segy(
     ----------
     volume : xarray.DataArray
         (inline, crossline, twt or depth), prestack with offset; on the template's grid or a part
-        of it.
+        of it. Where its coordinate `live`, if it has one, is false, zeros are written.
     path : pathlib.Path
         SEG-Y file.
     template : Template
@@ -115,6 +116,7 @@ class _Work:
         start = part.first_sample
         self.later = float(template.vertical[start] - template.vertical[0])  # in ms or m
         self._check_delay()
+        self.live = self._live()
         self.blocks = self._blocks()
 
     def write(self, code: int, scale: float | None = None) -> None:
@@ -132,7 +134,7 @@ class _Work:
             for piece in _pieces(places.size, size):
                 data = np.empty((piece.stop - piece.start, size), dtype=np.uint8)
                 data[:, :TRACE_HEADER] = headers[piece]
-                samples = values[rows[piece]]
+                samples = self._samples(values, rows[piece], places[piece])
                 bad += samples.size - int(np.count_nonzero(np.isfinite(samples)))
                 stored = self._stored(samples, places[piece], code, scale)
                 data[:, TRACE_HEADER:] = stored.view(np.uint8)
@@ -167,7 +169,7 @@ class _Work:
             rows = self._within(block, places)
             peak = 0.0
             for piece in _pieces(rows.size, 8 * self.samples):
-                part = values[rows[piece]].astype(np.float64)
+                part = self._samples(values, rows[piece], places[piece]).astype(np.float64)
                 if limits.min == 0 and part.min() < 0:
                     raise SurveyError(
                         f"{self.path}: {NAMES[code]} holds nothing below zero, and the volume has "
@@ -202,6 +204,21 @@ class _Work:
         ends = np.searchsorted(np.asarray(of_cell)[order], np.arange(len(cut)), side="right")
         parts = np.split(order, ends[:-1])
         return [(block, places) for block, places in zip(cut, parts, strict=True) if places.size]
+
+    def _live(self) -> np.ndarray:
+        """Whether the volume has a live trace, for each in the file."""
+        live, lateral = self.part.volume.coords.get("live"), self.part.volume.dims[:-1]
+        if live is None or not set(live.dims) <= set(lateral):
+            return np.ones(self.part.cells.size, bool)
+        there = xr.Variable(live.dims, loaded(live).astype(bool))
+        whole = there.set_dims({d: self.part.volume.sizes[d] for d in lateral})
+        return whole.to_numpy().reshape(-1)[self.part.cells]
+
+    def _samples(self, values: np.ndarray, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Samples of the traces at these places in the file: 0 where none is live."""
+        samples = values[rows]
+        samples[~self.live[places]] = 0
+        return samples
 
     def _within(self, block: Block, places: np.ndarray) -> np.ndarray:
         """Flat index within a block of the traces at these places in the file."""

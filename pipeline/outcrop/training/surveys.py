@@ -85,8 +85,13 @@ class Survey:
         steps = np.diff(self.dataset[dims[2]].to_numpy()[:2])
         self.interval = f"{steps.sum():g} {self.dataset[dims[2]].attrs.get('units', '')}".strip()
         try:
+            self.statistics, fingerprint, dead = statistics(self.dataset["amplitude"])
+            if dead.any():
+                live = ~dead
+                if "live" in self.dataset.coords:
+                    live &= self.dataset.coords["live"].transpose(*dims[:2]).to_numpy()
+                self.dataset.coords["live"] = dims[:2], live
             found = [_check_lazily(self.dataset[name], f"{path}: {name}") for name in labels]
-            self.statistics, fingerprint = statistics(survey["amplitude"])
         except SurveyError as error:
             raise TrainingDataError(f"{path}: {error}") from error
         check_differ(self.statistics, f"{path}: amplitude")
