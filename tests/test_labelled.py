@@ -1,11 +1,13 @@
 """Labelled variables of networks whose outputs are not a channel for each card."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from zarr.errors import UnstableSpecificationWarning
 
 import outcrop
 from outcrop.errors import ArgumentError, NonFiniteError, SurveyError
@@ -112,6 +114,12 @@ def test_vintages_may_have_names(tmp_path):
     survey["amplitude"] += survey.inline
     with pytest.raises(NonFiniteError, match="vintage base, inline 100, crossline 300, twt 0 ms"):
         outcrop.predict(model, survey, tmp_path / "o.zarr")
+    model[0].bias.data.fill_(0.0)
+    with warnings.catch_warnings(action="error", category=UnstableSpecificationWarning):
+        found = outcrop.predict(model, survey, tmp_path / "names.zarr")
+    assert outcrop.verify(tmp_path / "names.zarr").damage == ()
+    one = outcrop.predict(model, survey.isel(vintage=0), tmp_path / "one.zarr").prediction
+    np.testing.assert_array_equal(found.prediction.sel(vintage="base"), one)
 
 
 def test_a_network_of_sections_of_two_axes(tmp_path):

@@ -123,6 +123,11 @@ def test_arguments_that_make_no_sense(path, tmp_path):
         outcrop.predict(network(), path, tmp_path / "o.zarr", threshold=0.5)
     with pytest.raises(ArgumentError, match="normalization 'zscor' of amplitude: choose one of"):
         InputCard("amplitude", "amplitude", "zscor")
+    for wrong in ({"valid_range": None}, {"valid_range": (1.0, 0.0)}, {"scale": 0}, {"scale": "1"}):
+        with pytest.raises(
+            ArgumentError, match=f"{next(iter(wrong))} .* of fault_probability: give"
+        ):
+            replace(models.card("faultseg3d").outputs[0], **wrong)
     with pytest.raises(ArgumentError, match="device 'tpu': choose cpu or cuda"):
         outcrop.predict(network(), path, tmp_path / "o.zarr", device="tpu")
     for data in (xr.open_zarr(path), xr.open_zarr(path).amplitude, np.zeros(3)):

@@ -193,7 +193,11 @@ def template(
                 mask, attrs = mask_of(card.name, card.long_name, threshold)
                 variables[mask] = (volume.dims, data.astype(np.uint8), attrs)
                 encoding[mask] = layout | encoded(np.uint8, ZstdCodec())
-    coords = {k: (v.dims, loaded(v), v.attrs) for k, v in volume.coords.items()}
+    # Texts, such as names of vintages, as they have a specification in Zarr: of any length.
+    coords = {
+        k: (v.dims, loaded(v).astype(object if v.dtype.kind == "U" else v.dtype), v.attrs)
+        for k, v in volume.coords.items()
+    }
     encoding |= {str(k): encoded(v.dtype, ZstdCodec()) for k, v in volume.coords.items()}
     return xr.Dataset(variables, coords, {"Conventions": CONVENTIONS}), encoding
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
-from numbers import Integral
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,9 +78,11 @@ class OutputCard:
     units : str
         UDUNITS; "1" for probabilities.
     valid_range : tuple of float
-        Smallest and largest possible value, in these units.
+        Smallest and largest possible value, in these units; infinite where there is none.
+        `ArgumentError` if it is no pair of numbers, the lower one first.
     scale : float
-        What the network returns, times this, is in these units.
+        What the network returns, times this, is in these units. `ArgumentError` if it is 0 or no
+        finite number.
     own_range : bool
         Brought to 0…1 by its smallest and largest value in the whole volume.
     suffix : str
@@ -99,6 +103,27 @@ class OutputCard:
     suffix: str = ""
     activation: str = "none"
     comment: str = ""
+
+    def __post_init__(self) -> None:
+        low, high = self.valid_range if _numbers(self.valid_range, 2) else (1.0, 0.0)
+        if not low <= high:
+            raise ArgumentError(
+                f"valid_range {self.valid_range!r} of {self.name}: give the smallest and the "
+                "largest possible value, such as (0.0, 1.0), or (-inf, inf) where there is none"
+            )
+        if not _numbers((self.scale,), 1) or not math.isfinite(self.scale) or self.scale == 0:
+            raise ArgumentError(
+                f"scale {self.scale!r} of {self.name}: give a finite number, not 0, that brings "
+                "what the network returns to the units"
+            )
+
+
+def _numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, (tuple, list))
+        and len(values) == count
+        and all(isinstance(value, Real) for value in values)
+    )
 
 
 @dataclass(frozen=True)
