@@ -1,6 +1,6 @@
 """What networks find along the outline of a survey, by what they are shown where no trace is.
 
-    python benchmarks/outline.py --json outline.json
+    python benchmarks/outline.py --json outline.json --draw docs/images/outline.png
 
 Synthetic surveys of irregular outline with a hole in it, whose faults are known everywhere. Dice
 of faultseg3d's shipped weights, at the threshold of 0.5, over the live traces within four of a
@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import typer
@@ -60,9 +61,23 @@ def predicted(model: torch.nn.Module, survey: xr.Dataset) -> np.ndarray:
         return found.fault_probability.transpose(*TRACES, "twt").to_numpy()
 
 
+def draw(path: Path, panels: dict[str, np.ndarray], live: np.ndarray) -> None:
+    """Draw a time slice of each (inline, crossline, twt) in the middle, blank without traces."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.4), layout="constrained")
+    for ax, (name, values) in zip(axes, panels.items(), strict=True):
+        there = np.ones_like(live) if name.startswith("all traces") else live
+        section = np.ma.masked_array(values[:, :, SHAPE[2] // 2], ~there)
+        image = ax.imshow(section.T, origin="lower", cmap="magma", vmin=0, vmax=1)
+        ax.set(title=name, xlabel="inline", ylabel="crossline", facecolor="cadetblue")
+        ax.label_outer()
+    figure.colorbar(image, ax=axes, label="fault probability")
+    figure.savefig(path, dpi=110)
+
+
 def main(
     surveys: Annotated[int, typer.Option(help="How many, of seeds from 0.")] = 6,
     json_path: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
+    picture: Annotated[Path | None, typer.Option("--draw", help="Picture of the first.")] = None,
 ) -> None:
     """Print a table of the mean scores."""
     model = outcrop.models.load("faultseg3d", weights="synthetic-v1")
@@ -83,6 +98,13 @@ def main(
             "predict, missing": predicted(model, zeros.assign_coords(live=(TRACES, live))),
             "predict, zeros": predicted(model, zeros),
         }
+        if picture is not None and seed == 0:
+            shown = {
+                "all traces": ways["all traces"],
+                "zeros shown to the network": ways["zeros"],
+                "outcrop.predict": ways["predict, zeros"],
+            }
+            draw(picture, shown, live)
         for name, found in ways.items():
             pair = dice(found[rim], fault[rim]), dice(found[live], fault[live])
             scores.setdefault(name, []).append(pair)
