@@ -1,5 +1,7 @@
 """Traces that a file holds as zeros: to a network they are missing ones."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,9 +12,11 @@ from torch import nn
 import outcrop
 from outcrop import models
 from outcrop.cluster import connect
-from outcrop.engine.statistics import statistics
+from outcrop.engine.statistics import _STATE, _merged, statistics
+from outcrop.engine.tile import StageRunner
 from outcrop.errors import SurveyError
-from test_predict import make_survey
+from outcrop.events import Tile
+from test_predict import in_one_piece, make_survey
 
 DIMS = ("inline", "crossline", "twt")
 
@@ -53,6 +57,17 @@ def test_statistics_leave_out_traces_that_are_zero_throughout(shape, chunks, ord
         if expected.size:
             want = expected.mean(), expected.std(), expected.min(), expected.max()
             assert found.statistics == pytest.approx(want, rel=1e-12, abs=1e-12)
+
+
+def test_finding_dead_traces_takes_memory_by_traces_and_not_by_samples():
+    state = np.zeros((1, 1, 1), _STATE)
+    state["silent"][0, 0, 0] = np.packbits(np.zeros((64, 64), bool))
+    shape = (64, 64, 10**5)
+    tracemalloc.start()
+    _merged(state, [(n,) for n in shape], 2, np.broadcast_to(np.True_, shape))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +137,49 @@ def test_a_volume_without_any_signal_is_refused(tmp_path):
         outcrop.predict(
             models.load("faultseg3d", weights="seeded"), survey * 0, tmp_path / "o.zarr"
         )
+
+
+def blank_half():
+    """Of a survey whose first inlines have no traces."""
+    survey = make_survey((48, 24, 32), missing=0)
+    survey.live[:27] = False
+    survey.live[40:45, 8:12] = False
+    survey["amplitude"] = survey.amplitude.where(survey.live, 0)
+    return survey
+
+
+BLANK = [
+    {"storage_mode": "none", "tile": (32, 24, 16)},
+    {"storage_mode": "device", "tile": (16, 24, 8)},
+    {"storage_mode": "disk", "tile": (16, 16, 8)},
+]
+
+
+@pytest.mark.parametrize(
+    ("how", "cluster"), [(BLANK[0], True), *((how, False) for how in BLANK)], ids=repr
+)
+def test_tiles_without_traces_nearby_are_not_evaluated(how, cluster, client, monkeypatch, tmp_path):
+    survey, model, evaluated = blank_half(), models.load("faultseg3d", weights="seeded"), []
+    whole = in_one_piece(model, survey)
+    run = StageRunner._evaluate
+    monkeypatch.setattr(
+        StageRunner,
+        "_evaluate",
+        lambda self, tile, *rest: evaluated.append(tile) or run(self, tile, *rest),
+    )
+    events = []
+    found = outcrop.predict(
+        model,
+        survey,
+        tmp_path / "o.zarr",
+        precision="float64",
+        client=client if cluster else None,
+        listeners=[events.append],
+        **how,
+    )
+    assert np.abs(found.fault_probability.values - whole).max() < 2**-25
+    assert not found.fault_probability[:19].any()
+    assert found.fault_probability[19:].all()
+    if not cluster:
+        tiles = sum(isinstance(event, Tile) for event in events)
+        assert len(evaluated) < (0.7 if how["storage_mode"] == "none" else 1) * tiles

@@ -55,6 +55,25 @@ def neighbours(live: np.ndarray, region: Sequence[slice]) -> tuple[Index, Index]
     return missing, tuple(i + o for i, o in zip(missing, offsets[chosen[at]].T, strict=True))
 
 
+def near_traces(live: np.ndarray, region: Sequence[slice]) -> np.ndarray:
+    """Find where in a region a trace is there, or another within `REACH`.
+
+    Parameters
+    ----------
+    live, region
+        As for `neighbours`.
+
+    Returns
+    -------
+    numpy.ndarray of bool
+        Over the region.
+    """
+    near = live[tuple(region)].copy()
+    missing, _ = neighbours(live, region)
+    near[tuple(at - (s.start or 0) for at, s in zip(missing, region, strict=True))] = True
+    return near
+
+
 @functools.cache
 def _offsets(axes: int) -> np.ndarray:
     """Steps to other traces, the shortest first: (steps, axes)."""

@@ -193,7 +193,7 @@ def _merged(
     found: np.ndarray, chunks: Any, axis: int, live: np.ndarray
 ) -> tuple[Statistics, np.ndarray]:
     """Statistics of all blocks together, and which traces are dead."""
-    live = live.take(0, axis)
+    live = live[(slice(None),) * axis + (0,)]  # not by take, which copies the whole of it
     regions = dask.array.core.slices_from_chunks(chunks)
     blocks = list(zip(found.reshape(-1), regions, strict=True))
 

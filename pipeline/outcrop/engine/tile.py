@@ -24,6 +24,7 @@ from .compiled import Compiled
 from .globals import GlobalStore
 from .memory import Watch
 from .stores import MemoryStore, Store, to_device
+from .zarr_stores import PredictionStore
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,15 @@ class StageRunner:
         """Return the box of each of the stage's inputs that `read` fetches."""
         return self.frames.reads(tile, self.halvings > 0)
 
+    def is_blank(self, tile: Box) -> bool:
+        """Whether the tile writes nothing but parts of a prediction without a trace nearby."""
+        stores = [self.stores[name] for name in (*self.stage.outputs, *self.stage.reduces)]
+        return all(isinstance(store, PredictionStore) and store.is_blank(tile) for store in stores)
+
     def read(self, tile: Box) -> dict[str, Tensor]:
-        """Fetch the stage's inputs on the boxes that the tile needs."""
+        """Fetch the stage's inputs on the boxes that the tile needs: none if it is blank."""
+        if self.is_blank(tile):
+            return {}
         anywhere, held = self._frame(tile).anywhere, {}
         for name, box in self.reads(tile).items():
             store = self.stores[name]
@@ -138,6 +146,12 @@ class StageRunner:
             If it does not suffice for a single point either.
         """
         results = Results([], {})
+        if self.is_blank(tile):
+            for name in self.stage.outputs:
+                width = self.graph.layouts[name].width
+                nothing = torch.zeros(()).expand(width, *tile.shape)
+                results.parts.append((name, tile, nothing))
+            return results
         pieces = [tile]
         for _ in range(self.halvings):
             pieces = [half for piece in pieces for half in _halves(piece)]

@@ -6,6 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import dask
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..arrays import located, open_for_writing, open_whole, store_of
 from ..errors import MissingChunkError, NonFiniteError
-from ..gaps import Index, neighbours
+from ..gaps import Index, near_traces, neighbours
 from ..graph import Box
 from ..graph.boxes import Lattice, Shape
 from ..locks import Fence
@@ -181,14 +182,7 @@ class SurveyStore:
         wanted = {each.name for each in inputs if each.name}
         self.names = [name for name in framed.volumes if name in wanted]
         self.shape = tuple(framed.volume.sizes[a] for a in framed.axes)
-        # In the survey's order, whatever the network's: of traces as near one is the same for all.
-        self.traces = [framed.axes.index(a) for a in ("inline", "crossline") if a in framed.axes]
-        self.live = None
-        if "live" in framed.volume.coords:
-            live = framed.volume.coords["live"].isel(here, missing_dims="ignore")
-            # Not on a cluster, whose worker this may be: it would wait for itself.
-            with dask.config.set(scheduler="synchronous"):
-                self.live = live.transpose(*(framed.axes[i] for i in self.traces)).to_numpy()
+        self.traces, self.live = _live(framed, here)
         self.before, self.inputs, self.statistics = framed.before, tuple(inputs), dict(statistics)
         self.dtype = dtype
         self.absent = [
@@ -239,8 +233,7 @@ class SurveyStore:
 
     def _gaps(self, inside: Box) -> tuple[Box, Index, Index]:
         """What to read, and where in that missing traces are, and those that stand for them."""
-        as_it_is = all(each.normalization in PLAIN for each in self.inputs)
-        if self.live is None or not self.traces or as_it_is:
+        if self.live is None or not self.traces or _as_they_are(self.inputs):
             return inside, (), ()
         gaps = neighbours(self.live, [inside.slices[i] for i in self.traces])
         start, stop = list(inside.start), list(inside.stop)
@@ -261,6 +254,23 @@ class SurveyStore:
         """Do nothing: the survey is not ours to delete."""
 
 
+def _live(framed: Framed, here: Mapping[str, int]) -> tuple[list[int], np.ndarray | None]:
+    """Axes of the network along which there are traces, and where they are; None: everywhere."""
+    # In the survey's order, whatever the network's: of traces as near one is the same for all.
+    traces = [framed.axes.index(a) for a in ("inline", "crossline") if a in framed.axes]
+    if "live" not in framed.volume.coords:
+        return traces, None
+    live = framed.volume.coords["live"].isel(here, missing_dims="ignore")
+    # Not on a cluster, whose worker this may be: it would wait for itself.
+    with dask.config.set(scheduler="synchronous"):
+        return traces, live.transpose(*(framed.axes[i] for i in traces)).to_numpy()
+
+
+def _as_they_are(inputs: Sequence[InputCard]) -> bool:
+    """Whether a network takes all samples so, missing ones too: then they are no gaps to it."""
+    return all(each.normalization in PLAIN for each in inputs)
+
+
 def _mirrored(places: slice, extent: int) -> np.ndarray:
     """Where on an axis what lies at some places is, or what is its mirror image beyond an end.
 
@@ -273,6 +283,8 @@ def _mirrored(places: slice, extent: int) -> np.ndarray:
 
 class PredictionStore:
     """The network's output, cropped and turned to the survey's dimensions, as Zarr arrays.
+
+    It is 0 where all traces are so far away that the network saw the mean instead.
 
     Parameters
     ----------
@@ -315,6 +327,33 @@ class PredictionStore:
         self.turn = tuple(framed.axes.index(d) for d in dims if d in framed.axes)
         self.fixed = [(dims.index(d), i) for d, i in framed.at(section).items()]
         self.before = framed.before
+        self.framed, self.section = framed, section
+        self.near: tuple[Box, np.ndarray] | None = None
+
+    @cached_property
+    def _live(self) -> tuple[list[int], np.ndarray | None]:
+        return _live(self.framed, self.framed.at(self.section))
+
+    def is_blank(self, box: Box) -> bool:
+        """Whether there is nothing to write in a box, as all traces are far away."""
+        far = self._far(box)
+        return far is not None and bool(far.all())
+
+    def _far(self, box: Box) -> np.ndarray | None:
+        """Where in a box all traces are far away, along the survey's axes; None: nowhere."""
+        traces, live = self._live
+        if live is None or not traces or _as_they_are(self.framed.card.inputs):
+            return None
+        region = box.shifted(tuple(-b for b in self.before))
+        across = Box(*(tuple(ends[i] for i in traces) for ends in (region.start, region.stop)))
+        known = self.near
+        if known is None or known[0] != across:
+            known = self.near = across, near_traces(live, across.slices)
+        if known[1].all():
+            return None
+        rest = [i for i in range(len(box.shape)) if i not in traces]
+        far = ~known[1].transpose(np.argsort(traces))
+        return np.expand_dims(far, rest).transpose(self.turn)
 
     def read(self, box: Box) -> Tensor:
         raise NotImplementedError("a prediction is only written")
@@ -329,8 +368,11 @@ class PredictionStore:
         # A class map, such as `argmax` returns, has no dimension of channels.
         channels = value.detach().float().reshape(-1, *box.shape)
         channels = ACTIVATIONS[self.activation](channels)
+        far = self._far(box)
         for path, mask, channel in zip(self.paths, self.masks, channels, strict=True):
             turned = to_host(channel).permute(self.turn).contiguous().numpy()
+            if far is not None:
+                turned = np.where(far, np.float32(0), turned)
             if path is not None and not np.isfinite(turned).all():
                 self._nonfinite(path.name, turned, index)
             if path is not None:
