@@ -959,6 +959,26 @@ def test_headers_have_one_unit(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "positions are in m and depths in ft, and headers have one unit" in caplog.text
 
 
+@pytest.mark.parametrize(("far", "scalar"), [(2e7, -100), (3e7, -10), (3e8, 1)])
+def test_positions_are_as_fine_as_headers_hold(far: float, scalar: int, tmp_path: Path) -> None:
+    volume = of_no_segy(False)
+    volume = volume.assign_coords(inline=volume.inline.copy(data=far + 25 * np.arange(5)))
+    out = outcrop.export(volume, tmp_path / "o.sgy")
+    survey = outcrop.ingest(out, tmp_path / "o.zarr", domain="depth")
+    np.testing.assert_array_equal(survey.cdp_x[:, 0], volume.inline)
+    assert survey.attrs["segy"]["trace_header"]["SourceGroupScalar"] == scalar
+    assert f"SCALAR {scalar} IN BYTES 71-72" in survey.attrs["segy"]["text"][0]
+
+
+def test_positions_that_are_no_lengths_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = of_no_segy(True)
+    volume.cdp_x.attrs["units"] = "degree"
+    outcrop.export(volume, tmp_path / "o.sgy")
+    assert "cdp_x is in degree, no length, and left out" in caplog.text
+
+
 def test_a_start_in_seconds_is_a_whole_ms(tmp_path: Path) -> None:
     volume = of_no_segy(True)
     late = volume.assign_coords(twt=1000 * (1.001 + (volume.twt - volume.twt[0]) / 1000))

@@ -489,6 +489,18 @@ def test_trailers_are_not_traces(tmp_path, segy):
         outcrop.ingest(segy, tmp_path / "a.zarr")
 
 
+@pytest.mark.parametrize("revision", [b"\2\0", b"\2\1"])
+def test_additional_trace_headers(tmp_path, segy, revision):
+    set_bytes(segy, 3501, revision)
+    more = b"\0\0\0\1" if revision == b"\2\0" else b"\0\1\0\2"
+    set_bytes(segy, 3507, more)
+    with pytest.raises(SegyError, match="has 1 additional headers in each trace"):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+    if revision == b"\2\1":  # which has the type of the survey there, too
+        set_bytes(segy, 3507, b"\0\0\0\2")
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+
+
 @pytest.mark.parametrize(
     ("extended", "fact"),
     [

@@ -154,11 +154,17 @@ class SegyFile:
             samples = _binary(head, 3269, "u4", order) or samples
             given = _binary(head, 3521, "u8", order)
             first = given if given >= TEXT + BINARY else first
-            for byte, what in ((3507, "additional headers in each trace"), (3529, "trailers")):
-                if more := _binary(head, byte, "i4", order):
+            # Revision 2.1 has the type of the survey in the second half of the first field of 2.0.
+            short = sum(head[3500:3502]) > 2
+            for byte, size_of, what in (
+                (3507, 2 if short else 4, "additional headers in each trace"),
+                (3529, 4, "trailers"),
+            ):
+                if more := _binary(head, byte, f"i{size_of}", order):
                     raise SegyError(
                         f"{path}: has {'some' if more < 0 else more} {what} (binary header bytes "
-                        f"{byte}-{byte + 3}), which outcrop does not read; rewrite it without them"
+                        f"{byte}-{byte + size_of - 1}), which outcrop does not read; rewrite it "
+                        "without them"
                     )
         if size <= first:
             fields = "3505-3506, 3521-3528" if is_revision_2(head) else "3505-3506"
