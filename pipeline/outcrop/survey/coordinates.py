@@ -36,7 +36,8 @@ def of_coordinates(volume: xr.DataArray, name: str) -> Template:
 
     Numbers of inlines and crosslines lie in bytes 189 and 193, positions in 181 and 185: those
     of `cdp_x` and `cdp_y`, or, of a model, along its axes; in hundredths, or tenths or whole ones
-    where those do not fit. An axis that holds positions, or nothing, is numbered from 1. Where `live` is false there is no trace.
+    where those do not fit. An axis that holds positions, or nothing, is numbered from 1. Where
+    `live` is false there is no trace.
 
     Parameters
     ----------
