@@ -589,14 +589,28 @@ def test_truncated(tmp_path, segy, cut):
         outcrop.info(segy)
 
 
+@pytest.mark.parametrize("wrong", [[7], [0], [18], [3, 4, 5, 18]])
+def test_wrong_sample_counts_in_trace_headers(tmp_path, segy, wrong, caplog):
+    whole = outcrop.ingest(segy, tmp_path / "whole.zarr")
+    for trace in wrong:
+        set_header(segy, trace, TRACE_SAMPLE_COUNT=28)
+    survey = outcrop.ingest(segy, tmp_path / "a.zarr")
+    np.testing.assert_array_equal(survey.amplitude, whole.amplitude)
+    told = f"{len(wrong)} traces say that they have another number of samples (header bytes "
+    assert f"{told}115-116; trace {wrong[0] + 1} is the first), and have 30" in caplog.text
+    assert outcrop.export(survey, tmp_path / "o.sgy").read_bytes() == segy.read_bytes()
+
+
 def test_several_trace_lengths(tmp_path, segy):
     set_header(segy, 7, TRACE_SAMPLE_COUNT=28)
-    with pytest.raises(SegyError, match=r"trace 8 says that it has 28 samples.*the first 30"):
-        outcrop.ingest(segy, tmp_path / "a.zarr")
-    data = segy.read_bytes()  # and now really
+    data = segy.read_bytes()
     at = 3600 + 8 * (240 + 30 * 4)
     segy.write_bytes(data[: at - 8] + data[at:])
-    with pytest.raises(SegyError, match=r"trace 8 says that it has 28 samples.*the first 30"):
+    with pytest.raises(SegyError, match=r"trace 8 says that it has 28 samples.*others 30"):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+    # As many bytes as if all were of one length.
+    segy.write_bytes(data[: at - 8] + data[at:] + bytes(8))
+    with pytest.raises(SegyError, match=r"trace 8 says that it has 28 samples.*others 30"):
         outcrop.ingest(segy, tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
 

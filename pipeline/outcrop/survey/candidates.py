@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .segy import FIELDS, TRACE_HEADER, Order, SegyFile, number
+from .layout import TRACE_HEADER, Order
+from .segy import FIELDS, SegyFile, number
 
 if TYPE_CHECKING:
     from .geometry import HeaderBytes

@@ -13,8 +13,8 @@ from .. import __version__
 from ..arrays import spoken
 from ..errors import SurveyError
 from .checks import TINY
+from .layout import TRACE_HEADER
 from .reading import loaded
-from .segy import TRACE_HEADER
 from .template import LATERAL, Template, put
 
 log = logging.getLogger(__name__)
@@ -181,9 +181,7 @@ def _over(values: xr.DataArray, volume: xr.DataArray, lateral: list[str]) -> xr.
     return values.broadcast_like(like).transpose(*lateral)
 
 
-def _positions(
-    volume: xr.DataArray, lateral: list[str], name: str
-) -> tuple[list[np.ndarray], str]:
+def _positions(volume: xr.DataArray, lateral: list[str], name: str) -> tuple[list[np.ndarray], str]:
     """X and y of each trace, if they are known as lengths, and their unit."""
     along = [d for d in lateral if d in volume.coords and _is_place(volume, d)]
     if {"cdp_x", "cdp_y"} <= set(volume.coords):

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import ArgumentError
 from .decode import decode
-from .segy import Order
+from .layout import Order
 
 # Names of the sample formats that can be written, with their codes in the binary header.
 CODES = {

@@ -13,7 +13,8 @@ import numpy as np
 from ..errors import ArgumentError, GeometryError
 from .candidates import offset_byte, remedy
 from .checks import strays
-from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2, number
+from .layout import TRACE_HEADER
+from .segy import FIELDS, SegyFile, field, is_revision_2, number
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,6 @@ def read_headers(
     varies = np.zeros(TRACE_HEADER, dtype=bool)
     intervals = np.empty(file.traces, dtype=np.uint16)
     for start, headers in file.scan():
-        file.check_lengths(headers, start)
         intervals[start : start + len(headers)] = field(headers, 117, file.order).view(np.uint16)
         for name, byte in places.items():
             numbers[name][start : start + len(headers)] = number(headers, byte, file.order)

@@ -15,8 +15,9 @@ import xarray as xr
 
 from ..errors import GeometryError, SegyError, SurveyError
 from .geometry import HeaderBytes, make_grid, read_headers, scaled, vertical_axis
+from .layout import TRACE_HEADER, Order
 from .reading import loaded
-from .segy import FIELDS, TRACE_HEADER, Order, SegyFile
+from .segy import FIELDS, SegyFile
 from .text import edited, slices
 
 log = logging.getLogger(__name__)
