@@ -539,11 +539,15 @@ def test_no_file(tmp_path):
         outcrop.ingest(tmp_path, tmp_path / "a.zarr")
 
 
-@pytest.mark.parametrize(("written", "said"), [(5, 1), (1, 5), (5, 0), (3, 2)])
-def test_a_wrong_sample_format(tmp_path, caplog, written, said):
+@pytest.mark.parametrize(
+    ("written", "said", "endian"),
+    [(5, 1, "big"), (1, 5, "big"), (5, 0, "big"), (5, 0, "little"), (3, 2, "big")],
+)
+def test_a_wrong_sample_format(tmp_path, caplog, written, said, endian):
     path, given = tmp_path / "a.sgy", {1: "ibm", 3: "int16", 5: "ieee"}[written]
     values = (10 * cube((5, 4, 150), 6) ** 3).astype(FORMATS[written])
-    write_segy(path, values, inlines=INLINES, crosslines=sorted(CROSSLINES), format=written)
+    lines = {"inlines": INLINES, "crosslines": sorted(CROSSLINES)}
+    write_segy(path, values, **lines, format=written, endian=endian)
     right = path.read_bytes()
     exact = outcrop.ingest(path, tmp_path / "a.zarr").load()
     assert not caplog.text

@@ -36,8 +36,8 @@ def order_and_format(head: bytes, not_segy: str, given: int | None) -> tuple[Ord
                 f"{not_segy.removesuffix('not SEG-Y: ')}sample format {format} ("
                 f"{_UNREAD[format]}) is not read; convert the file to one of {list(DTYPES)}"
             )
-    if given:
-        return ">", given
+    if given:  # in the order in which sample interval and count are small numbers
+        return min(orders, key=lambda o: sum(binary(head, b, "u2", o) for b in (3217, 3221))), given
     raise SegyError(
         f"{not_segy}sample format {binary(head, 3225, 'u2', '>')} (bytes 3225-3226) is none of "
         f"{', '.join(map(str, DTYPES))} in either byte order; check the path, or pass format= "
