@@ -610,6 +610,20 @@ def test_mismatch_is_one_line(case: str, f3: xr.Dataset, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_what_does_not_fit_is_told_before_all_headers_are_read(
+    f3: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outcrop.survey.template.read_headers", lambda *_: pytest.fail("read"))
+    volume, out = probability(f3), tmp_path / "out.sgy"
+    for source, options, message in [
+        (shifted(volume, twt=1), {}, "twt 5…301 by 4"),
+        (volume, {"format": "float"}, "format 'float'"),
+        (volume, {"format": "ieee", "scale": 2.0}, "integer formats"),
+    ]:
+        with pytest.raises(SurveyError, match=message):
+            outcrop.export(source, out, like=DATA / "f3.sgy", **options)
+
+
 # Other files
 
 

@@ -187,6 +187,12 @@ def ingest(
     check_untaken(target)
     if not overwrite:  # before headers are read, on which the rest of the record depends
         check_goes_on(target, {**begun_with(target), **known})
+    sample = some_samples(file)
+    if code is None:
+        warn_of_format(file, sample)
+    sample = decode(sample, file.format)
+    dtype = schema.amplitude_dtype(file.format)
+    _check_space(path, dtype.itemsize * file.samples * file.traces, sample, codec)
     length = file.traces * file.trace_bytes
     with track(f"scan {file.path.name}", length, "B", progress) as advance:
         headers = read_headers(file, at, advance)
@@ -204,15 +210,10 @@ def ingest(
     weight = int(field(headers.first, FIELDS["TraceWeightingFactor"][0], file.order)[0])
     warn_of_weights(file, weight, "TraceWeightingFactor" in fields)
     shape = (*grid.trace_index.shape, file.samples)
-    dtype = schema.amplitude_dtype(file.format)
     chunk, shard = schema.layout(shape, dtype, chunks, shards)
     template, encoding = schema.template(
         file, headers, grid, at, vertical, domain, chunk, shard, codec
     )
-    sample = some_samples(file)
-    if code is None:
-        warn_of_format(file, sample)
-    sample = decode(sample, file.format)
     if nonfinite == "error" and not np.isfinite(sample).all():
         raise _nonfinite_error(file, headers, vertical, client)
 
@@ -223,7 +224,6 @@ def ingest(
         "shards": shard,
     }
     try:
-        _check_space(path, dtype.itemsize * file.samples * file.traces, sample, chunk, codec)
         shard_bytes = math.prod(shard) * dtype.itemsize
         window = shard[-1] * max(1, schema.SHARD // shard_bytes)
         part_bytes = shard_bytes * min(window, file.samples) // shard[-1]
@@ -320,11 +320,7 @@ def _write(
 
 
 def _check_space(
-    path: Place,
-    samples: int,
-    sample: np.ndarray,
-    chunk: Sequence[int],
-    codec: BytesBytesCodec | None,
+    path: Place, samples: int, sample: np.ndarray, codec: BytesBytesCodec | None
 ) -> None:
     """Raise `OutcropError` if the output will hardly fit the disk, by how the sample compresses."""
     if isinstance(path, Remote):
