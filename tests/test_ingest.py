@@ -909,7 +909,7 @@ def test_no_space_left_at_once(tmp_path, segy):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 def test_no_space_left_is_noticed_before_the_headers_are_read(tmp_path, large, monkeypatch):
-    monkeypatch.setattr("outcrop.survey.ingest.read_headers", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(SegyFile, "scan", lambda _: pytest.fail("read"))
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk]).returncode:
