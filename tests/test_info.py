@@ -148,9 +148,10 @@ def test_a_single_line_and_feet(tmp_path):
     write_segy(
         path, np.ones((1, 9, 8), "f4"), inlines=[0], crosslines=range(101, 110), xline_byte=21
     )
-    with path.open("r+b") as file:
-        file.seek(3254)
-        file.write(b"\0\2")
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for n in range(file.tracecount):
+            file.header[n] = {TraceField.TraceNumber: n + 1}
+        file.bin[3255] = 2
     found = outcrop.info(path, domain="depth")
     assert found.units == "ft"
     best = found.candidates[0]

@@ -19,7 +19,9 @@ _DUPLICATES = 0.01  # part of the traces that may share a position with another
 _FILLED = 0.5  # part of the positions that must have a trace
 
 # Pairs of first bytes in common use, the most common first.
-_USUAL = [(189, 193), (9, 21), (17, 21), (9, 13), (17, 13), (5, 21), (181, 185), (221, 225)]
+_USUAL = [
+    (189, 193), (9, 21), (17, 21), (9, 13), (17, 13), (5, 21), (181, 185), (221, 225), (189, 21),
+]  # fmt: skip
 
 _OF_GATHER = 25  # numbers the traces of a gather
 _SEQUENCE = (1, 5)  # numbers the traces of any file
