@@ -170,7 +170,11 @@ def test_no_candidates(tmp_path):
             file.header[n] = {TraceField.CDP: 7}
     found = outcrop.info(path)
     assert found.candidates == []
-    assert "no other bytes give a regular grid either" in found.problem
+    assert found.problem.endswith("no other bytes give a regular grid either; correct the headers")
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for n in range(file.tracecount):
+            file.header[n] = {TraceField.SourceX: 7, TraceField.GroupX: 7 + n % 3}
+    assert outcrop.info(path).problem.endswith("; if these are shot gathers, pass --shots")
 
 
 def test_problems_besides_the_grid(tmp_path):

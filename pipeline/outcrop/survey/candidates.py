@@ -138,13 +138,22 @@ def remedy(file: SegyFile, at: HeaderBytes) -> str:
         return f"try --offset-byte {byte}, which tells the traces of a gather apart"
     found = candidates(file, at.offset)
     found = [c for c in found if (c.inline_byte, c.crossline_byte) != (at.inline, at.crossline)]
+    shots = "; if these are shot gathers, pass --shots" if _may_be_shots(file) else ""
     if not found:
-        return "no other bytes give a regular grid either; correct the headers"
+        return f"no other bytes give a regular grid either; correct the headers{shots}"
     best, of = found[0], f" of the first {SOME:,} traces" if file.traces > SOME else ""
     return (
         f"try --iline-byte {best.inline_byte} --xline-byte {best.crossline_byte} "
-        f"({best.inlines:,} × {best.crosslines:,}{of}); outcrop info shows all candidates"
+        f"({best.inlines:,} × {best.crosslines:,}{of}); outcrop info shows all candidates{shots}"
     )
+
+
+def _may_be_shots(file: SegyFile) -> bool:
+    """Whether the receivers lie at many places, and most of them elsewhere than their sources."""
+    headers = file.headers(0, min(file.traces, SOME))
+    source, receiver = headers[:, 72:80], headers[:, 80:88]
+    apart = (source != receiver).any(axis=1)
+    return bool((receiver != receiver[:1]).any() and 2 * np.count_nonzero(apart) > len(apart))
 
 
 def _lines(headers: np.ndarray, order: Order, but: tuple[int, ...]) -> list[Candidate]:
