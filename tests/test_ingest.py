@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -32,9 +33,10 @@ from outcrop.errors import (
 )
 from outcrop.locks import taken
 from outcrop.output import Output
-from outcrop.survey import checks, parts
+from outcrop.survey import checks, geometry, parts
 from outcrop.survey.decode import decode
 from outcrop.survey.segy import FIELDS, SegyFile
+from outcrop.survey.template import LATERAL
 from segy_files import cdp, write_segy
 
 DATA = Path(__file__).parent / "data" / "segy"
@@ -207,6 +209,22 @@ def test_prestack(tmp_path):
         for offset in file.offsets:
             expected = np.stack([file.iline[i, offset] for i in file.ilines])
             np.testing.assert_array_equal(survey.amplitude.sel(offset=offset), expected)
+
+
+def test_gathers_are_placed_in_little_memory(monkeypatch):
+    monkeypatch.setattr(geometry, "_BLOCK", 1 << 12)
+    axes = np.meshgrid(np.arange(20), np.arange(50), 50 * np.arange(200), indexing="ij")
+    numbers = {name: axis.ravel().astype("i4") for name, axis in zip(LATERAL, axes, strict=True)}
+    count = numbers["offset"].size
+    file = SegyFile(Path("a.sgy"), ">", 5, 10, 10, 3600, count)
+    nothing = np.zeros((1, 240), dtype=np.uint8)
+    headers = geometry.Headers(numbers, nothing, nothing[0] > 0, np.zeros(count, dtype=np.uint16))
+    tracemalloc.start()
+    grid = geometry.make_grid(file, headers, geometry.HeaderBytes())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(grid.trace_index.ravel(), np.arange(count))
+    assert peak < 20 * count
 
 
 def test_a_stack_with_offsets_is_no_prestack(tmp_path, segy):
