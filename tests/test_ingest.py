@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import segyio
 import xarray as xr
-from segyio import TraceField
+from segyio import TraceField, tracefield
 
 import outcrop
 from command_line import outcrop_command
@@ -35,7 +35,7 @@ from outcrop.locks import taken
 from outcrop.output import Output
 from outcrop.survey import checks, geometry, parts
 from outcrop.survey.decode import decode
-from outcrop.survey.segy import FIELDS, SegyFile
+from outcrop.survey.segy import FIELDS, SegyFile, fields_of
 from outcrop.survey.template import LATERAL
 from segy_files import cdp, write_segy
 
@@ -165,6 +165,13 @@ def test_every_byte_of_the_headers_is_kept(tmp_path, endian):
             assert (expected == kept["trace_header"].get(name, 0)).all()
     assert kept["traces"] == 19
     assert kept["samples"] == 30
+
+
+def test_fields_have_the_same_names_by_segyio_2():
+    keys = {k: byte for k, byte in tracefield.keys.items() if not 219 <= byte < 225}
+    new = [f"SourceEnergyDirection{part}" for part in ("Vert", "Xline", "Iline")]
+    assert fields_of(keys | dict(zip(new, (219, 221, 223), strict=True))) == FIELDS
+    assert sum(int(kind[1]) for _, kind in FIELDS.values()) == 240
 
 
 @pytest.mark.parametrize("name", ["f3", "f3-lsb", "small"])

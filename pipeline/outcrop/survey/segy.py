@@ -7,10 +7,9 @@ field names are segyio's. segyio itself reads headers one field at a time and tr
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,15 +28,23 @@ log = logging.getLogger(__name__)
 _PIECE = 1 << 20  # bytes read at a time: they stay in the cache while they are converted
 _SEEK = 64 << 10  # bytes of a trace that are read rather than skipped, to get at others
 
+# Surveys on disk have these names of segyio 1.9, where segyio 2 names parts of them.
+_KEPT = {"SourceEnergyDirectionMantissa": 219, "SourceEnergyDirectionExponent": 223}
+
+
+def fields_of(keys: Mapping[str, int]) -> dict[str, tuple[int, str]]:
+    """Trace header fields, first byte, from 1, and type, of segyio's table of first bytes."""
+    named = {name: byte for name, byte in keys.items() if not 219 <= byte < 225} | _KEPT
+    starts = sorted((byte, name) for name, byte in named.items())
+    ends = [*(byte for byte, _ in starts[1:]), TRACE_HEADER + 1]
+    return {
+        name: (first, f"i{after - first}")
+        for (first, name), after in zip(starts, ends, strict=True)
+    }
+
+
 # Trace header fields: first byte, from 1, and type. Together they are all 240 bytes.
-FIELDS = {
-    name: (first, f"i{after - first}")
-    for (name, first), after in zip(
-        tracefield.keys.items(),
-        [*itertools.islice(tracefield.keys.values(), 1, None), TRACE_HEADER + 1],
-        strict=True,
-    )
-}
+FIELDS = fields_of(tracefield.keys)
 _TYPES = dict(FIELDS.values())
 
 
