@@ -392,12 +392,23 @@ def test_extended_text_headers_of_unknown_number(tmp_path, end):
     np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), cube())
 
 
+@pytest.mark.parametrize("said", [0, 1, 3, -2])
+def test_another_number_of_extended_text_headers(tmp_path, said, caplog):
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, ext_headers=2)
+    set_bytes(path, 3505, said.to_bytes(2, "big", signed=True))
+    survey = outcrop.ingest(path, tmp_path / "a.zarr")
+    assert f"after 2 extended text headers, and the file says that there are {said}" in caplog.text
+    np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), cube())
+    assert outcrop.export(survey, tmp_path / "o.sgy").read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize("count", [b"\0\1", b"  ", b"\xff\xff", b"\xff\0"])
 def test_extended_text_headers_that_are_not_there(tmp_path, segy, count, caplog):
     whole = outcrop.ingest(segy, tmp_path / "whole.zarr").load()
     set_bytes(segy, 3501, b"sw\0\0" + count)  # as some programs fill what revision 0 leaves free
     survey = outcrop.ingest(segy, tmp_path / "a.zarr").load()
-    assert "extended text headers would be" in caplog.text
+    assert "begins after 0 extended text headers, and the file says that there" in caplog.text
     xr.testing.assert_equal(survey, whole)
     assert outcrop.export(survey, tmp_path / "out.sgy").read_bytes() == segy.read_bytes()
 

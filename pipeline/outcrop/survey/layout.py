@@ -16,6 +16,7 @@ Order = Literal[">", "<"]
 log = logging.getLogger(__name__)
 
 TRACE_HEADER = 240  # bytes
+_TEXTS = 100  # extended text headers that are looked for where the file says another number
 _UNREAD = {4: "fixed point with gain", 7: "integer, 3 bytes", 15: "unsigned integer, 3 bytes"}
 
 
@@ -49,19 +50,28 @@ def first_trace(path: Path, head: bytes, order: Order, not_segy: str) -> int:
     """Offset of the first trace: after as many extended text headers as the file says.
 
     Of revision 0, and by some programs, anything may lie where that is said. So it is not
-    believed where a trace of the binary header's sample count begins without them, and none after.
+    believed where a trace of the binary header's sample count begins before or after others, of
+    text, and none there.
     """
     count = binary(head, 3505, "i2", order)
     start, samples = TEXT + BINARY, binary(head, 3221, "u2", order)
-    here = samples and samples_told(path, start, order) == samples
-    if count and here and (count < 0 or samples_told(path, start + count * TEXT, order) != samples):
-        log.warning(
-            "%s: a trace begins where %d extended text headers would be (binary header bytes "
-            "3505-3506), which are not there",
-            path,
-            count,
-        )
-        return start
+
+    def begins(number: int) -> bool:
+        return samples_told(path, start + number * TEXT, order) == samples
+
+    if samples and (count < 0 or not begins(count)):
+        for number in range(1 if count == -1 else _TEXTS):
+            if number and not _is_text(path, start + (number - 1) * TEXT):
+                break
+            if begins(number):
+                log.warning(
+                    "%s: the first trace begins after %d extended text headers, and the file says "
+                    "that there are %d (binary header bytes 3505-3506)",
+                    path,
+                    number,
+                    count,
+                )
+                return start + number * TEXT
     if count < -1:
         raise SegyError(
             f"{path}: says that it has {count} extended text headers (bytes 3505-3506); correct "
@@ -79,6 +89,14 @@ def first_trace(path: Path, head: bytes, order: Order, not_segy: str) -> int:
         f"{not_segy}variable extended text headers (bytes 3505-3506) without ((SEG: EndText)); "
         "correct the header"
     )
+
+
+def _is_text(path: Path, offset: int) -> bool:
+    """Whether a text header lies there: nearly all of it is printable."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        text = decoded(file.read(TEXT)).replace("\n", "")
+    return len(text) > 0 and sum(" " <= c <= "~" for c in text) >= 0.9 * len(text)
 
 
 def samples_told(path: Path, offset: int, order: Order) -> int:
