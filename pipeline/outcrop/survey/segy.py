@@ -11,13 +11,14 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 from segyio import tracefield
 
 from ..errors import SegyError
+from ..patience import patiently
 from ..storage import on_disk
 from .decode import DTYPES
 from .layout import TRACE_HEADER, Order, binary, first_trace, order_and_format, samples_told
@@ -296,7 +297,9 @@ class SegyFile:
         with open(self.path, "rb", buffering=0) as file:
             for start in range(0, self.traces, step):
                 stop = min(start + step, self.traces)
-                headers = self._pread(file.fileno(), start, stop, 0, TRACE_HEADER)
+                headers = patiently(
+                    partial(self._pread, file.fileno(), start, stop, 0, TRACE_HEADER)
+                )
                 wrong = self.wrong_lengths(headers, start)
                 first = first if count or not wrong.size else start + int(wrong[0]) + 1
                 count += wrong.size
@@ -367,7 +370,11 @@ class SegyFile:
     def _fill(self, fd: int, buffer: np.ndarray, offset: int) -> None:
         done = 0
         while done < buffer.size:
-            got = os.preadv(fd, [buffer.data[done:]], self.first + offset + done)
+            try:
+                got = os.preadv(fd, [buffer.data[done:]], self.first + offset + done)
+            except OSError as error:  # which knows no name
+                error.filename = str(self.path)
+                raise
             if not got:
                 raise SegyError(f"{self.path}: became shorter while it was read; copy it again")
             done += got
