@@ -746,7 +746,8 @@ def test_nonfinite(tmp_path, traces, cluster, request):
     write_segy(path, values, inlines=range(shape[0]), crosslines=CROSSLINES, format=5)
     options = {"chunks": (2, 4, 30), "shards": (20, 4, 30), "client": client}
     with pytest.raises(
-        SurveyError, match=r"3 samples are NaN or infinite \(first: inline 1 crossline 31 at 12"
+        SurveyError,
+        match=r"3 samples are NaN or infinite \(first: inline 1 crossline 31 at 12 in trace 7; ",
     ):
         outcrop.ingest(path, tmp_path / "a.zarr", **options)
     with pytest.raises(SurveyError):

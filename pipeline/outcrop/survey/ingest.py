@@ -37,7 +37,7 @@ from .checks import (
 )
 from .decode import decode
 from .encode import format_code
-from .geometry import HeaderBytes, Headers, check_choice, make_grid, read_headers, vertical_axis
+from .geometry import HeaderBytes, check_choice, make_grid, read_headers, vertical_axis
 from .parts import (
     Job,
     NonFiniteSampleError,
@@ -52,7 +52,7 @@ from .parts import (
     write,
 )
 from .reading import open as open_survey
-from .segy import FIELDS, SegyFile, field
+from .segy import FIELDS, SegyFile, field, number
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -191,6 +191,8 @@ def ingest(
     if code is None:
         warn_of_format(file, sample)
     sample = decode(sample, file.format)
+    if nonfinite == "error" and not np.isfinite(sample).all():
+        raise _nonfinite_error(file, at, vertical, client)
     dtype = schema.amplitude_dtype(file.format)
     _check_space(path, dtype.itemsize * file.samples * file.traces, sample, codec)
     length = file.traces * file.trace_bytes
@@ -214,9 +216,6 @@ def ingest(
     template, encoding = schema.template(
         file, headers, grid, at, vertical, domain, chunk, shard, codec
     )
-    if nonfinite == "error" and not np.isfinite(sample).all():
-        raise _nonfinite_error(file, headers, vertical, client)
-
     record = {
         **known,
         "bytes": template.attrs["segy"]["bytes"],
@@ -245,7 +244,7 @@ def ingest(
             told["replaced_samples"] = replaced
             output.commit({"segy": {**template.attrs["segy"], "ingested_with": told}})
     except NonFiniteSampleError:
-        raise _nonfinite_error(file, headers, vertical, client) from None
+        raise _nonfinite_error(file, at, vertical, client) from None
     except OSError as error:
         what = f"{error.strerror}: {error.filename or segy}"
         raise OutcropError(
@@ -347,7 +346,7 @@ def _check_space(
 
 
 def _nonfinite_error(
-    file: SegyFile, headers: Headers, vertical: np.ndarray, client: Client | None
+    file: SegyFile, at: HeaderBytes, vertical: np.ndarray, client: Client | None
 ) -> SurveyError:
     """Count NaN and infinite samples, and say where the first are."""
     total = 0
@@ -359,10 +358,12 @@ def _nonfinite_error(
         found.extend(result[1])
 
     run(functools.partial(count_nonfinite, file), counted(file), done, CPU_COUNT, client)
+    first = sorted(found)[:3]
+    headers = file.read_headers(np.array([trace for trace, _ in first]))
+    inlines, crosslines = (number(headers, b, file.order) for b in (at.inline, at.crossline))
     places = [
-        " ".join(f"{name} {numbers[trace]}" for name, numbers in headers.numbers.items())
-        + f" at {spoken(vertical[sample])}"
-        for trace, sample in sorted(found)[:3]
+        f"inline {i} crossline {x} at {spoken(vertical[sample])} in trace {trace + 1:,}"
+        for i, x, (trace, sample) in zip(inlines, crosslines, first, strict=True)
     ]
     return SurveyError(
         f"{file.path}: {total:,} samples are NaN or infinite (first: {'; '.join(places)}); "
