@@ -610,6 +610,20 @@ def test_mismatch_is_one_line(case: str, f3: xr.Dataset, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_what_does_not_fit_is_told_before_all_headers_are_read(
+    f3: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outcrop.survey.template.read_headers", lambda *_: pytest.fail("read"))
+    volume, out = probability(f3), tmp_path / "out.sgy"
+    for source, options, message in [
+        (shifted(volume, twt=1), {}, "twt 5…301 by 4"),
+        (volume, {"format": "float"}, "format 'float'"),
+        (volume, {"format": "ieee", "scale": 2.0}, "integer formats"),
+    ]:
+        with pytest.raises(SurveyError, match=message):
+            outcrop.export(source, out, like=DATA / "f3.sgy", **options)
+
+
 # Other files
 
 
@@ -957,6 +971,26 @@ def test_headers_have_one_unit(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     volume.depth.attrs["units"] = "ft"
     outcrop.export(volume, tmp_path / "ft.sgy")
     assert "positions are in m and depths in ft, and headers have one unit" in caplog.text
+
+
+@pytest.mark.parametrize(("far", "scalar"), [(2e7, -100), (3e7, -10), (3e8, 1)])
+def test_positions_are_as_fine_as_headers_hold(far: float, scalar: int, tmp_path: Path) -> None:
+    volume = of_no_segy(False)
+    volume = volume.assign_coords(inline=volume.inline.copy(data=far + 25 * np.arange(5)))
+    out = outcrop.export(volume, tmp_path / "o.sgy")
+    survey = outcrop.ingest(out, tmp_path / "o.zarr", domain="depth")
+    np.testing.assert_array_equal(survey.cdp_x[:, 0], volume.inline)
+    assert survey.attrs["segy"]["trace_header"]["SourceGroupScalar"] == scalar
+    assert f"SCALAR {scalar} IN BYTES 71-72" in survey.attrs["segy"]["text"][0]
+
+
+def test_positions_that_are_no_lengths_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = of_no_segy(True)
+    volume.cdp_x.attrs["units"] = "degree"
+    outcrop.export(volume, tmp_path / "o.sgy")
+    assert "cdp_x is in degree, no length, and left out" in caplog.text
 
 
 def test_a_start_in_seconds_is_a_whole_ms(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -148,9 +150,10 @@ def test_a_single_line_and_feet(tmp_path):
     write_segy(
         path, np.ones((1, 9, 8), "f4"), inlines=[0], crosslines=range(101, 110), xline_byte=21
     )
-    with path.open("r+b") as file:
-        file.seek(3254)
-        file.write(b"\0\2")
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for n in range(file.tracecount):
+            file.header[n] = {TraceField.TraceNumber: n + 1}
+        file.bin[3255] = 2
     found = outcrop.info(path, domain="depth")
     assert found.units == "ft"
     best = found.candidates[0]
@@ -161,6 +164,27 @@ def test_a_single_line_and_feet(tmp_path):
     assert survey.depth.units == "ft"
 
 
+@pytest.mark.filterwarnings("ignore:OSError.*trying again")
+def test_a_disk_that_refuses(tmp_path, monkeypatch):
+    path = tmp_path / "a.sgy"
+    write_segy(path, np.ones((3, 4, 8), "f4"), inlines=range(3), crosslines=range(4))
+    monkeypatch.setattr("outcrop.patience.WAITS", (0, 0, 0))
+    read, answers = os.preadv, []
+
+    def refusing(*arguments):
+        if answers and not answers.pop(0):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(*arguments)
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    answers[:] = [True, False]  # for a moment, while all headers are read
+    assert outcrop.info(path).traces == 12
+    answers[:] = [False] * 9
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        outcrop.info(path)
+    assert caught.value.filename == str(path)
+
+
 def test_no_candidates(tmp_path):
     path = tmp_path / "a.sgy"
     write_segy(path, np.ones((6, 5, 10)), inlines=[1] * 6, crosslines=[2] * 5)
@@ -169,7 +193,11 @@ def test_no_candidates(tmp_path):
             file.header[n] = {TraceField.CDP: 7}
     found = outcrop.info(path)
     assert found.candidates == []
-    assert "no other bytes give a regular grid either" in found.problem
+    assert found.problem.endswith("no other bytes give a regular grid either; correct the headers")
+    with segyio.open(path, "r+", ignore_geometry=True) as file:
+        for n in range(file.tracecount):
+            file.header[n] = {TraceField.SourceX: 7, TraceField.GroupX: 7 + n % 3}
+    assert outcrop.info(path).problem.endswith("; if these are shot gathers, pass --shots")
 
 
 def test_problems_besides_the_grid(tmp_path):

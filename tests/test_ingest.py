@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import segyio
 import xarray as xr
-from segyio import TraceField
+from segyio import TraceField, tracefield
 
 import outcrop
 from command_line import outcrop_command
@@ -32,9 +33,10 @@ from outcrop.errors import (
 )
 from outcrop.locks import taken
 from outcrop.output import Output
-from outcrop.survey import checks, parts
+from outcrop.survey import checks, geometry, parts
 from outcrop.survey.decode import decode
-from outcrop.survey.segy import FIELDS, SegyFile
+from outcrop.survey.segy import FIELDS, SegyFile, fields_of
+from outcrop.survey.template import LATERAL
 from segy_files import cdp, write_segy
 
 DATA = Path(__file__).parent / "data" / "segy"
@@ -165,6 +167,13 @@ def test_every_byte_of_the_headers_is_kept(tmp_path, endian):
     assert kept["samples"] == 30
 
 
+def test_fields_have_the_same_names_by_segyio_2():
+    keys = {k: byte for k, byte in tracefield.keys.items() if not 219 <= byte < 225}
+    new = [f"SourceEnergyDirection{part}" for part in ("Vert", "Xline", "Iline")]
+    assert fields_of(keys | dict(zip(new, (219, 221, 223), strict=True))) == FIELDS
+    assert sum(int(kind[1]) for _, kind in FIELDS.values()) == 240
+
+
 @pytest.mark.parametrize("name", ["f3", "f3-lsb", "small"])
 def test_real_files_against_segyio(tmp_path, name):
     endian = "little" if name.endswith("lsb") else "big"
@@ -207,6 +216,22 @@ def test_prestack(tmp_path):
         for offset in file.offsets:
             expected = np.stack([file.iline[i, offset] for i in file.ilines])
             np.testing.assert_array_equal(survey.amplitude.sel(offset=offset), expected)
+
+
+def test_gathers_are_placed_in_little_memory(monkeypatch):
+    monkeypatch.setattr(geometry, "_BLOCK", 1 << 12)
+    axes = np.meshgrid(np.arange(20), np.arange(50), 50 * np.arange(200), indexing="ij")
+    numbers = {name: axis.ravel().astype("i4") for name, axis in zip(LATERAL, axes, strict=True)}
+    count = numbers["offset"].size
+    file = SegyFile(Path("a.sgy"), ">", 5, 10, 10, 3600, count)
+    nothing = np.zeros((1, 240), dtype=np.uint8)
+    headers = geometry.Headers(numbers, nothing, nothing[0] > 0, np.zeros(count, dtype=np.uint16))
+    tracemalloc.start()
+    grid = geometry.make_grid(file, headers, geometry.HeaderBytes())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(grid.trace_index.ravel(), np.arange(count))
+    assert peak < 20 * count
 
 
 def test_a_stack_with_offsets_is_no_prestack(tmp_path, segy):
@@ -367,12 +392,23 @@ def test_extended_text_headers_of_unknown_number(tmp_path, end):
     np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), cube())
 
 
+@pytest.mark.parametrize("said", [0, 1, 3, -2])
+def test_another_number_of_extended_text_headers(tmp_path, said, caplog):
+    path = tmp_path / "a.sgy"
+    write_segy(path, cube(), inlines=INLINES, crosslines=CROSSLINES, ext_headers=2)
+    set_bytes(path, 3505, said.to_bytes(2, "big", signed=True))
+    survey = outcrop.ingest(path, tmp_path / "a.zarr")
+    assert f"after 2 extended text headers, and the file says that there are {said}" in caplog.text
+    np.testing.assert_array_equal(survey.amplitude.sel(crossline=CROSSLINES), cube())
+    assert outcrop.export(survey, tmp_path / "o.sgy").read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize("count", [b"\0\1", b"  ", b"\xff\xff", b"\xff\0"])
 def test_extended_text_headers_that_are_not_there(tmp_path, segy, count, caplog):
     whole = outcrop.ingest(segy, tmp_path / "whole.zarr").load()
     set_bytes(segy, 3501, b"sw\0\0" + count)  # as some programs fill what revision 0 leaves free
     survey = outcrop.ingest(segy, tmp_path / "a.zarr").load()
-    assert "extended text headers would be" in caplog.text
+    assert "begins after 0 extended text headers, and the file says that there" in caplog.text
     xr.testing.assert_equal(survey, whole)
     assert outcrop.export(survey, tmp_path / "out.sgy").read_bytes() == segy.read_bytes()
 
@@ -489,6 +525,18 @@ def test_trailers_are_not_traces(tmp_path, segy):
         outcrop.ingest(segy, tmp_path / "a.zarr")
 
 
+@pytest.mark.parametrize("revision", [b"\2\0", b"\2\1"])
+def test_additional_trace_headers(tmp_path, segy, revision):
+    set_bytes(segy, 3501, revision)
+    more = b"\0\0\0\1" if revision == b"\2\0" else b"\0\1\0\2"
+    set_bytes(segy, 3507, more)
+    with pytest.raises(SegyError, match="has 1 additional headers in each trace"):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+    if revision == b"\2\1":  # which has the type of the survey there, too
+        set_bytes(segy, 3507, b"\0\0\0\2")
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+
+
 @pytest.mark.parametrize(
     ("extended", "fact"),
     [
@@ -527,11 +575,15 @@ def test_no_file(tmp_path):
         outcrop.ingest(tmp_path, tmp_path / "a.zarr")
 
 
-@pytest.mark.parametrize(("written", "said"), [(5, 1), (1, 5), (5, 0), (3, 2)])
-def test_a_wrong_sample_format(tmp_path, caplog, written, said):
+@pytest.mark.parametrize(
+    ("written", "said", "endian"),
+    [(5, 1, "big"), (1, 5, "big"), (5, 0, "big"), (5, 0, "little"), (3, 2, "big")],
+)
+def test_a_wrong_sample_format(tmp_path, caplog, written, said, endian):
     path, given = tmp_path / "a.sgy", {1: "ibm", 3: "int16", 5: "ieee"}[written]
     values = (10 * cube((5, 4, 150), 6) ** 3).astype(FORMATS[written])
-    write_segy(path, values, inlines=INLINES, crosslines=sorted(CROSSLINES), format=written)
+    lines = {"inlines": INLINES, "crosslines": sorted(CROSSLINES)}
+    write_segy(path, values, **lines, format=written, endian=endian)
     right = path.read_bytes()
     exact = outcrop.ingest(path, tmp_path / "a.zarr").load()
     assert not caplog.text
@@ -577,14 +629,28 @@ def test_truncated(tmp_path, segy, cut):
         outcrop.info(segy)
 
 
+@pytest.mark.parametrize("wrong", [[7], [0], [18], [3, 4, 5, 18]])
+def test_wrong_sample_counts_in_trace_headers(tmp_path, segy, wrong, caplog):
+    whole = outcrop.ingest(segy, tmp_path / "whole.zarr")
+    for trace in wrong:
+        set_header(segy, trace, TRACE_SAMPLE_COUNT=28)
+    survey = outcrop.ingest(segy, tmp_path / "a.zarr")
+    np.testing.assert_array_equal(survey.amplitude, whole.amplitude)
+    told = f"{len(wrong)} traces say that they have another number of samples (header bytes "
+    assert f"{told}115-116; trace {wrong[0] + 1} is the first), and have 30" in caplog.text
+    assert outcrop.export(survey, tmp_path / "o.sgy").read_bytes() == segy.read_bytes()
+
+
 def test_several_trace_lengths(tmp_path, segy):
     set_header(segy, 7, TRACE_SAMPLE_COUNT=28)
-    with pytest.raises(SegyError, match=r"trace 8 says that it has 28 samples.*the first 30"):
-        outcrop.ingest(segy, tmp_path / "a.zarr")
-    data = segy.read_bytes()  # and now really
+    data = segy.read_bytes()
     at = 3600 + 8 * (240 + 30 * 4)
     segy.write_bytes(data[: at - 8] + data[at:])
-    with pytest.raises(SegyError, match=r"trace 8 says that it has 28 samples.*the first 30"):
+    with pytest.raises(SegyError, match=r"trace 8 says that it has 28 samples.*others 30"):
+        outcrop.ingest(segy, tmp_path / "a.zarr")
+    # As many bytes as if all were of one length.
+    segy.write_bytes(data[: at - 8] + data[at:] + bytes(8))
+    with pytest.raises(SegyError, match=r"trace 8 says that it has 28 samples.*others 30"):
         outcrop.ingest(segy, tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
 
@@ -680,7 +746,8 @@ def test_nonfinite(tmp_path, traces, cluster, request):
     write_segy(path, values, inlines=range(shape[0]), crosslines=CROSSLINES, format=5)
     options = {"chunks": (2, 4, 30), "shards": (20, 4, 30), "client": client}
     with pytest.raises(
-        SurveyError, match=r"3 samples are NaN or infinite \(first: inline 1 crossline 31 at 12"
+        SurveyError,
+        match=r"3 samples are NaN or infinite \(first: inline 1 crossline 31 at 12 in trace 7; ",
     ):
         outcrop.ingest(path, tmp_path / "a.zarr", **options)
     with pytest.raises(SurveyError):
@@ -878,7 +945,8 @@ def test_no_space_left_at_once(tmp_path, segy):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
-def test_no_space_left_is_noticed_before_anything_is_written(tmp_path, large):
+def test_no_space_left_is_noticed_before_the_headers_are_read(tmp_path, large, monkeypatch):
+    monkeypatch.setattr(SegyFile, "scan", lambda _: pytest.fail("read"))
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk]).returncode:

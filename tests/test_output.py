@@ -296,6 +296,7 @@ def test_mdio(tmp_path):
     np.testing.assert_allclose(found.cdp_x, part.cdp_x.where(part.live))
     np.testing.assert_array_equal(found.twt, 4 * np.arange(16))  # multidimio ignores the delay
     assert found.twt.attrs["units"] == "ms"
+    assert found.cdp_x.attrs["units"] == "m"
     network = torch.nn.ReLU().eval()
     made = outcrop.predict(network, DATA / "mdio/f3.mdio", tmp_path / "a.zarr").prediction
     np.testing.assert_array_equal(made, part.amplitude.clip(min=0))

@@ -214,7 +214,6 @@ def _read_headers(file: SegyFile, advance: Callable[[float], None]) -> dict[str,
     )  # fmt: skip
     found = {name: np.empty(file.traces, dtype=np.int32) for name in names}
     for start, headers in file.scan():
-        file.check_lengths(headers, start)
         for name in names:
             values = field(headers, FIELDS[name][0], file.order)
             found[name][start : start + len(headers)] = values

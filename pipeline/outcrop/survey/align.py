@@ -70,7 +70,7 @@ def align(volume: xr.DataArray, template: Template) -> Part:
         there &= found
     if not there.any():
         raise SurveyError(f"{template.name} has no trace on the lines of the volume")
-    first = _first_sample(volume, vertical[0], template)
+    first = first_sample(volume, vertical[0], template.vertical, template.name)
     return Part(volume, template.traces[there], cells[there], first)
 
 
@@ -104,9 +104,24 @@ def _places(volume: xr.DataArray, dim: str, template: Template) -> tuple[np.ndar
     return index, at[index] == numbers
 
 
-def _first_sample(volume: xr.DataArray, dim: str, template: Template) -> int:
-    """Sample of the template at which the volume starts."""
-    known = template.vertical
+def first_sample(volume: xr.DataArray, dim: str, known: np.ndarray, name: str) -> int:
+    """Find at which of known times or depths a volume starts.
+
+    Parameters
+    ----------
+    volume : xarray.DataArray
+    dim : str
+        "twt" or "depth".
+    known : ndarray
+        Two-way time in ms, or depth in m.
+    name : str
+        Of what has these, for messages.
+
+    Raises
+    ------
+    SurveyError
+        If the volume's are no run of these.
+    """
     count = volume.sizes[dim]
     if dim not in volume.coords and count == known.size:
         return 0
@@ -121,7 +136,7 @@ def _first_sample(volume: xr.DataArray, dim: str, template: Template) -> int:
     else:
         has = f"{count} samples without coordinate"
     raise SurveyError(
-        f"{dim} {has} of the volume is no run of samples of {template.name}, which has "
+        f"{dim} {has} of the volume is no run of samples of {name}, which has "
         f"{span(known)}; pass the survey that it was made from as like= (--like), or resample it"
     )
 

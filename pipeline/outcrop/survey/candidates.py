@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .segy import FIELDS, TRACE_HEADER, Order, SegyFile, number
+from .layout import TRACE_HEADER, Order
+from .segy import FIELDS, SegyFile, number
 
 if TYPE_CHECKING:
     from .geometry import HeaderBytes
@@ -18,7 +19,9 @@ _DUPLICATES = 0.01  # part of the traces that may share a position with another
 _FILLED = 0.5  # part of the positions that must have a trace
 
 # Pairs of first bytes in common use, the most common first.
-_USUAL = [(189, 193), (9, 21), (17, 21), (9, 13), (17, 13), (5, 21), (181, 185), (221, 225)]
+_USUAL = [
+    (189, 193), (9, 21), (17, 21), (9, 13), (17, 13), (5, 21), (181, 185), (221, 225), (189, 21),
+]  # fmt: skip
 
 _OF_GATHER = 25  # numbers the traces of a gather
 _SEQUENCE = (1, 5)  # numbers the traces of any file
@@ -135,13 +138,22 @@ def remedy(file: SegyFile, at: HeaderBytes) -> str:
         return f"try --offset-byte {byte}, which tells the traces of a gather apart"
     found = candidates(file, at.offset)
     found = [c for c in found if (c.inline_byte, c.crossline_byte) != (at.inline, at.crossline)]
+    shots = "; if these are shot gathers, pass --shots" if _may_be_shots(file) else ""
     if not found:
-        return "no other bytes give a regular grid either; correct the headers"
+        return f"no other bytes give a regular grid either; correct the headers{shots}"
     best, of = found[0], f" of the first {SOME:,} traces" if file.traces > SOME else ""
     return (
         f"try --iline-byte {best.inline_byte} --xline-byte {best.crossline_byte} "
-        f"({best.inlines:,} × {best.crosslines:,}{of}); outcrop info shows all candidates"
+        f"({best.inlines:,} × {best.crosslines:,}{of}); outcrop info shows all candidates{shots}"
     )
+
+
+def _may_be_shots(file: SegyFile) -> bool:
+    """Whether the receivers lie at many places, and most of them elsewhere than their sources."""
+    headers = file.headers(0, min(file.traces, SOME))
+    source, receiver = headers[:, 72:80], headers[:, 80:88]
+    apart = (source != receiver).any(axis=1)
+    return bool((receiver != receiver[:1]).any() and 2 * np.count_nonzero(apart) > len(apart))
 
 
 def _lines(headers: np.ndarray, order: Order, but: tuple[int, ...]) -> list[Candidate]:

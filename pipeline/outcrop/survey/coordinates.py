@@ -13,8 +13,8 @@ from .. import __version__
 from ..arrays import spoken
 from ..errors import SurveyError
 from .checks import TINY
+from .layout import TRACE_HEADER
 from .reading import loaded
-from .segy import TRACE_HEADER
 from .template import LATERAL, Template, put
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,8 @@ _IEEE = 5
 _LENGTHS = {"m": 1, "ft": 2}  # by the measurement system of the binary header
 _LOOK = 1 << 16  # traces
 _COUNT = 0xFFFF  # samples that headers of revision 1 can count
-_PARTS = 100  # of a metre or foot, in which positions are written
+_LONGEST = 0x7FFFFFFF  # number in four bytes
+_PARTS = (100, 10)  # of a metre or foot, in which positions are written where they fit
 
 
 def of_coordinates(volume: xr.DataArray, name: str) -> Template:
@@ -34,8 +35,9 @@ def of_coordinates(volume: xr.DataArray, name: str) -> Template:
     Traces of more than 65,535 samples, which its headers cannot count, make it a revision 2 file.
 
     Numbers of inlines and crosslines lie in bytes 189 and 193, positions in 181 and 185: those
-    of `cdp_x` and `cdp_y`, or, of a model, along its axes. An axis that holds positions, or
-    nothing, is numbered from 1. Where `live` is false there is no trace.
+    of `cdp_x` and `cdp_y`, or, of a model, along its axes; in hundredths, or tenths or whole ones
+    where those do not fit. An axis that holds positions, or nothing, is numbered from 1. Where
+    `live` is false there is no trace.
 
     Parameters
     ----------
@@ -70,7 +72,7 @@ def of_coordinates(volume: xr.DataArray, name: str) -> Template:
     traces = np.flatnonzero(live)
     places = np.unravel_index(traces, shape)
     axes = {d: _axis(volume, d) for d in lateral}
-    positions, unit = _positions(volume, lateral)
+    positions, unit = _positions(volume, lateral, name)
     deep = volume[dim].attrs.get("units", unit)
     if positions and deep in _LENGTHS and deep != unit:
         log.warning(
@@ -80,9 +82,12 @@ def of_coordinates(volume: xr.DataArray, name: str) -> Template:
             unit,
             deep,
         )
+    farthest = max((float(np.abs(v.ravel()[traces]).max()) for v in positions), default=0.0)
+    parts = next((n for n in _PARTS if positions and n * farthest < _LONGEST), 1)
+    scalar = -parts if parts > 1 else 1
     alike = {
         "TraceIdentificationCode": 1,
-        "SourceGroupScalar": -_PARTS if positions else 1,
+        "SourceGroupScalar": scalar,
         "CoordinateUnits": 1,
         "DelayRecordingTime": at[0],
         # Unsigned fields, which segyio's table of fields takes for signed ones.
@@ -97,7 +102,7 @@ def of_coordinates(volume: xr.DataArray, name: str) -> Template:
         fields[_FIELDS[d]] = (index + 1) if _is_place(volume, d) else axes[d][index]
     fields["CDP"] = next(fields[f] for f in reversed(_FIELDS.values()) if f in fields)
     for field, values in zip(("CDP_X", "CDP_Y"), positions, strict=False):
-        fields[field] = np.rint(values.ravel()[traces] * _PARTS)
+        fields[field] = np.rint(values.ravel()[traces] * parts)
     constant = np.zeros((1, TRACE_HEADER), dtype=np.uint8)
     for field, value in alike.items():
         put(constant, field, np.array([value]), ">", name)
@@ -114,7 +119,7 @@ def of_coordinates(volume: xr.DataArray, name: str) -> Template:
         name=name,
         order=">",
         format=_IEEE,
-        file_header=_file_header(volume, lateral, dim, at, interval, unit),
+        file_header=_file_header(volume, lateral, dim, at, interval, unit, scalar),
         vertical=at,
         dim=dim,
         count=traces.size,
@@ -176,19 +181,26 @@ def _over(values: xr.DataArray, volume: xr.DataArray, lateral: list[str]) -> xr.
     return values.broadcast_like(like).transpose(*lateral)
 
 
-def _positions(volume: xr.DataArray, lateral: list[str]) -> tuple[list[np.ndarray], str]:
+def _positions(volume: xr.DataArray, lateral: list[str], name: str) -> tuple[list[np.ndarray], str]:
     """X and y of each trace, if they are known as lengths, and their unit."""
     along = [d for d in lateral if d in volume.coords and _is_place(volume, d)]
     if {"cdp_x", "cdp_y"} <= set(volume.coords):
         along = ["cdp_x", "cdp_y"]
     units = [volume[d].attrs.get("units", "m") for d in along] or ["m"]
     if units[0] not in _LENGTHS:
+        log.warning("%s: %s is in %s, no length, and left out", name, along[0], units[0])
         return [], "m"
     return [loaded(_over(volume[d], volume, lateral)) for d in along], units[0]
 
 
 def _file_header(
-    volume: xr.DataArray, lateral: list[str], dim: str, at: np.ndarray, interval: int, unit: str
+    volume: xr.DataArray,
+    lateral: list[str],
+    dim: str,
+    at: np.ndarray,
+    interval: int,
+    unit: str,
+    scalar: int,
 ) -> bytes:
     words = {1: f"{volume.name or 'VOLUME'}, WRITTEN BY OUTCROP {__version__}".upper()}
     for n, d in enumerate(lateral, 3):
@@ -198,7 +210,7 @@ def _file_header(
     words[6] = f"{dim.upper():9s} {at[0]:g} TO {at[-1]:g} BY {interval / 1000:g} {vertical}".upper()
     words |= {
         8: "INLINE NUMBER BYTES 189-192, CROSSLINE NUMBER 193-196",
-        9: "CDP X, Y BYTES 181-184, 185-188, IN HUNDREDTHS (SCALAR -100)",
+        9: f"CDP X, Y BYTES 181-184, 185-188, SCALAR {scalar} IN BYTES 71-72",
         39: "SEG Y REV1" if at.size <= _COUNT else "SEG-Y_REV2.0",
         40: "END TEXTUAL HEADER",
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, SurveyError
 from .decode import decode
-from .segy import Order
+from .layout import Order
 
 # Names of the sample formats that can be written, with their codes in the binary header.
 CODES = {
@@ -34,6 +36,26 @@ def format_code(name: str | None) -> int | None:
     if name is not None and name not in CODES:
         raise ArgumentError(f"format {name!r}: choose one of {', '.join(CODES)}")
     return None if name is None else CODES[name]
+
+
+def check_format(name: str, scale: float | None) -> None:
+    """Raise `SurveyError` for a sample format or scale that no volume can be written with.
+
+    Parameters
+    ----------
+    name : str
+        A key of `CODES`, or "same".
+    scale : float, optional
+    """
+    if name not in ("same", *CODES):
+        raise SurveyError(f"format {name!r}: choose same, {', '.join(CODES)}")
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise SurveyError(f"scale {scale:g}: must be a number above zero")
+    if scale is not None and name != "same" and not is_integer(CODES[name]):
+        raise SurveyError(
+            f"scale is for the integer formats, and {name} is none; leave --scale out or choose "
+            "such as --format int16"
+        )
 
 
 def stored_dtype(code: int) -> np.dtype:

@@ -7,13 +7,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import xarray as xr
 
 from ..errors import OutcropError, SurveyError
 from ..storage import Options, Remote, naming_refusal, place
 from ..targets import PathLike, check_apart
+from .align import first_sample
 from .blocks import check_path
 from .coordinates import of_coordinates
+from .encode import check_format
 from .formats import LAYOUTS, write_array
 from .geometry import HeaderBytes
 from .reading import open as open_survey
@@ -117,6 +120,7 @@ def export(
     if isinstance(source, (str, os.PathLike, Remote)):
         name, source = str(source), open_any(source, storage_options)
     volume = select_volume(source, variable, name)
+    check_format(format, scale)
     with naming_refusal(name, "see to it, and run the same command again"):
         if suffix in SEGY:
             if like is None and _comes_from_none(source):
@@ -129,7 +133,7 @@ def export(
                 )
             else:
                 kept = like if like is not None else source
-                template = _template(kept, source, name, storage_options)
+                template = _template(kept, volume, source, name, storage_options, progress)
             write_segy(volume, target, template, format, scale, client, progress)
         else:
             write_array(volume, target, client, progress)
@@ -143,15 +147,22 @@ def _comes_from_none(source: xr.DataArray | xr.Dataset) -> bool:
 
 def _template(
     like: xr.DataArray | xr.Dataset | PathLike,
+    volume: xr.DataArray,
     source: xr.DataArray | xr.Dataset,
     name: str,
     storage_options: Options | None,
+    progress: bool,
 ) -> Template:
     """What to keep: of a SEG-Y file, a survey, or a survey's path."""
     if isinstance(like, (str, os.PathLike, Remote)):
         where = place(like, storage_options)
         if not isinstance(where, Remote) and where.is_file():
-            return of_file(where, _bytes(source))
+
+            def check(known: np.ndarray) -> None:
+                for dim in {"twt", "depth"} & set(volume.dims):
+                    first_sample(volume, str(dim), known, str(where))
+
+            return of_file(where, _bytes(source), check, progress)
         return of_survey(open_survey(where), str(where))
     if isinstance(like, xr.DataArray):  # brings coordinates, and no headers
         like = like.to_dataset(name="volume")

@@ -13,7 +13,8 @@ import numpy as np
 from ..errors import ArgumentError, GeometryError
 from .candidates import offset_byte, remedy
 from .checks import strays
-from .segy import FIELDS, TRACE_HEADER, SegyFile, field, is_revision_2, number
+from .layout import TRACE_HEADER
+from .segy import FIELDS, SegyFile, field, is_revision_2, number
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,6 @@ def read_headers(
     varies = np.zeros(TRACE_HEADER, dtype=bool)
     intervals = np.empty(file.traces, dtype=np.uint16)
     for start, headers in file.scan():
-        file.check_lengths(headers, start)
         intervals[start : start + len(headers)] = field(headers, 117, file.order).view(np.uint16)
         for name, byte in places.items():
             numbers[name][start : start + len(headers)] = number(headers, byte, file.order)
@@ -174,20 +174,24 @@ def make_grid(
     GeometryError
         If the numbers give no grid, positions repeat, or the grid is that large.
     """
-    flat = {name: headers.numbers[name] for name in ("inline", "crossline")}
+    numbers = {name: headers.numbers[name] for name in ("inline", "crossline")}
     count = file.traces
-    axes = {name: _axis(numbers) for name, numbers in flat.items()}
-    _check_extent(file, at, flat, axes, sparse)
-    grid = _place(flat, axes, duplicates)
-    if 4 * len(grid.extra) > count and "offset" in headers.numbers:
-        axes = {**axes, "offset": _axis(headers.numbers["offset"])}
-        _check_extent(file, at, headers.numbers, axes, sparse)
-        grid = _place(headers.numbers, axes, duplicates)
-    if 2 * len(grid.extra) > count:
+    axes = {name: _axis(values) for name, values in numbers.items()}
+    _check_extent(file, at, numbers, axes, sparse)
+    index = _place(numbers, axes, duplicates)
+    different = np.count_nonzero(index >= 0)
+    if 4 * different < 3 * count and "offset" in headers.numbers:
+        numbers = headers.numbers
+        axes = {**axes, "offset": _axis(numbers["offset"])}
+        _check_extent(file, at, numbers, axes, sparse)
+        index = _place(numbers, axes, duplicates)
+        different = np.count_nonzero(index >= 0)
+    if 2 * different < count:
         raise GeometryError(
             f"{file.path}: {at.named(list(axes))} give no grid: {count:,} traces have only "
-            f"{count - len(grid.extra):,} different positions; {remedy(file, at)}"
+            f"{different:,} different positions; {remedy(file, at)}"
         )
+    grid = Grid(axes, index, _others(numbers, axes, index))
     if grid.extra.size and duplicates == "error":
         hint = remedy(file, at) if len(grid.extra) > _DUPLICATES * count else ""
         hint = hint if hint.startswith("try") else "check the header bytes"
@@ -269,29 +273,40 @@ def _check_extent(
     )
 
 
-def _place(numbers: dict[str, np.ndarray], axes: dict[str, range], keep: str) -> Grid:
-    """Put every trace at its position, and find those that share one."""
+def _place(numbers: dict[str, np.ndarray], axes: dict[str, range], keep: str) -> np.ndarray:
+    """Put every trace at its position; of those that share one the "last" stays, or the first."""
     shape = tuple(map(len, axes.values()))
     flat = np.full(math.prod(shape), -1, dtype=np.int64)
-
-    def places(block: slice) -> tuple[np.ndarray, np.ndarray]:
-        index = [
-            (numbers[name][block].astype(np.int64) - axis.start) // axis.step
-            for name, axis in axes.items()
-        ]
-        return np.ravel_multi_index(index, shape), np.arange(block.start, block.stop)
-
     blocks = list(_blocks(next(iter(numbers.values())).size))
     # The trace that is put somewhere last stays.
     for block in blocks if keep == "last" else reversed(blocks):
-        cells, traces = places(block)
+        cells, traces = _cells(numbers, axes, block)
         flat[cells if keep == "last" else cells[::-1]] = traces if keep == "last" else traces[::-1]
-    extra = []
-    for block in blocks:
-        cells, traces = places(block)
+    return flat.reshape(shape)
+
+
+def _others(
+    numbers: dict[str, np.ndarray], axes: dict[str, range], index: np.ndarray
+) -> np.ndarray:
+    """Flat positions and numbers of the traces that are not at theirs, as another one is."""
+    flat, found = index.ravel(), []
+    for block in _blocks(next(iter(numbers.values())).size):
+        cells, traces = _cells(numbers, axes, block)
         left = flat[cells] != traces
-        extra.append(np.stack([cells[left], traces[left]], axis=1))
-    return Grid(axes, flat.reshape(shape), np.concatenate(extra))
+        found.append(np.stack([cells[left], traces[left]], axis=1))
+    return np.concatenate(found)
+
+
+def _cells(
+    numbers: dict[str, np.ndarray], axes: dict[str, range], block: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions of consecutive traces, and their numbers."""
+    index = [
+        (numbers[name][block].astype(np.int64) - axis.start) // axis.step
+        for name, axis in axes.items()
+    ]
+    shape = tuple(map(len, axes.values()))
+    return np.ravel_multi_index(index, shape), np.arange(block.start, block.stop)
 
 
 def _warn_of_empty_lines(file: SegyFile, grid: Grid) -> None:

@@ -37,7 +37,7 @@ from .checks import (
 )
 from .decode import decode
 from .encode import format_code
-from .geometry import HeaderBytes, Headers, check_choice, make_grid, read_headers, vertical_axis
+from .geometry import HeaderBytes, check_choice, make_grid, read_headers, vertical_axis
 from .parts import (
     Job,
     NonFiniteSampleError,
@@ -52,7 +52,7 @@ from .parts import (
     write,
 )
 from .reading import open as open_survey
-from .segy import FIELDS, SegyFile, field
+from .segy import FIELDS, SegyFile, field, number
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -187,6 +187,14 @@ def ingest(
     check_untaken(target)
     if not overwrite:  # before headers are read, on which the rest of the record depends
         check_goes_on(target, {**begun_with(target), **known})
+    sample = some_samples(file)
+    if code is None:
+        warn_of_format(file, sample)
+    sample = decode(sample, file.format)
+    if nonfinite == "error" and not np.isfinite(sample).all():
+        raise _nonfinite_error(file, at, vertical, client)
+    dtype = schema.amplitude_dtype(file.format)
+    _check_space(path, dtype.itemsize * file.samples * file.traces, sample, codec)
     length = file.traces * file.trace_bytes
     with track(f"scan {file.path.name}", length, "B", progress) as advance:
         headers = read_headers(file, at, advance)
@@ -204,18 +212,10 @@ def ingest(
     weight = int(field(headers.first, FIELDS["TraceWeightingFactor"][0], file.order)[0])
     warn_of_weights(file, weight, "TraceWeightingFactor" in fields)
     shape = (*grid.trace_index.shape, file.samples)
-    dtype = schema.amplitude_dtype(file.format)
     chunk, shard = schema.layout(shape, dtype, chunks, shards)
     template, encoding = schema.template(
         file, headers, grid, at, vertical, domain, chunk, shard, codec
     )
-    sample = some_samples(file)
-    if code is None:
-        warn_of_format(file, sample)
-    sample = decode(sample, file.format)
-    if nonfinite == "error" and not np.isfinite(sample).all():
-        raise _nonfinite_error(file, headers, vertical, client)
-
     record = {
         **known,
         "bytes": template.attrs["segy"]["bytes"],
@@ -223,7 +223,6 @@ def ingest(
         "shards": shard,
     }
     try:
-        _check_space(path, dtype.itemsize * file.samples * file.traces, sample, chunk, codec)
         shard_bytes = math.prod(shard) * dtype.itemsize
         window = shard[-1] * max(1, schema.SHARD // shard_bytes)
         part_bytes = shard_bytes * min(window, file.samples) // shard[-1]
@@ -245,7 +244,7 @@ def ingest(
             told["replaced_samples"] = replaced
             output.commit({"segy": {**template.attrs["segy"], "ingested_with": told}})
     except NonFiniteSampleError:
-        raise _nonfinite_error(file, headers, vertical, client) from None
+        raise _nonfinite_error(file, at, vertical, client) from None
     except OSError as error:
         what = f"{error.strerror}: {error.filename or segy}"
         raise OutcropError(
@@ -320,11 +319,7 @@ def _write(
 
 
 def _check_space(
-    path: Place,
-    samples: int,
-    sample: np.ndarray,
-    chunk: Sequence[int],
-    codec: BytesBytesCodec | None,
+    path: Place, samples: int, sample: np.ndarray, codec: BytesBytesCodec | None
 ) -> None:
     """Raise `OutcropError` if the output will hardly fit the disk, by how the sample compresses."""
     if isinstance(path, Remote):
@@ -351,7 +346,7 @@ def _check_space(
 
 
 def _nonfinite_error(
-    file: SegyFile, headers: Headers, vertical: np.ndarray, client: Client | None
+    file: SegyFile, at: HeaderBytes, vertical: np.ndarray, client: Client | None
 ) -> SurveyError:
     """Count NaN and infinite samples, and say where the first are."""
     total = 0
@@ -363,10 +358,12 @@ def _nonfinite_error(
         found.extend(result[1])
 
     run(functools.partial(count_nonfinite, file), counted(file), done, CPU_COUNT, client)
+    first = sorted(found)[:3]
+    headers = file.read_headers(np.array([trace for trace, _ in first]))
+    inlines, crosslines = (number(headers, b, file.order) for b in (at.inline, at.crossline))
     places = [
-        " ".join(f"{name} {numbers[trace]}" for name, numbers in headers.numbers.items())
-        + f" at {spoken(vertical[sample])}"
-        for trace, sample in sorted(found)[:3]
+        f"inline {i} crossline {x} at {spoken(vertical[sample])} in trace {trace + 1:,}"
+        for i, x, (trace, sample) in zip(inlines, crosslines, first, strict=True)
     ]
     return SurveyError(
         f"{file.path}: {total:,} samples are NaN or infinite (first: {'; '.join(places)}); "

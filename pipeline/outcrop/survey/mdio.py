@@ -45,7 +45,9 @@ def as_survey(dataset: xr.Dataset) -> xr.Dataset:
         "twt": {"long_name": "two-way time", "units": "ms"},
         "depth": {"long_name": "depth", "standard_name": "depth", "units": "m"},
     }[vertical]
-    for unit in survey[vertical].attrs.get("unitsV1", {}).values():
-        told["units"] = unit
+    for variable in survey.variables.values():
+        for unit in variable.attrs.get("unitsV1", {}).values():
+            variable.attrs["units"] = unit
+    told["units"] = survey[vertical].attrs.get("units", told["units"])
     axis = survey[vertical].to_numpy().astype(np.float64)
     return survey.assign_coords({vertical: (vertical, axis, {**told, "positive": "down"})})

@@ -7,41 +7,45 @@ field names are segyio's. segyio itself reads headers one field at a time and tr
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from segyio import tracefield
 
 from ..errors import SegyError
+from ..patience import patiently
 from ..storage import on_disk
 from .decode import DTYPES
+from .layout import TRACE_HEADER, Order, binary, first_trace, order_and_format, samples_told
 from .text import BINARY, TEXT, decoded, slices
 
-Order = Literal[">", "<"]
 log = logging.getLogger(__name__)
 
-TRACE_HEADER = 240  # bytes
 _PIECE = 1 << 20  # bytes read at a time: they stay in the cache while they are converted
 _SEEK = 64 << 10  # bytes of a trace that are read rather than skipped, to get at others
 
-_UNREAD = {4: "fixed point with gain", 7: "integer, 3 bytes", 15: "unsigned integer, 3 bytes"}
+# Surveys on disk have these names of segyio 1.9, where segyio 2 names parts of them.
+_KEPT = {"SourceEnergyDirectionMantissa": 219, "SourceEnergyDirectionExponent": 223}
+
+
+def fields_of(keys: Mapping[str, int]) -> dict[str, tuple[int, str]]:
+    """Trace header fields, first byte, from 1, and type, of segyio's table of first bytes."""
+    named = {name: byte for name, byte in keys.items() if not 219 <= byte < 225} | _KEPT
+    starts = sorted((byte, name) for name, byte in named.items())
+    ends = [*(byte for byte, _ in starts[1:]), TRACE_HEADER + 1]
+    return {
+        name: (first, f"i{after - first}")
+        for (first, name), after in zip(starts, ends, strict=True)
+    }
+
 
 # Trace header fields: first byte, from 1, and type. Together they are all 240 bytes.
-FIELDS = {
-    name: (first, f"i{after - first}")
-    for (name, first), after in zip(
-        tracefield.keys.items(),
-        [*itertools.islice(tracefield.keys.values(), 1, None), TRACE_HEADER + 1],
-        strict=True,
-    )
-}
+FIELDS = fields_of(tracefield.keys)
 _TYPES = dict(FIELDS.values())
 
 
@@ -100,7 +104,7 @@ class SegyFile:
     samples : int
         In each trace.
     told : int
-        The same, by the header of the first trace.
+        The same, by the trace headers.
     first : int
         Offset of the first trace in bytes.
     traces : int
@@ -147,18 +151,24 @@ class SegyFile:
                 f"{not_segy}{size:,} bytes are fewer than its file header's 3,600; "
                 "check the path, or copy the file again"
             )
-        order, format = _order_and_format(head, not_segy, format)
-        first = _first_trace(path, head, order, not_segy)
-        samples = _binary(head, 3221, "u2", order)
+        order, format = order_and_format(head, not_segy, format)
+        first = first_trace(path, head, order, not_segy)
+        samples = binary(head, 3221, "u2", order)
         if is_revision_2(head):
-            samples = _binary(head, 3269, "u4", order) or samples
-            given = _binary(head, 3521, "u8", order)
+            samples = binary(head, 3269, "u4", order) or samples
+            given = binary(head, 3521, "u8", order)
             first = given if given >= TEXT + BINARY else first
-            for byte, what in ((3507, "additional headers in each trace"), (3529, "trailers")):
-                if more := _binary(head, byte, "i4", order):
+            # Revision 2.1 has the type of the survey in the second half of the first field of 2.0.
+            short = sum(head[3500:3502]) > 2
+            for byte, size_of, what in (
+                (3507, 2 if short else 4, "additional headers in each trace"),
+                (3529, 4, "trailers"),
+            ):
+                if more := binary(head, byte, f"i{size_of}", order):
                     raise SegyError(
                         f"{path}: has {'some' if more < 0 else more} {what} (binary header bytes "
-                        f"{byte}-{byte + 3}), which outcrop does not read; rewrite it without them"
+                        f"{byte}-{byte + size_of - 1}), which outcrop does not read; rewrite it "
+                        "without them"
                     )
         if size <= first:
             fields = "3505-3506, 3521-3528" if is_revision_2(head) else "3505-3506"
@@ -167,12 +177,12 @@ class SegyFile:
                 f"first trace begins after {first:,}; copy the file again, or correct the header"
             )
 
-        told = _told(path, first, order)
+        told = samples_told(path, first, order)
 
         def fits(count: int) -> int:
             """Well if the second trace says the same as the first, somewhat if the size does."""
             length = TRACE_HEADER + count * DTYPES[format].itemsize
-            second = _told(path, first + length, order)
+            second = samples_told(path, first + length, order)
             return 2 * (second == told) or int(not second and (size - first) % length == 0)
 
         # Where the binary header is wrong or empty, the traces may know better.
@@ -183,10 +193,13 @@ class SegyFile:
                 f"{not_segy}no sample count, neither in the binary header (bytes 3221-3222) nor "
                 "in the first trace (115-116); check the path, or correct the header"
             )
-        whole, left = divmod(size - first, TRACE_HEADER + samples * DTYPES[format].itemsize)
+        length = TRACE_HEADER + samples * DTYPES[format].itemsize
+        if samples_told(path, first + length, order) == samples & 0xFFFF:
+            told = samples  # whatever the first one says
+        whole, left = divmod(size - first, length)
         found = cls(path, order, format, samples, told or samples, first, max(whole, 0))
         if left:  # because the traces are not of one length?
-            found.check_lengths(found.headers(0, min(found.traces, 4096)), 0)
+            found.wrong_lengths(found.headers(0, min(found.traces, 4096)), 0)
         if whole < 1 or (left and not truncate):
             raise SegyError(
                 f"{path}: ends in the middle of a trace, after {found.traces:,} whole traces of "
@@ -195,23 +208,46 @@ class SegyFile:
             )
         return found
 
-    def check_lengths(self, headers: np.ndarray, start: int) -> None:
-        """Raise `SegyError` if trace headers tell of several sample counts.
+    def wrong_lengths(self, headers: np.ndarray, start: int) -> np.ndarray:
+        """Find headers that tell of another sample count, though their traces have the usual one.
+
+        That is so where the next header begins after the usual one, and tells of it.
 
         Parameters
         ----------
         headers : ndarray of uint8, (traces, 240)
         start : int
             Number of the first of these traces.
+
+        Returns
+        -------
+        ndarray of int
+            Which of `headers`, ascending.
+
+        Raises
+        ------
+        SegyError
+            If the traces are of several lengths.
         """
-        counts = field(headers, 115, self.order).view(np.uint16)
-        odd = np.flatnonzero((counts > 0) & (counts != self.told & 0xFFFF))
-        if odd.size:
+        counts, usual = field(headers, 115, self.order).view(np.uint16), self.told & 0xFFFF
+        odd = np.flatnonzero((counts > 0) & (counts != usual))
+        if not odd.size:
+            return odd
+
+        def says(trace: int) -> int:
+            return samples_told(self.path, self.first + trace * self.trace_bytes, self.order)
+
+        after = np.append(counts[1:], says(start + len(headers)))[odd]
+        known = (after == usual) | ((after > 0) & (2 * odd.size <= len(headers)))
+        if start + odd[-1] == self.traces - 1:
+            known[-1] = says(self.traces - 2) == usual
+        if not known.all():
             raise SegyError(
                 f"{self.path}: traces of several lengths: trace {start + odd[0] + 1:,} says that "
-                f"it has {counts[odd[0]]:,} samples (header bytes 115-116), the first "
-                f"{self.told:,}; pad them to one length, or correct the headers"
+                f"it has {counts[odd[0]]:,} samples (header bytes 115-116), others {self.told:,}; "
+                "pad them to one length, or correct the headers"
             )
+        return odd
 
     @property
     def stored(self) -> np.dtype:
@@ -232,7 +268,7 @@ class SegyFile:
 
     def binary(self, byte: int, dtype: str = "i2") -> int | float:
         """Return one field of the binary header, by its first byte (3201 to 3600)."""
-        return _binary(self.file_header, byte, dtype, self.order)
+        return binary(self.file_header, byte, dtype, self.order)
 
     def text(self) -> list[str]:
         """Return the text header and the extended ones, lines of 80 characters."""
@@ -242,21 +278,41 @@ class SegyFile:
         """Read the headers of consecutive traces: uint8, (stop − start, 240)."""
         return self.read_headers(np.arange(start, stop))
 
-    def scan(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Read the headers of consecutive traces, piece by piece.
+    def scan(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Read all trace headers, piece by piece; log that sample counts in some are wrong.
 
         Yields
         ------
         start : int
             Number of the first trace of the piece.
         headers : ndarray of uint8, (traces, 240)
+
+        Raises
+        ------
+        SegyError
+            If the traces are of several lengths.
         """
-        stop = self.traces if stop is None else stop
         step = max(1, _PIECE // min(self.trace_bytes, _SEEK))
+        count = first = 0
         with open(self.path, "rb", buffering=0) as file:
-            for begin in range(start, stop, step):
-                end = min(begin + step, stop)
-                yield begin, self._pread(file.fileno(), begin, end, 0, TRACE_HEADER)
+            for start in range(0, self.traces, step):
+                stop = min(start + step, self.traces)
+                headers = patiently(
+                    partial(self._pread, file.fileno(), start, stop, 0, TRACE_HEADER)
+                )
+                wrong = self.wrong_lengths(headers, start)
+                first = first if count or not wrong.size else start + int(wrong[0]) + 1
+                count += wrong.size
+                yield start, headers
+        if count:
+            log.warning(
+                "%s: %s traces say that they have another number of samples (header bytes "
+                "115-116; trace %s is the first), and have %s as the others",
+                self.path,
+                f"{count:,}",
+                f"{first:,}",
+                f"{self.samples:,}",
+            )
 
     def read_headers(self, traces: np.ndarray) -> np.ndarray:
         """Read the headers of traces, by ascending numbers: uint8, (traces, 240)."""
@@ -314,7 +370,11 @@ class SegyFile:
     def _fill(self, fd: int, buffer: np.ndarray, offset: int) -> None:
         done = 0
         while done < buffer.size:
-            got = os.preadv(fd, [buffer.data[done:]], self.first + offset + done)
+            try:
+                got = os.preadv(fd, [buffer.data[done:]], self.first + offset + done)
+            except OSError as error:  # which knows no name
+                error.filename = str(self.path)
+                raise
             if not got:
                 raise SegyError(f"{self.path}: became shorter while it was read; copy it again")
             done += got
@@ -330,75 +390,6 @@ def runs(numbers: np.ndarray, longest: int) -> Iterator[slice]:
         start = end
 
 
-def _binary(head: bytes, byte: int, dtype: str, order: Order) -> int:
-    return np.frombuffer(head, np.dtype(dtype).newbyteorder(order), 1, byte - 1)[0].item()
-
-
 def is_revision_2(head: bytes | bytearray) -> bool:
     """Whether a file header is of SEG-Y revision 2, its number in either byte order."""
     return 2 in head[3500:3502]
-
-
-def _order_and_format(head: bytes, not_segy: str, given: int | None) -> tuple[Order, int]:
-    """Byte order and sample format: the format code makes sense in one order only."""
-    orders: tuple[Order, Order] = (">", "<")
-    for order in orders:
-        format = _binary(head, 3225, "u2", order)
-        if format in DTYPES or (given and format in _UNREAD):
-            return order, given or format
-        if format in _UNREAD:
-            raise SegyError(
-                f"{not_segy.removesuffix('not SEG-Y: ')}sample format {format} ("
-                f"{_UNREAD[format]}) is not read; convert the file to one of {list(DTYPES)}"
-            )
-    if given:
-        return ">", given
-    raise SegyError(
-        f"{not_segy}sample format {_binary(head, 3225, 'u2', '>')} (bytes 3225-3226) is none of "
-        f"{', '.join(map(str, DTYPES))} in either byte order; check the path, or pass format= "
-        "(--format), such as ibm or ieee, where the header is wrong"
-    )
-
-
-def _first_trace(path: Path, head: bytes, order: Order, not_segy: str) -> int:
-    """Offset of the first trace: after as many extended text headers as the file says.
-
-    Of revision 0, and by some programs, anything may lie where that is said. So it is not
-    believed where a trace of the binary header's sample count begins without them, and none after.
-    """
-    count = _binary(head, 3505, "i2", order)
-    start, samples = TEXT + BINARY, _binary(head, 3221, "u2", order)
-    here = samples and _told(path, start, order) == samples
-    if count and here and (count < 0 or _told(path, start + count * TEXT, order) != samples):
-        log.warning(
-            "%s: a trace begins where %d extended text headers would be (binary header bytes "
-            "3505-3506), which are not there",
-            path,
-            count,
-        )
-        return start
-    if count < -1:
-        raise SegyError(
-            f"{path}: says that it has {count} extended text headers (bytes 3505-3506); correct "
-            "the header: their number, or -1 where the last of them says that it is the last"
-        )
-    if count >= 0:
-        return start + count * TEXT
-    with open(path, "rb") as file:  # as many as it takes until one says that it is the last
-        file.seek(start)
-        for number in range(1, 1000):
-            # Names of stanzas are compared without blanks and capitals, as segyio does.
-            if "((seg:endtext))" in "".join(decoded(file.read(TEXT)).split()).lower():
-                return start + number * TEXT
-    raise SegyError(
-        f"{not_segy}variable extended text headers (bytes 3505-3506) without ((SEG: EndText)); "
-        "correct the header"
-    )
-
-
-def _told(path: Path, offset: int, order: Order) -> int:
-    """Sample count by the trace header that begins there; 0 where none does."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        header = file.read(TRACE_HEADER)
-    return _binary(header, 115, "u2", order) if len(header) == TRACE_HEADER else 0

@@ -14,9 +14,11 @@ import numpy as np
 import xarray as xr
 
 from ..errors import GeometryError, SegyError, SurveyError
+from ..progress import track
 from .geometry import HeaderBytes, make_grid, read_headers, scaled, vertical_axis
+from .layout import TRACE_HEADER, Order
 from .reading import loaded
-from .segy import FIELDS, TRACE_HEADER, Order, SegyFile
+from .segy import FIELDS, SegyFile
 from .text import edited, slices
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,9 @@ class Template:
     raw: Read | None
 
 
-def of_file(path: Path, at: HeaderBytes) -> Template:
+def of_file(
+    path: Path, at: HeaderBytes, check: Callable[[np.ndarray], object], progress: bool = False
+) -> Template:
     """Keep what a SEG-Y file has.
 
     Parameters
@@ -82,6 +86,10 @@ def of_file(path: Path, at: HeaderBytes) -> Template:
     path : pathlib.Path
     at : HeaderBytes
         Where its inline and crossline numbers are.
+    check : callable
+        Called with the times or depths of its samples, before all of its trace headers are read.
+    progress : bool
+        Show a progress bar.
 
     Raises
     ------
@@ -92,18 +100,18 @@ def of_file(path: Path, at: HeaderBytes) -> Template:
     """
     try:
         file = SegyFile.open(path)
-    except SegyError as error:
-        if "(--" not in str(error):
+        vertical = vertical_axis(file)
+        check(vertical)
+        size = file.traces * file.trace_bytes
+        with track(f"scan {path.name}", size, "B", progress) as advance:
+            found = read_headers(file, at, advance)
+        axes = make_grid(file, found, at, duplicates="first", sparse=True).axes
+    except (SegyError, GeometryError) as error:
+        if "(--" not in str(error) and isinstance(error, SegyError):
             raise
         fact = str(error).partition("; ")[0]  # its remedies are for reading
-        raise SegyError(f"{fact}; {_SURVEY}") from error
-    found = read_headers(file, at)
-    try:
-        axes = make_grid(file, found, at, duplicates="first", sparse=True).axes
-        vertical = vertical_axis(file)
-    except GeometryError as error:
-        fact = str(error).partition("; ")[0]
-        raise SurveyError(f"{fact}; {_SURVEY}") from error
+        kind = SegyError if isinstance(error, SegyError) else SurveyError
+        raise kind(f"{fact}; {_SURVEY}") from error
 
     def raw(traces: np.ndarray) -> np.ndarray:
         return np.concatenate([raw for _, raw in file.read(traces)])
