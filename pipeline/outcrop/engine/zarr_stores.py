@@ -21,7 +21,7 @@ from ..graph import Box
 from ..graph.boxes import Lattice, Shape
 from ..locks import Fence
 from ..models.card import ACTIVATIONS, InputCard
-from ..models.normalization import NORMALIZATIONS, PLAIN, Statistics, absent
+from ..models.normalization import NORMALIZATIONS, Statistics, absent
 from ..storage import Place, Remote, files, place, remove
 from .chunks import DecodedChunks
 from .labelled import Framed
@@ -192,7 +192,8 @@ class SurveyStore:
         self.before, self.inputs, self.statistics = framed.before, tuple(inputs), dict(statistics)
         self.dtype = dtype
         self.absent = [
-            absent(i.normalization, self.statistics[i.name]) if i.name else 0.0 for i in self.inputs
+            0.0 if i.blank else absent(i.normalization, self.statistics[i.name])
+            for i in self.inputs
         ]
 
     def read(self, box: Box) -> Tensor:
@@ -226,7 +227,7 @@ class SurveyStore:
                     last = np.moveaxis(part, self.traces, range(-len(self.traces), 0))
                     live = self.live[tuple(around.slices[i] for i in self.traces)]
                     last[..., ~live] = nothing
-                    if each.normalization not in PLAIN:
+                    if not each.blank:
                         gaps: Any = (..., *missing)
                         there: Any = (..., *nearest)
                         last[gaps] = last[there]
@@ -239,8 +240,7 @@ class SurveyStore:
 
     def _gaps(self, inside: Box) -> tuple[Box, Index, Index]:
         """What to read, and where in that missing traces are, and those that stand for them."""
-        as_it_is = all(each.normalization in PLAIN for each in self.inputs)
-        if self.live is None or not self.traces or as_it_is:
+        if self.live is None or not self.traces or all(each.blank for each in self.inputs):
             return inside, (), ()
         gaps = neighbours(self.live, [inside.slices[i] for i in self.traces])
         start, stop = list(inside.start), list(inside.stop)

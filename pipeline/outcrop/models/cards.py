@@ -62,9 +62,9 @@ def _mtl(name: str, dims: int, refine: bool) -> Card:
         doi="10.1093/gji/ggad424",
         published="https://github.com/lanl/mtl",
         inputs=tuple(
-            InputCard(o.name, o.long_name, "half-turn", directed=True)
+            InputCard(o.name, o.long_name, "half-turn", directed=True, dense=True)
             if o.units == "degree"
-            else InputCard(o.name, o.long_name, "none")
+            else InputCard(o.name, o.long_name, "none", dense=True)
             for o in attributes
         )
         if refine

@@ -98,7 +98,5 @@ PLAIN = ("none", "mask", "half-turn", "position")
 
 
 def absent(kind: str, statistics: Statistics) -> float:
-    """What a network sees where there is no sample: the mean, or 0 of what is taken as it is."""
-    if kind in PLAIN:
-        return 0.0
+    """What a network sees where there is no sample of what is no `InputCard.blank`: the mean."""
     return float(NORMALIZATIONS[kind](np.array(statistics.mean), statistics))
