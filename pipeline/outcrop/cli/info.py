@@ -123,6 +123,12 @@ def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
     for name, (low, high) in found.coordinates.items():
         of = " of the traces looked at" if found.kind == "SEG-Y" else ""
         rows.append((name, f"{low:,.2f} … {high:,.2f}{of}"))
+    if found.bins:
+        far = [
+            f"{d}s {b.distance:,.2f} {b.units} apart, towards {b.azimuth:.1f}°"
+            for d, b in found.bins.items()
+        ]
+        rows.append(("bins", f"{'; '.join(far)} from north"))
     if a := found.amplitudes:
         rows.append(
             (
