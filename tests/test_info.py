@@ -15,7 +15,7 @@ from segyio import TraceField
 
 import outcrop
 from command_line import outcrop_command
-from outcrop.cli.info import _print
+from outcrop.cli.info import _print, _rows
 from outcrop.errors import SegyError, SurveyError
 from segy_files import ALONG_CROSSLINES, ALONG_INLINES, cdp, write_segy
 
@@ -65,6 +65,9 @@ def test_segy_and_the_zarr_made_of_it(tmp_path):
         assert found.text.startswith("C 1 DATE")
         assert found.problem is None
         json.dumps(found.to_dict(), allow_nan=False)
+        assert dict(_rows(found))["bins"] == (
+            "inlines 25.00 m apart, towards 73.7°; crosslines 12.50 m apart, towards 163.7° from north"
+        )
     assert outcrop.info(path).sorting == "crossline"
     assert (
         outcrop.info(tmp_path / "a.zarr")

@@ -108,6 +108,8 @@ def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
         units = f" {found.units}" if known else ""
         step = "in unequal steps" if axis.step is None else f"by {spoken(axis.step)}{units}"
         span = f"{spoken(axis.first)} … {spoken(axis.last)} {step}"
+        if axis.count == 1:
+            span = f"{spoken(axis.first)}{units}"
         rows.append((name, f"{axis.count:,}: {span}"))
     live = "" if found.live_fraction is None else f", {found.live_fraction:.2%} of the positions"
     rows.append(("traces", f"{found.traces:,}{live}"))
