@@ -66,7 +66,8 @@ def test_segy_and_the_zarr_made_of_it(tmp_path):
         assert found.problem is None
         json.dumps(found.to_dict(), allow_nan=False)
         assert dict(_rows(found))["bins"] == (
-            "inlines 25.00 m apart, towards 73.7°; crosslines 12.50 m apart, towards 163.7° from north"
+            "inlines 25.00 m apart, towards 73.7°; "
+            "crosslines 12.50 m apart, towards 163.7° from north"
         )
     assert outcrop.info(path).sorting == "crossline"
     assert (
