@@ -219,7 +219,12 @@ CARDS = {
             doi="10.48550/arXiv.2507.00419",
             published="https://douyimin.github.io/GEM",
             inputs=(
-                InputCard("amplitude", "seismic amplitude", "zscore-clip-01"),
+                InputCard(
+                    "amplitude",
+                    "seismic amplitude, scaled as for FaultSSL of the same author: how GEM's is, was "
+                    "not published",
+                    "zscore-clip-01",
+                ),
                 InputCard("prompt", "interpreted values, 0 elsewhere", "none"),
                 InputCard("prompt", "1 where there is a prompt", "mask"),
             ),
