@@ -221,8 +221,8 @@ CARDS = {
             inputs=(
                 InputCard(
                     "amplitude",
-                    "seismic amplitude, scaled as for FaultSSL of the same author: how GEM's is, was "
-                    "not published",
+                    "seismic amplitude, scaled as for FaultSSL of the same author: how GEM's is, "
+                    "was not published",
                     "zscore-clip-01",
                 ),
                 InputCard("prompt", "interpreted values, 0 elsewhere", "none"),
