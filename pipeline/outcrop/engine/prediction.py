@@ -86,9 +86,10 @@ def predict(
 
     The volume is normalised as the model's `card` says, by statistics of all its live traces;
     where there is no trace the network sees the nearest one, and their mean where that is more
-    than 8 traces away; 0 of what is not normalised, but for what a refinement takes. To the
-    network's stride it is padded by its mirror image, and the prediction is cropped. An interrupted
-    call leaves nothing that opens as a dataset; the same call again goes on where it stopped.
+    than 8 traces away; 0 of what is not normalised, but for amplitudes and what a refinement
+    takes. To the network's stride it is padded by its mirror image, and the prediction is cropped.
+    An interrupted call leaves nothing that opens as a dataset; the same call again goes on where
+    it stopped.
 
     Parameters
     ----------

@@ -48,8 +48,8 @@ class InputCard:
     directed : bool
         An angle, or a component of a vector: another one where the survey is turned.
     dense : bool
-        Has a value of its own at every sample, as predictions have: where there is no trace the
-        nearest one stands for it though it is taken as it is, not 0.
+        Has a value of its own at every sample, as predictions and, said or not, amplitudes have:
+        where there is no trace the nearest one stands for it though it is taken as it is, not 0.
     """
 
     name: str
@@ -69,7 +69,8 @@ class InputCard:
     @property
     def blank(self) -> bool:
         """Whether it is 0 where there is no trace, and no other one stands for it."""
-        return self.normalization in PLAIN and not self.dense
+        dense = self.dense or (self.name == "amplitude" and self.normalization == "none")
+        return self.normalization in PLAIN and not dense
 
 
 @dataclass(frozen=True)
