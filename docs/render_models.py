@@ -28,8 +28,14 @@ def main() -> None:
         for options in VARIANTS.get(name, ({},)):
             network = models.load(name, weights="seeded", **options)
             made = ", ".join(f"{k}={v!r}" for k, v in options.items())
+            others = [
+                line
+                for line in card_lines(network.card)
+                if line[0] in ("input 1", "axes") and line not in lines
+            ]
             facts = "; ".join(
-                f"{heading}: {text}" for heading, text in network_lines(network, network.card)
+                f"{heading}: {text}"
+                for heading, text in (*others, *network_lines(network, network.card))
             )
             parts.append(f"- {made + ': ' if made else ''}{facts}\n")
     page.write_text("".join(parts))

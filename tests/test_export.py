@@ -705,7 +705,8 @@ def test_bad_requests(f3: xr.Dataset, tmp_path: Path) -> None:
         (volume, tmp_path, like, OutcropError, "unknown suffix"),
         (volume, tmp_path / "a.zip", like, OutcropError, "unknown suffix '.zip'.*.sgy"),
         (volume, tmp_path / "no/a.sgy", like, OutcropError, "there is no folder"),
-        (f3.drop_attrs(), out, {}, SurveyError, "keeps no SEG-Y headers.*--like"),
+        (f3.drop_attrs(), out, {}, SurveyError, "^the source: keeps no SEG-Y headers.*--like"),
+        (f3.drop_attrs().amplitude, out, {}, SurveyError, "^the source: keeps no SEG-Y headers"),
         (
             f3.drop_vars("trace_index"),
             out,

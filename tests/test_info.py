@@ -17,9 +17,9 @@ from segyio import TraceField
 
 import outcrop
 from command_line import outcrop_command
-from outcrop.cli.info import _print
+from outcrop.cli.info import _print, _rows
 from outcrop.errors import SegyError, SurveyError
-from segy_files import cdp, write_segy
+from segy_files import ALONG_CROSSLINES, ALONG_INLINES, cdp, write_segy
 
 DATA = Path(__file__).parent / "data" / "segy"
 
@@ -56,12 +56,21 @@ def test_segy_and_the_zarr_made_of_it(tmp_path):
         assert found.amplitudes.standard_deviation == pytest.approx(traces.std())
         assert found.coordinates["cdp_x"] == pytest.approx((x.min(), x.max()))
         assert found.coordinates["cdp_y"] == pytest.approx((y.min(), y.max()))
+        for d, along in (("inline", ALONG_INLINES), ("crossline", ALONG_CROSSLINES)):
+            # In the order of the volume, where inlines grow and crosslines fall along the cube.
+            east, north = (1 if d == "inline" else -1) * np.array(along)
+            assert found.bins[d].distance == pytest.approx(np.hypot(east, north))
+            assert found.bins[d].azimuth == pytest.approx(np.degrees(np.arctan2(east, north)) % 360)
         assert found.format == "5 (IEEE float, 4 bytes)"
         assert found.byte_order == "little"
         assert found.bytes["inline"] == 189
         assert found.text.startswith("C 1 DATE")
         assert found.problem is None
         json.dumps(found.to_dict(), allow_nan=False)
+        assert dict(_rows(found))["bins"] == (
+            "inlines 25.00 m apart, towards 73.7°; "
+            "crosslines 12.50 m apart, towards 163.7° from north"
+        )
     assert outcrop.info(path).sorting == "crossline"
     assert (
         outcrop.info(tmp_path / "a.zarr")

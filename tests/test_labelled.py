@@ -10,7 +10,12 @@ import xarray as xr
 from zarr.errors import UnstableSpecificationWarning
 
 import outcrop
-from outcrop.errors import ArgumentError, NonFiniteError, SurveyError
+from outcrop.errors import (
+    ArgumentError,
+    NonFiniteError,
+    SurveyError,
+    UnsupportedOperatorError,
+)
 from outcrop.models.card import AMPLITUDE, Card, InputCard, OutputCard
 from test_predict import make_survey
 from test_refusals import SHAPE, Apply, carded
@@ -47,6 +52,19 @@ def test_an_output_of_an_operator_without_a_rule(tmp_path):
     for name, expected in zip(("low", "high"), whole(model, survey), strict=True):
         ours = found[name].transpose("twt", "crossline", "inline").to_numpy()
         assert np.abs(ours - expected.numpy()).max() < 1e-5
+
+
+def test_a_network_that_halves_extents_is_told_what_card_to_take(tmp_path):
+    def skip(x):
+        y = torch.nn.functional.max_pool3d(x, 4)
+        return torch.cat((torch.nn.functional.interpolate(y, scale_factor=4), x), dim=1)
+
+    survey = make_survey((9, 11, 13), missing=0)
+    with pytest.raises(UnsupportedOperatorError, match=r"multiples of 4 it can: .*\(4, 4, 4\)$"):
+        outcrop.plan(Apply(skip).eval(), survey)
+    with pytest.raises(UnsupportedOperatorError) as caught:
+        outcrop.plan(Apply(lambda x: x @ torch.ones(7, 7)).eval(), survey)
+    assert "multiples" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("activation", "count"), [("none", 1), ("sigmoid", 1), ("softmax", 2)])

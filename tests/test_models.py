@@ -18,7 +18,7 @@ from outcrop import models
 from outcrop.errors import OutputExistsError, WeightsError
 from outcrop.models.cards import CARDS
 from outcrop.models.faultseg3d import FaultSeg3d
-from outcrop.models.normalization import NORMALIZATIONS
+from outcrop.models.normalization import NORMALIZATIONS, Statistics
 from outcrop.models.weights import digest
 
 FORMATS = ("pth", "pt", "safetensors", "ckpt")
@@ -357,6 +357,14 @@ def test_inputs_are_those_of_the_published_codes():
     assert channels.axes == ("inline", "crossline", "z")
     assert channels.inputs[0].normalization == "minmax"
     assert models.card("faultssl").inputs[0].normalization == "zscore-clip-01"
+    for version, axes, normalization in (
+        ("2018", ("inline", "crossline", "z"), "minmax-255"),
+        ("2020", ("z", "crossline", "inline"), "zscore"),
+    ):
+        card = models.load("faultseg3d", weights="seeded", version=version).card
+        assert (card.axes, card.inputs[0].normalization) == (axes, normalization)
+    of_a_byte = NORMALIZATIONS["minmax-255"](np.array([-2.0, 0.0, 2.0]), Statistics(0, 1, -2, 2))
+    assert of_a_byte.tolist() == [0, 127.5, 255]
 
 
 def test_cards_follow_the_options_of_their_networks():

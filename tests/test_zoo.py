@@ -195,7 +195,7 @@ def in_one_piece(model, survey, card, section=None):
         values = normalised(each.normalization, survey[each.name].values, survey.live.values)
         array = xr.DataArray(values, dims=dims).isel(section or {})
         live = survey.live.isel(section or {}).values
-        if each.normalization not in ("none", "mask", "half-turn"):
+        if each.normalization not in ("none", "mask", "half-turn") or "refine" in card.name:
             array = array.copy(data=filled(array.values, live))
         channels.append(array.transpose(*axes).values)
     x = torch.from_numpy(np.stack(channels))[None]

@@ -16,7 +16,9 @@ from outcrop.survey import is_ingested
 
 
 def main(
-    segy: Annotated[Path, typer.Argument(help="Post-stack 3-D survey, SEG-Y.")],
+    segy: Annotated[
+        Path, typer.Argument(help="3-D survey, SEG-Y; of a prestack one the first offset is drawn.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for the results.")],
     weights: Annotated[
         str, typer.Option(help="File of weights (.pth, .safetensors), or 'seeded' for random ones.")
@@ -53,9 +55,9 @@ def main(
     probability = outcrop.open(faults_store).fault_probability
 
     outcrop.export(probability, out / "faults.sgy", like=segy, overwrite=True)
-    outcrop.view.sections(
-        survey.amplitude, probability, path=out / "faults.png", title=f"{segy.name}, {model}"
-    )
+    drawn = survey.amplitude.isel(offset=0, missing_dims="ignore")
+    shown = probability.isel(offset=0, missing_dims="ignore")
+    outcrop.view.sections(drawn, shown, path=out / "faults.png", title=f"{segy.name}, {model}")
     print(f"written: {store}, {faults_store}, {out / 'faults.sgy'}, {out / 'faults.png'}")
 
 

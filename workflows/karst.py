@@ -15,7 +15,9 @@ from outcrop.survey import is_ingested
 
 
 def main(
-    segy: Annotated[Path, typer.Argument(help="Post-stack 3-D survey, SEG-Y.")],
+    segy: Annotated[
+        Path, typer.Argument(help="3-D survey, SEG-Y; of a prestack one the first offset is drawn.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for the results.")],
     weights: Annotated[str, typer.Option(help="File of weights, or 'seeded' for random ones.")],
     memory: Annotated[str, typer.Option(help="Memory for one process, such as 4GB.")] = "2GB",
@@ -29,7 +31,9 @@ def main(
     outcrop.predict_all(network, [survey], [predicted], memory=memory, progress=True)
     found = outcrop.open(predicted).karst_probability
     outcrop.export(found, out / "karst.sgy", like=segy, overwrite=True)
-    outcrop.view.sections(survey.amplitude, found, path=out / "karst.png", title=segy.name)
+    drawn = survey.amplitude.isel(offset=0, missing_dims="ignore")
+    shown = found.isel(offset=0, missing_dims="ignore")
+    outcrop.view.sections(drawn, shown, path=out / "karst.png", title=segy.name)
     print(f"written: {store}, {predicted}, {out / 'karst.sgy'}, {out / 'karst.png'}")
 
 

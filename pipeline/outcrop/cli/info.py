@@ -108,6 +108,8 @@ def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
         units = f" {found.units}" if known else ""
         step = "in unequal steps" if axis.step is None else f"by {spoken(axis.step)}{units}"
         span = f"{spoken(axis.first)} … {spoken(axis.last)} {step}"
+        if axis.count == 1:
+            span = f"{spoken(axis.first)}{units}"
         rows.append((name, f"{axis.count:,}: {span}"))
     live = "" if found.live_fraction is None else f", {found.live_fraction:.2%} of the positions"
     rows.append(("traces", f"{found.traces:,}{live}"))
@@ -123,6 +125,12 @@ def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
     for name, (low, high) in found.coordinates.items():
         of = " of the traces looked at" if found.kind == "SEG-Y" else ""
         rows.append((name, f"{low:,.2f} … {high:,.2f}{of}"))
+    if found.bins:
+        far = [
+            f"{d}s {b.distance:,.2f} {b.units} apart, towards {b.azimuth:.1f}°"
+            for d, b in found.bins.items()
+        ]
+        rows.append(("bins", f"{'; '.join(far)} from north"))
     if a := found.amplitudes:
         rows.append(
             (

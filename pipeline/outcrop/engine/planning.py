@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arrays import native
-from ..errors import ArgumentError
+from ..errors import ArgumentError, UnsupportedOperatorError
 from ..graph import Graph, capture
 from ..graph.boxes import central_tile
 from ..graph.propagate import needed
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # How much of the budget the plan's peak and chunks of the survey may take together; bytes of these
 # in host memory where a GPU computes.
 _SHARE, _ON_HOST = 0.75, 2**30
+_MULTIPLES = (32, 16, 8, 4, 2)  # of extents, as networks that halve them take them
 PLAN = "plan.json"  # the name of the plan of an unfinished prediction
 
 
@@ -94,11 +95,46 @@ def check_plan(model: nn.Module, data: Volume, target: Place, options: Mapping[s
 
 
 def captured(model: nn.Module, framed: Framed) -> tuple[Graph, dict[str, Tensor]]:
-    """Return the graph of a network on a volume's grid, and its weights."""
+    """Return the graph of a network on a volume's grid, and its weights.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        If it cannot be captured; the message says so if it could be on extents that are multiples
+        of a number, to which only a card has them padded.
+    """
+    try:
+        return _captured(model, framed, framed.grid)
+    except UnsupportedOperatorError as error:
+        multiple = _multiple(model, framed) if set(framed.card.multiple) == {1} else None
+        if multiple is None:
+            raise
+        raise UnsupportedOperatorError(
+            f"{error}; with extents that are multiples of {multiple} it can: have them padded by "
+            f"a card with multiple={(multiple,) * len(framed.grid)}"
+        ) from error
+
+
+def _multiple(model: nn.Module, framed: Framed) -> int | None:
+    """The least number of which extents can be multiples so that a network is captured."""
+    found = None
+    for multiple in _MULTIPLES:
+        grid = [-(-n // multiple) * multiple for n in framed.grid]
+        try:
+            _captured(model, framed, grid)
+        except UnsupportedOperatorError:
+            break
+        found = multiple
+    return found
+
+
+def _captured(
+    model: nn.Module, framed: Framed, grid: Sequence[int]
+) -> tuple[Graph, dict[str, Tensor]]:
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     count = len(framed.card.inputs)
     given, width = (count, 1) if framed.card.separate else (1, count)
-    return capture(model, [example((1, width, *framed.grid), dtype) for _ in range(given)])
+    return capture(model, [example((1, width, *grid), dtype) for _ in range(given)])
 
 
 def wanted_of(

@@ -86,11 +86,11 @@ def predict(
 
     The volume is normalised as the model's `card` says, by statistics of all its live traces;
     where there is no trace the network sees the nearest one, and their mean where that is more
-    than 8 traces away, where the prediction is 0. No trace is also one that is zero throughout,
-    unless all samples have one sign: there `live` is false in the result. A network whose card
-    normalises nothing sees all samples as they are. To the network's stride the volume is padded by
-    its mirror image, and the prediction is cropped. An interrupted call leaves nothing that opens
-    as a dataset; the same call again goes on where it stopped.
+    than 8 traces away, where the prediction is 0. Just inputs that are blank by the card, such as
+    prompts, are 0 where there is no trace. No trace is also one that is zero throughout, unless
+    all samples have one sign: there `live` is false in the result. To the network's stride the
+    volume is padded by its mirror image, and the prediction is cropped. An interrupted call leaves
+    nothing that opens as a dataset; the same call again goes on where it stopped.
 
     Parameters
     ----------

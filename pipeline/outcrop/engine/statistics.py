@@ -270,7 +270,7 @@ def all_statistics(
 ) -> tuple[Framed, list[dict[str, Statistics]], str]:
     """Return the statistics of every variable that goes in, and one fingerprint of them all.
 
-    Where a variable that is normalised has a dead trace, none is live any more.
+    Where a variable that is not blank without traces has a dead one, none is live any more.
 
     Parameters
     ----------
@@ -301,8 +301,9 @@ def all_statistics(
         for name, volume in volumes.items():
             found[-1][name], fingerprint, silent = statistics(volume, client, memory)
             prints.append(fingerprint)
-            kinds = {each.normalization for each in framed.card.inputs if each.name == name}
-            if kinds - set(PLAIN):
+            inputs = [each for each in framed.card.inputs if each.name == name]
+            kinds = {each.normalization for each in inputs}
+            if not all(each.blank for each in inputs):
                 dead[here] |= xr.DataArray(silent, dims=[d for d in volume.dims if d in traces])
             # A mask is of something, too.
             if (

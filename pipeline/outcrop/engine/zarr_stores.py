@@ -22,7 +22,7 @@ from ..graph import Box
 from ..graph.boxes import Lattice, Shape
 from ..locks import Fence
 from ..models.card import ACTIVATIONS, InputCard
-from ..models.normalization import NORMALIZATIONS, PLAIN, Statistics, absent
+from ..models.normalization import NORMALIZATIONS, Statistics, absent
 from ..storage import Place, Remote, files, place, remove
 from .chunks import DecodedChunks
 from .labelled import Framed
@@ -186,7 +186,8 @@ class SurveyStore:
         self.before, self.inputs, self.statistics = framed.before, tuple(inputs), dict(statistics)
         self.dtype = dtype
         self.absent = [
-            absent(i.normalization, self.statistics[i.name]) if i.name else 0.0 for i in self.inputs
+            0.0 if i.blank else absent(i.normalization, self.statistics[i.name])
+            for i in self.inputs
         ]
 
     def read(self, box: Box) -> Tensor:
@@ -220,7 +221,7 @@ class SurveyStore:
                     last = np.moveaxis(part, self.traces, range(-len(self.traces), 0))
                     live = self.live[tuple(around.slices[i] for i in self.traces)]
                     last[..., ~live] = nothing
-                    if each.normalization not in PLAIN:
+                    if not each.blank:
                         gaps: Any = (..., *missing)
                         there: Any = (..., *nearest)
                         last[gaps] = last[there]
@@ -233,7 +234,7 @@ class SurveyStore:
 
     def _gaps(self, inside: Box) -> tuple[Box, Index, Index]:
         """What to read, and where in that missing traces are, and those that stand for them."""
-        if self.live is None or not self.traces or _as_they_are(self.inputs):
+        if self.live is None or all(each.blank for each in self.inputs):
             return inside, (), ()
         gaps = neighbours(self.live, [inside.slices[i] for i in self.traces])
         start, stop = list(inside.start), list(inside.stop)
@@ -264,11 +265,6 @@ def _live(framed: Framed, here: Mapping[str, int]) -> tuple[list[int], np.ndarra
     # Not on a cluster, whose worker this may be: it would wait for itself.
     with dask.config.set(scheduler="synchronous"):
         return traces, live.transpose(*(framed.axes[i] for i in traces)).to_numpy()
-
-
-def _as_they_are(inputs: Sequence[InputCard]) -> bool:
-    """Whether a network takes all samples so, missing ones too: then they are no gaps to it."""
-    return all(each.normalization in PLAIN for each in inputs)
 
 
 def _mirrored(places: slice, extent: int) -> np.ndarray:
@@ -342,7 +338,7 @@ class PredictionStore:
     def _far(self, box: Box) -> np.ndarray | None:
         """Where in a box all traces are far away, along the survey's axes; None: nowhere."""
         traces, live = self._live
-        if live is None or not traces or _as_they_are(self.framed.card.inputs):
+        if live is None or all(each.blank for each in self.framed.card.inputs):
             return None
         region = box.shifted(tuple(-b for b in self.before))
         across = Box(*(tuple(ends[i] for i in traces) for ends in (region.start, region.stop)))

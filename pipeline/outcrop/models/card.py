@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .normalization import NORMALIZATIONS
+from .normalization import NORMALIZATIONS, PLAIN
 
 # Of what a network returns, its channels first.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -49,6 +49,9 @@ class InputCard:
         For "position": the network's axis along which it runs from 0 to 1.
     directed : bool
         An angle, or a component of a vector: another one where the survey is turned.
+    dense : bool
+        Has a value of its own at every sample, as predictions and, said or not, amplitudes have:
+        where there is no trace the nearest one stands for it though it is taken as it is, not 0.
     """
 
     name: str
@@ -56,6 +59,7 @@ class InputCard:
     normalization: str
     axis: int = 0
     directed: bool = False
+    dense: bool = False
 
     def __post_init__(self) -> None:
         if self.normalization not in NORMALIZATIONS:
@@ -63,6 +67,12 @@ class InputCard:
                 f"normalization {self.normalization!r} of {self.long_name}: choose one of "
                 f"{', '.join(NORMALIZATIONS)}"
             )
+
+    @property
+    def blank(self) -> bool:
+        """Whether it is 0 where there is no trace, and no other one stands for it."""
+        dense = self.dense or (self.name == "amplitude" and self.normalization == "none")
+        return self.normalization in PLAIN and not dense
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ _DIP_IN_SECTION = (
     f"{_GRID}: from the horizontal; below 90 towards the first trace of the section, beyond 90 "
     "towards the last"
 )
+_ONCE = "once, where the published script takes it twice, so that it writes 0.58 for 1"
 _STRIKE = (
     f"{_GRID}: 0 from the first inline towards the last, 90 from the first crossline towards the "
     "last; not from north"
@@ -61,9 +62,9 @@ def _mtl(name: str, dims: int, refine: bool) -> Card:
         doi="10.1093/gji/ggad424",
         published="https://github.com/lanl/mtl",
         inputs=tuple(
-            InputCard(o.name, o.long_name, "half-turn", directed=True)
+            InputCard(o.name, o.long_name, "half-turn", directed=True, dense=True)
             if o.units == "degree"
-            else InputCard(o.name, o.long_name, "none")
+            else InputCard(o.name, o.long_name, "none", dense=True)
             for o in attributes
         )
         if refine
@@ -204,7 +205,11 @@ CARDS = {
             doi="10.5194/essd-17-3447-2025",
             published=_TORCHSEIS,
             inputs=(AMPLITUDE,),
-            outputs=(None, probability("fault", "softmax"), probability("channel", "softmax")),
+            outputs=(
+                None,
+                replace(probability("fault", "softmax"), comment=_ONCE),
+                replace(probability("channel", "softmax"), comment=_ONCE),
+            ),
             multiple=(8, 8, 8),
         ),
         Card(
@@ -214,7 +219,12 @@ CARDS = {
             doi="10.48550/arXiv.2507.00419",
             published="https://douyimin.github.io/GEM",
             inputs=(
-                InputCard("amplitude", "seismic amplitude", "zscore-clip-01"),
+                InputCard(
+                    "amplitude",
+                    "seismic amplitude, scaled as for FaultSSL of the same author: how GEM's is, "
+                    "was not published",
+                    "zscore-clip-01",
+                ),
                 InputCard("prompt", "interpreted values, 0 elsewhere", "none"),
                 InputCard("prompt", "1 where there is a prompt", "mask"),
             ),
@@ -272,6 +282,7 @@ def card_of(
     in_channels: int = 1,
     num_classes: int | None = None,
     levels: int | None = None,
+    version: str | None = None,
     **_: object,
 ) -> Card:
     """Return the card of a network built with these of its constructor's options.
@@ -290,8 +301,13 @@ def card_of(
         Channels that come out, where that can be chosen.
     levels : int, optional
         Of the network of sections: resolutions, each half of the one before.
+    version : str, optional
+        Of FaultSeg3D: its first weights were trained on volumes turned and scaled otherwise.
     """
     card = CARDS[name]
+    if version == "2018":
+        amplitude = replace(AMPLITUDE, normalization="minmax-255")
+        card = replace(card, inputs=(amplitude,), axes=("inline", "crossline", "z"))
     if tasks is not None:
         faults = ("fsem", "fdip", "fstrike")
         suffixes = [s for task in tasks for s in (faults if task == "fault" else (task,))]

@@ -56,6 +56,10 @@ def _minmax(a: Samples, s: Statistics) -> Samples:
     return (a - s.lowest) * (1.0 / (s.highest - s.lowest))
 
 
+def _minmax_255(a: Samples, s: Statistics) -> Samples:
+    return _minmax(a, s) * 255.0
+
+
 def _logarithm(a: Samples) -> Samples:
     return np.sign(a) * np.log1p(np.abs(a))
 
@@ -82,6 +86,7 @@ NORMALIZATIONS: dict[str, Callable[[Samples, Statistics], Samples]] = {
     "zscore-clip-01": _clipped_to_one,  # that, clipped to ±3.2, brought to 0…1
     "rms": _rms,  # divided by the root mean square
     "minmax": _minmax,  # brought to 0…1
+    "minmax-255": _minmax_255,  # brought to 0…255
     "log8": _log8,  # sign · log(1 + magnitude), brought to 256 levels from 0 to 1
     "mask": _mask,  # 1 where it is not 0
     "half-turn": _half_turn,  # degrees, in half turns
@@ -93,7 +98,5 @@ PLAIN = ("none", "mask", "half-turn", "position")
 
 
 def absent(kind: str, statistics: Statistics) -> float:
-    """What a network sees where there is no sample: the mean, or 0 of what is taken as it is."""
-    if kind in PLAIN:
-        return 0.0
+    """What a network sees where there is no sample of what is no `InputCard.blank`: the mean."""
     return float(NORMALIZATIONS[kind](np.array(statistics.mean), statistics))

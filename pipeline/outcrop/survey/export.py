@@ -164,11 +164,12 @@ def _template(
 
             return of_file(where, _bytes(source), check, progress)
         return of_survey(open_survey(where), str(where))
+    named = name if like is source else "like"
     if isinstance(like, xr.DataArray):  # brings coordinates, and no headers
         like = like.to_dataset(name="volume")
     if not isinstance(like, xr.Dataset):
         raise SurveyError(f"like is a {type(like).__name__}; pass a Dataset, or a path")
-    return of_survey(like, name if like is source else "like")
+    return of_survey(like, named)
 
 
 def _bytes(source: xr.DataArray | xr.Dataset) -> HeaderBytes:

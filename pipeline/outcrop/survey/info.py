@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,14 @@ from ..errors import GeometryError
 from ..progress import track
 from ..storage import Options, Place, Remote, place, size
 from . import geometry
+from .bins import Bin, bins_of
 from .candidates import Candidate, candidates
 from .checks import check_intervals, warn_of_format
 from .decode import FORMATS, decode
 from .encode import format_code
 from .reading import loaded
 from .reading import open as open_survey
-from .schema import vertical_units
+from .schema import coordinate_unit, vertical_units
 from .segy import FIELDS, SegyFile, number
 from .segy import field as header_field
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 _TRACES = 1024  # that the statistics are made of, at most
 _SAMPLES = 1 << 22  # of them, at most
+_LENGTHS = ("m", "ft")
+_LINES = 64  # of each direction, whose coordinates are looked at
 _BLOCK = 32 << 20  # bytes of a survey that are loaded at a time
 
 
@@ -88,6 +92,9 @@ class SurveyInfo:
     coordinates : dict of str to tuple of float
         Least and greatest `cdp_x` and `cdp_y`, where there are any; of a SEG-Y those of the traces
         that `amplitudes` tells of, and of others there may be some beyond.
+    bins : dict of str to Bin
+        From inline to inline and from crossline to crossline, where these are lengths and of a
+        regular grid; of a SEG-Y by the same traces.
     variables : dict of str to str
         Of a Zarr: dimensions, type, chunks and shards by name.
     provenance : dict of str to str or float
@@ -110,6 +117,7 @@ class SurveyInfo:
     sorting: str | None = None
     bytes: dict[str, int] = field(default_factory=dict)
     coordinates: dict[str, tuple[float, float]] = field(default_factory=dict)
+    bins: dict[str, Bin] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     text: str | None = None
@@ -179,10 +187,11 @@ def _of_segy(
     file = SegyFile.open(path, truncate, format_code(format))
     with track(f"scan {path.name}", file.traces * file.trace_bytes, "B", progress) as advance:
         headers = geometry.read_headers(file, at, advance)
-    problem, axes, live, found = None, {}, None, []
+    problem, axes, live, found, lines = None, {}, None, [], {}
     try:
         grid = geometry.make_grid(file, headers, at)
         axes = {name: _axis(np.array(axis)) for name, axis in grid.axes.items()}
+        lines = {name: axis for name, axis in grid.axes.items() if name != "offset"}
         live = float((grid.trace_index >= 0).mean())
     except GeometryError as error:
         problem, found = str(error), candidates(file, at.offset)
@@ -204,6 +213,7 @@ def _of_segy(
             f"{path}: {bad:,} of the {samples.size:,} samples looked at are NaN or infinite; "
             "ingest it with nonfinite='zero' (--nonfinite zero) to make them 0"
         )
+    extent, bins = _coordinates_of(file, at, some, lines)
     return SurveyInfo(
         path=str(path),
         kind="SEG-Y",
@@ -219,24 +229,34 @@ def _of_segy(
         byte_order="big" if file.order == ">" else "little",
         sorting=geometry.sorting(headers),
         bytes=asdict(at),
-        coordinates=_extent_of(file, at, some),
+        coordinates=extent,
+        bins=bins,
         text="\n".join(file.text()),
     )
 
 
-def _extent_of(
-    file: SegyFile, at: geometry.HeaderBytes, traces: np.ndarray
-) -> dict[str, tuple[float, float]]:
-    """Least and greatest coordinates of some traces, if they differ."""
+def _coordinates_of(
+    file: SegyFile, at: geometry.HeaderBytes, traces: np.ndarray, lines: Mapping[str, range]
+) -> tuple[dict[str, tuple[float, float]], dict[str, Bin]]:
+    """Least and greatest coordinates of some traces, if they differ, and the bins."""
     if at.hold_lines(at.cdp_x, at.cdp_y):
-        return {}
+        return {}, {}
     headers = file.read_headers(traces)
     scalar = header_field(headers, FIELDS["SourceGroupScalar"][0], file.order)
-    found = {}
-    for name, byte in (("cdp_x", at.cdp_x), ("cdp_y", at.cdp_y)):
-        values = geometry.scaled(number(headers, byte, file.order), scalar)
-        found[name] = (float(values.min()), float(values.max()))
-    return found if any(low < high for low, high in found.values()) else {}
+    values = {
+        name: geometry.scaled(number(headers, byte, file.order), scalar)
+        for name, byte in (("cdp_x", at.cdp_x), ("cdp_y", at.cdp_y))
+    }
+    found = {name: (float(each.min()), float(each.max())) for name, each in values.items()}
+    if not any(low < high for low, high in found.values()):
+        return {}, {}
+    if (unit := coordinate_unit(file, headers)) not in _LENGTHS:
+        return found, {}
+    places = {
+        name: (number(headers, getattr(at, name), file.order) - axis.start) // axis.step
+        for name, axis in lines.items()
+    }
+    return found, bins_of(places, values["cdp_x"], values["cdp_y"], unit)
 
 
 def _of_zarr(path: Place) -> SurveyInfo:
@@ -272,10 +292,29 @@ def _of_zarr(path: Place) -> SurveyInfo:
             for n in ("cdp_x", "cdp_y")
             if n in survey and not np.isnan(values := loaded(survey[n])).all()
         },
+        bins=_bins_of(first),
         variables={str(n): _describe(v) for n, v in survey.variables.items()},
         provenance=dict(survey.attrs) if "weights_sha256" in survey.attrs else {},
         text="\n".join(kept["text"]) if kept else None,
     )
+
+
+def _bins_of(survey: xr.Dataset) -> dict[str, Bin]:
+    """Of the coordinates of some traces of a survey, if they are lengths."""
+    lateral = ("inline", "crossline")
+    unit = (
+        survey["cdp_x"].attrs.get("units") if {"cdp_x", "cdp_y"} <= survey.coords.keys() else None
+    )
+    if unit not in _LENGTHS:
+        return {}
+    survey = survey[["cdp_x", "cdp_y"]].isel(offset=0, missing_dims="ignore")
+    if set(survey["cdp_x"].dims) != set(lateral):
+        return {}
+    some = [_spread(survey.sizes[d], _LINES) for d in lateral]
+    seen = survey.isel(dict(zip(lateral, some, strict=True)))
+    x, y = (loaded(seen[name].transpose(*lateral)).ravel() for name in ("cdp_x", "cdp_y"))
+    places = (at.ravel() for at in np.meshgrid(*some, indexing="ij"))
+    return bins_of(dict(zip(lateral, places, strict=True)), x, y, unit)
 
 
 def _some_traces(volume: xr.DataArray, live: np.ndarray) -> np.ndarray:

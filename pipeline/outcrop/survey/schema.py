@@ -237,12 +237,16 @@ def _length(file: SegyFile) -> str:
 
 def _coordinate(file: SegyFile, headers: Headers, axis: str) -> dict[str, str]:
     """Describe coordinates as CF does, by their units in the first trace header (byte 89)."""
-    unit = int(field(headers.first, 89, file.order)[0])
-    attrs = {"long_name": f"{axis} of the common depth point"}
-    if unit == 2:
-        return attrs | {"units": "arcsecond"}
-    if unit == 3:
-        return attrs | {"units": "degree"}
-    if unit == 4:
-        return attrs | {"units": "1", "comment": "degrees, minutes, seconds: ±DDDMMSS.ss"}
-    return attrs | {"units": _length(file), "standard_name": f"projection_{axis}_coordinate"}
+    unit = coordinate_unit(file, headers.first)
+    attrs = {"long_name": f"{axis} of the common depth point", "units": unit}
+    if unit == "1":
+        return attrs | {"comment": "degrees, minutes, seconds: ±DDDMMSS.ss"}
+    if unit in ("arcsecond", "degree"):
+        return attrs
+    return attrs | {"standard_name": f"projection_{axis}_coordinate"}
+
+
+def coordinate_unit(file: SegyFile, headers: np.ndarray) -> str:
+    """Unit of coordinates, by the first of some trace headers."""
+    unit = int(field(headers, 89, file.order)[0])
+    return {2: "arcsecond", 3: "degree", 4: "1"}.get(unit) or _length(file)

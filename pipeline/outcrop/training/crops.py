@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import TrainingDataError
 from ..gaps import neighbours
 from ..models.card import Card
-from ..models.normalization import NORMALIZATIONS, PLAIN, Statistics, absent
+from ..models.normalization import NORMALIZATIONS, Statistics, absent
 from .augment import apparent_dip, augmented, draw_stretch, rescaled, stretched
 from .volumes import AXES, Array, Source, Volume, places_of
 
@@ -122,9 +122,9 @@ class Crops(Dataset[dict[str, Tensor]]):
                 value = np.broadcast_to(places[axis].reshape(extents), self.size)
             else:
                 how = NORMALIZATIONS[card.normalization]
-                nothing = absent(card.normalization, statistics)
+                nothing = 0.0 if card.blank else absent(card.normalization, statistics)
                 value = np.nan_to_num(how(crop["amplitude"], statistics), nan=nothing)
-                if "live" in crop and card.normalization in PLAIN:
+                if "live" in crop and card.blank:
                     value = np.where(crop["live"], value, np.float32(nothing))
             channels.append(self._turned(value))
         if "rgt" in crop:  # its range is the crop's own, as it is the whole volume's in prediction

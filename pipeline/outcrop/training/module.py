@@ -16,6 +16,7 @@ from torchmetrics import Metric
 
 from ..engine import offload
 from ..errors import TrainingDivergedError
+from ..gaps import neighbours
 from ..models.card import Card
 from .objectives import Objective, update
 
@@ -56,20 +57,33 @@ def as_read(outputs: Batch, card: Card, live: Tensor | None = None) -> Batch:
         Of that network: those of an `own_range` are brought to 0…1, each crop's as the whole
         volume's are in prediction.
     live : torch.Tensor of bool, optional
-        (batch, 1, ...): where there are traces; everywhere unless given. Elsewhere all are 0.
+        (batch, 1, ...): where there are traces; everywhere unless given. Elsewhere the nearest one
+        stands for them, or the mean.
     """
     own = {o.suffix for o in card.outputs if o is not None and o.own_range}
     read = {}
     for name, y in outputs.items():
-        if live is None:
-            live = torch.ones_like(y, dtype=torch.bool)
         if name in own:
             axes = tuple(range(1, y.ndim))
-            low = torch.where(live, y, torch.inf).amin(axes, keepdim=True)
-            high = torch.where(live, y, -torch.inf).amax(axes, keepdim=True)
+            there = torch.ones_like(y, dtype=torch.bool) if live is None else live
+            low = torch.where(there, y, torch.inf).amin(axes, keepdim=True)
+            high = torch.where(there, y, -torch.inf).amax(axes, keepdim=True)
             y = (y - low) / (high - low).clamp_min(torch.finfo(y.dtype).tiny)
-        read[name] = torch.where(live, y, 0)
+        read[name] = y if live is None else _filled(y, live, card.axes.index("z"))
     return read
+
+
+def _filled(y: Tensor, live: Tensor, z: int) -> Tensor:
+    """Fill in what a network is shown where there is no trace."""
+    y = y.clone()
+    for crop, there in zip(y[:, 0], live[:, 0], strict=True):
+        traces = there.select(z, 0).cpu().numpy()
+        columns = crop.movedim(z, -1)
+        columns[torch.from_numpy(~traces)] = crop[there].mean()
+        gaps = neighbours(traces, [slice(None)] * traces.ndim)
+        missing, nearest = (tuple(torch.from_numpy(at) for at in each) for each in gaps)
+        columns[missing] = columns[nearest]
+    return y
 
 
 class TrainingModule(L.LightningModule):
