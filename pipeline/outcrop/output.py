@@ -55,7 +55,7 @@ class Output:
         Whether an earlier call had begun this output.
     fence : Fence
         For whatever writes and may outlast this call, or the right to write: tasks on other
-        machines; in an object store this process too, which may have been suspended.
+        machines; this process too, which may have been suspended.
     """
 
     def __init__(self, path: Place, resumed: bool, lock: Lock) -> None:
@@ -93,8 +93,7 @@ class Output:
     def check(self) -> None:
         """Raise `OutputExistsError` if another process has taken the output over."""
         self._lock.check()
-        if isinstance(self.path, Remote):  # where a process that was suspended loses its lock
-            self.fence.check()
+        self.fence.check()  # a process that was suspended may have lost its lock
 
     @classmethod
     def begin(

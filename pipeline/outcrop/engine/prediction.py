@@ -344,7 +344,7 @@ def prepared(
             threshold,
             shared=client is not None,
             nonfinite=nonfinite,
-            fence=output.fence if client or isinstance(target, Remote) else None,
+            fence=output.fence,
         )
         evaluation = Evaluation(places, state, output, listeners, empty.attrs, compile, overwrite)
         try:
