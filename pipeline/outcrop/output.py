@@ -28,7 +28,7 @@ from .errors import OutcropError, OutputExistsError, ResumeError
 from .journal import Journal
 from .locks import RUN, Fence, Lock, lock_of
 from .patience import patiently
-from .storage import Place, Remote, files, read_all, remove, write_whole
+from .storage import Place, Remote, files, read_all, remove, remove_all, write_whole
 from .targets import (
     RECORD,
     ROOT,
@@ -299,13 +299,12 @@ def _remove_all_but_root(target: Remote, root: bytes) -> None:
     (target / ROOT).unlink(missing_ok=True)
 
     def others() -> list[str]:
-        return [f"{target.key}/{key}" for key in files(target) if key != f"{ASIDE}/{ROOT}"]
+        return [name for name in files(target) if name != f"{ASIDE}/{ROOT}"]
 
-    if found := others():
-        target.ask("rm", found)
+    remove_all(target, others())
     if left := others():  # s3fs says nothing of objects that the store does not delete
         raise OutcropError(
-            f"{target.scheme}://{left[0]}: cannot be deleted; see to it, or choose another path"
+            f"{target / left[0]}: cannot be deleted; see to it, or choose another path"
         )
 
 

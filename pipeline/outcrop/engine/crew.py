@@ -185,6 +185,8 @@ def _store_seconds(folder: Place) -> float:
             _forget(sample)
         sample.read_bytes()
         return time.perf_counter() - start
+    except OutcropError as error:  # of an object store
+        raise OutcropError(f"worker {get_worker().address}: {error}") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutcropError(
@@ -327,21 +329,29 @@ def _facts(device: str, dask_worker: Any) -> dict[str, Any]:
     if device != "cpu":
         if not torch.cuda.is_available():
             raise OutcropError("no GPU is visible")
-        return {**versions(), "memory": torch.cuda.mem_get_info()[0]}
+        # What PyTorch has taken from the GPU and not given back is used again.
+        limit = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        held = _held_at_rest(dask_worker, torch.cuda.memory_allocated)
+        return {**versions(), "memory": max(0, limit - held)}
     manager = dask_worker.memory_manager
     if not manager.memory_limit:
         return {**versions(), "memory": None}
     # Above that a worker takes no more tasks, and there is nothing that it could free.
     limit = manager.memory_limit * (manager.memory_pause_fraction or 1.0)
+    held = _held_at_rest(dask_worker, lambda: psutil.Process().memory_info().rss - held_chunks())
+    return {**versions(), "memory": max(0.0, limit - held)}
+
+
+def _held_at_rest(dask_worker: Any, look: Callable[[], int]) -> int:
+    """Bytes that a worker holds; what a task holds that it is in is free again after it."""
     at_rest = not dask_worker.state.all_running_tasks
     if at_rest:
         return_freed_memory()
-    held = psutil.Process().memory_info().rss - held_chunks()
-    if at_rest:
-        _AT_REST[dask_worker.address] = held
-    else:  # what that task holds is free again after it
-        held = min(held, _AT_REST.get(dask_worker.address, held))
-    return {**versions(), "memory": max(0.0, limit - held)}
+    held = look()
+    if not at_rest:
+        return min(held, _AT_REST.get(dask_worker.address, held))
+    _AT_REST[dask_worker.address] = held
+    return held
 
 
 def least_room(client: Client, device: str) -> int | None:
