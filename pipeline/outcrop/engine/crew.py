@@ -42,6 +42,8 @@ _SILENT = 30.0
 _ATTEMPTS = 3
 # Seconds that a worker takes for a tile beside all else: Dask's task, opening Zarr arrays.
 _TILE = 5e-3
+# How often samples that are sent to a worker are there at once.
+_COPIES = 3
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -235,16 +237,25 @@ def check_client(client: object) -> None:
         )
 
 
-def check_workers(client: Client, plan: Needs) -> None:
+def check_workers(client: Client, plan: Needs, sent: int = 0) -> None:
     """Raise before the start if a worker could not run its share of a plan.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    plan : Needs
+    sent : int
+        Bytes of samples that lie in memory here, and go to each worker.
 
     Raises
     ------
     OutcropError
         If a worker has another version of outcrop or torch, or none.
     MemoryBudgetError
-        If the plan takes more memory than a worker may.
+        If the plan takes more memory than a worker may, or these samples do.
     """
+    # As they arrive, and their statistics are found, there are copies.
+    most = max(sent + plan.peak_memory, _COPIES * sent)
     for worker, found in _suitable(client, plan.device).items():
         room = found["memory"]
         if room is not None and room < plan.peak_memory:
@@ -252,6 +263,12 @@ def check_workers(client: Client, plan: Needs) -> None:
                 f"worker {worker}: has {format_bytes(room)} of memory to give, the plan takes "
                 f"{format_bytes(plan.peak_memory)}; pass a smaller memory (--memory), or start "
                 "workers with more"
+            )
+        if sent and room is not None and room < most:
+            raise MemoryBudgetError(
+                f"worker {worker}: has {format_bytes(room)} of memory to give; the survey is in "
+                f"memory here, and to send its {format_bytes(sent)} to each worker takes "
+                f"{format_bytes(most)} there; pass the path of its Zarr, or write it to one"
             )
 
 
