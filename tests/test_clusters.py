@@ -32,6 +32,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import outcrop
+from command_line import script_command
 from outcrop import tasks
 from outcrop.cli.main import app
 from outcrop.cluster import connect, workers_there
@@ -635,6 +636,11 @@ def test_slurm_script_predicts_on_the_jobs_that_it_submits(tmp_path):
         faults.fault_probability.load().drop_attrs(),
     )
     assert "workers" in (tmp_path / "faults.zarr.report.html").read_text()
+    for survey, said in (("survey.zarr", "faults.zarr: already"), ("none", "none: does not exist")):
+        asked = script_command(script, tmp_path / survey, *arguments[1:])
+        assert asked.returncode == 1
+        assert asked.stderr.startswith("error: ")
+        assert said in asked.stderr
 
 
 def test_kubernetes_file_is_what_the_operator_takes():
