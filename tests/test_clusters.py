@@ -32,10 +32,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import outcrop
+from command_line import script_command
 from outcrop import tasks
 from outcrop.cli.main import app
 from outcrop.cluster import connect, workers_there
 from outcrop.engine.crew import (
+    _facts,
     _store_seconds,
     _suitable,
     _wait_for,
@@ -419,6 +421,19 @@ def test_workers_that_dask_pauses_are_told_of(monkeypatch):
         assert len(caught) == 1
 
 
+def test_what_pytorch_keeps_of_a_gpu_counts_as_room(monkeypatch):
+    """As after a prediction, or in the middle of one."""
+    gpu = {"is_available": True, "mem_get_info": (20, 80), "memory_reserved": 50}
+    worker = SimpleNamespace(address="w", state=SimpleNamespace(all_running_tasks=set()))
+    rooms = []
+    for running, allocated in ((set(), 10), ({"tile"}, 40)):
+        worker.state.all_running_tasks = running
+        for name, value in {**gpu, "memory_allocated": allocated}.items():
+            monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+        rooms.append(_facts("cuda", worker)["memory"])
+    assert rooms == [60, 60]
+
+
 def test_what_a_running_task_holds_counts_as_room(tmp_path):
     """As where the next of several surveys is planned while tiles of the one before run."""
     few = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": "2GB"}
@@ -568,8 +583,10 @@ def test_slurm_script_uses_options_that_exist():
 
 
 def test_slurm_script_ends_where_its_scheduler_does_not_start(tmp_path):
-    (tmp_path / "srun").write_text("#!/bin/bash\nexit 1\n")
+    """Whatever that of the same job left, before the job was queued again."""
+    (tmp_path / "srun").write_text('#!/bin/bash\necho "$@" >> "$PWD/begun"\nexit 1\n')
     (tmp_path / "srun").chmod(0o755)
+    (tmp_path / "scheduler-1.json").write_text('{"address": "tcp://127.0.0.1:1"}')
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
     ended = subprocess.run(
         ["bash", ROOT / "workflows" / "slurm.sh", "s.zarr", "o.zarr", "w.pth"],
@@ -578,6 +595,7 @@ def test_slurm_script_ends_where_its_scheduler_does_not_start(tmp_path):
         timeout=20,
     )
     assert ended.returncode == 1
+    assert "outcrop predict" not in (tmp_path / "begun").read_text()
 
 
 @pytest.mark.parametrize("name", ["slurm.py", "kubernetes.py"])
@@ -618,6 +636,11 @@ def test_slurm_script_predicts_on_the_jobs_that_it_submits(tmp_path):
         faults.fault_probability.load().drop_attrs(),
     )
     assert "workers" in (tmp_path / "faults.zarr.report.html").read_text()
+    for survey, said in (("survey.zarr", "faults.zarr: already"), ("none", "none: does not exist")):
+        asked = script_command(script, tmp_path / survey, *arguments[1:])
+        assert asked.returncode == 1
+        assert asked.stderr.startswith("error: ")
+        assert said in asked.stderr
 
 
 def test_kubernetes_file_is_what_the_operator_takes():

@@ -535,6 +535,11 @@ def test_workers_that_do_not_suit_are_named(model, survey, tmp_path):
             outcrop.predict(model, survey, tmp_path / "o.zarr", **how)
     with connect("local", workers=1) as client:
         check_workers(client, plan)
+        alike = np.broadcast_to(np.float32(0), (8192, 8192, 8192))  # which takes no memory itself
+        lines = {d: np.arange(8192) for d in ("inline", "crossline", "twt")}
+        large, point = xr.DataArray(alike, lines, [*lines]), nn.Conv3d(1, 1, 1).eval()
+        with pytest.raises(MemoryBudgetError, match=r"to send its 2\.199 TB to each .* its Zarr"):
+            outcrop.predict(point, large, tmp_path / "o.zarr", client=client)
         client.run(pretend, "versions", {"outcrop": outcrop.__version__, "torch": "1.0"})
         with pytest.raises(OutcropError, match=r"worker tcp://127.*has torch 1\.0, here it is 2"):
             outcrop.predict(model, survey, tmp_path / "o.zarr", client=client, **HOW)

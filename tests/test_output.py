@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import shutil
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import dask.array
@@ -16,11 +18,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from filelock import FileLock
 from zarr.storage import LocalStore, MemoryStore
 
 import outcrop
-from outcrop import journal, patience
+from outcrop import journal, locks, patience
 from outcrop import output as outputs
 from outcrop.errors import (
     ArgumentError,
@@ -176,16 +177,41 @@ def test_what_was_to_be_overwritten_is_put_back(tmp_path, template, monkeypatch)
 
 
 def test_interrupted_as_it_takes_the_lock(tmp_path, template, monkeypatch):
-    acquire = FileLock.acquire
+    flock = fcntl.flock
 
-    def interrupted(lock, **options):
-        acquire(lock, **options)
+    def interrupted(*arguments):
+        flock(*arguments)
+        monkeypatch.setattr(fcntl, "flock", flock)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FileLock, "acquire", interrupted)
+    monkeypatch.setattr(fcntl, "flock", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Output.begin(tmp_path / "a.zarr", template, ENCODING, {})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("answer", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks(answer, tmp_path, template, monkeypatch):
+    """As Lustre and NFS may be; one run at a time even so, and after one that was killed."""
+
+    def refused(*arguments):
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    for name, seconds in (("BEAT", 0.05), ("DEAD", 0.5), ("SETTLE", 0.1)):
+        monkeypatch.setattr(locks, name, seconds)
+    path, begin = tmp_path / "a.zarr", partial(Output.begin, template=template, encoding=ENCODING)
+    killed = begin(path, record={"run": 1})
+    for refuse in (partial(begin, path, record={"run": 1}), partial(locks.check_untaken, path)):
+        with pytest.raises(OutputExistsError, match="another process is writing it"):
+            refuse()
+    killed._lock.instead.over.set()
+    with begin(path, record={"run": 1}) as output:
+        with pytest.raises(OutputExistsError, match="is over"):
+            killed.check()
+        output.commit()
+    assert is_complete(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
 
 
 def test_interrupted_while_zarr_writes(tmp_path, template, monkeypatch):

@@ -154,7 +154,7 @@ def test_what_an_interrupted_prediction_does_again(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("how", ["at once", "where Python drops it", "in the middle of an import"])
 def test_interrupted_beside_a_thread_that_does_not_end(how: str) -> None:
     code = f"""
-import gc, signal, threading, time
+import gc, logging, signal, threading, time
 from outcrop.cli import main
 threading.Thread(target=time.sleep, args=[600]).start()
 print("begun")
@@ -163,6 +163,7 @@ def app():
         try:
             signal.raise_signal(signal.SIGTERM)
         except BaseException:
+            logging.getLogger("distributed.client").error("the scheduler was stopped, too")
             raise AttributeError("half a module")
     if {how!r} == "where Python drops it":
         stop = lambda phase, _: phase == "stop" and signal.raise_signal(signal.SIGTERM)

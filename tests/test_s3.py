@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import numpy as np
@@ -29,6 +30,7 @@ import outcrop
 from outcrop import arrays, journal, locks, patience, storage
 from outcrop.cli.main import app
 from outcrop.cluster import connect
+from outcrop.engine.crew import _store_seconds
 from outcrop.engine.globals import GlobalStore
 from outcrop.engine.zarr_stores import PredictionStore
 from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
@@ -577,6 +579,27 @@ def test_a_killed_overwrite_is_gone_on_with(s3, monkeypatch):
     with Output.begin(target, template, {}, {"run": 2}, overwrite=True) as output:
         output.commit()
     assert xr.open_zarr(target).x.shape == (4,)
+
+
+def test_a_key_that_looks_like_a_pattern_is_that_of_one_output(s3):
+    """Others that fit it stay as they are."""
+    template, other = xr.Dataset({"x": ("x", np.arange(4.0))}), "s3://bucket/p/run1/a"
+    with Output.begin(other, template, {}, {"run": 1}):
+        pass
+    before = keys(s3, "p/run1/")
+    for run in (1, 2):
+        with Output.begin("s3://bucket/p/run[1]*/a", template, {}, {"run": run}, True) as output:
+            output.commit()
+    assert "p/run[1]*/a/x/checksums.json" in (found := keys(s3, "p/run[1]*/"))
+    assert not [key for key in found if "unfinished" in key]
+    assert keys(s3, "p/run1/") == before
+
+
+def test_a_worker_that_may_not_write_is_named(s3, refused, monkeypatch):
+    monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(address="tcp://w:1"))
+    refused("403", "PUT /bucket/q/.outcrop")
+    with pytest.raises(OutcropError, match=r"worker tcp://w:1: s3://bucket/q/\S+: Permission"):
+        _store_seconds(place("s3://bucket/q"))
 
 
 def test_azure_names_its_account_in_the_url():

@@ -31,6 +31,9 @@ def main(
     from dask_jobqueue import SLURMCluster
 
     survey, out = survey.absolute(), out.absolute()  # as the workers see them
+    outcrop.open(survey)  # before jobs wait in the queue
+    if (out / "zarr.json").exists():
+        raise outcrop.OutcropError(f"{out}: already exists; choose another path")
     network = outcrop.models.load(model, weights=weights)
     on_gpu = device == "cuda"
     record, log = outcrop.Record(), outcrop.events.JsonLog(f"{out}.log.jsonl")

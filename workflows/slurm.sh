@@ -10,7 +10,9 @@ survey=$1 out=$2 weights=$3
 file=$PWD/scheduler-$SLURM_JOB_ID.json
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # which srun does not take over of itself
 
-srun --exact -n1 --gpus=0 dask scheduler --scheduler-file "$file" &
+rm -f "$file"  # of this job before it was queued again
+# Any free port: another job may have its scheduler on this node.
+srun --exact -n1 --gpus=0 dask scheduler --port 0 --scheduler-file "$file" &
 scheduler=$!
 # The limit: of its own Dask would give a worker of one thread one core's share of the memory.
 srun --exact -n8 --gpus-per-task=1 dask worker --scheduler-file "$file" --nthreads 1 \

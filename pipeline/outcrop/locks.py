@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from filelock import FileLock, Timeout
-
 from .arrays import ASIDE
 from .errors import OutcropError, OutputExistsError
-from .storage import Place, Remote
+from .storage import Place, Remote, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +28,8 @@ log = logging.getLogger(__name__)
 BEAT, DEAD, SETTLE = 5.0, 20.0, 1.0
 # In the folder of what belongs to an unfinished output alone: the name of the run that writes it.
 RUN = "run"
+# What a file system answers that knows no locks; 524 is Linux's ENOTSUPP, which has no name here.
+_LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, 524)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ class Lock(Protocol):
 
 def lock_of(target: Place) -> Lock:
     """Return what locks `target`; it is not taken yet."""
-    return _ObjectLock(target) if isinstance(target, Remote) else _SystemLock(target)
+    if isinstance(target, Remote):
+        return _ObjectLock(target, target.parent / f".{target.name}.lock")
+    return _SystemLock(target)
 
 
 @contextlib.contextmanager
@@ -108,13 +110,12 @@ def taken(target: Place) -> Iterator[None]:
 
 def check_untaken(target: Place) -> None:
     """Raise `OutputExistsError` if another process writes `target` now; nothing is made."""
-    if (target.parent / _name_of(target)).exists():
+    beside = [target.parent / f".{target.name}.lock"]
+    if isinstance(target, Path):
+        beside.append(target.parent / f".{target.name}.running")
+    if any(each.exists() for each in beside):
         with taken(target):
             pass
-
-
-def _name_of(target: Place) -> str:
-    return f".{target.name}.lock"
 
 
 def _taken(target: Place) -> OutputExistsError:
@@ -124,34 +125,106 @@ def _taken(target: Place) -> OutputExistsError:
 
 
 class _SystemLock:
-    """A lock of the file system: it ends with this process at the latest."""
+    """A lock of the file system: it ends with this process at the latest.
+
+    Where the file system knows none, as some Lustre and NFS, a file that is rewritten instead.
+    """
 
     def __init__(self, target: Path) -> None:
-        self.target, self.file = target, FileLock(target.parent / _name_of(target))
+        self.target, self.file = target, target.parent / f".{target.name}.lock"
+        self.opened: int | None = None
+        self.instead: _ObjectLock | None = None
 
     def take(self) -> None:
         target = self.target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.file.acquire(timeout=0)
-        except Timeout:
+            while not self._lock():
+                self._close()
+        except BlockingIOError:
+            self._close()
             raise _taken(target) from None
         except OSError as error:
+            if self.opened is not None and error.errno in _LOCKLESS:
+                self.file.unlink(missing_ok=True)
+                self._close()
+                signs = target.parent / f".{target.name}.running"
+                self.instead = _ObjectLock(target, _LockFile(signs))
+                self.instead.take()
+                return
             if error.errno in (errno.ENOSPC, errno.EDQUOT):  # which callers say more of
                 raise
             raise OutcropError(
                 f"{target}: cannot be written ({error}); choose another path, or see to that one"
             ) from None
 
+    def _lock(self) -> bool:
+        """Lock the file; False if whoever had it has removed it in the same moment."""
+        self.opened = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o666)
+        _flock(self.opened)
+        try:
+            return os.path.samestat(os.fstat(self.opened), os.stat(self.file))
+        except FileNotFoundError:
+            return False
+
+    def _close(self) -> None:
+        if self.opened is not None:
+            os.close(self.opened)
+            self.opened = None
+
     def check(self) -> None:
-        """Do nothing: nobody can take it over."""
+        if self.instead is not None:
+            self.instead.check()
 
     def release(self) -> None:
-        if self.file.is_locked:
-            # Removed while it is held: whoever opened it meanwhile finds out and opens another.
+        if self.instead is not None:
+            self.instead.release()
+        if self.opened is not None:
             with contextlib.suppress(OSError):
-                os.unlink(self.file.lock_file)
-            self.file.release()
+                # Once more: an interruption may have come before, and it be that of another.
+                _flock(self.opened)
+                # While it is held: whoever opened it meanwhile finds out and opens another.
+                os.unlink(self.file)
+        self._close()
+
+
+def _flock(file: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@dataclass(frozen=True)
+class _LockFile:
+    """A file with those methods of `Remote` that a lock takes; what is put knows no conditions."""
+
+    path: Path
+
+    def create(self, data: bytes) -> bool:
+        try:
+            with open(self.path, "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
+
+    def tag(self) -> None:
+        return None
+
+    def replace(self, data: bytes, tag: str | None) -> bool:
+        self.write_bytes(data)
+        return True
+
+    def read_bytes(self) -> bytes:
+        return self.path.read_bytes()
+
+    def write_bytes(self, data: bytes) -> None:
+        write_whole(self.path, data)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        self.path.unlink(missing_ok)
 
 
 class _ObjectLock:
@@ -161,9 +234,8 @@ class _ObjectLock:
     belongs to a process that died, and is taken over. No clocks are compared.
     """
 
-    def __init__(self, target: Remote) -> None:
-        self.target = target
-        self.object = target.parent / _name_of(target)
+    def __init__(self, target: Place, at: Remote | _LockFile) -> None:
+        self.target, self.object = target, at
         self.owner, self.beats = uuid.uuid4().hex, 0
         self.lost, self.over = False, threading.Event()
         self.thread = threading.Thread(target=self._beat, daemon=True)
@@ -215,8 +287,7 @@ class _ObjectLock:
         return True
 
     def _is_ours(self) -> bool:
-        found = self._read()
-        return found is not None and json.loads(found)["owner"] == self.owner
+        return self.owner.encode() in (self._read() or b"")
 
     def _beat(self) -> None:
         while not self.over.wait(BEAT):

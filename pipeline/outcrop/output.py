@@ -28,7 +28,7 @@ from .errors import OutcropError, OutputExistsError, ResumeError
 from .journal import Journal
 from .locks import RUN, Fence, Lock, lock_of
 from .patience import patiently
-from .storage import Place, Remote, files, read_all, remove, write_whole
+from .storage import Place, Remote, files, read_all, remove, remove_all, write_whole
 from .targets import (
     RECORD,
     ROOT,
@@ -55,7 +55,7 @@ class Output:
         Whether an earlier call had begun this output.
     fence : Fence
         For whatever writes and may outlast this call, or the right to write: tasks on other
-        machines; in an object store this process too, which may have been suspended.
+        machines; this process too, which may have been suspended.
     """
 
     def __init__(self, path: Place, resumed: bool, lock: Lock) -> None:
@@ -93,8 +93,7 @@ class Output:
     def check(self) -> None:
         """Raise `OutputExistsError` if another process has taken the output over."""
         self._lock.check()
-        if isinstance(self.path, Remote):  # where a process that was suspended loses its lock
-            self.fence.check()
+        self.fence.check()  # a process that was suspended may have lost its lock
 
     @classmethod
     def begin(
@@ -300,13 +299,12 @@ def _remove_all_but_root(target: Remote, root: bytes) -> None:
     (target / ROOT).unlink(missing_ok=True)
 
     def others() -> list[str]:
-        return [f"{target.key}/{key}" for key in files(target) if key != f"{ASIDE}/{ROOT}"]
+        return [name for name in files(target) if name != f"{ASIDE}/{ROOT}"]
 
-    if found := others():
-        target.ask("rm", found)
+    remove_all(target, others())
     if left := others():  # s3fs says nothing of objects that the store does not delete
         raise OutcropError(
-            f"{target.scheme}://{left[0]}: cannot be deleted; see to it, or choose another path"
+            f"{target / left[0]}: cannot be deleted; see to it, or choose another path"
         )
 
 

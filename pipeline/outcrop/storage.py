@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -325,13 +325,27 @@ def goes_on(overwrite: bool = False) -> str:
 def remove(where: Place) -> None:
     """Delete a file, or a folder and all below; nothing there is fine."""
     if isinstance(where, Remote):
-        with contextlib.suppress(FileNotFoundError):
-            where.ask("rm", where.key, recursive=True)
+        remove_all(where, files(where))
     elif where.is_dir() and not where.is_symlink():
         with contextlib.suppress(FileNotFoundError):
             patiently(partial(shutil.rmtree, where))  # in which a worker may still put something
     else:
         where.unlink(missing_ok=True)
+
+
+def remove_all(folder: Remote, names: Collection[str]) -> None:
+    """Delete objects below a place, by their names from there."""
+    if _is_pattern(folder):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+    elif names:
+        with contextlib.suppress(FileNotFoundError):
+            folder.ask("rm", [f"{folder.key}/{name}".rstrip("/") for name in names])
+
+
+def _is_pattern(where: Remote) -> bool:
+    """Whether fsspec, asked for several keys at once, takes this one for a pattern of others."""
+    return any(letter in where.key for letter in "*?[")
 
 
 def check_takes_files(what: object, path: Path) -> None:
@@ -387,7 +401,7 @@ def files(where: Place) -> dict[str, int]:
 
 def read_all(where: Place) -> dict[str, bytes]:
     """Return every file below a folder, by its path from there; small ones are meant."""
-    if isinstance(where, Remote):
+    if isinstance(where, Remote) and not _is_pattern(where):
         keys = [f"{where.key}/{name}" for name in files(where)]
         found = where.ask("cat", keys, on_error="raise") if keys else {}
         if isinstance(found, bytes):  # of a single one

@@ -124,7 +124,7 @@ class _Interruption:
 
     def __call__(self, number: int, frame: Any) -> None:
         self.came = True
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # so may tasks of Dask's client
+        logging.disable(logging.CRITICAL)  # so may tasks of Dask's client, whose scheduler is gone
         signal.default_int_handler(number, frame)
 
 

@@ -42,6 +42,8 @@ _SILENT = 30.0
 _ATTEMPTS = 3
 # Seconds that a worker takes for a tile beside all else: Dask's task, opening Zarr arrays.
 _TILE = 5e-3
+# How often samples that are sent to a worker are there at once.
+_COPIES = 3
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -185,6 +187,8 @@ def _store_seconds(folder: Place) -> float:
             _forget(sample)
         sample.read_bytes()
         return time.perf_counter() - start
+    except OutcropError as error:  # of an object store
+        raise OutcropError(f"worker {get_worker().address}: {error}") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutcropError(
@@ -233,16 +237,25 @@ def check_client(client: object) -> None:
         )
 
 
-def check_workers(client: Client, plan: Needs) -> None:
+def check_workers(client: Client, plan: Needs, sent: int = 0) -> None:
     """Raise before the start if a worker could not run its share of a plan.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    plan : Needs
+    sent : int
+        Bytes of samples that lie in memory here, and go to each worker.
 
     Raises
     ------
     OutcropError
         If a worker has another version of outcrop or torch, or none.
     MemoryBudgetError
-        If the plan takes more memory than a worker may.
+        If the plan takes more memory than a worker may, or these samples do.
     """
+    # As they arrive, and their statistics are found, there are copies.
+    most = max(sent + plan.peak_memory, _COPIES * sent)
     for worker, found in _suitable(client, plan.device).items():
         room = found["memory"]
         if room is not None and room < plan.peak_memory:
@@ -250,6 +263,12 @@ def check_workers(client: Client, plan: Needs) -> None:
                 f"worker {worker}: has {format_bytes(room)} of memory to give, the plan takes "
                 f"{format_bytes(plan.peak_memory)}; pass a smaller memory (--memory), or start "
                 "workers with more"
+            )
+        if sent and room is not None and room < most:
+            raise MemoryBudgetError(
+                f"worker {worker}: has {format_bytes(room)} of memory to give; the survey is in "
+                f"memory here, and to send its {format_bytes(sent)} to each worker takes "
+                f"{format_bytes(most)} there; pass the path of its Zarr, or write it to one"
             )
 
 
@@ -327,21 +346,29 @@ def _facts(device: str, dask_worker: Any) -> dict[str, Any]:
     if device != "cpu":
         if not torch.cuda.is_available():
             raise OutcropError("no GPU is visible")
-        return {**versions(), "memory": torch.cuda.mem_get_info()[0]}
+        # What PyTorch has taken from the GPU and not given back is used again.
+        limit = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        held = _held_at_rest(dask_worker, torch.cuda.memory_allocated)
+        return {**versions(), "memory": max(0, limit - held)}
     manager = dask_worker.memory_manager
     if not manager.memory_limit:
         return {**versions(), "memory": None}
     # Above that a worker takes no more tasks, and there is nothing that it could free.
     limit = manager.memory_limit * (manager.memory_pause_fraction or 1.0)
+    held = _held_at_rest(dask_worker, lambda: psutil.Process().memory_info().rss - held_chunks())
+    return {**versions(), "memory": max(0.0, limit - held)}
+
+
+def _held_at_rest(dask_worker: Any, look: Callable[[], int]) -> int:
+    """Bytes that a worker holds; what a task holds that it is in is free again after it."""
     at_rest = not dask_worker.state.all_running_tasks
     if at_rest:
         return_freed_memory()
-    held = psutil.Process().memory_info().rss - held_chunks()
-    if at_rest:
-        _AT_REST[dask_worker.address] = held
-    else:  # what that task holds is free again after it
-        held = min(held, _AT_REST.get(dask_worker.address, held))
-    return {**versions(), "memory": max(0.0, limit - held)}
+    held = look()
+    if not at_rest:
+        return min(held, _AT_REST.get(dask_worker.address, held))
+    _AT_REST[dask_worker.address] = held
+    return held
 
 
 def least_room(client: Client, device: str) -> int | None:

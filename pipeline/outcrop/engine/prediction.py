@@ -279,7 +279,8 @@ def prepared(
         where = find_device(plan.device)
     else:
         # Before the statistics: a worker that is short of memory would never begin with them.
-        check_workers(client, plan)
+        in_memory = (v.nbytes for v in framed.volumes.values() if v.variable._in_memory)
+        check_workers(client, plan, sum(in_memory))
         where = torch.device(plan.device)
 
     fingerprint = str(begun_with(target).get("input_sha256"))  # until it is known
@@ -346,7 +347,7 @@ def prepared(
             threshold,
             shared=client is not None,
             nonfinite=nonfinite,
-            fence=output.fence if client or isinstance(target, Remote) else None,
+            fence=output.fence,
         )
         evaluation = Evaluation(places, state, output, listeners, empty.attrs, compile, overwrite)
         try:
