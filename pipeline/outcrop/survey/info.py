@@ -48,7 +48,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Amplitudes of some traces from all over the survey, but for NaN and infinite ones."""
+    """Amplitudes of some traces from all over the survey, but for NaN and infinite ones.
+
+    As networks see them: but for dead traces, too, unless all samples have one sign.
+    """
 
     traces: int
     minimum: float
@@ -360,17 +363,20 @@ def _statistics(traces: np.ndarray) -> Statistics | None:
     """Summarise traces: (traces, samples)."""
     with np.errstate(invalid="ignore"):  # signalling NaN
         values = traces.astype(np.float64)
-    finite = values[np.isfinite(values)]
+    known, dead = np.isfinite(values), (values == 0).all(axis=-1)
+    finite = values[known]
     if not finite.size:
         return None
+    if finite.min() < 0 < finite.max():
+        finite = values[known & ~dead[:, None]]
     return Statistics(
         traces=len(traces),
         minimum=float(finite.min()),
         maximum=float(finite.max()),
         mean=float(finite.mean()),
         standard_deviation=float(finite.std()),
-        dead_traces=int(np.count_nonzero((traces == 0).all(axis=-1))),
-        nonfinite=values.size - finite.size,
+        dead_traces=int(np.count_nonzero(dead)),
+        nonfinite=int(np.count_nonzero(~known)),
     )
 
 
