@@ -66,11 +66,7 @@ def write_segy(
     OutcropError
         If there is no space left.
     """
-    if format not in ("same", *CODES):
-        raise SurveyError(f"format {format!r}: choose same, {', '.join(CODES)}")
     code = template.format if format == "same" else CODES[format]
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise SurveyError(f"scale {scale:g}: must be a number above zero")
     if scale is not None and not is_integer(code):
         raise SurveyError(
             f"scale is for the integer formats, and {NAMES[code]} is none; "
