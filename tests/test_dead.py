@@ -111,6 +111,16 @@ def test_a_network_of_the_users_own_sees_none_either(tmp_path):
     np.testing.assert_array_equal(found.live, survey.live)
 
 
+def test_samples_that_are_not_live_may_be_anything(tmp_path):
+    """Such as NaN, of surveys that were joined or masked."""
+    survey, model = make_survey((24, 20, 16)), models.load("faultseg3d", weights="seeded")
+    masked = survey.assign(amplitude=survey.amplitude.where(survey.live))
+    assert masked.amplitude.isnull().any()
+    alike = outcrop.predict(model, survey, tmp_path / "zeros.zarr")
+    found = outcrop.predict(model, masked, tmp_path / "nan.zarr")
+    np.testing.assert_array_equal(found.fault_probability, alike.fault_probability)
+
+
 def test_a_dead_trace_of_a_prediction_is_dead_in_the_segy(tmp_path):
     made = as_zeros(make_survey((16, 12, 16), missing=0))
     made.amplitude[3, 4:7] = 0

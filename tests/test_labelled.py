@@ -140,6 +140,19 @@ def test_vintages_may_have_names(tmp_path):
     np.testing.assert_array_equal(found.prediction.sel(vintage="base"), one)
 
 
+@pytest.mark.parametrize("line", ["inline", "crossline"])
+def test_a_survey_of_one_line_is_one_section(line, tmp_path):
+    """And not as many sections of one trace."""
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(1, 1, 3, padding=1).eval()
+    model.card = Card("flat", "", "", "", "", (AMPLITUDE,), (), axes=("z", "trace"), sections=True)
+    survey = make_survey(SHAPE, missing=0).isel({line: [3]})
+    found = outcrop.predict(model, survey, tmp_path / "o.zarr")
+    asked = outcrop.predict(model, survey, tmp_path / "asked.zarr", direction=line)
+    assert found.direction == line
+    np.testing.assert_array_equal(found.prediction, asked.prediction)
+
+
 def test_a_network_of_sections_of_two_axes(tmp_path):
     """Whose card says nothing of padding."""
     torch.manual_seed(0)

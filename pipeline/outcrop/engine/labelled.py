@@ -133,7 +133,8 @@ def frame(
         A dataset, or the Zarr at a path, with the variables that the card names; a DataArray
         where it names one alone.
     direction : {"inline", "crossline"}, optional
-        Of the sections, for a network of sections; the card's unless given.
+        Of the sections, for a network of sections; unless given the card's, or that of the only
+        inline or crossline that there is.
     storage_options : mapping, optional
         For the survey, if `data` is where it lies in an object store.
     stacked : bool
@@ -165,9 +166,7 @@ def frame(
         _check_order(model, card)
     if direction not in (None, "inline", "crossline"):
         raise ArgumentError(f"direction {direction!r}: choose 'inline' or 'crossline'")
-    if card.sections:
-        card = card.along(direction or card.direction)
-    elif direction is not None:
+    if direction is not None and not card.sections:
         raise ArgumentError(f"direction: {card.name or 'the network'} is no network of sections")
     if isinstance(data, (str, os.PathLike)):
         where, data = str(data), open_unchunked(data, storage_options)
@@ -197,6 +196,8 @@ def frame(
     for each, values in volumes.items():
         if values.dtype.kind not in "biuf":
             raise SurveyError(f"{each}: is {values.dtype}; pass real numbers")
+    if card.sections:
+        card = card.along(direction or _wider(volume) or card.direction)
     axes = tuple(vertical[0] if a == "z" else a for a in card.axes)
     extents = [volume.sizes[a] for a in axes]
     if 0 in volume.shape:
@@ -215,6 +216,14 @@ def frame(
     )
     before = tuple((g - n) // 2 for g, n in zip(grid, extents, strict=True))
     return Framed(volumes, card, axes, before, grid, data.attrs.get("lineage", ""))
+
+
+def _wider(volume: xr.DataArray) -> str | None:
+    """Direction of the sections of a survey that is a single one; None of any other."""
+    inlines, crosslines = volume.sizes["inline"], volume.sizes["crossline"]
+    if (inlines == 1) == (crosslines == 1):
+        return None
+    return "inline" if inlines == 1 else "crossline"
 
 
 def _check_no_card_within(model: nn.Module) -> None:

@@ -29,11 +29,11 @@ _COPIES, _PART = 3, 1 << 20
 # Standard deviations from the mean beyond which no seismic amplitude should be.
 _SPIKE = 100
 # What is found of one block: of the samples of live traces that are not zero throughout it number,
-# mean, sum of squared differences from it and extremes; of all of them their sum, and the sum of
-# `place_sum`; the traces that are zero throughout it, in bits.
+# mean, sum of squared differences from it and extremes; of all samples the sum of `place_sum`; the
+# traces that are zero throughout it, in bits.
 _STATE = np.dtype(
     [
-        *((name, np.float64) for name in ("count", "mean", "squares", "lowest", "highest", "sum")),
+        *((name, np.float64) for name in ("count", "mean", "squares", "lowest", "highest")),
         ("placed", np.uint64),
         ("silent", object),
     ]
@@ -70,8 +70,8 @@ def statistics(
     Parameters
     ----------
     volume : xarray.DataArray
-        Along twt or depth and other dimensions; 0 where its coordinate `live`, if it has one, is
-        false.
+        Along twt or depth and other dimensions. Where its coordinate `live`, if it has one, is
+        false, samples do not matter.
     client : distributed.Client, optional
         Sums on its workers.
     memory : int, optional
@@ -135,8 +135,8 @@ def statistics(
 
             with naming_loss(f"statistics of {name}"):
                 found = patiently(read)
-    if not np.isfinite(found["sum"]).all():
-        # Such as of prompts that are aligned with the survey, or where it was masked by `live`.
+    if not np.isfinite(found["mean"]).all():
+        # Such as of prompts that are aligned with the survey.
         advice = f"make them 0, such as by survey[{name!r}].fillna(0)"
         if name == "amplitude":
             advice = f"ingest it again with nonfinite='zero' (--nonfinite zero), or {advice}"
@@ -164,8 +164,7 @@ def _state(
     if live is not None:
         there = there & live
     samples = block if there.all() else block[np.broadcast_to(there, block.shape)]
-    with np.errstate(invalid="ignore", over="ignore"):  # the sum tells what is not finite
-        found["sum"] = block.sum(dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # the mean tells what is not finite
         if samples.size:
             found["count"], found["mean"] = samples.size, samples.mean(dtype=np.float64)
             found["lowest"], found["highest"] = samples.min(), samples.max()
