@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,7 @@ class _SystemLock:
 
     def take(self) -> None:
         target = self.target
+        _SYSTEM_LOCKS.add(self)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             while not self._lock():
@@ -186,6 +188,19 @@ class _SystemLock:
                 # While it is held: whoever opened it meanwhile finds out and opens another.
                 os.unlink(self.file)
         self._close()
+
+
+_SYSTEM_LOCKS: weakref.WeakSet[_SystemLock] = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    for lock in _SYSTEM_LOCKS:
+        lock._close()
+
+
+if hasattr(os, "register_at_fork"):
+    # Processes that are forked, such as a DataLoader's, would hold locks beyond this one's end.
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _flock(file: int) -> None:

@@ -269,7 +269,7 @@ def all_statistics(
 ) -> tuple[Framed, list[dict[str, Statistics]], str]:
     """Return the statistics of every variable that goes in, and one fingerprint of them all.
 
-    Where a variable that is not blank without traces has a dead one, none is live any more.
+    Where an amplitude, or what else is normalised, has a dead trace, none is live any more.
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ def all_statistics(
             prints.append(fingerprint)
             inputs = [each for each in framed.card.inputs if each.name == name]
             kinds = {each.normalization for each in inputs}
-            if not all(each.blank for each in inputs):
+            if not all(each.blank or each.dense for each in inputs):
                 dead[here] |= xr.DataArray(silent, dims=[d for d in volume.dims if d in traces])
             # A mask is of something, too.
             if (
