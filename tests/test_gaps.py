@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from outcrop.gaps import REACH, neighbours
+from outcrop.gaps import REACH, near_traces, neighbours
 from outlines import filled
 
 
@@ -26,6 +26,9 @@ def test_the_nearest_trace_whatever_the_region(live, data):
     missing, nearest = neighbours(live, region)
     found[missing] = found[nearest]
     np.testing.assert_array_equal(found[tuple(region)], expected[tuple(region)])
+    from_end = [slice(s.start - n, s.stop) for s, n in zip(region, live.shape, strict=True)]
+    for same in (region, from_end):
+        np.testing.assert_array_equal(near_traces(live, same), expected[tuple(region)] >= 0)
 
 
 @pytest.mark.parametrize("far", [REACH, REACH + 1])

@@ -70,7 +70,8 @@ def near_traces(live: np.ndarray, region: Sequence[slice]) -> np.ndarray:
     """
     near = live[tuple(region)].copy()
     missing, _ = neighbours(live, region)
-    near[tuple(at - (s.start or 0) for at, s in zip(missing, region, strict=True))] = True
+    starts = [s.indices(n)[0] for s, n in zip(region, live.shape, strict=True)]
+    near[tuple(at - start for at, start in zip(missing, starts, strict=True))] = True
     return near
 
 
