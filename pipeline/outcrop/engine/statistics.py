@@ -302,7 +302,7 @@ def all_statistics(
             prints.append(fingerprint)
             inputs = [each for each in framed.card.inputs if each.name == name]
             kinds = {each.normalization for each in inputs}
-            if not all(each.blank or each.dense for each in inputs):
+            if any(each.is_signal for each in inputs):
                 dead[here] |= xr.DataArray(silent, dims=[d for d in volume.dims if d in traces])
             # A mask is of something, too.
             if (

@@ -69,10 +69,15 @@ class InputCard:
             )
 
     @property
+    def is_signal(self) -> bool:
+        """Whether a trace that is zero throughout tells nothing, as one of amplitudes does."""
+        as_it_is = (self.name, self.normalization) == ("amplitude", "none")
+        return self.normalization not in PLAIN or as_it_is
+
+    @property
     def blank(self) -> bool:
         """Whether it is 0 where there is no trace, and no other one stands for it."""
-        dense = self.dense or (self.name == "amplitude" and self.normalization == "none")
-        return self.normalization in PLAIN and not dense
+        return not (self.is_signal or self.dense)
 
 
 @dataclass(frozen=True)
