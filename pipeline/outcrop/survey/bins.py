@@ -29,7 +29,7 @@ class Bin:
     units: str
 
 
-def bins_of(
+def fitted_bins(
     places: Mapping[str, NDArray[np.integer]],
     x: NDArray[np.floating],
     y: NDArray[np.floating],

@@ -15,7 +15,7 @@ from ..errors import GeometryError
 from ..progress import track
 from ..storage import Options, Place, Remote, place, size
 from . import geometry
-from .bins import Bin, bins_of
+from .bins import Bin, fitted_bins
 from .candidates import Candidate, candidates
 from .checks import check_intervals, warn_of_format
 from .decode import FORMATS, decode
@@ -259,7 +259,7 @@ def _coordinates_of(
         name: (number(headers, getattr(at, name), file.order) - axis.start) // axis.step
         for name, axis in lines.items()
     }
-    return found, bins_of(places, values["cdp_x"], values["cdp_y"], unit)
+    return found, fitted_bins(places, values["cdp_x"], values["cdp_y"], unit)
 
 
 def _of_zarr(path: Place) -> SurveyInfo:
@@ -317,7 +317,7 @@ def _bins_of(survey: xr.Dataset) -> dict[str, Bin]:
     seen = survey.isel(dict(zip(lateral, some, strict=True)))
     x, y = (loaded(seen[name].transpose(*lateral)).ravel() for name in ("cdp_x", "cdp_y"))
     places = (at.ravel() for at in np.meshgrid(*some, indexing="ij"))
-    return bins_of(dict(zip(lateral, places, strict=True)), x, y, unit)
+    return fitted_bins(dict(zip(lateral, places, strict=True)), x, y, unit)
 
 
 def _some_traces(volume: xr.DataArray, live: np.ndarray) -> np.ndarray:
