@@ -75,7 +75,7 @@ def draw(path: Path, panels: dict[str, np.ndarray], live: np.ndarray) -> None:
 
 
 def main(
-    surveys: Annotated[int, typer.Option(help="How many, of seeds from 0.")] = 6,
+    surveys: Annotated[int, typer.Option(min=1, help="How many, of seeds from 0.")] = 6,
     json_path: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
     picture: Annotated[Path | None, typer.Option("--draw", help="Picture of the first.")] = None,
 ) -> None:

@@ -35,7 +35,7 @@ _SAMPLE = 2**24
 # Seconds between looks at whether they still are there.
 _LOOK = 2.0
 # Bytes that a worker held when it was last looked at and in no task; known in its process alone.
-_AT_REST: dict[str, int] = {}
+_AT_REST: dict[tuple[str, str], int] = {}
 # Seconds without an answer after which a worker is told of; the first may take some to load torch.
 _SILENT = 30.0
 # How often workers are measured anew when one is lost meanwhile.
@@ -348,26 +348,28 @@ def _facts(device: str, dask_worker: Any) -> dict[str, Any]:
             raise OutcropError("no GPU is visible")
         # What PyTorch has taken from the GPU and not given back is used again.
         limit = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-        held = _held_at_rest(dask_worker, torch.cuda.memory_allocated)
+        held = _held_at_rest(dask_worker, device, torch.cuda.memory_allocated)
         return {**versions(), "memory": max(0, limit - held)}
     manager = dask_worker.memory_manager
     if not manager.memory_limit:
         return {**versions(), "memory": None}
     # Above that a worker takes no more tasks, and there is nothing that it could free.
     limit = manager.memory_limit * (manager.memory_pause_fraction or 1.0)
-    held = _held_at_rest(dask_worker, lambda: psutil.Process().memory_info().rss - held_chunks())
+    held = _held_at_rest(
+        dask_worker, device, lambda: psutil.Process().memory_info().rss - held_chunks()
+    )
     return {**versions(), "memory": max(0.0, limit - held)}
 
 
-def _held_at_rest(dask_worker: Any, look: Callable[[], int]) -> int:
+def _held_at_rest(dask_worker: Any, device: str, look: Callable[[], int]) -> int:
     """Bytes that a worker holds; what a task holds that it is in is free again after it."""
     at_rest = not dask_worker.state.all_running_tasks
     if at_rest:
         return_freed_memory()
-    held = look()
+    held, key = look(), (dask_worker.address, device)
     if not at_rest:
-        return min(held, _AT_REST.get(dask_worker.address, held))
-    _AT_REST[dask_worker.address] = held
+        return min(held, _AT_REST.get(key, held))
+    _AT_REST[key] = held
     return held
 
 
