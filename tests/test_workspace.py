@@ -55,6 +55,11 @@ CASES = {
     "max_pool": lambda x: F.max_pool3d(x, 2),
     "max_pool, dense": lambda x: F.max_pool3d(x, 3, 1, 1),
     "avg_pool": lambda x: F.avg_pool3d(x, 3, 1, 1),
+    "around": lambda x: F.pad(x, (1,) * 6, mode="circular"),
+    "mirrored": lambda x: F.pad(x, (9,) * 6, mode="reflect"),
+    "nearest": lambda x: F.interpolate(x, size=(60, 40, 50)),
+    "flipped": lambda x: x.flip(2, 3),
+    "rolled": lambda x: x.roll((5, 9), (2, 4)),
     "batch_norm": lambda x: F.batch_norm(x, *torch.ones(2, 16, dtype=x.dtype)),
 }
 # Which take less where all is finite.
@@ -144,13 +149,13 @@ def test_workspace_is_what_kernels_take():
     lines = done.stdout.splitlines()
     count = 3 * len(CASES | RESAMPLED) + 2 * len(IN_FULL) + 2 * len(ALL) + len(RECURRENT)
     assert len(lines) == count + sum(name.startswith("transposed") for name in CONVOLUTIONS)
-    slack = 2**20
+    slack = 2**20  # the system counts pages in batches, of what is there before and after
     for line in lines:
         name, _, said, taken = line.split("\t")
         assert int(taken) <= 1.05 * int(said) + slack, line
         # oneDNN does better for some.
         better = {*CONVOLUTIONS, *RESAMPLED, "dilated, corner"}
-        assert name in better or int(said) <= 2 * int(taken) + slack, line
+        assert name in better or int(said) <= 2 * max(0, int(taken)) + slack, line
 
 
 def main():

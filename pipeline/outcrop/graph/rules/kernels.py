@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..boxes import Box, Shape
 from .pairs import apart, can_pair, in_pairs, kernel_of_pairs, pays_in_pairs
-from .pointwise import LAYOUTS, channels_last, rectified
+from .pointwise import LAYOUTS, channels_last, empty_as, rectified
 
 # Bytes of windows that are laid side by side at once.
 COLUMNS = 2**23
@@ -357,12 +357,7 @@ def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float)
     """F.pad, but each point is written once and the memory layout stays."""
     rank, value = len(before), expressible(value, x.dtype)
     extents = [a + n + b for a, n, b in zip(before, x.shape[-rank:], after, strict=True)]
-    shape = (*x.shape[:-rank], *extents)
-    if channels_last(x):
-        layout = LAYOUTS[x.ndim]
-        made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    else:
-        made = x.new_empty(shape)
+    made = empty_as(x, (*x.shape[:-rank], *extents))
     for axis, (a, b) in enumerate(zip(before, after, strict=True), start=-rank):
         made.narrow(axis, 0, a).fill_(value)
         made.narrow(axis, made.shape[axis] - b, b).fill_(value)

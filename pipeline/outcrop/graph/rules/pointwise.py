@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -144,6 +144,12 @@ class PerChannel(Pointwise):
 def channels_last(x: Tensor) -> bool:
     """Whether the channels of an image lie next to each other."""
     return x.ndim in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1
+
+
+def empty_as(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Allocate a tensor of another shape whose channels lie as those of `x` do."""
+    layout = LAYOUTS[x.ndim] if channels_last(x) else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def _scaled(

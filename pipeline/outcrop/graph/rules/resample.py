@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable
 from fractions import Fraction
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from ..graph import Graph, Node
 from ..layout import Layout
 from .base import Rule, Values
 from .kernels import padded
+from .picked import beside, picked
 from .window import with_axes
 
 # From positions along a dimension of the result to positions along that of the operand, -1 where
@@ -100,33 +100,35 @@ class Gather(Rule):
         held = self.needs(node, box, graph)[node.operands[0]]
         own = graph.layouts[node.operands[0]]
         before, after = [0] * x.ndim, [0] * x.ndim
+        index = {}
         for i, where in self._index(node, box, graph).items():
             start = held.start[own.dims[i][0]] if own.dims[i] else 0
-            where = np.where(where < 0, -1, where - start)
             inside = np.flatnonzero(where >= 0)
             if not len(inside):  # all of it constant
                 before[i], x = len(where), x.narrow(i, 0, 0)
                 continue
             low, high = int(inside[0]), int(inside[-1]) + 1
             before[i], after[i] = low, len(where) - high
-            x = _take(x, i, where[low:high])
+            index[i] = where[low:high] - start
+        x = picked(x, index)
         if any(before) or any(after):
             lead = next(i for i in range(x.ndim) if before[i] or after[i])
             constant = float(node.args.get("value") or 0.0)
             x = padded(x, before[lead:], after[lead:], constant)
         return x
 
+    def workspace(
+        self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
+    ) -> int:
+        own = graph.layouts[node.operands[0]]
+        index = {i: at[at >= 0] for i, at in self._index(node, box, graph).items()}
+        if not all(map(len, index.values())):
+            return 0
+        (held,) = self.needs(node, box, graph).values()
+        return itemsize * beside(tuple(own.local(held)), index)
+
     def is_view(self, node: Node, graph: Graph) -> bool:
         return node.op == "slice"
-
-
-def _take(x: Tensor, dim: int, index: np.ndarray) -> Tensor:
-    """Index along one dimension; a view where the positions are evenly spaced."""
-    first, n = int(index[0]), len(index)
-    step = int(index[1]) - first if n > 1 else 1
-    if step >= 1 and np.array_equal(index, np.arange(n) * step + first):
-        return x[(slice(None),) * dim + (slice(first, first + (n - 1) * step + 1, step),)]
-    return x.index_select(dim, torch.from_numpy(index).to(x.device))
 
 
 def slice_maps(node: Node, shape: tuple[int, ...]) -> dict[int, Map]:
