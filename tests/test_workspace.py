@@ -20,6 +20,11 @@ def windows(lines):
     return torch.stft(lines, 16, 8, window=window, return_complex=True)
 
 
+def matrices(x):
+    """One at each point."""
+    return x.movedim(1, -1).unflatten(-1, (4, 4)) + 9 * torch.eye(4, dtype=x.dtype)
+
+
 LAST = torch.channels_last_3d
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 CASES = {
@@ -71,8 +76,16 @@ RESAMPLED = {
     ),
 }
 CASES |= {f"{n}, not finite": lambda x, f=f: f(x.log()) for n, f in RESAMPLED.items()}
-# Which ATen does not have in half precision.
+# Which ATen does not have in half precision; matrices are of one operator after another.
 IN_FULL = {
+    **{
+        name: lambda x, f=getattr(torch.linalg, name): f(matrices(x))
+        for name in "inv pinv cholesky matrix_exp eigvalsh svdvals cond det".split()  # noqa: SIM905
+    },
+    "solve": lambda x: torch.linalg.solve(matrices(x), matrices(x)),
+    "eigenvectors": lambda x: torch.linalg.eigh(matrices(x))[1],
+    "singular vectors": lambda x: torch.linalg.svd(matrices(x))[0],
+    "eigenvalues": lambda x: torch.linalg.eigvals(matrices(x)),
     "distances": lambda x: torch.cdist(x.flatten(2).mT, torch.ones(32, 16, dtype=x.dtype)),
     "spectra of windows": lambda x: windows(x[:, 0].flatten(0, 2)),
     "windows of spectra": lambda x: torch.istft(

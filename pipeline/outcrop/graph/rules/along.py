@@ -170,6 +170,20 @@ class Spectrogram(Linear):
         return copies * itemsize * self._windows(node, graph) * box.size
 
 
+# As many times the matrices their kernels take, with all results.
+_TAKEN = {
+    "cholesky_solve": 2.2,
+    "linalg_cholesky": 1.2,
+    "linalg_eig": 4.5,
+    "linalg_eigvals": 1.9,
+    "linalg_matrix_exp": 12.5,
+    "linalg_pinv": 5.0,
+    "linalg_solve_triangular": 1.2,
+    "linalg_svd": 3.5,
+    **dict.fromkeys(("linalg_cond", "linalg_eigh", "linalg_eigvalsh", "linalg_svdvals"), 1.5),
+}
+
+
 class Matrices(Pointwise):
     """Linear algebra of small matrices, one at each point: they are the last two dimensions."""
 
@@ -198,8 +212,8 @@ class Matrices(Pointwise):
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
-        width = max(graph.width(name) for name in (*node.operands, node.name))
-        return 4 * itemsize * width * box.size  # results beside it as well
+        width = _TAKEN.get(node.op, 2.5) * max(map(graph.width, node.operands))
+        return int(itemsize * box.size * max(0.0, width - graph.width(node.name)))
 
 
 class Lookup(Rule):
