@@ -74,6 +74,31 @@ def test_the_three_sections_are_where_they_are_said_to_be(survey):
     assert time_slice.get_ylim() == (1000.5, 1024.5)
 
 
+def test_an_overlay_of_a_part_lies_where_it_belongs(survey):
+    part = survey.fault.astype(np.float32).isel(
+        inline=slice(2, 9), crossline=slice(5, 31), twt=slice(3, 20)
+    )
+    whole = xr.full_like(survey.amplitude, 0).where(False)
+    whole.loc[{d: part[d] for d in part.dims}] = part
+    for found, due in zip(
+        panels(sections(survey.amplitude, part)),
+        panels(sections(survey.amplitude, whole, **{
+            d: part[d][part.sizes[d] // 2].item() for d in part.dims
+        })),
+        strict=True,
+    ):  # fmt: skip
+        top, expected = (ax.get_images()[1].get_array() for ax in (found, due))
+        np.testing.assert_array_equal(top.mask, expected.mask)
+        assert not top.mask.all()
+        assert found.get_title() == due.get_title()
+    apart = sections(survey.amplitude, part, inline=survey.inline[-1].item())
+    assert panels(apart)[0].get_images()[1].get_array().mask.all()
+    with pytest.raises(SurveyError, match="overlay: its inline is not the seismic's"):
+        sections(survey.amplitude, part.assign_coords(inline=part.inline + 0.5))
+    with pytest.raises(SurveyError, match="overlay: its twt is not the seismic's"):
+        sections(survey.amplitude, part.isel(twt=slice(None, None, -1)))
+
+
 def test_missing_traces_are_blank_and_colours_are_symmetric(survey):
     figure = sections(survey.amplitude, inline=1004, crossline=2011, twt=1040)
     over_inline, over_crossline, time_slice = panels(figure)
@@ -392,7 +417,7 @@ def test_raw_samples_are_counted(survey, tmp_path):
     [
         (lambda s: sections(s.amplitude, inline=5), "inline 5.*1001 to 1024"),
         (lambda s: sections(s.amplitude, twt=5000), "twt 5000.*1000 to 1156"),
-        (lambda s: sections(s.amplitude, s.fault.isel(inline=slice(3))), "inline"),
+        (lambda s: sections(s.amplitude, s.fault.assign_coords(inline=s.inline + 3)), "inline"),
         (lambda s: sections(s.amplitude.isel(inline=[0, 1, 2, 9])), "inline: .*equal steps"),
         (lambda s: sections(s.amplitude.isel(crossline=[1, 1])), "crossline: .*equal steps"),
         (lambda s: sections(s.amplitude.isel(twt=[0, 1, 5])), "twt: .*equal steps"),

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ._select import Select, selected
+
 
 def command(
     source: Annotated[
@@ -42,6 +44,7 @@ def command(
             "the largest power of two that fits (kept in trace header bytes 169-170)."
         ),
     ] = None,
+    select: Select = None,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Replace what lies at the output, once the new is whole."),
@@ -58,8 +61,9 @@ def command(
     from ..survey.export import select_volume
     from ..survey.reading import open_any
 
+    part = selected(open_any(source), select, source) if select else None
     path = export(
-        source,
+        source if part is None else part,
         out,
         like=like,
         variable=variable,
@@ -68,6 +72,6 @@ def command(
         overwrite=overwrite,
         progress=True,
     )
-    volume = select_volume(open_any(source), variable, source)
+    volume = select_volume(open_any(source) if part is None else part, variable, source)
     sizes = " × ".join(f"{n} {d}" for d, n in volume.sizes.items())
     typer.echo(f"{out}: {volume.name}, {sizes}, {path.stat().st_size / 1e6:,.1f} MB")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ._select import Select, selected
 from ._shared import (
     Cluster,
     Device,
@@ -42,6 +43,7 @@ def command(
     tasks: Tasks = None,
     direction: Direction = None,
     shape: Shape = None,
+    select: Select = None,
     memory: Memory = "2GB",
     host_memory: HostMemory = None,
     storage_mode: StorageMode = "auto",
@@ -86,7 +88,7 @@ def command(
         with connect(cluster, workers, tls_of(tls_ca, tls_cert, tls_key)) as client:
             made = plan(
                 network,
-                survey_of(survey, shape),
+                selected(survey_of(survey, shape), select, survey),
                 memory=memory,
                 host_memory=host_memory,
                 storage_mode=storage_mode,  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import typer
 
 from ..errors import ArgumentError, OutcropError
 from ..storage import check_takes_files, on_disk, place
+from ._select import Select, selected
 from ._shared import (
     Cluster,
     Device,
@@ -128,6 +129,7 @@ def command(
         str, typer.Option(help="Where the prediction is NaN or infinite: error, or warn.")
     ] = "error",
     shape: Shape = None,
+    select: Select = None,
     cluster: Cluster = None,
     workers: Workers = None,
     tls_ca: TlsCa = None,
@@ -186,9 +188,10 @@ def command(
         heeded = {"report"} if report == "none" else set()
         check_used(context, set(_NOT_OF_WINDOWS) - heeded, "not with --window")
     several = len(survey) > 1
-    if several and (asked or shape is not None or picks is not None):
-        what = asked or ["--shape" if shape is not None else "--picks"]
-        raise ArgumentError(f"{what[0]}: not with {len(survey)} surveys; name one at a time")
+    if several:
+        alone = {"--shape": shape, "--select": select, "--picks": picks}
+        if what := [*asked, *(way for way, value in alone.items() if value is not None)]:
+            raise ArgumentError(f"{what[0]}: not with {len(survey)} surveys; name one at a time")
     store = out if shape is None else f"{out}.zarr"
     # A run that was stopped after it was whole: what is written beside it may be missing.
     whole = not (several or asked or overwrite) and is_complete(store)
@@ -209,7 +212,7 @@ def command(
         if not model.startswith("mtl-infer"):
             raise ArgumentError(f"--refine-weights: not with {model}; take mtl-infer-3d or -2d")
         refiner = models.load(model.replace("infer", "refine"), weights=refine_weights, **options)
-    data: Any = None if several else survey_of(survey[0], shape)
+    data: Any = None if several else selected(survey_of(survey[0], shape), select, survey[0])
     if picks is not None:
         check_picks(picks, tuple(data.sizes[d] for d in ("inline", "crossline")))
         check_path(on_disk(picks), overwrite or on_disk(picks) in kept)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ArgumentError, SurveyError
+from ._select import Select, selected, stacked
 from ._shared import Shape, survey_of
 
 if TYPE_CHECKING:
@@ -44,10 +45,7 @@ def command(
     depth: Annotated[
         float | None, typer.Option(help="The same of a volume in depth, in its units.")
     ] = None,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(help="Of a stack of volumes, which, such as offset=500: the nearest."),
-    ] = None,
+    select: Select = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Smallest value of the overlay that is drawn; 0.5 unless given."),
@@ -80,10 +78,11 @@ def command(
     data = survey_of(survey, shape)
     if variable is None and "amplitude" in data:
         variable = "amplitude"
-    volume = _selected(select_volume(data, variable, survey), select, survey)
-    if title is None and select:  # which need not be what was asked for
-        stacked = dict.fromkeys(pair.partition("=")[0] for pair in select)
-        title = ", ".join(f"{dim} {spoken(volume[dim].item())}" for dim in stacked)
+    every = select_volume(data, variable, survey)
+    volume = _one(selected(every, select, survey), survey)
+    if title is None:  # which need not be what was asked for
+        found = (f"{dim} {spoken(volume[dim].item())}" for dim in stacked(every))
+        title = ", ".join(found) or None
     top = None
     if overlay is not None:
         data = survey_of(overlay, None)
@@ -96,7 +95,7 @@ def command(
         overlay_variable = overlay_variable or next(iter(names), None)
         top = select_volume(data, overlay_variable, overlay)
         own = [pair for pair in select or [] if pair.partition("=")[0] in top.dims]
-        top = _selected(top, own, overlay)
+        top = _one(selected(top, own, overlay), overlay)
     sections(
         volume,
         top,
@@ -112,26 +111,13 @@ def command(
     typer.echo(picture)
 
 
-def _selected(volume: xr.DataArray, select: list[str] | None, path: str) -> xr.DataArray:
-    """One volume of a stack: of each dimension the nearest to what is asked for."""
+def _one(volume: xr.DataArray, path: str) -> xr.DataArray:
+    """Raise `SurveyError` if it is a stack of volumes still."""
     from ..arrays import spoken
 
-    for pair in select or []:
-        dim, _, value = pair.partition("=")
-        if dim not in _stacked(volume):
-            has = ", ".join(_stacked(volume)) or "no dimension beside those of its sections"
-            raise ArgumentError(f"--select {pair}: {path}: {volume.name} has {has}")
-        try:
-            volume = volume.sel({dim: float(value)}, method="nearest")
-        except (ValueError, TypeError, KeyError):
-            raise ArgumentError(f"--select {pair}: give a number, such as {dim}=500") from None
-    for dim in _stacked(volume):
+    for dim in stacked(volume):
         has = f"{spoken(volume[dim].values[0])} to {spoken(volume[dim].values[-1])}"
         raise SurveyError(
             f"{path}: {volume.name} is a stack over {dim}, {has}; choose one with --select {dim}=…"
         )
     return volume
-
-
-def _stacked(volume: xr.DataArray) -> list[str]:
-    return [str(d) for d in volume.dims if d not in ("inline", "crossline", "twt", "depth")]

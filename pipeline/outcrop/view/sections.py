@@ -58,11 +58,12 @@ def sections(
         both sides of 0. Where many samples share a pixel, that is their mean; of numbers of
         classes, which are few and whole, one of them.
     overlay : xarray.DataArray, optional
-        From 0 to 1 or bool, over the same coordinates: drawn where it is `threshold` or more,
-        and the volume is drawn. Where several samples share a pixel, the largest is.
+        From 0 to 1 or bool, over the same coordinates or a part of them: drawn where it is
+        `threshold` or more, and the volume is drawn. Where several samples share a pixel, the
+        largest is.
     inline, crossline, twt, depth : float, optional
-        Where to cut, in the units of the coordinates: at the nearest there is, in the middle
-        unless given.
+        Where to cut, in the units of the coordinates: at the nearest there is, in the middle,
+        that of the overlay if there is one, unless given.
     threshold : float
         Smallest value of `overlay` that is drawn.
     cmap : str or matplotlib.colors.Colormap
@@ -100,7 +101,10 @@ def sections(
     if overlay is not None:
         _check_same_place(seismic, overlay)
     wanted = {"inline": inline, "crossline": crossline, "twt": twt, "depth": depth}
-    at = {d: _nearest(seismic, d, wanted.pop(d)) for d in ("inline", "crossline", vertical)}
+    at = {}
+    for d in ("inline", "crossline", vertical):
+        where = wanted.pop(d)
+        at[d] = _nearest(seismic if overlay is None or where is not None else overlay, d, where)
     if any(value is not None for value in wanted.values()):
         raise SurveyError(f"{next(iter(wanted))}: the vertical axis of this volume is {vertical}")
 
@@ -144,8 +148,11 @@ def sections(
             interpolation="nearest" if classes[cut] else "bilinear",
         )
         if overlay is not None:
-            top = slice_at(overlay, cut, at[cut], (rows, columns))
-            values = np.where(hidden[cut], -np.inf, top.filled(-np.inf))
+            values = np.full(hidden[cut].shape, -np.inf, np.float32)
+            if at[cut] in overlay[cut].values:
+                part = np.ix_(*(_shared(seismic, overlay, dim) for dim in (rows, columns)))
+                values[part] = slice_at(overlay, cut, at[cut], (rows, columns)).filled(-np.inf)
+            values[hidden[cut]] = -np.inf
             if values.max() > 1 + 1e-3:
                 raise ArgumentError(
                     f"overlay: holds {spoken(values.max())}; one is from 0 to 1: scale it, or draw "
@@ -278,13 +285,20 @@ def _limits(volume: xr.DataArray, drawn: np.ndarray) -> tuple[float, float] | No
 
 def _check_same_place(seismic: xr.DataArray, overlay: xr.DataArray) -> None:
     for dim in seismic.dims:
-        if dim not in overlay.dims or not np.array_equal(overlay[dim], seismic[dim]):
+        if dim not in overlay.dims or not np.array_equal(
+            overlay[dim], seismic[dim][_shared(seismic, overlay, str(dim))]
+        ):
             raise SurveyError(
                 f"overlay: its {dim} is not the seismic's; draw a prediction on the volume that "
                 "it was made from"
             )
     if overlay.ndim != seismic.ndim:
         raise SurveyError(f"overlay: has dimensions {overlay.dims}, the seismic {seismic.dims}")
+
+
+def _shared(seismic: xr.DataArray, overlay: xr.DataArray, dim: str) -> np.ndarray:
+    """Positions in the seismic of what the overlay covers."""
+    return np.flatnonzero(np.isin(seismic[dim], overlay[dim]))
 
 
 def check_volume(volume: object, name: str) -> None:
