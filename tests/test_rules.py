@@ -460,6 +460,32 @@ def test_phases_in_halves_are_rounded_once(layout):
     assert ((found.float() - expected).abs() <= 2**-8 * expected.abs() + 1e-5).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@few
+@given(data=st.data())
+def test_lines_are_convolved_as_images_of_a_row(dtype, data):
+    """With what they are added to, and a ReLU: rounded once or twice in halves."""
+    draw = data.draw
+    groups, layout = draw(st.sampled_from([1, 2])), draw(st.booleans())
+    channels = groups * draw(st.sampled_from([1, 2, 8]))
+    weight, bias = (
+        torch.randn(2 * groups, channels // groups, 3, dtype=dtype),
+        torch.randn(2 * groups),
+    )
+    how = *((draw(st.integers(1, 2)),) for _ in range(3)), groups  # stride, padding, dilation
+    x = torch.randn(5, 9, channels, dtype=dtype).transpose(1, 2)
+    x = x if layout else x.contiguous()
+    expected = F.conv1d(x.float(), weight.float(), bias, *how)
+    onto = torch.randn_like(expected) if draw(st.booleans()) else None
+    expected = expected if onto is None else expected + onto.to(dtype)
+    relu = draw(st.booleans())
+    onto = None if onto is None else onto.to(dtype)
+    found = kernels.convolve(x, weight, bias.to(dtype), *how, onto=onto, relu=relu)
+    assert found.dtype == dtype
+    close = {"rtol": 2**-6, "atol": 2**-4} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found.float(), F.relu(expected) if relu else expected, **close)
+
+
 @few
 @given(data=st.data())
 def test_long_sums_by_parts(data):

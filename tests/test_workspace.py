@@ -65,6 +65,7 @@ CASES = {
     "nearest": lambda x: F.interpolate(x, size=(60, 40, 50)),
     "flipped": lambda x: x.flip(2, 3),
     "rolled": lambda x: x.roll((5, 9), (2, 4)),
+    "attention along an axis": lambda x: F.scaled_dot_product_attention(*[x.movedim(1, -1)] * 3),
     "batch_norm": lambda x: F.batch_norm(x, *torch.ones(2, 16, dtype=x.dtype)),
 }
 # Which take less where all is finite.
@@ -110,6 +111,12 @@ CORNERS = {
     "9, corner": nn.Conv3d(16, 16, 9, padding=4),
     "dilated, corner": nn.Conv3d(16, 16, 5, padding=20, dilation=10),
 }
+ALONG = {
+    "along lines": nn.Conv1d(4, 4, 3, padding=1),
+    "along lines, wide": nn.Conv1d(16, 16, 7, padding=3),
+    "transposed along lines": nn.ConvTranspose1d(4, 4, 3, padding=1),
+    "transposed along lines 4": nn.ConvTranspose1d(16, 16, 4, stride=2, padding=1),
+}
 ALL = CONVOLUTIONS | CORNERS
 EDGE, LINES = 32, 24  # of their volume, and of that of lines
 # Along lines, from and to so many channels.
@@ -143,6 +150,18 @@ class Lines(nn.Module):
         return self.layer(traces if self.layer.batch_first else traces.transpose(0, 1))[0]
 
 
+class Along(nn.Module):
+    """A convolution along each line of the last axis."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        channels = self.layer.in_channels
+        return self.layer(x[:, :channels].movedim(1, -2).reshape(-1, channels, x.shape[-1]))
+
+
 class Only(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -160,14 +179,15 @@ def test_workspace_is_what_kernels_take():
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    count = 3 * len(CASES | RESAMPLED) + 2 * len(IN_FULL) + 2 * len(ALL) + len(RECURRENT)
+    count = 3 * len(CASES | RESAMPLED) + len(RECURRENT)
+    count += 2 * len([*IN_FULL, *ALL, *ALONG])
     assert len(lines) == count + sum(name.startswith("transposed") for name in CONVOLUTIONS)
     slack = 2**20  # the system counts pages in batches, of what is there before and after
     for line in lines:
         name, _, said, taken = line.split("\t")
         assert int(taken) <= 1.05 * int(said) + slack, line
         # oneDNN does better for some.
-        better = {*CONVOLUTIONS, *RESAMPLED, "dilated, corner"}
+        better = {*CONVOLUTIONS, *RESAMPLED, "dilated, corner", "along lines, wide"}
         assert name in better or int(said) <= 2 * max(0, int(taken)) + slack, line
 
 
@@ -178,6 +198,7 @@ def main():
     cases += [(d, n, m, EDGE) for d in DTYPES[:2] for n, m in ALL.items()]
     transposed = {n: m for n, m in CONVOLUTIONS.items() if n.startswith("transposed")}
     cases += [(torch.bfloat16, n, m, EDGE) for n, m in transposed.items()]
+    cases += [(d, n, Along(m), 48) for d in DTYPES[1:] for n, m in ALONG.items()]
     cases += [(torch.float32, n, Lines(m), LINES) for n, m in RECURRENT.items()]
     with torch.inference_mode():
         for dtype, name, module, edge in cases:

@@ -173,12 +173,12 @@ class Spectrogram(Linear):
 # As many times the matrices their kernels take, with all results.
 _TAKEN = {
     "cholesky_solve": 2.2,
-    "linalg_cholesky": 1.2,
+    "linalg_cholesky": 1.1,
     "linalg_eig": 4.5,
     "linalg_eigvals": 1.9,
     "linalg_matrix_exp": 12.5,
     "linalg_pinv": 5.0,
-    "linalg_solve_triangular": 1.2,
+    "linalg_solve_triangular": 1.1,
     "linalg_svd": 3.5,
     **dict.fromkeys(("linalg_cond", "linalg_eigh", "linalg_eigvalsh", "linalg_svdvals"), 1.5),
 }

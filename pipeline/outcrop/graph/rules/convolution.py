@@ -152,6 +152,8 @@ class Convolution(Window):
         again = 0
         if itemsize < 4 and graph.width(source) < FEW:  # both may be held in single precision
             again = 4 * (made + read)
+        if op_rank(node) == 1 and itemsize < 8:  # with channels last
+            again += itemsize * read
         part = channels_at_once(weight, groups, itemsize)
         if part < weight[1] * groups:
             again += itemsize * read * part // (weight[1] * groups)
@@ -284,8 +286,9 @@ class TransposedConvolution(Convolution):
         beside += max(0, made - math.prod(own))
         if node.args["groups"] > 1:
             beside += made * max(1, 4 // itemsize)
-        if n == 1:  # turned to two dimensions and back
-            beside += made + math.prod(source)
+        weight = graph.layout(node.args["weight"].name).shape
+        if n == 1 and not has_phases(weight, stride, dilation, node.args["groups"], itemsize):
+            beside += made + math.prod(source)  # turned to two dimensions and back
         return super().workspace(node, box, graph, itemsize, device) + itemsize * beside
 
     def _reaches_beyond(self, node: Node, box: Box, graph: Graph, extents: Sequence[int]) -> bool:
@@ -304,9 +307,8 @@ class TransposedConvolution(Convolution):
         n, (kernel, stride, _, dilation) = op_rank(node), self.geometry(node, graph)
         source = self._local(self.source(node), node, box, graph)
         if has_phases(weight, stride, dilation, node.args["groups"], itemsize):
-            return math.prod(source[: -n - 1]) * bytes_of_phases(
-                source[-n:], weight, stride, itemsize
-            )
+            batch = math.prod(source[: -n - 1])
+            return bytes_of_phases(source[-n:], batch, weight, stride, itemsize)
         if itemsize < 4:
             return 0
         windows = math.prod(source[: -n - 1]) * math.prod(source[len(source) - n + 1 :])

@@ -270,6 +270,8 @@ class Nearest(Gather):
     def workspace(
         self, node: Node, box: Box, graph: Graph, itemsize: int, device: str = "cpu"
     ) -> int:
+        if whole_factors(node, graph) is None:
+            return super().workspace(node, box, graph, itemsize, device)
         # Input points at the rim may have results outside of the box.
         rim = math.prod(n + 2 for n in box.shape) - box.size
         return itemsize * graph.width(node.name) * rim + sum(

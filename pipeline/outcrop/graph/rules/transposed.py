@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..boxes import Shape
-from .kernels import convolve, is_fast, rows_of_columns
+from .kernels import as_image, convolve, is_fast, rows_of_columns
 from .pointwise import LAYOUTS, channels_last
 
 
@@ -21,7 +21,9 @@ def transposed(
     """Convolve transposed; on a CPU by phases or slabs, as what windows give is laid out."""
     n = len(stride)
     if is_fast(x) and has_phases(weight.shape, stride, dilation, groups, x.element_size()):
-        return _by_phases(x, weight, bias, stride)
+        if n > 1:
+            return _by_phases(x, weight, bias, stride)
+        return _by_phases(as_image(x), weight.unsqueeze(2), bias, (1, *stride)).squeeze(2)
     spread = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[n]
     windows = math.prod((*x.shape[: -n - 1], *x.shape[x.ndim - n + 1 :]))
     rows = rows_to_spread(weight.shape, stride, dilation, windows, x.element_size())
@@ -51,12 +53,14 @@ def spread_over(
 def has_phases(
     weight: Sequence[int], stride: Shape, dilation: Shape, groups: int, itemsize: int
 ) -> bool:
-    """Whether a CPU is faster by phases: where oneDNN's kernel, two to nine times slower, is worst.
+    """Whether a CPU is faster by phases: where oneDNN's kernel, two to 20 times slower, is worst.
 
-    There windows overlap in part: some results are sums over more of them than others.
+    There windows overlap; in halves in part: some results are sums over more of them than others.
+    Of lines it copies all, with channels padded to 16.
     """
-    partly = any(k % s for k, s in zip(weight[2:], stride, strict=True))
-    return partly and max(dilation) == groups == 1 and len(stride) > 1 and itemsize < 8
+    pairs = list(zip(weight[2:], stride, strict=True))
+    worst = len(pairs) == 1 or any(k % s or (itemsize == 4 and k > s) for k, s in pairs)
+    return worst and max(dilation) == groups == 1 and itemsize < 8
 
 
 def _phases(weight: Sequence[int], stride: Shape) -> dict[Shape, list[Shape]]:
@@ -73,11 +77,14 @@ def _phases(weight: Sequence[int], stride: Shape) -> dict[Shape, list[Shape]]:
 
 
 def bytes_of_phases(
-    extents: Sequence[int], weight: Sequence[int], stride: Shape, itemsize: int
+    extents: Sequence[int], batch: int, weight: Sequence[int], stride: Shape, itemsize: int
 ) -> int:
     """Bytes of the phases that are evaluated at once, and of their kernel."""
     return max(
-        itemsize * len(phases) * weight[1] * (math.prod(taps) * weight[0] + math.prod(windows))
+        itemsize
+        * len(phases)
+        * weight[1]
+        * (math.prod(taps) * weight[0] + batch * math.prod(windows))
         for taps, phases in _phases(weight, stride).items()
         for windows in [[e + t - 1 for e, t in zip(extents, taps, strict=True)]]
     )
