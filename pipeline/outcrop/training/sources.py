@@ -80,7 +80,8 @@ class RawFolder:
 
     Float32, little-endian, the samples of a trace side by side, traces along crosslines and then
     inlines; angles in half turns. So are the data sets of Gao (2024), Geophysical Journal
-    International 236(1), 565-592, https://doi.org/10.1093/gji/ggad424.
+    International 236(1), 565-592, https://doi.org/10.1093/gji/ggad424. Traces of amplitudes that
+    are zero throughout are missing ones.
 
     Parameters
     ----------
