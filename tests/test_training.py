@@ -47,7 +47,7 @@ from outcrop.training.geology import Fault
 from outcrop.training.module import Activations, TrainingModule, averaged
 from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey
-from outcrop.training.run import draw, naming_failure
+from outcrop.training.run import _differing, draw, naming_failure
 from outcrop.training.sources import RawFolder, Synthetic
 from outcrop.training.surveys import Survey
 from outcrop.training.synthetic import synthetic_survey
@@ -563,6 +563,8 @@ def test_several_surveys_are_learnt_from_alike(tmp_path):
         name: [s["survey"] for s in settings[name]["sources"]] for name in ("data", "validation")
     }
     assert kept == {name: [str(one), str(other)] for name in kept}
+    turned = {"sources": settings["data"]["sources"][::-1]}
+    assert any("0.survey" in each for each in _differing(settings["data"], turned))
     shutil.move(other, run / "other.zarr")
     with pytest.raises(ArgumentError, match="the data"):
         fit("faultseg3d", [one, run / "other.zarr"], out=run, **QUICK, overwrite=True)
