@@ -125,7 +125,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else str(value)
 
 
-def _differing(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differing(begun: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[str]:
     """What differs, each by its name and both values; of dictionaries what in them does.
 
     They may be in a list, as those of several surveys: by their number, from 0.

@@ -83,7 +83,7 @@ def there(amplitude: Array) -> Array:
 
     All of a volume whose samples have one sign, where zeros say something.
     """
-    live: Array = amplitude.any(2)
+    live = np.asarray(amplitude.any(2))
     return live if amplitude.min() < 0 < amplitude.max() else np.ones_like(live)
 
 
