@@ -16,6 +16,8 @@ from outcrop.engine.statistics import _STATE, _merged, statistics
 from outcrop.engine.tile import StageRunner
 from outcrop.errors import SurveyError
 from outcrop.events import Tile
+from outcrop.models.card import AMPLITUDE, Card, OutputCard
+from outlines import near
 from test_predict import in_one_piece, make_survey
 
 DIMS = ("inline", "crossline", "twt")
@@ -193,3 +195,22 @@ def test_tiles_without_traces_nearby_are_not_evaluated(how, cluster, client, mon
     if not cluster:
         tiles = sum(isinstance(event, Tile) for event in events)
         assert len(evaluated) < (0.7 if how["storage_mode"] == "none" else 1) * tiles
+
+
+@pytest.mark.parametrize("sections", [False, True])
+def test_what_is_brought_to_its_own_range_is_0_far_from_all_traces(sections, tmp_path):
+    survey = as_zeros(make_survey((30, 24, 16)))
+    model = (nn.Conv2d if sections else nn.Conv3d)(1, 1, 3, padding=1).eval()
+    nn.init.constant_(model.bias, 9.0)  # so that 0 is far from its range
+    rgt = OutputCard("rgt", "time", "1", (0, 1), own_range=True)
+    axes = ("z", "trace") if sections else ("z", "crossline", "inline")
+    model.card = Card("t", "", "", "", "", (AMPLITUDE,), (rgt,), axes, sections=sections)
+    tile = (16, 8) if sections else (16, 8, 6)
+    found = outcrop.predict(model, survey, tmp_path / "o.zarr", tile=tile)
+    live = found.live.to_numpy()
+    there = np.stack([near(line[None])[0] for line in live]) if sections else near(live)
+    assert 0 < (~there).sum() < (~live).sum()
+    assert np.abs(found.rgt.values[~there]).max() < 1e-6
+    seen = found.rgt.values[live]
+    assert (seen.min(), seen.max()) == pytest.approx((0, 1), abs=1e-6)
+    assert not outcrop.verify(tmp_path / "o.zarr").damage

@@ -47,7 +47,7 @@ from outcrop.training.geology import Fault
 from outcrop.training.module import Activations, TrainingModule, averaged
 from outcrop.training.objectives import objective_of, update
 from outcrop.training.recipes import random_survey
-from outcrop.training.run import draw, naming_failure
+from outcrop.training.run import _differing, draw, naming_failure
 from outcrop.training.sources import RawFolder, Synthetic
 from outcrop.training.surveys import Survey
 from outcrop.training.synthetic import synthetic_survey
@@ -491,14 +491,18 @@ def test_crops_of_a_survey_are_read_block_by_block_and_gaps_are_filled(dead, tmp
     assert (train.shape, held_out.shape) == ((32, 20, 24), (16, 20, 24))
     crops = Crops(train, CARD, {"fault": 1.0}, (16, 20, 16), per_volume=4, augment=False)
     missing = ~made.live.to_numpy()
+    shown = filled(made.amplitude.to_numpy()[:32], ~missing[:32])
+    whole = (shown - source.statistics.mean) * (1 / source.statistics.deviation)
+    whole = whole.astype(np.float32)
     seen = 0
     far = ((np.empty(0, int),) * 2,) * 2
     for number in range(8):
         crop = crops[number]
         x, there = crop["input"][0].numpy().T, crop["live"][0, 0].numpy().T
         seen += not there.all()
-        assert any(np.array_equal(missing[i : i + 16], ~there) for i in range(17))
-        np.testing.assert_array_equal(x, filled(np.where(there[..., None], x, 0), there))
+        # Of the whole of it as prediction shows it, along the edges too.
+        windows = (whole[i : i + 16, :, t : t + 16] for i in range(17) for t in range(9))
+        assert any(np.array_equal(x, window) for window in windows)
         # Brought to 0…1, the mean is between them: what is seen where all traces are far.
         crops.card, card = outcrop.models.card("faultssl"), crops.card
         with monkeypatch.context() as patch:
@@ -559,12 +563,14 @@ def test_several_surveys_are_learnt_from_alike(tmp_path):
         name: [s["survey"] for s in settings[name]["sources"]] for name in ("data", "validation")
     }
     assert kept == {name: [str(one), str(other)] for name in kept}
+    turned = {"sources": settings["data"]["sources"][::-1]}
+    assert any("0.survey" in each for each in _differing(settings["data"], turned))
     shutil.move(other, run / "other.zarr")
     with pytest.raises(ArgumentError, match="the data"):
         fit("faultseg3d", [one, run / "other.zarr"], out=run, **QUICK, overwrite=True)
 
 
-def write_half(path, beyond):
+def write_half(path, beyond, kind):
     """A survey of which half has no traces, with labels that are `beyond` there."""
     made = random_survey((32, 32, 16), 5, labels=("fault", "rgt"))
     live = np.zeros((32, 32), bool)
@@ -573,8 +579,13 @@ def write_half(path, beyond):
     made["amplitude"] = made.amplitude.where(made.live, 0)
     made["rgt"] = (0.4 + made.rgt / 2).where(made.live, beyond)
     made["fault"] = made.fault.astype("f4").where(made.live, beyond)
-    made.drop_encoding().to_zarr(path, zarr_format=3)
-    return Survey(path, ("fault", "rgt"))
+    if kind == "zarr":
+        made.drop_encoding().to_zarr(path, zarr_format=3)
+        return Survey(path, ("fault", "rgt"))
+    write_raw(path, made.amplitude, made.fault)
+    for number in range(2):
+        made.rgt.to_numpy().astype("f4").tofile(path / f"{number}_rgt.bin")
+    return RawFolder(path, ("fault", "rgt"), (32, 32, 16))
 
 
 @pytest.mark.parametrize("share", [0.03, 0.3, 0.9])
@@ -588,12 +599,15 @@ def test_crops_begin_wherever_there_are_enough_traces(share):
     assert drawn == {corner for corner, count in traces.items() if count >= least}
 
 
-def test_labels_where_there_is_no_trace_are_not_learnt(tmp_path):
+@pytest.mark.parametrize("kind", ["raw", "zarr"])
+def test_labels_where_there_is_no_trace_are_not_learnt(kind, tmp_path):
     objective = objective_of(outcrop.models.card("mtl-infer-3d"))
     labels = dict.fromkeys(("fault", "rgt"), 1.0)
     found, inputs = [], []
     for number, beyond in enumerate((0.0, np.nan, -999.0)):
-        source = write_half(tmp_path / f"{number}.zarr", beyond)
+        source = write_half(tmp_path / f"{number}", beyond, kind)
+        traces = random_survey((32, 32, 16), 5).amplitude.to_numpy()[:, 18:]
+        assert source.read(0).statistics[:2] == pytest.approx((traces.mean(), traces.std()))
         crops = Crops(source, CARD, labels, (16, 16, 16), per_volume=99)
         drawn = [crops[n] for n in range(4)]
         batch = {name: torch.stack([d[name] for d in drawn]) for name in drawn[0]}

@@ -264,11 +264,15 @@ class Evaluation:
         """Label the outputs whose card asks for it, so that they read as 0…1.
 
         What is stored stays as it is: `scale_factor` and `add_offset`, which xarray applies when
-        it reads, come from the smallest and the largest finite value of live traces.
+        it reads, come from the smallest and the largest finite value of live traces. But where all
+        traces are far away the smallest is stored, to be read as 0.
         """
         volume = self.places.framed.volume
         live = volume.coords.get("live")
-        for card in (c for cards in self.places.cards.values() for c in cards if c and c.own_range):
+        outputs = ((name, c) for name, cards in self.places.cards.items() for c in cards if c)
+        for name, card in outputs:
+            if not card.own_range:
+                continue
             array = self.output.array(card.name)
             values = dask.array.from_zarr(array)
             mask = dask.array.isfinite(values)
@@ -286,6 +290,8 @@ class Evaluation:
             if highest > lowest:
                 array.attrs["scale_factor"] = 1.0 / (highest - lowest)
                 array.attrs["add_offset"] = -lowest / (highest - lowest)
+                for store, tile in self.places.tiles_of(name):
+                    store.fill_far(tile, card.name, lowest)
 
 
 def _key(section: Section, i: int, n: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,7 @@ import torch
 
 from ..arrays import NOTES
 from ..graph import RULES, Box, Graph, Reduce
+from ..graph.boxes import tiles as cut
 from ..graph.graph import dtype_of
 from ..locks import Fence
 from ..models.card import OutputCard
@@ -112,6 +113,15 @@ class Places:
             name: SurveyStore(self.framed, group, statistics, dtype, self.chunks, section)
             for name, group in zip(self.graph.inputs, groups, strict=True)
         }
+
+    def tiles_of(self, name: str) -> Iterator[tuple[PredictionStore, Box]]:
+        """Yield every tile of one of the outputs, and the store that it was written to."""
+        stage = self._writers[name]
+        for section in [None] if self.sections is None else range(self.sections):
+            store = self.make(name, section)
+            assert isinstance(store, PredictionStore)
+            for tile in cut(stage.domain, stage.tile):
+                yield store, tile
 
     def _dtype(self, name: str) -> torch.dtype:
         return dtype_of(self.graph.kind(name), to_dtype(self.plan.dtype))

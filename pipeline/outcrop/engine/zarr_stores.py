@@ -357,10 +357,7 @@ class PredictionStore:
     def write(self, box: Box, value: Tensor) -> None:
         if self.fence is not None:
             self.fence.check()
-        slices = box.shifted(tuple(-b for b in self.before)).slices
-        index: list[slice | int] = [slices[i] for i in self.turn]
-        for i, section in self.fixed:
-            index.insert(i, section)
+        index = self._index(box)
         # A class map, such as `argmax` returns, has no dimension of channels.
         channels = value.detach().float().reshape(-1, *box.shape)
         channels = ACTIVATIONS[self.activation](channels)
@@ -372,10 +369,29 @@ class PredictionStore:
             if path is not None and not np.isfinite(turned).all():
                 self._nonfinite(path.name, turned, index)
             if path is not None:
-                self._array(path)[tuple(index)] = turned
+                self._array(path)[index] = turned
             if mask is not None:
                 reached = (turned >= self.threshold).astype(np.uint8)
-                self._array(mask)[tuple(index)] = reached
+                self._array(mask)[index] = reached
+
+    def fill_far(self, box: Box, variable: str, value: float) -> None:
+        """Write a value where all traces are far away, into one of the variables."""
+        far = self._far(box)
+        if far is None:
+            return
+        if self.fence is not None:
+            self.fence.check()
+        (path,) = (path for path in self.paths if path is not None and path.name == variable)
+        array, index = self._array(path), self._index(box)
+        array[index] = np.where(far, np.float32(value), array[index])
+
+    def _index(self, box: Box) -> tuple[slice | int, ...]:
+        """Where a box lies in the variables."""
+        slices = box.shifted(tuple(-b for b in self.before)).slices
+        index: list[slice | int] = [slices[i] for i in self.turn]
+        for i, section in self.fixed:
+            index.insert(i, section)
+        return tuple(index)
 
     def _array(self, path: Place) -> zarr.Array:
         if path not in self.arrays:

@@ -99,14 +99,21 @@ class Crops(Dataset[dict[str, Tensor]]):
         return self._tensors(crop, statistics, places)
 
     def _read(self, volume: Volume, box: tuple[slice, ...]) -> dict[str, Array]:
-        with self._naming_loss():
-            crop = {name: np.asarray(v[box], np.float32) for name, v in volume.values.items()}
+        def read(name: str, box: tuple[slice, ...]) -> Array:
+            with self._naming_loss():
+                return np.asarray(volume.values[name][box], np.float32)
+
+        crop = {name: read(name, box) for name in volume.values}
         if volume.live is not None:
-            traces = volume.live[box[:2]]
-            live = traces[:, :, None]
+            live = volume.live[box[:2]][:, :, None]
             crop = {name: np.where(live, v, np.float32(np.nan)) for name, v in crop.items()}
-            missing, nearest = neighbours(traces, [slice(None)] * 2)
-            crop["amplitude"][missing] = crop["amplitude"][nearest]  # as `predict` shows them
+            missing, nearest = neighbours(volume.live, box[:2])
+            if missing[0].size:  # as `predict` shows them, by traces around the crop too
+                first = [int(at.min()) for at in nearest]
+                around = (slice(a, int(at.max()) + 1) for a, at in zip(first, nearest, strict=True))
+                into = tuple(at - s.start for at, s in zip(missing, box[:2], strict=True))
+                of = tuple(at - a for at, a in zip(nearest, first, strict=True))
+                crop["amplitude"][into] = read("amplitude", (*around, box[2]))[of]
             crop["live"] = np.broadcast_to(live, crop["amplitude"].shape)
         return crop
 

@@ -125,11 +125,19 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else str(value)
 
 
-def _differing(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, each by its name and both values; of dictionaries what in them does."""
+def _differing(begun: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[str]:
+    """What differs, each by its name and both values; of dictionaries what in them does.
+
+    They may be in a list, as those of several surveys: by their number, from 0.
+    """
     found = []
     for name in sorted(begun.keys() | now.keys()):
-        one, other = begun.get(name), now.get(name)
+        one, other = (
+            dict(enumerate(each))
+            if isinstance(each, list) and each and isinstance(each[0], dict)
+            else each
+            for each in (begun.get(name), now.get(name))
+        )
         if isinstance(one, dict) and isinstance(other, dict):
             found += [f"{name}.{each}" for each in _differing(one, other)]
         elif one != other:

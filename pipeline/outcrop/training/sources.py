@@ -25,6 +25,7 @@ from .volumes import (
     known,
     statistics_of,
     tell_unknown,
+    there,
     with_labels,
 )
 
@@ -79,7 +80,8 @@ class RawFolder:
 
     Float32, little-endian, the samples of a trace side by side, traces along crosslines and then
     inlines; angles in half turns. So are the data sets of Gao (2024), Geophysical Journal
-    International 236(1), 565-592, https://doi.org/10.1093/gji/ggad424.
+    International 236(1), 565-592, https://doi.org/10.1093/gji/ggad424. Traces of amplitudes that
+    are zero throughout are missing ones.
 
     Parameters
     ----------
@@ -123,10 +125,14 @@ class RawFolder:
                 f"{first}: {count:,} samples are no cube; say their shape (--shape)"
             )
         sha = hashlib.sha256()
-        self.unknown = 0
+        self.unknown, self.gaps = 0, False
         for name in self.names:
+            live = None
             for variable in ("amplitude", *self.labels):
-                sha.update(self._check(name, variable))
+                values = self._checked(name, variable, live)
+                sha.update(hashlib.sha256(values.tobytes()).digest())
+                live = there(values) if live is None else live
+            self.gaps |= not np.all(live)
         tell_unknown(f"{self.folder}: labels", self.unknown)
         self.description: dict[str, Any] = {
             "folder": str(self.folder.absolute()),
@@ -142,8 +148,11 @@ class RawFolder:
             values[label] = self._load(name, label)
             if label in _HALF_TURNS:
                 values[label] = values[label] * 180
-        labelled = with_labels([known(n, values[n]).any(2) for n in self.labels])
-        return Volume(values, statistics_of(values["amplitude"]), labelled=labelled)
+        live = there(values["amplitude"])
+        labelled = with_labels([known(n, values[n]).any(2) & live for n in self.labels])
+        statistics = statistics_of(values["amplitude"][live])
+        # Those of a batch are alike.
+        return Volume(values, statistics, live if self.gaps else None, labelled)
 
     def _path(self, name: str, variable: str) -> Path:
         suffix = "" if variable == "amplitude" else f"_{_RAW.get(variable, variable)}"
@@ -152,7 +161,8 @@ class RawFolder:
     def _load(self, name: str, variable: str) -> Array:
         return np.fromfile(self._path(name, variable), "<f4").reshape(self.shape)
 
-    def _check(self, name: str, variable: str) -> bytes:
+    def _checked(self, name: str, variable: str, live: Array | None) -> Array:
+        """Read a file, and raise if it is of no use; labels count where traces are live."""
         path = self._path(name, variable)
         if not path.is_file():
             raise TrainingDataError(f"{path}: is missing; the network learns {variable} from it")
@@ -163,19 +173,19 @@ class RawFolder:
                 f"{' × '.join(map(str, self.shape))} float32 samples are {need:,}"
             )
         values = self._load(name, variable)
-        digest = hashlib.sha256(values.tobytes()).digest()
-        if variable == "amplitude":
+        if live is None:
             check_finite(values, str(path))
             check_differ(statistics_of(values), str(path))
         else:
-            where = known(variable, values)
-            if not where.any():
+            learnt = np.where(live[:, :, None], values, 0)
+            where = known(variable, learnt)
+            if not (where & live[:, :, None]).any():
                 raise TrainingDataError(f"{path}: is NaN everywhere; leave out sample {name}")
             self.unknown += where.size - int(where.sum())
-            values = np.where(where, values, 0)
-            check_finite(values, str(path))
-            check_range(variable, float(values.min()), float(values.max()), str(path), half_turn=1)
-        return digest
+            learnt = np.where(where, learnt, 0)
+            check_finite(learnt, str(path))
+            check_range(variable, float(learnt.min()), float(learnt.max()), str(path), half_turn=1)
+        return values
 
 
 class Part:

@@ -78,8 +78,17 @@ def places_of(description: Mapping[str, Any]) -> list[str]:
     return [part.get("folder") or part.get("survey") or "synthetic" for part in parts]
 
 
+def there(amplitude: Array) -> Array:
+    """(inlines, crosslines), bool: which traces are not zero throughout, as `predict` has it.
+
+    All of a volume whose samples have one sign, where zeros say something.
+    """
+    live = np.asarray(amplitude.any(2))
+    return live if amplitude.min() < 0 < amplitude.max() else np.ones_like(live)
+
+
 def statistics_of(amplitude: Array) -> Statistics:
-    """Statistics of a volume in memory."""
+    """Statistics of samples in memory."""
     return Statistics(
         float(amplitude.mean(dtype=np.float64)),
         float(amplitude.std(dtype=np.float64)) or 1.0,
