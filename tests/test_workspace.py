@@ -39,6 +39,8 @@ CASES = {
     "cumsum": lambda x: x.cumsum(1),
     "gelu": F.gelu,
     "logsumexp": lambda x: x.logsumexp(1),
+    "mean": lambda x: x.mean(1),
+    "mean along an axis": lambda x: x.mean(2),
     "max": lambda x: x.max(1)[0],
     "max, indices": lambda x: x.max(1)[1],
     "median": lambda x: x.median(1)[0],

@@ -64,6 +64,8 @@ class Reduction(Rule):
         own = graph.width(node.name) * box.size
         taken = graph.width(name) * read.size
         copied = self.copies * itemsize * (taken + own) + INDEX * taken * self.ranks
+        if node.op == "mean" and itemsize < 4 and device == "cpu":  # of single precision
+            copied += 4 * (taken + own)
         return copied + beside(node, own, itemsize)
 
 
