@@ -91,8 +91,19 @@ def test_an_overlay_of_a_part_lies_where_it_belongs(survey):
         np.testing.assert_array_equal(top.mask, expected.mask)
         assert not top.mask.all()
         assert found.get_title() == due.get_title()
+        (box,) = found.patches  # where it ends
+        for name, ends in (
+            (found.get_xlabel(), box.get_bbox().intervalx),
+            (found.get_ylabel(), box.get_bbox().intervaly),
+        ):
+            values = part[name.split()[0].lower()].values
+            half = (values[1] - values[0]) / 2
+            assert sorted(ends) == [values[0] - half, values[-1] + half]
+        assert not due.patches
     apart = sections(survey.amplitude, part, inline=survey.inline[-1].item())
     assert panels(apart)[0].get_images()[1].get_array().mask.all()
+    assert [len(ax.patches) for ax in panels(apart)] == [0, 1, 1]
+    assert panels(sections(survey.amplitude, part[:, :, 3:4]))[0].patches[0].get_height() == 4
     with pytest.raises(SurveyError, match="overlay: its inline is not the seismic's"):
         sections(survey.amplitude, part.assign_coords(inline=part.inline + 0.5))
     with pytest.raises(SurveyError, match="overlay: its twt is not the seismic's"):

@@ -14,6 +14,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ..arrays import located, spoken
 from ..errors import ArgumentError, OutcropError
 from ..events import Retry, Warn
 from ..planner import format_bytes, format_seconds
@@ -141,6 +142,8 @@ def report(
         parts.append(_section("Retries and warnings", _pairs(rows)))
     source = None if survey is None else survey.encoding.get("source")
     read = {"survey": source} if source else {}
+    if (volumes := survey if prediction is None else prediction) is not None:
+        read["covers"] = _covered(volumes)
     for output, of in facts["outputs"].items():
         known = {"output": output, **read, **of["provenance"]}
         parts.append(_section("Provenance", _pairs([*known.items()])))
@@ -186,12 +189,13 @@ def _section(heading: str, *parts: str) -> str:
 
 
 def _figures(facts: Mapping[str, Any]) -> str:
+    voxels = f"{facts['voxels']:,.0f}"
     done, of = f"{facts['tiles']:,}", f" of {facts['all_tiles']:,}"
     before = f" ({facts['finished']:,} before)" if facts["finished"] else ""
     figures = [
         (format_seconds(facts["seconds"]), "from begin to end"),
         (f"{facts['voxels_per_second'] / 1e6:,.2f} M", "voxels a second"),
-        (f"{facts['voxels'] / 1e6:,.1f} M", "voxels"),
+        (voxels if facts["voxels"] < 1e6 else f"{facts['voxels'] / 1e6:,.1f} M", "voxels"),
         (str(len(facts["workers"])), "worker" if len(facts["workers"]) == 1 else "workers"),
         (done, f"tiles{of}{before}"),
         (format_bytes(facts["read"]), "read"),
@@ -299,12 +303,21 @@ def _picture(survey: xr.Dataset | None, prediction: xr.Dataset) -> str:
     return f'<img alt="Three sections of {escape(name)}" src="{_embedded(figure)}">{note}'
 
 
+def _covered(volumes: xr.Dataset) -> str:
+    """Where a run's volumes lie: of a part of a survey, which."""
+    own = ("inline", "crossline", "twt", "depth")
+    found = [c for c in volumes.coords.values() if c.dims in ((c.name,), ())]
+    found.sort(key=lambda c: own.index(c.name) if c.name in own else -1)
+    lines = [c.expand_dims("one") if not c.ndim else c for c in found]
+    return located(lines, [0] * len(lines), [c.size for c in lines])
+
+
 def _middle(volume: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     """The first volume of a stack, and of it what is near the middle."""
     own, notes = ("inline", "crossline", "twt", "depth"), []
     for dim in [str(d) for d in volume.dims if d not in own]:
         where = volume[dim].values[0] if dim in volume.coords else 0
-        notes.append(f"{dim} {where}")
+        notes.append(f"{dim} {spoken(where)}")
         volume = volume.isel({dim: 0})
     if max(volume.shape) > _DRAWN:
         notes.append(f"{_DRAWN} samples in the middle of each axis")
