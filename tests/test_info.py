@@ -273,6 +273,15 @@ def test_nothing_to_tell_of(tmp_path):
         outcrop.info(tmp_path / "folder")
     with pytest.raises(SurveyError, match="does not exist"):
         outcrop.info(tmp_path / "nothing.sgy")
+    none = xr.Dataset(
+        {"amplitude": (("inline", "crossline", "twt"), np.zeros((0, 2, 3), "f4"))},
+        {"inline": np.zeros(0, int), "crossline": [1, 2], "twt": [0.0, 4.0, 8.0]},
+    )
+    none.to_zarr(tmp_path / "none.zarr", zarr_format=3)
+    with pytest.raises(SurveyError, match="none.zarr: is empty: .*'inline': 0"):
+        outcrop.info(tmp_path / "none.zarr")
+    words = ("plan", tmp_path / "none.zarr", "--model", "faultseg3d", "--select", "inline=1:3")
+    assert "none.zarr: is empty" in outcrop_command(*words).stderr
 
 
 def test_command_line(tmp_path):

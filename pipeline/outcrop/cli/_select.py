@@ -49,6 +49,8 @@ def selected(data: Data, select: Sequence[str] | None, path: str) -> Data:
         if dim not in data.coords:  # then volumes are known by their numbers
             data = data.assign_coords({dim: range(data.sizes[dim])})
         values = data[dim].values
+        if not values.size:
+            raise ArgumentError(f"--select {pair}: {path}: is empty: {dict(data.sizes)}")
         several = ":" in text and values.dtype.kind not in "OUTM"  # names and times have colons
         try:
             at = _between(values, text) if several else _nearest(values, text)

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ..arrays import spoken
-from ..errors import GeometryError
+from ..errors import GeometryError, SurveyError
 from ..progress import track
 from ..storage import Options, Place, Remote, place, size
 from . import geometry
@@ -269,6 +269,8 @@ def _coordinates_of(
 
 def _of_zarr(path: Place) -> SurveyInfo:
     survey = open_survey(path)
+    if 0 in survey.sizes.values():
+        raise SurveyError(f"{path}: is empty: {dict(survey.sizes)}; see what was selected")
     kept = survey.attrs.get("segy", {})
     vertical = next((d for d in ("twt", "depth") if d in survey.dims), None)
     lateral = [d for d in ("inline", "crossline", "offset") if d in survey.dims]
