@@ -149,6 +149,8 @@ def test_numbers_of_lines_are_whole(survey, first):
         for ax in figure.axes[:3]:
             assert ax.xaxis.get_offset_text().get_text() == ""
             assert ax.yaxis.get_offset_text().get_text() == ""
+    few = panels(sections(many.amplitude[:4]))[2].get_yticks()
+    np.testing.assert_array_equal(few, few.round())
     legend = figure.axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["0.125", "0.6"]
     with pytest.raises(SurveyError, match=f"inline 5: .* has {first} to {first + 23}$"):

@@ -173,6 +173,8 @@ def sections(
                 _outline(ax, seismic, overlay, (rows, columns))
         ax.set_facecolor(BLANK)
         number_axes(ax, _HEIGHT * width, 3 + round(3 * width))
+        if not down:
+            ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if seismic.sizes[columns] == 1 or wide < 0.3:
             ax.set_xticks([at[columns]])
         if seismic.sizes[rows] == 1 or tall < 0.05:
