@@ -278,7 +278,7 @@ def test_nothing_to_tell_of(tmp_path):
         {"inline": np.zeros(0, int), "crossline": [1, 2], "twt": [0.0, 4.0, 8.0]},
     )
     none.to_zarr(tmp_path / "none.zarr", zarr_format=3)
-    with pytest.raises(SurveyError, match="none.zarr: is empty: .*'inline': 0"):
+    with pytest.raises(SurveyError, match=r"none\.zarr: is empty: .*'inline': 0"):
         outcrop.info(tmp_path / "none.zarr")
     words = ("plan", tmp_path / "none.zarr", "--model", "faultseg3d", "--select", "inline=1:3")
     assert "none.zarr: is empty" in outcrop_command(*words).stderr

@@ -54,6 +54,9 @@ def test_one_volume_of_a_stack(folder):
     network = models.load("faultseg3d", weights="synthetic-v1")
     due = outcrop.predict(network, part, folder / "one.zarr")
     xr.testing.assert_equal(found.fault_probability, due.fault_probability)
+    words = ("predict", "both.zarr", "m.zarr", *NETWORK, "--select", "vintage=base", *PART)
+    held = "(of inline 115 to 120, crossline 881 to 892, twt 4 to 200 ms, vintage monitor)"
+    assert f"already holds another prediction {held}" in outcrop_command(*words, cwd=folder).stderr
     run(folder, "view", "both.zarr", "m.png", "--select", "vintage=monitor")
     done = outcrop_command("view", "both.zarr", "x.png", "--select", "vintage=later", cwd=folder)
     assert "--select vintage=later: give one of base, monitor" in done.stderr

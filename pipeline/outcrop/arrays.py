@@ -94,6 +94,13 @@ def located(axes: Sequence[xr.DataArray], start: Sequence[int], stop: Sequence[i
     return ", ".join(words)
 
 
+def covered(volume: xr.DataArray) -> str:
+    """Say in its coordinates where a volume lies, and which one of a stack it is."""
+    which = [c.expand_dims("one") for c in volume.coords.values() if not c.ndim]
+    axes = [*(volume[dim] for dim in volume.dims), *which]
+    return located(axes, [0] * len(axes), [axis.size for axis in axes])
+
+
 def checksum(data: bytes) -> str:
     """Return size and CRC-32 of an object."""
     return f"{len(data)} {zlib.crc32(data):08x}"

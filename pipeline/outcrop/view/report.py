@@ -14,7 +14,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..arrays import located, spoken
+from ..arrays import spoken
 from ..errors import ArgumentError, OutcropError
 from ..events import Retry, Warn
 from ..planner import format_bytes, format_seconds
@@ -142,8 +142,6 @@ def report(
         parts.append(_section("Retries and warnings", _pairs(rows)))
     source = None if survey is None else survey.encoding.get("source")
     read = {"survey": source} if source else {}
-    if (volumes := survey if prediction is None else prediction) is not None:
-        read["covers"] = _covered(volumes)
     for output, of in facts["outputs"].items():
         known = {"output": output, **read, **of["provenance"]}
         parts.append(_section("Provenance", _pairs([*known.items()])))
@@ -301,15 +299,6 @@ def _picture(survey: xr.Dataset | None, prediction: xr.Dataset) -> str:
         return f'<p class="note">{escape(f"not drawn: {error}")}</p>'
     note = f'<p class="note">{escape("; ".join([name, *notes]))}.</p>'
     return f'<img alt="Three sections of {escape(name)}" src="{_embedded(figure)}">{note}'
-
-
-def _covered(volumes: xr.Dataset) -> str:
-    """Where a run's volumes lie: of a part of a survey, which."""
-    own = ("inline", "crossline", "twt", "depth")
-    found = [c for c in volumes.coords.values() if c.dims in ((c.name,), ())]
-    found.sort(key=lambda c: own.index(c.name) if c.name in own else -1)
-    lines = [c.expand_dims("one") if not c.ndim else c for c in found]
-    return located(lines, [0] * len(lines), [c.size for c in lines])
 
 
 def _middle(volume: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
