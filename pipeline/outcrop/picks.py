@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -84,6 +85,6 @@ def write_picks(
         put_whole(path) as aside,
         open(aside, "wb") as file,
     ):
-        lines = {str(d): probability[d].to_numpy() for d in probability.dims}
+        lines: dict[str, Any] = {str(d): probability[d].to_numpy() for d in probability.dims}
         np.savez_compressed(file, positions=positions, dims=dims, **lines)
     return len(positions)
