@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 from command_line import outcrop_command
@@ -108,6 +109,18 @@ def test_an_overlay_of_a_part_lies_where_it_belongs(survey):
         sections(survey.amplitude, part.assign_coords(inline=part.inline + 0.5))
     with pytest.raises(SurveyError, match="overlay: its twt is not the seismic's"):
         sections(survey.amplitude, part.isel(twt=slice(None, None, -1)))
+
+
+def test_traces_beside_a_missing_one_are_drawn_whole(survey):
+    few = survey.drop_vars("live").isel(inline=slice(0, 5), crossline=slice(0, 6)).copy(deep=True)
+    few.amplitude.values[2, 3] = np.nan
+    found = horizons(few.rgt, [0.5])
+    for figure in (sections(few.amplitude), surfaces(few.amplitude, found)):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        image = figure.axes[0].get_images()[0].make_image(canvas.get_renderer())[0]
+        blank = (image[image.shape[0] // 2, :, 3] == 0).mean()
+        assert blank == pytest.approx(1 / 6, abs=0.01)
 
 
 def test_missing_traces_are_blank_and_colours_are_symmetric(survey):

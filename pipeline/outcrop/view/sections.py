@@ -146,7 +146,7 @@ def sections(
             extent=extent,
             origin="upper" if down else "lower",
             aspect="auto",
-            interpolation="nearest" if classes[cut] else "bilinear",
+            interpolation="nearest" if classes[cut] else between(images[cut], (tall, wide)),
         )
         if overlay is not None:
             values = np.full(hidden[cut].shape, -np.inf, np.float32)
@@ -252,6 +252,13 @@ def averaged(
             values = np.add.reduceat(values, starts, axis)
             count = np.add.reduceat(count, starts, axis, dtype=np.float32)
     return np.ma.masked_array(values / np.maximum(count, 1), count == 0)
+
+
+def between(image: np.ma.MaskedArray, size: tuple[float, float]) -> str:
+    """How to draw between samples: bilinear hides half of those beside what is masked."""
+    # Where that is more than two pixels.
+    seen = any(n < _PIXELS / 4 * share for n, share in zip(image.shape, size, strict=True))
+    return "nearest" if seen and np.ma.is_masked(image) else "bilinear"
 
 
 def _to_pixels(values: np.ndarray, size: tuple[float, float]) -> np.ndarray:
