@@ -359,7 +359,7 @@ def test_a_given_interval_is_not_in_the_headers(
 ) -> None:
     survey = outcrop.ingest(holed, tmp_path / "survey.zarr", interval=4)
     out = outcrop.export(survey, tmp_path / "out.sgy")
-    assert "the source: was ingested with interval=4; the sample interval" in caplog.text
+    assert "survey.zarr: was ingested with interval=4; the sample interval" in caplog.text
     assert out.read_bytes() == holed.read_bytes()
 
 
@@ -705,7 +705,7 @@ def test_bad_requests(f3: xr.Dataset, tmp_path: Path) -> None:
         (volume, tmp_path, like, OutcropError, "unknown suffix"),
         (volume, tmp_path / "a.zip", like, OutcropError, "unknown suffix '.zip'.*.sgy"),
         (volume, tmp_path / "no/a.sgy", like, OutcropError, "there is no folder"),
-        (f3.drop_attrs(), out, {}, SurveyError, "^the source: keeps no SEG-Y headers.*--like"),
+        (f3.drop_attrs(), out, {}, SurveyError, "zarr: keeps no SEG-Y headers.*--like"),
         (f3.drop_attrs().amplitude, out, {}, SurveyError, "^the source: keeps no SEG-Y headers"),
         (
             f3.drop_vars("trace_index"),

@@ -232,7 +232,8 @@ def test_any_order_of_dimensions_and_stacks(dims, tmp_path):
     live = survey.live.copy()
     live[0, 1:] = False
     one = survey[["amplitude"]].assign_coords(live=live).isel(inline=[0, 1, 4])
-    many = xr.concat([one, 2 * one], "vintage").rename(amplitude="fault_probability")
+    dates = xr.DataArray(np.array(["2001", "2010-06-01"], "M8[ns]"), dims="vintage", name="vintage")
+    many = xr.concat([one, 2 * one], dates).rename(amplitude="fault_probability")
     many.transpose(*dims, ...).drop_encoding().to_zarr(tmp_path / "b.zarr", zarr_format=3)
     found = outcrop.info(tmp_path / "b.zarr")
     there = one.amplitude.to_numpy()[one.live.to_numpy()]
@@ -241,6 +242,8 @@ def test_any_order_of_dimensions_and_stacks(dims, tmp_path):
     assert found.amplitudes.mean == pytest.approx(there.mean())
     assert found.axes["crossline"].step == 1
     assert found.axes["inline"].step is None  # a part of the lines
+    assert dict(_rows(found))["vintage"] == "2: 2001-01-01, 2010-06-01"
+    json.dumps(found.to_dict())
 
 
 def test_long_traces_take_no_more_memory(tmp_path, monkeypatch):
@@ -270,6 +273,15 @@ def test_nothing_to_tell_of(tmp_path):
         outcrop.info(tmp_path / "folder")
     with pytest.raises(SurveyError, match="does not exist"):
         outcrop.info(tmp_path / "nothing.sgy")
+    none = xr.Dataset(
+        {"amplitude": (("inline", "crossline", "twt"), np.zeros((0, 2, 3), "f4"))},
+        {"inline": np.zeros(0, int), "crossline": [1, 2], "twt": [0.0, 4.0, 8.0]},
+    )
+    none.to_zarr(tmp_path / "none.zarr", zarr_format=3)
+    with pytest.raises(SurveyError, match=r"none\.zarr: is empty: .*'inline': 0"):
+        outcrop.info(tmp_path / "none.zarr")
+    words = ("plan", tmp_path / "none.zarr", "--model", "faultseg3d", "--select", "inline=1:3")
+    assert "none.zarr: is empty" in outcrop_command(*words).stderr
 
 
 def test_command_line(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 from command_line import outcrop_command
@@ -91,12 +92,35 @@ def test_an_overlay_of_a_part_lies_where_it_belongs(survey):
         np.testing.assert_array_equal(top.mask, expected.mask)
         assert not top.mask.all()
         assert found.get_title() == due.get_title()
+        (box,) = found.patches  # where it ends
+        for name, ends in (
+            (found.get_xlabel(), box.get_bbox().intervalx),
+            (found.get_ylabel(), box.get_bbox().intervaly),
+        ):
+            values = part[name.split()[0].lower()].values
+            half = (values[1] - values[0]) / 2
+            assert sorted(ends) == [values[0] - half, values[-1] + half]
+        assert not due.patches
     apart = sections(survey.amplitude, part, inline=survey.inline[-1].item())
     assert panels(apart)[0].get_images()[1].get_array().mask.all()
+    assert [len(ax.patches) for ax in panels(apart)] == [0, 1, 1]
+    assert panels(sections(survey.amplitude, part[:, :, 3:4]))[0].patches[0].get_height() == 4
     with pytest.raises(SurveyError, match="overlay: its inline is not the seismic's"):
         sections(survey.amplitude, part.assign_coords(inline=part.inline + 0.5))
     with pytest.raises(SurveyError, match="overlay: its twt is not the seismic's"):
         sections(survey.amplitude, part.isel(twt=slice(None, None, -1)))
+
+
+def test_traces_beside_a_missing_one_are_drawn_whole(survey):
+    few = survey.drop_vars("live").isel(inline=slice(0, 5), crossline=slice(0, 6)).copy(deep=True)
+    few.amplitude.values[2, 3] = np.nan
+    found = horizons(few.rgt, [0.5])
+    for figure in (sections(few.amplitude), surfaces(few.amplitude, found)):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        image = figure.axes[0].get_images()[0].make_image(canvas.get_renderer())[0]
+        blank = (image[image.shape[0] // 2, :, 3] == 0).mean()
+        assert blank == pytest.approx(1 / 6, abs=0.01)
 
 
 def test_missing_traces_are_blank_and_colours_are_symmetric(survey):
@@ -138,6 +162,8 @@ def test_numbers_of_lines_are_whole(survey, first):
         for ax in figure.axes[:3]:
             assert ax.xaxis.get_offset_text().get_text() == ""
             assert ax.yaxis.get_offset_text().get_text() == ""
+    few = panels(sections(many.amplitude[:4]))[2].get_yticks()
+    np.testing.assert_array_equal(few, few.round())
     legend = figure.axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["0.125", "0.6"]
     with pytest.raises(SurveyError, match=f"inline 5: .* has {first} to {first + 23}$"):

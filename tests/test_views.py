@@ -553,8 +553,12 @@ def test_picks(tmp_path, monkeypatch):
         write_picks(array.to_dataset(name="p"), tmp_path / "p.npz")
     live = np.ones((4, 5), bool)
     live[1, 2] = False  # where a network predicts something, too
-    array = array.assign_coords(live=(("inline", "crossline"), live))
+    lines = {"inline": [115, 116, 117, 118], "twt": 4.0 * np.arange(6)}
+    array = array.assign_coords(live=(("inline", "crossline"), live), **lines)
     assert write_picks(array, tmp_path / "p.npz") == 1
+    with np.load(tmp_path / "p.npz") as found:  # of a part the indices alone do not say where
+        at = [found[d][i] for d, i in zip(found["dims"], found["positions"][0], strict=True)]
+    assert at == [118, 4, 20.0]
     monkeypatch.setattr(outcrop.survey.blocks, "TARGET", 100)  # in the order of the volume still
     turned = array.transpose("twt", "inline", "crossline").chunk({"inline": 3, "twt": 2})
     assert write_picks(turned, tmp_path / "t.npz", threshold=0.4) == 2

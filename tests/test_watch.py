@@ -317,6 +317,7 @@ def test_the_command_logs_and_reports(survey, tmp_path):
     page = Page(tmp_path / "o.report.html")
     assert page.facts["tiles"] == told.count("tile")
     assert "s.zarr" in page.cells  # what was read
+    assert page.cells[page.cells.index("covers") + 1].startswith("inline ")  # of a part, which
     with pytest.raises(OutcropError, match=r"no/log: cannot be written"):
         events.JsonLog(tmp_path / "no" / "log")
     (tmp_path / "lines.sgy").write_text("C 1")

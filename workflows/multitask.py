@@ -55,7 +55,8 @@ def main(
     outcrop.view.sections(
         survey.amplitude, found.fault_probability, path=out / "faults.png", title=segy.name
     )
-    print(f"written: {predicted}, {', '.join(f'{n}.sgy' for n in found.data_vars)}")
+    files = [*(f"{name}.sgy" for name in found.data_vars), "faults.png"]
+    print(f"written: {predicted}, {', '.join(str(out / file) for file in files)}")
 
 
 if __name__ == "__main__":

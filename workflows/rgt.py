@@ -38,7 +38,10 @@ def main(
     surfaces = horizons(rgt, levels)
     points = write_table(surfaces, out / "horizons.csv")
     outcrop.view.surfaces(survey.amplitude, surfaces, path=out / "horizons.png", title=segy.name)
-    print(f"written: {predicted}, {out / 'rgt.sgy'}, {out / 'horizons.csv'} ({points} points)")
+    print(
+        f"written: {predicted}, {out / 'rgt.sgy'}, {out / 'horizons.csv'} ({points} points), "
+        f"{out / 'horizons.png'}"
+    )
 
 
 if __name__ == "__main__":

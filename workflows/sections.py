@@ -44,7 +44,10 @@ def main(
     outcrop.view.sections(
         survey.amplitude, found, threshold=threshold, path=out / "faults.png", title=segy.name
     )
-    print(f"written: {predicted}, {out / 'faults.sgy'}, {out / 'faults.npz'} ({count} voxels)")
+    print(
+        f"written: {predicted}, {out / 'faults.sgy'}, {out / 'faults.npz'} ({count} voxels), "
+        f"{out / 'faults.png'}"
+    )
 
 
 if __name__ == "__main__":

@@ -74,10 +74,13 @@ def native(value: Any) -> Any:
 
 
 def spoken(value: Any) -> str:
-    """Return a coordinate as messages name it: all digits of a line, a text or a date as it is.
+    """Return a coordinate as messages name it: all digits of a line, a text as it is.
 
-    Eight digits of other numbers, so that those in float32 show no noise.
+    Eight digits of other numbers, so that those in float32 show no noise. Of a date no more than
+    it says.
     """
+    if np.issubdtype(np.asarray(value).dtype, np.datetime64):
+        return str(np.datetime_as_string(value, unit="auto"))
     return f"{value:.8g}" if np.issubdtype(np.asarray(value).dtype, np.floating) else str(value)
 
 
@@ -85,10 +88,17 @@ def located(axes: Sequence[xr.DataArray], start: Sequence[int], stop: Sequence[i
     """Say in the coordinates of axes where a part lies: "inline 100 to 163, …"."""
     words = []
     for axis, a, b in zip(axes, start, stop, strict=True):
-        unit = f" {axis.attrs['units']}" if axis.attrs.get("units") else ""
+        unit = f" {axis.attrs['units']}" if axis.attrs.get("units", "1") not in ("", "1") else ""
         first, last = (spoken(axis.values[i]) for i in (a, b - 1))
         words.append(f"{axis.name} {first}{'' if a == b - 1 else f' to {last}'}{unit}")
     return ", ".join(words)
+
+
+def covered(volume: xr.DataArray) -> str:
+    """Say in its coordinates where a volume lies, and which one of a stack it is."""
+    which = [c.expand_dims("one") for c in volume.coords.values() if not c.ndim]
+    axes = [*(volume[dim] for dim in volume.dims), *which]
+    return located(axes, [0] * len(axes), [axis.size for axis in axes])
 
 
 def checksum(data: bytes) -> str:

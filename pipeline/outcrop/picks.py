@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -42,7 +43,7 @@ def write_picks(
         Over inline, crossline and twt or depth.
     path : path-like
         ``.npz`` with `positions`, uint16, (voxels, 3): index along each dimension, in the order
-        that `dims` names.
+        that `dims` names; and the coordinates of each, such as `inline`, which the indices count.
     threshold : float
         Smallest value that counts.
     minimum : int
@@ -84,5 +85,6 @@ def write_picks(
         put_whole(path) as aside,
         open(aside, "wb") as file,
     ):
-        np.savez_compressed(file, positions=positions, dims=dims)
+        lines: dict[str, Any] = {str(d): probability[d].to_numpy() for d in probability.dims}
+        np.savez_compressed(file, positions=positions, dims=dims, **lines)
     return len(positions)

@@ -111,6 +111,9 @@ def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
         if axis.count == 1:
             span = f"{spoken(axis.first)}{units}"
         rows.append((name, f"{axis.count:,}: {span}"))
+    for name, values in found.stack.items():
+        more = ", …" if len(values) > 8 else ""
+        rows.append((name, f"{len(values):,}: {', '.join(values[:8])}{more}"))
     live = "" if found.live_fraction is None else f", {found.live_fraction:.2%} of the positions"
     rows.append(("traces", f"{found.traces:,}{live}"))
     if found.sorting:

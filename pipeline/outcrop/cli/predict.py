@@ -110,7 +110,10 @@ def command(
         int | None, typer.Option(help="With fewer voxels than this at the threshold, pick none.")
     ] = None,
     picks: Annotated[
-        Path | None, typer.Option(help=".npz for the positions of voxels at the threshold.")
+        Path | None,
+        typer.Option(
+            help=".npz for the positions of voxels at the threshold, and the coordinates."
+        ),
     ] = None,
     window: Annotated[
         int | None,

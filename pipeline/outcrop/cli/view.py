@@ -81,7 +81,7 @@ def command(
     every = select_volume(data, variable, survey)
     volume = _one(selected(every, select, survey), survey)
     if title is None:  # which need not be what was asked for
-        found = (f"{dim} {spoken(volume[dim].item())}" for dim in stacked(every))
+        found = (f"{dim} {spoken(volume[dim].values)}" for dim in stacked(every))
         title = ", ".join(found) or None
     top = None
     if overlay is not None:

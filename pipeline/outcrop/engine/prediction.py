@@ -15,7 +15,7 @@ import xarray as xr
 from torch import nn
 
 from .. import __version__
-from ..arrays import open_dataset
+from ..arrays import covered, open_dataset
 from ..errors import ArgumentError, ResumeError
 from ..events import Listener
 from ..graph import Graph
@@ -397,6 +397,7 @@ def identity(
     network = repr((graph.digest(), card.axes, card.inputs, card.outputs, card.activation))
     facts = {
         "model": card.name or type(model).__name__,
+        "covers": covered(framed.volume),
         "network_sha256": hashlib.sha256(network.encode()).hexdigest(),
         "weights_sha256": digest(model),
         "precision": precision,

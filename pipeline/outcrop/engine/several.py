@@ -202,7 +202,10 @@ def _check_same(model: nn.Module, survey: Volume, path: Place, how: dict[str, An
     if not other and all_statistics(framed, how["client"], memory)[2] != fingerprint:
         other = ["input_sha256"]
     if other:
+        what = f"{', '.join(other)} differ"
+        if "covers" in found and "covers" in other:  # then hashes differ for that alone
+            what = f"of {found['covers']}"
         raise OutputExistsError(
-            f"{path}: already holds another prediction ({', '.join(other)} differ); remove it, "
+            f"{path}: already holds another prediction ({what}); remove it, "
             "choose another path or pass overwrite=True (--overwrite)"
         )

@@ -119,6 +119,8 @@ def export(
     name = "the source"
     if isinstance(source, (str, os.PathLike, Remote)):
         name, source = str(source), open_any(source, storage_options)
+    elif isinstance(source, xr.Dataset):
+        name = str(source.encoding.get("source", name))
     volume = select_volume(source, variable, name)
     check_format(format, scale)
     with naming_refusal(name, "see to it, and run the same command again"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..errors import GeometryError
+from ..arrays import spoken
+from ..errors import GeometryError, SurveyError
 from ..progress import track
 from ..storage import Options, Place, Remote, place, size
 from . import geometry
@@ -75,6 +76,9 @@ class SurveyInfo:
         Bytes.
     axes : dict of str to Axis
         By dimension; of a SEG-Y without a grid the vertical one alone.
+    stack : dict of str to list of str
+        Names of the volumes of a stack, by dimension (`vintage`, ...); of a part of one that of the
+        volume that was taken.
     units : str
         Of the vertical axis.
     traces : int
@@ -110,6 +114,7 @@ class SurveyInfo:
     axes: dict[str, Axis]
     units: str
     traces: int
+    stack: dict[str, list[str]] = field(default_factory=dict)
     live_fraction: float | None = None
     volume: str = "amplitude"
     amplitudes: Statistics | None = None
@@ -264,6 +269,8 @@ def _coordinates_of(
 
 def _of_zarr(path: Place) -> SurveyInfo:
     survey = open_survey(path)
+    if 0 in survey.sizes.values():
+        raise SurveyError(f"{path}: is empty: {dict(survey.sizes)}; see what was selected")
     kept = survey.attrs.get("segy", {})
     vertical = next((d for d in ("twt", "depth") if d in survey.dims), None)
     lateral = [d for d in ("inline", "crossline", "offset") if d in survey.dims]
@@ -273,8 +280,9 @@ def _of_zarr(path: Place) -> SurveyInfo:
     if "live" in first:
         live = live & xr.Variable(first["live"].dims, loaded(first["live"]))
     name = next((str(n) for n, v in survey.data_vars.items() if vertical in v.dims), None)
-    amplitudes = None
+    amplitudes, stack = None, {}
     if name is not None:
+        stack = _stack(survey[name], (*lateral, vertical))
         volume = first[name].transpose(*lateral, ...)
         amplitudes = _statistics(_some_traces(volume, live.to_numpy()))
     return SurveyInfo(
@@ -284,6 +292,7 @@ def _of_zarr(path: Place) -> SurveyInfo:
         axes={d: _axis(survey[d].to_numpy()) for d in (*lateral, vertical) if d},
         units=survey[vertical].attrs.get("units", "") if vertical else "",
         traces=int(live.sum()),
+        stack=stack,
         live_fraction=float(live.mean()),
         volume=name or "amplitude",
         amplitudes=amplitudes,
@@ -300,6 +309,14 @@ def _of_zarr(path: Place) -> SurveyInfo:
         provenance=dict(survey.attrs) if "weights_sha256" in survey.attrs else {},
         text="\n".join(kept["text"]) if kept else None,
     )
+
+
+def _stack(volume: xr.DataArray, own: Collection[str | None]) -> dict[str, list[str]]:
+    names = [
+        *(d for d in volume.dims if d not in own),
+        *(n for n, c in volume.coords.items() if not c.ndim),
+    ]
+    return {str(n): [spoken(value) for value in np.atleast_1d(volume[n].values)] for n in names}
 
 
 def _bins_of(survey: xr.Dataset) -> dict[str, Bin]:

@@ -14,6 +14,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ..arrays import spoken
 from ..errors import ArgumentError, OutcropError
 from ..events import Retry, Warn
 from ..planner import format_bytes, format_seconds
@@ -186,12 +187,13 @@ def _section(heading: str, *parts: str) -> str:
 
 
 def _figures(facts: Mapping[str, Any]) -> str:
+    voxels = f"{facts['voxels']:,.0f}"
     done, of = f"{facts['tiles']:,}", f" of {facts['all_tiles']:,}"
     before = f" ({facts['finished']:,} before)" if facts["finished"] else ""
     figures = [
         (format_seconds(facts["seconds"]), "from begin to end"),
         (f"{facts['voxels_per_second'] / 1e6:,.2f} M", "voxels a second"),
-        (f"{facts['voxels'] / 1e6:,.1f} M", "voxels"),
+        (voxels if facts["voxels"] < 1e6 else f"{facts['voxels'] / 1e6:,.1f} M", "voxels"),
         (str(len(facts["workers"])), "worker" if len(facts["workers"]) == 1 else "workers"),
         (done, f"tiles{of}{before}"),
         (format_bytes(facts["read"]), "read"),
@@ -304,7 +306,7 @@ def _middle(volume: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     own, notes = ("inline", "crossline", "twt", "depth"), []
     for dim in [str(d) for d in volume.dims if d not in own]:
         where = volume[dim].values[0] if dim in volume.coords else 0
-        notes.append(f"{dim} {where}")
+        notes.append(f"{dim} {spoken(where)}")
         volume = volume.isel({dim: 0})
     if max(volume.shape) > _DRAWN:
         notes.append(f"{_DRAWN} samples in the middle of each axis")

@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ..arrays import spoken
@@ -59,8 +60,8 @@ def sections(
         classes, which are few and whole, one of them.
     overlay : xarray.DataArray, optional
         From 0 to 1 or bool, over the same coordinates or a part of them: drawn where it is
-        `threshold` or more, and the volume is drawn. Where several samples share a pixel, the
-        largest is.
+        `threshold` or more, and the volume is drawn; a dashed line is where a part ends. Where
+        several samples share a pixel, the largest is.
     inline, crossline, twt, depth : float, optional
         Where to cut, in the units of the coordinates: at the nearest there is, in the middle,
         that of the overlay if there is one, unless given.
@@ -145,7 +146,7 @@ def sections(
             extent=extent,
             origin="upper" if down else "lower",
             aspect="auto",
-            interpolation="nearest" if classes[cut] else "bilinear",
+            interpolation="nearest" if classes[cut] else between(images[cut], (tall, wide)),
         )
         if overlay is not None:
             values = np.full(hidden[cut].shape, -np.inf, np.float32)
@@ -168,8 +169,12 @@ def sections(
                 aspect="auto",
                 interpolation="nearest",
             )
+            if at[cut] in overlay[cut].values:
+                _outline(ax, seismic, overlay, (rows, columns))
         ax.set_facecolor(BLANK)
         number_axes(ax, _HEIGHT * width, 3 + round(3 * width))
+        if not down:
+            ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if seismic.sizes[columns] == 1 or wide < 0.3:
             ax.set_xticks([at[columns]])
         if seismic.sizes[rows] == 1 or tall < 0.05:
@@ -249,6 +254,13 @@ def averaged(
     return np.ma.masked_array(values / np.maximum(count, 1), count == 0)
 
 
+def between(image: np.ma.MaskedArray, size: tuple[float, float]) -> str:
+    """How to draw between samples: bilinear hides half of those beside what is masked."""
+    # Where that is more than two pixels.
+    seen = any(n < _PIXELS / 4 * share for n, share in zip(image.shape, size, strict=True))
+    return "nearest" if seen and np.ma.is_masked(image) else "bilinear"
+
+
 def _to_pixels(values: np.ndarray, size: tuple[float, float]) -> np.ndarray:
     """Largest values where several share a pixel of a panel: a thin fault would be left out."""
     for axis, share in enumerate(size):
@@ -299,6 +311,17 @@ def _check_same_place(seismic: xr.DataArray, overlay: xr.DataArray) -> None:
 def _shared(seismic: xr.DataArray, overlay: xr.DataArray, dim: str) -> np.ndarray:
     """Positions in the seismic of what the overlay covers."""
     return np.flatnonzero(np.isin(seismic[dim], overlay[dim]))
+
+
+def _outline(ax: Axes, seismic: xr.DataArray, overlay: xr.DataArray, axes: tuple[str, str]) -> None:
+    """Draw where an overlay of a part ends: there is none beyond, whatever it would be."""
+    if any(overlay.sizes[dim] < seismic.sizes[dim] for dim in axes):
+        steps = (float(np.diff(edges(seismic, dim))[0]) / seismic.sizes[dim] for dim in axes)
+        (y, top), (x, right) = (
+            overlay[dim].values[[0, -1]] + np.array([-step, step]) / 2
+            for dim, step in zip(axes, steps, strict=True)
+        )
+        ax.add_patch(Rectangle((x, y), right - x, top - y, fill=False, ls="--", ec="tab:orange"))
 
 
 def check_volume(volume: object, name: str) -> None:

@@ -17,6 +17,7 @@ from .save import save
 from .sections import (
     BLANK,
     averaged,
+    between,
     bins_of,
     check_regular,
     check_volume,
@@ -110,7 +111,7 @@ def surfaces(
         vmax=clip,
         extent=(*edges(seismic, across), high, low),
         aspect="auto",
-        interpolation="bilinear",
+        interpolation=between(section, (1.0, 1.0)),
     )
     colours = colormaps["plasma"](np.linspace(0.1, 0.95, times.sizes["horizon"]))
     every = -(-len(colours) // _NAMED)
