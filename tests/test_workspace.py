@@ -34,6 +34,7 @@ CASES = {
     "softmax, last": lambda x: x.movedim(1, -1).softmax(-1),
     "log_softmax": lambda x: x.log_softmax(1),
     "log_sigmoid": F.logsigmoid,
+    "normal distribution": torch.special.ndtr,
     "isfinite": torch.isfinite,
     "isinf": torch.isinf,
     "cumsum": lambda x: x.cumsum(1),

@@ -77,12 +77,12 @@ _POINTWISE = (
     "heaviside isneginf isposinf less less_equal lgamma logaddexp logaddexp2 logical_xor multiply "
     "negative not_equal rad2deg sgn signbit sinc special_erf special_expit special_xlogy subtract "
     "true_divide special_entr special_erfcx special_i0 special_i0e special_i1 special_i1e "
-    "special_log_ndtr special_log1p special_ndtr special_xlog1py angle complex polar conj_physical "
+    "special_log_ndtr special_log1p special_xlog1py angle complex polar conj_physical "
     "__lshift__ __rshift__ bitwise_left_shift bitwise_right_shift "
-    "fake_quantize_per_tensor_affine igamma igammac ldexp polygamma special_bessel_j0 "
+    "fake_quantize_per_tensor_affine igamma igammac polygamma special_bessel_j0 "
     "special_bessel_j1"
 )
-_COPYING = {"isfinite": 2, "isinf": 1, "log_sigmoid": 2}
+_COPYING = {"isfinite": 2, "isinf": 1, "ldexp": 1, "log_sigmoid": 2, "special_ndtr": 3}
 _ALONG = (
     "cummax cummin cumprod cumsum gather glu linalg_cross logcumsumexp sort take_along_dim topk"
 )
