@@ -39,12 +39,8 @@ def selected(data: Data, select: Sequence[str] | None, path: str) -> Data:
     for pair in select or []:
         dim, _, text = pair.partition("=")
         if dim not in data.dims:
-            what = getattr(data, "name", None)
-            has = (
-                f"{what} has {', '.join(map(str, data.dims))}"
-                if what
-                else (f"has {', '.join(map(str, data.dims))}")
-            )
+            name = getattr(data, "name", None)
+            has = f"{f'{name} ' if name else ''}has {', '.join(map(str, data.dims))}"
             raise ArgumentError(f"--select {pair}: {path}: {has}")
         if dim not in data.coords:  # then volumes are known by their numbers
             data = data.assign_coords({dim: range(data.sizes[dim])})
