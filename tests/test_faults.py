@@ -32,9 +32,10 @@ from outcrop.cluster import Tls, connect, workers_there
 from outcrop.engine.crew import check_versions, check_workers
 from outcrop.engine.globals import GlobalStore
 from outcrop.engine.stores import ArrayStore
+from outcrop.engine.survey_stores import PredictionStore, SurveyStore
 from outcrop.engine.tile import StageRunner
 from outcrop.engine.worker import Job, Network
-from outcrop.engine.zarr_stores import PredictionStore, SurveyStore, ZarrStore
+from outcrop.engine.zarr_store import ZarrStore
 from outcrop.errors import (
     MemoryBudgetError,
     NonFiniteError,

@@ -32,7 +32,7 @@ from outcrop.cli.main import app
 from outcrop.cluster import connect
 from outcrop.engine.crew import _store_seconds
 from outcrop.engine.globals import GlobalStore
-from outcrop.engine.zarr_stores import PredictionStore
+from outcrop.engine.survey_stores import PredictionStore
 from outcrop.errors import ArgumentError, OutcropError, OutputExistsError, ResumeError
 from outcrop.events import Tile
 from outcrop.output import Output

@@ -15,7 +15,7 @@ from outcrop.engine.compress import EDGE, decode, encode
 from outcrop.engine.disk import ScratchFile
 from outcrop.engine.stores import MemoryStore
 from outcrop.engine.tiled_stores import CompressedStore, FileStore, make_store
-from outcrop.engine.zarr_stores import ZarrStore
+from outcrop.engine.zarr_store import ZarrStore
 from outcrop.errors import ArgumentError
 from outcrop.graph import Box, tiles
 

@@ -28,8 +28,8 @@ from outcrop import events, patience
 from outcrop.cli.main import app
 from outcrop.cluster import connect, workers_there
 from outcrop.engine import overlap
+from outcrop.engine.survey_stores import PredictionStore
 from outcrop.engine.tile import StageRunner
-from outcrop.engine.zarr_stores import PredictionStore
 from outcrop.errors import OutcropError
 from outcrop.progress import ProgressBar, track
 from test_predict import make_survey

@@ -23,10 +23,11 @@ from .chunks import DecodedChunks
 from .globals import GlobalStore
 from .labelled import Framed
 from .stores import Store
+from .survey_stores import PredictionStore, SurveyStore
 from .tiled_stores import file_bytes, make_store
 from .variables import masks_of
 from .whole import to_dtype
-from .zarr_stores import PredictionStore, SurveyStore, ZarrStore
+from .zarr_store import ZarrStore
 
 # Of what a network takes one by one (sections, offsets, vintages): which; None where it takes all.
 Section = int | None

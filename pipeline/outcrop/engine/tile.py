@@ -24,7 +24,7 @@ from .compiled import Compiled
 from .globals import GlobalStore
 from .memory import Watch
 from .stores import MemoryStore, Store, to_device
-from .zarr_stores import PredictionStore
+from .survey_stores import PredictionStore
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from .labelled import Volume, frame
 from .planning import captured
 from .prediction import identity
 from .statistics import all_statistics
+from .survey_stores import PredictionStore, SurveyStore
 from .variables import check_outputs, masks_of, template
-from .zarr_stores import PredictionStore, SurveyStore
 
 # Sections that are evaluated side by side.
 _SECTIONS = 8
