@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,6 +65,22 @@ class Call:
     def constant(self, value: torch.Tensor) -> Ref:
         """Add a tensor that the module did not bring."""
         return self.builder.constant(self._free_name(".value"), value)
+
+    def makes_floats(self) -> bool:
+        """Whether it makes numbers of the module's own arithmetic of truths or whole numbers."""
+        given = [self.dtype_of(name) for name in refs(tuple(self.args.values()))]
+        exact = not any(kind.is_floating_point or kind.is_complex for kind in given)
+        return bool(given) and exact and self.dtype == self.builder.dtype
+
+    def in_precision(self, made: Ref) -> Ref:
+        """Add a change to the precision of the computation, of what torch makes in its default."""
+        nodes = self.builder.nodes
+        if made.name not in nodes or nodes[made.name].op == "convert":
+            return made
+        kind = str(self.dtype).removeprefix("torch.")
+        nodes[made.name] = replace(nodes[made.name], dtype=kind)
+        own = self.constant(torch.zeros((), dtype=self.dtype))
+        return self.add("convert", {"self": made, "dtype": own}, self.shape)
 
     def _free_name(self, suffix: str = "") -> str:
         name, n = self.name + suffix, 1

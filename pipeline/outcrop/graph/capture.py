@@ -239,7 +239,10 @@ def _build(
             result,
             made.dtype,
         )
+        counted = call.makes_floats()
         refs[fx.name] = LOWER.get(op, Call.plain)(call)
+        if counted:
+            refs[fx.name] = call.in_precision(refs[fx.name])
         if changed is not None:
             refs[changed.name] = refs[fx.name]  # what reads it from here on sees the change
     return refs

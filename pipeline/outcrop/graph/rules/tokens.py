@@ -266,6 +266,9 @@ class Attention(Rule):
                 dims = over.get(key, (*layout.dims[:-2], (), ()))
                 local[ref.name] = _cut(local[ref.name], ref.name, layout, dims, box, graph)
         a = {key: resolve(value, local) for key, value in node.args.items()}
+        if a["query"].is_cuda:  # kernels that hold no products take channels side by side
+            for key in ("query", "key", "value"):
+                a[key] = a[key] if a[key].stride(-1) == 1 else a[key].contiguous()
         return F.scaled_dot_product_attention(
             a["query"], a["key"], a["value"], a["attn_mask"], scale=a["scale"]
         )
@@ -288,6 +291,6 @@ class Attention(Rule):
         )
         # Of other numbers of dimensions ATen holds all products, in halves in single precision too.
         copies = 2.0 if len(node.shape) == 4 else 2.25
-        if copies > 2 and itemsize < 4 and device == "cpu":
+        if copies > 2 and itemsize < 4:
             copies, keys = 5.0, 3 * keys
         return int(itemsize * (copies * self._pairs(node, graph) * box.size + keys))
