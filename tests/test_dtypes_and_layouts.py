@@ -104,6 +104,31 @@ def test_a_buffer_in_another_precision_keeps_it():
     check(lambda x, scaled: scaled(x), (Scaled(),), [x.float()])
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: torch.where(y > 0, 1.0, -0.5) * y,
+        lambda y: torch.tanh(y > 0) * y,
+        lambda y: (y > 0) * 0.5 * y,
+        lambda y: (y > 0).sum(1, keepdim=True) / 3 * y,
+        lambda y: torch.sqrt((y > 0).sum((2, 3, 4), keepdim=True)) * y,
+        lambda y: torch.full_like(y > 0, 0.5, dtype=torch.float32) * y,
+    ],
+)
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+def test_numbers_made_of_truths_are_in_the_precision(function, precision):
+    """Which torch makes in its default: no convolution takes them beside weights in another."""
+    torch.manual_seed(0)
+    first, last = nn.Conv3d(4, 4, 3, padding=1), nn.Conv3d(4, 2, 3, padding=1)
+    module = Apply(lambda x, first, last: last(first(function(x))), first, last).eval()
+    (x,) = inputs_for(SHAPE)
+    with torch.no_grad():
+        expected = module(x.float())
+    found = whole_volume(module, x.float(), precision=precision, tile=(8, 8, 8))
+    rough = {"float64": 1e-5, "bfloat16": 0.03}[precision] * expected.abs().max()
+    torch.testing.assert_close(found, expected, rtol=0, atol=float(rough))
+
+
 def turned(x, layer):
     y = x.transpose(2, 3) * 2
     return layer(y - y.mean())
