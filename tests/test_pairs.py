@@ -73,7 +73,9 @@ def paired(monkeypatch):
     return count
 
 
-bfloat16 = pytest.mark.skipif(not kernels.HALVES, reason="oneDNN has no bfloat16 here")
+bfloat16 = pytest.mark.skipif(
+    torch.bfloat16 not in kernels.HALVES, reason="oneDNN has no bfloat16 here"
+)
 
 
 @bfloat16
@@ -194,3 +196,25 @@ def test_tiles_by_pairs_give_the_volume(paired):
         found = outcrop.whole_volume(model, x, precision="bfloat16", tile=(8, 8, 8))
         assert len(paired) > 27
         torch.testing.assert_close(found, model(x), rtol=5e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("onto", [False, True])
+def test_halves_that_the_processor_does_not_convolve(kind, onto, monkeypatch):
+    """They are convolved in single precision, a few rows at once, and rounded once."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(kernels, "HALVES", frozenset())
+    monkeypatch.setattr(kernels, "COLUMNS", 4 * 3 * 16 * 9 * 10)
+    x, weight, bias = image(16, 11, 9, 10), torch.randn(5, 16, 3, 3, 3), torch.randn(5)
+    x, weight, bias = (each.to(kind) for each in (x, weight, bias))
+    target = image(5, 6, 9, 10).to(kind)
+    expected = nn.functional.conv3d(x.float(), weight.float(), bias.float(), (2, 1, 1), 1)
+    if onto:
+        expected = expected + target.float()
+    ones = (1, 1, 1)
+    found = convolve(
+        x, weight, bias, (2, 1, 1), ones, ones, 1, onto=target if onto else None, relu=True
+    )
+    assert found.dtype == kind
+    rough = 2 * torch.finfo(kind).eps
+    torch.testing.assert_close(found.float(), expected.relu(), rtol=rough, atol=rough)

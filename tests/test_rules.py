@@ -449,7 +449,7 @@ def test_transposed_convolutions_by_slabs_and_phases(rank, dtype, data):
     torch.testing.assert_close(found, layer(x))
 
 
-@pytest.mark.skipif(not kernels.HALVES, reason="by phases where bfloat16 is fast")
+@pytest.mark.skipif(torch.bfloat16 not in kernels.HALVES, reason="by phases where bfloat16 is fast")
 @pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format])
 def test_phases_in_halves_are_rounded_once(layout):
     layer = nn.ConvTranspose3d(16, 8, (3, 1, 5), (2, 2, 3)).bfloat16().requires_grad_(False)

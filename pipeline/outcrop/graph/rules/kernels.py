@@ -23,10 +23,14 @@ FEW = 4
 # that they share stay in caches.
 _LONG, _PART = 12_000, 96
 _ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-# Whether oneDNN convolves bfloat16 on this processor: AVX512 or AMX.
-HALVES = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-# Whether it does so by tiles of registers.
-AMX = HALVES and torch.cpu._is_amx_tile_supported()
+# Halves that oneDNN convolves on this processor: with AVX512 or AMX, or as few have.
+_ABLE = {
+    torch.bfloat16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    torch.float16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+}
+HALVES = frozenset(kind for kind, able in _ABLE.items() if able)
+# Whether it does so in bfloat16 by tiles of registers.
+AMX = torch.bfloat16 in HALVES and torch.cpu._is_amx_tile_supported()
 
 
 def is_fast(x: Tensor) -> bool:
@@ -34,7 +38,7 @@ def is_fast(x: Tensor) -> bool:
 
     Not while a trace is made, which has no values.
     """
-    fast = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and HALVES)
+    fast = x.dtype == torch.float32 or x.dtype in HALVES
     return x.device.type == "cpu" and fast and get_proxy_mode() is None
 
 
@@ -53,7 +57,7 @@ def convolve(
 ) -> Tensor:
     """Convolve, add `onto`, which may be overwritten if `in_place`, and apply a ReLU if `relu`."""
     n = len(stride)
-    fast = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _ONEDNN
+    fast = x.device.type == "cpu" and x.dtype in (torch.float32, *_ABLE) and _ONEDNN
     if x.device.type == "cpu" and weight.shape[1] == 1 and stride[-1] > 1:
         x, stride, padding = _one_window(x, weight, stride, padding, dilation)
     if x.ndim == n + 2 > 3 and x.shape[1] == 1:
@@ -75,7 +79,7 @@ def convolve(
         return rectified(made, in_place=True) if relu else made
     # F.conv3d has a kernel of its own, up to four times slower, where channels are few.
     kind, how = x.dtype, (padding, stride, dilation, groups)
-    if kind == torch.bfloat16 and not HALVES:
+    if kind in _ABLE and kind not in HALVES:
         return _in_single(x, weight, bias, how, onto, onto if in_place else None, relu)
     if kind == torch.bfloat16 and AMX:
         done = _by_pairs(x, weight, bias, how, onto, in_place, relu)
