@@ -387,3 +387,26 @@ def test_measured_peak_and_promise_and_budget(megabytes, mode, precision, extent
         if promised <= 1.5 * measured:
             return
     pytest.fail(f"promised {promised}, measured {measured}")
+
+
+class Scan(nn.Module):
+    """A state along the last axis, step by step, as selective scans in plain PyTorch have it."""
+
+    def forward(self, x):
+        state, made = torch.zeros_like(x[..., 0]), []
+        for step in x.unbind(-1):
+            state = state * step.sigmoid() + step
+            made.append(state.tanh())
+        return torch.stack(made, -1)
+
+
+def test_long_chains_are_planned_or_refused_in_seconds(monkeypatch):
+    graph, _ = capture(Scan().eval(), [torch.zeros(1).expand(1, 8, 64, 64, 48)])
+    drafts, draft = [], planner.Draft
+    monkeypatch.setattr(planner, "Draft", lambda *args: drafts.append(1) or draft(*args))
+    with pytest.raises(MemoryBudgetError, match="needs at least") as caught:
+        make_plan(graph, memory=10**6, storage_mode="disk")
+    assert len(drafts) < 100  # not one for each tensor that could be kept
+    least = parse_bytes(str(caught.value).split("at least ")[1])
+    monkeypatch.setattr(planner, "_GIVEN_UP", 0)
+    assert make_plan(graph, memory=2 * least, storage_mode="disk").peak_memory <= 2 * least

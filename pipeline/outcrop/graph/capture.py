@@ -15,10 +15,10 @@ from ..errors import ArgumentError, UnsupportedOperatorError
 from ..heap import collected_later
 from .build import Builder
 from .call import Call
+from .flattened import Turned, lower
 from .fuse import fuse
 from .graph import Graph, Ref
 from .layout import Layout
-from .lower import LOWER
 from .polyphase import polyphase
 from .program import CHECKS, SAME, export
 from .propagate import ancestors
@@ -159,6 +159,7 @@ def _build(
     """Add every operator of the program; return where each of its values is in the graph."""
     refs = {name: Ref(name) for name in builder.weights}
     several: dict[str, torch.fx.Node] = {}
+    turned: dict[str, Turned] = {}
 
     def convert(value: Any) -> Any:
         if isinstance(value, torch.fx.Node):
@@ -240,7 +241,7 @@ def _build(
             made.dtype,
         )
         counted = call.makes_floats()
-        refs[fx.name] = LOWER.get(op, Call.plain)(call)
+        refs[fx.name] = lower(call, turned)
         if counted:
             refs[fx.name] = call.in_precision(refs[fx.name])
         if changed is not None:

@@ -77,6 +77,8 @@ def _einsum(call: Call) -> Ref:
     columns = [c for c in second if c not in first]
     if sorted(output) != sorted([*batch, *rows, *columns]):
         return call.plain()
+    if not rows and not columns and (total := _total(call, *tensors, *labels)) is not None:
+        return total
     sizes: dict[str, int] = {}
     made = []
     for x, own, kept in zip(tensors, labels, (rows, columns), strict=True):
@@ -102,6 +104,25 @@ def _einsum(call: Call) -> Ref:
     product = call.add("view", {"self": product, "size": size(order)}, size(order))
     dims = tuple(order.index(c) for c in output)
     return call.add("permute", {"self": product, "dims": dims}, call.shape)
+
+
+def _total(call: Call, a: Ref, b: Ref, first: str, second: str) -> Ref | None:
+    """Sum of products of the points of two tensors, if these are all axes."""
+    output = call.args["equation"].replace(" ", "").partition("->")[2]
+    shape, dims = call.builder.shape(a.name), tuple(second.index(c) for c in first)
+    if tuple(call.builder.shape(b.name)[d] for d in dims) != shape or call.dtype.is_complex:
+        return None
+    b = call.add("permute", {"self": b, "dims": dims}, shape)
+    held = [d for x in (a, b) for d, axes in enumerate(call.dims(x.name)) if axes]
+    kept = [c for c in first if c in output]
+    if not held or any(first[d] in kept for d in held):
+        return None
+    product = call.add("mul", {"self": a, "other": b}, shape, "Tensor")
+    args = {"dims": tuple(d for d, c in enumerate(first) if c not in kept), "keepdim": False}
+    left = tuple(shape[first.index(c)] for c in kept)
+    total = call.add("global_sum", {"self": product, **args}, left)
+    order = tuple(map(kept.index, output))
+    return call.add("permute", {"self": total, "dims": order}, call.shape)
 
 
 def _tensordot(call: Call) -> Ref:

@@ -32,6 +32,9 @@ _TRIED, _LOOKED_AT = 8, 2000
 # Operators that are looked at, each as often as it is, before a plan that fits is taken: more than
 # all but deep chains at full resolution take, whose plans hardly become better.
 _ENOUGH = 60_000
+# Those that are looked at before a plan that does not fit is given up for one that needs little
+# memory: more than any network of the zoo takes, and minutes less than chains of very many steps.
+_GIVEN_UP = 300_000
 # Of two plans of which one takes no longer than this times the other, that which takes less disk.
 _AS_FAST = 1.03
 
@@ -246,8 +249,11 @@ class _Planner:
             self.task.memory / 2, partial(self.task.shapes, self.costs, edges=_SEARCHED)
         )
         draft = self.draft(dict.fromkeys(self._kept(stored), self.first))
-        enough = self.costs.looked_at + _ENOUGH
-        while draft.excess or not (any_that_fits or self.costs.looked_at > enough):
+        before = self.costs.looked_at
+        while draft.excess or not (any_that_fits or self.costs.looked_at > before + _ENOUGH):
+            given_up = before + (_ENOUGH if any_that_fits else _GIVEN_UP)
+            if draft.excess and (self.hopeless or self.costs.looked_at > given_up):
+                break
             tried = [self.draft(places) for places in self._relieved(draft)]
             if draft.excess:
                 tried = [d for d in tried if d.excess < draft.excess]
@@ -264,6 +270,12 @@ class _Planner:
         if draft.excess:
             draft = min([draft, *self.lean], key=lambda d: (d.excess > 0, d.seconds))
         return draft
+
+    @cached_property
+    def hopeless(self) -> bool:
+        """Whether the budget is far below what tiles take, though nothing is kept beside them."""
+        drafts = [self.draft(dict.fromkeys(self._kept({*s}), "disk")) for s in self.small]
+        return self.task.memory < min(d.least for d in drafts)[0] // 2
 
     @cached_property
     def lean(self) -> list[Draft]:
@@ -292,12 +304,12 @@ class _Planner:
         least = _megabytes(min(d.least for d in [tried, *self.lean][self.mode != "none" :])[0])
         while (draft := planned(least)).excess:
             least = _megabytes(1.02 * least)
-        low = least // 2
+        low = max(least // 2, self.task.memory)
         while self.mode != "none":
             # Halving finds one end; as there may be gaps, what is just below is tried too.
             below = _megabytes(0.9 * least) - 10**6
             middle = _megabytes((low + least) / 2) if least > 1.06 * low else below
-            if middle >= least:
+            if not self.task.memory < middle < least:
                 break
             found = planned(middle)
             if not found.excess:
