@@ -199,9 +199,15 @@ def test_a_client_that_is_closed_meanwhile(tmp_path):
 
 
 def test_workers_that_do_not_start(monkeypatch):
-    monkeypatch.setattr("outcrop.cluster._DEAF", "import os; os._exit(1)")
+    monkeypatch.setattr("outcrop.cluster._FIRST", "import os; os._exit(1)")
     with pytest.raises(outcrop.OutcropError, match="--cluster local: its workers do not start"):
         connect("local", workers=1).__enter__()
+
+
+def test_what_fails_on_a_local_worker_is_told_by_the_client_alone(capfd):
+    with connect("local", workers=1) as made, pytest.raises(ZeroDivisionError):
+        made.submit(divmod, 1, 0).result()
+    assert "Compute Failed" not in capfd.readouterr().err
 
 
 def test_a_worker_that_dies_while_it_is_asked(monkeypatch):
