@@ -473,7 +473,7 @@ def test_horizons_of_a_plane(tmp_path, monkeypatch):
     assert times.attrs["units"] == "ms"
     assert write_table(found, tmp_path / "h.csv") == 2 * 29
     table = pd.read_csv(tmp_path / "h.csv")
-    assert list(table) == ["horizon", "inline", "crossline", "cdp_x", "horizon_twt"]
+    assert list(table) == ["horizon", "inline", "crossline", "cdp_x", "horizon_twt (ms)"]
     assert len(table) == 58
     monkeypatch.setattr(outcrop.horizons, "_POINTS", 12)  # and so by two inlines
     assert write_table(found, tmp_path / "parts.csv") == 58
@@ -528,10 +528,11 @@ def test_positions_in_a_table_are_exact(tmp_path):
     y = np.array([[6002177.56, -59.87654321]])
     surfaces = xr.Dataset(
         {"horizon_twt": (dims, np.array([[[1040.1234, 23.6]]], np.float32))},
-        {"cdp_x": (dims[1:], x), "cdp_y": (dims[1:], y), "horizon": [0.1 + 0.2]},
+        {"cdp_x": (dims[1:], x, {"units": "m"}), "cdp_y": (dims[1:], y), "horizon": [0.1 + 0.2]},
     ).assign_coords(inline=[7], crossline=[8, 9])
     write_table(surfaces, tmp_path / "h.csv")
-    assert (tmp_path / "h.csv").read_text().splitlines()[1:] == [
+    assert (tmp_path / "h.csv").read_text().splitlines() == [
+        "horizon,inline,crossline,cdp_x (m),cdp_y,horizon_twt",
         "0.3,7,8,498771.65,6002177.56,1040.123",
         "0.3,7,9,9.12345678,-59.87654321,23.6",
     ]
