@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import cloudpickle
 import dask
@@ -644,6 +644,23 @@ def test_slurm_script_predicts_on_the_jobs_that_it_submits(tmp_path):
     assert "workers" in (tmp_path / "faults.zarr.report.html").read_text()
     for survey, said in (("survey.zarr", "faults.zarr: already"), ("none", "none: does not exist")):
         asked = script_command(script, tmp_path / survey, *arguments[1:])
+        assert asked.returncode == 1
+        assert asked.stderr.startswith("error: ")
+        assert said in asked.stderr
+
+
+def test_kubernetes_script_looks_at_its_data_before_it_starts_workers(tmp_path, monkeypatch):
+    started = ModuleType("dask_kubernetes.operator")
+    started.KubeCluster = lambda **_: pytest.fail("workers were started")
+    monkeypatch.setitem(sys.modules, "dask_kubernetes", ModuleType("dask_kubernetes"))
+    monkeypatch.setitem(sys.modules, "dask_kubernetes.operator", started)
+    make_survey(shape=(16, 16, 16)).to_zarr(tmp_path / "survey.zarr")
+    faults = outcrop.predict(nn.Conv3d(1, 1, 1).eval(), tmp_path / "survey.zarr", tmp_path / "f")
+    assert faults.sizes["inline"] == 16
+    script = ROOT / "workflows" / "kubernetes.py"
+    for survey, out, said in (("none", "o", "does not exist"), ("survey.zarr", "f", "already")):
+        weights = ("--weights", "synthetic-v1")
+        asked = script_command(script, tmp_path / survey, tmp_path / out, *weights)
         assert asked.returncode == 1
         assert asked.stderr.startswith("error: ")
         assert said in asked.stderr
