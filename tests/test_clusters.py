@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import cloudpickle
 import dask
@@ -199,9 +199,15 @@ def test_a_client_that_is_closed_meanwhile(tmp_path):
 
 
 def test_workers_that_do_not_start(monkeypatch):
-    monkeypatch.setattr("outcrop.cluster._DEAF", "import os; os._exit(1)")
+    monkeypatch.setattr("outcrop.cluster._FIRST", "import os; os._exit(1)")
     with pytest.raises(outcrop.OutcropError, match="--cluster local: its workers do not start"):
         connect("local", workers=1).__enter__()
+
+
+def test_what_fails_on_a_local_worker_is_told_by_the_client_alone(capfd):
+    with connect("local", workers=1) as made, pytest.raises(ZeroDivisionError):
+        made.submit(divmod, 1, 0).result()
+    assert "Compute Failed" not in capfd.readouterr().err
 
 
 def test_a_worker_that_dies_while_it_is_asked(monkeypatch):
@@ -638,6 +644,23 @@ def test_slurm_script_predicts_on_the_jobs_that_it_submits(tmp_path):
     assert "workers" in (tmp_path / "faults.zarr.report.html").read_text()
     for survey, said in (("survey.zarr", "faults.zarr: already"), ("none", "none: does not exist")):
         asked = script_command(script, tmp_path / survey, *arguments[1:])
+        assert asked.returncode == 1
+        assert asked.stderr.startswith("error: ")
+        assert said in asked.stderr
+
+
+def test_kubernetes_script_looks_at_its_data_before_it_starts_workers(tmp_path, monkeypatch):
+    started = ModuleType("dask_kubernetes.operator")
+    started.KubeCluster = lambda **_: pytest.fail("workers were started")
+    monkeypatch.setitem(sys.modules, "dask_kubernetes", ModuleType("dask_kubernetes"))
+    monkeypatch.setitem(sys.modules, "dask_kubernetes.operator", started)
+    make_survey(shape=(16, 16, 16)).to_zarr(tmp_path / "survey.zarr")
+    faults = outcrop.predict(nn.Conv3d(1, 1, 1).eval(), tmp_path / "survey.zarr", tmp_path / "f")
+    assert faults.sizes["inline"] == 16
+    script = ROOT / "workflows" / "kubernetes.py"
+    for survey, out, said in (("none", "o", "does not exist"), ("survey.zarr", "f", "already")):
+        weights = ("--weights", "synthetic-v1")
+        asked = script_command(script, tmp_path / survey, tmp_path / out, *weights)
         assert asked.returncode == 1
         assert asked.stderr.startswith("error: ")
         assert said in asked.stderr

@@ -784,7 +784,8 @@ def test_disks_of_workers_that_refuse(for_good, client, model, survey, calm, tmp
     client.register_plugin(Full(for_good))
     try:
         if for_good:
-            with pytest.raises(OutcropError, match=r"no space left .* goes on where it stopped"):
+            said = r"o.zarr, on tcp://.*: no space left .* goes on where it stopped"
+            with pytest.raises(OutcropError, match=said):
                 outcrop.predict(model, survey, path, **how)
         else:
             outcrop.predict(model, survey, path, **how)

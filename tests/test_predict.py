@@ -141,6 +141,7 @@ def test_labels_and_provenance(model, survey, tmp_path):
     assert found.attrs["Conventions"] == "CF-1.11"
     assert found.attrs["model"] == "faultseg3d"
     assert found.attrs["precision"] == "float32"
+    assert (found.attrs["device"], found.attrs["compile"]) == ("cpu", "no")
     assert found.attrs["outcrop_version"] == outcrop.__version__
     for key in ("weights_sha256", "input_sha256", "plan_sha256"):
         assert len(found.attrs[key]) == 64
@@ -382,6 +383,8 @@ def test_resuming_with_something_else_is_refused_and_named(model, monkeypatch, t
             outcrop.predict(other, survey, path, **same)
         with pytest.raises(ResumeError, match=r"another plan_sha256: [^;]*; run it again"):
             outcrop.predict(model, survey, path, tile=(16, 16, 24), storage_mode="disk")
+        with pytest.raises(ResumeError, match="another compile: 'no', now 'yes'"):
+            outcrop.predict(model, survey, path, compile=True, **same)
         patch.setattr("outcrop.engine.prediction.__version__", "9.9")
         with pytest.raises(
             ResumeError, match=f"outcrop_version: '{outcrop.__version__}', now '9.9'"

@@ -1545,7 +1545,11 @@ def test_workflow_trains_and_predicts(tmp_path):
     faults = xr.open_zarr(tmp_path / "results" / "faults.zarr")
     assert faults.fault_probability.shape == (32, 24, 24)
     assert (tmp_path / "results" / "faults.png").is_file()
+    found, how = faults.fault_probability.load(), ("--crop", 16, "--epochs", 2, "--samples", 2)
+    done = script_command(script, "survey.zarr", "results", *how, cwd=tmp_path)  # for longer
+    assert done.returncode == 0, done.stderr
+    assert not xr.open_zarr(tmp_path / "results" / "faults.zarr").fault_probability.equals(found)
     write_zarr(tmp_path / "other.zarr", (32, 24, 24), seed=6)
-    how = {"crop": 16, "epochs": 1, "samples": 2}
+    how = {"crop": 16, "epochs": 2, "samples": 2}
     with pytest.raises(ResumeError, match=r"begun with data.*other\.zarr"):
         runpy.run_path(str(script))["main"](tmp_path / "other.zarr", tmp_path / "results", **how)

@@ -189,7 +189,32 @@ def test_horizons_are_drawn_on_the_lines_that_are_there(survey):
     names = [text.get_text() for text in many.get_legend().get_texts()]
     assert names == ["0.1", "0.25", "0.4", "0.55", "0.7", "0.85"]  # which hide less
     with pytest.raises(SurveyError, match="horizons: have no inline 1010, which the seismic has"):
-        surfaces(survey.amplitude, found.isel(inline=slice(9)))
+        surfaces(survey.amplitude.isel(inline=slice(2, None)), found.isel(inline=slice(9)))
+
+
+def test_horizons_of_a_part_are_drawn_where_it_lies(survey):
+    part = survey.isel(inline=slice(10, 20), crossline=slice(4, 14))
+    found = horizons(part.rgt, 0.5)
+    section, surface = surfaces(survey.amplitude, found).axes[:2]
+    assert section.get_title() == "inline 1016"
+    line = np.full(survey.sizes["crossline"], np.nan)
+    line[4:14] = found.horizon_twt[0, 5]
+    np.testing.assert_array_equal(section.lines[0].get_ydata(), line)
+    image = drawn(surface).filled(np.nan)
+    assert image.shape == survey.live.shape
+    np.testing.assert_array_equal(image[10:20, 4:14], found.horizon_twt[0])
+    assert np.isfinite(image).sum() == found.horizon_twt.notnull().sum()
+    (around,) = surface.patches
+    assert around.get_bbox().get_points().tolist() == [[2008, 1010.5], [2028, 1020.5]]
+
+
+def test_pictures_of_few_lines_are_no_wider_than_others(survey):
+    few = survey.isel(inline=slice(3))
+    figure = surfaces(few.amplitude, horizons(few.rgt, [0.3, 0.5, 0.7]))
+    maps = figure.axes[1:4]
+    assert len({ax.get_position().x0 for ax in maps}) == 1  # below one another
+    assert figure.get_figwidth() < 13
+    assert sections(few.amplitude).get_figwidth() < 19
 
 
 def test_each_horizon_is_a_map_once_and_missing_traces_are_blank(survey):

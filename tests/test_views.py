@@ -1,5 +1,6 @@
 """Several views merged, refinement, raw files, horizons, picks, and the workflows on them."""
 
+import os
 import re
 import runpy
 from dataclasses import replace
@@ -392,10 +393,11 @@ def test_raw_files_in_and_out(tmp_path):
     values.tofile(tmp_path / "image.bin") if values.flags.f_contiguous else values.T.tofile(
         tmp_path / "image.bin"
     )
-    done = outcrop_command(
+    arguments = (
         "predict", "image.bin", "out", "--model", "mtl-infer-2d", "--weights", "seeded",
-        "--shape", "20,18", "--tasks", "rgt,fault", "--precision", "float64", cwd=tmp_path,
+        "--shape", "20,18", "--tasks", "rgt,fault", "--precision", "float64",
     )  # fmt: skip
+    done = outcrop_command(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.glob("out.*")) == [
         "out.fdip", "out.fsem", "out.report.html", "out.rgt", "out.zarr"
@@ -410,6 +412,16 @@ def test_raw_files_in_and_out(tmp_path):
             expected = (expected - expected.min()) / np.ptp(expected)
         found = np.fromfile(tmp_path / f"out.{name}", "<f4").reshape(shape, order="F")
         assert np.abs(found - expected).max() < 1e-6, name
+    (tmp_path / "out.rgt").unlink()
+    for _ in range(2):  # with one of them gone, and with all there
+        again = outcrop_command(*arguments, cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+        assert again.stdout == done.stdout.replace("out.report.html\n", "")
+    assert np.array_equal(np.fromfile(tmp_path / "out.rgt", "<f4").reshape(shape, order="F"), found)
+    os.utime(tmp_path / "out.fsem", (0, 0))  # as one of something else, from before
+    again = outcrop_command(*arguments, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "out.fsem: already exists" in again.stderr
 
 
 def test_raw_files_are_not_lost(tmp_path, monkeypatch):
@@ -444,8 +456,8 @@ def test_raw_files_are_not_lost(tmp_path, monkeypatch):
     assert CliRunner().invoke(app, command).exit_code == 0
     assert Path("v.fault_probability").stat().st_size == values.nbytes
     assert Path("v.npz").stat() == picked
-    error = CliRunner().invoke(app, command).exception
-    assert "v.fault_probability: already exists" in str(error)
+    assert "v.npz: already exists" in str(CliRunner().invoke(app, command).exception)
+    assert CliRunner().invoke(app, command[:-2]).exit_code == 0
     assert Path("v.dat").read_bytes() == before
 
 
@@ -473,7 +485,7 @@ def test_horizons_of_a_plane(tmp_path, monkeypatch):
     assert times.attrs["units"] == "ms"
     assert write_table(found, tmp_path / "h.csv") == 2 * 29
     table = pd.read_csv(tmp_path / "h.csv")
-    assert list(table) == ["horizon", "inline", "crossline", "cdp_x", "horizon_twt"]
+    assert list(table) == ["horizon", "inline", "crossline", "cdp_x", "horizon_twt (ms)"]
     assert len(table) == 58
     monkeypatch.setattr(outcrop.horizons, "_POINTS", 12)  # and so by two inlines
     assert write_table(found, tmp_path / "parts.csv") == 58
@@ -528,10 +540,11 @@ def test_positions_in_a_table_are_exact(tmp_path):
     y = np.array([[6002177.56, -59.87654321]])
     surfaces = xr.Dataset(
         {"horizon_twt": (dims, np.array([[[1040.1234, 23.6]]], np.float32))},
-        {"cdp_x": (dims[1:], x), "cdp_y": (dims[1:], y), "horizon": [0.1 + 0.2]},
+        {"cdp_x": (dims[1:], x, {"units": "m"}), "cdp_y": (dims[1:], y), "horizon": [0.1 + 0.2]},
     ).assign_coords(inline=[7], crossline=[8, 9])
     write_table(surfaces, tmp_path / "h.csv")
-    assert (tmp_path / "h.csv").read_text().splitlines()[1:] == [
+    assert (tmp_path / "h.csv").read_text().splitlines() == [
+        "horizon,inline,crossline,cdp_x (m),cdp_y,horizon_twt",
         "0.3,7,8,498771.65,6002177.56,1040.123",
         "0.3,7,9,9.12345678,-59.87654321,23.6",
     ]

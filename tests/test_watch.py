@@ -411,7 +411,10 @@ def test_the_command_over_several_surveys(survey, tmp_path, monkeypatch):
     done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0
     assert "out: 2 predictions" in done.output
-    assert list(Page("out.report.html").facts["outputs"]) == [f"out/{name}" for name in names]
+    page = Page("out.report.html")
+    assert list(page.facts["outputs"]) == [f"out/{name}" for name in names]
+    assert len(set(page.pictures)) == 2
+    assert "Sections of b.zarr" in page.text
     alone = [*command[:2], "alone.zarr", *command[4:]]
     CliRunner().invoke(app, alone, catch_exceptions=False)
     xr.testing.assert_identical(

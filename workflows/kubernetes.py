@@ -14,6 +14,7 @@ import typer
 import yaml
 
 import outcrop
+from outcrop.output import is_complete
 
 
 def main(
@@ -27,6 +28,9 @@ def main(
     from dask.distributed import Client
     from dask_kubernetes.operator import KubeCluster
 
+    outcrop.open(survey)  # before machines are asked for
+    if is_complete(out):
+        raise outcrop.OutcropError(f"{out}: already exists; choose another path")
     spec = yaml.safe_load(Path(__file__).with_name("kubernetes.yaml").read_text())
     network = outcrop.models.load(model, weights=weights)
     record = outcrop.Record()

@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 
 import outcrop
+from outcrop.models.weights import digest
+from outcrop.output import is_complete
 
 
 def main(
@@ -48,7 +50,9 @@ def main(
         progress=True,
     )
     data = outcrop.open(survey)
-    outcrop.predict_all(network, [data], [faults], memory=memory, progress=True)
+    # What weights of fewer epochs have found is found anew.
+    stale = is_complete(faults) and outcrop.open(faults).weights_sha256 != digest(network)
+    outcrop.predict_all(network, [data], [faults], memory=memory, overwrite=stale, progress=True)
     probability = outcrop.open(faults).fault_probability
     outcrop.view.sections(data.amplitude, probability, path=out / "faults.png", title=survey.name)
     print(f"written: {run / 'weights.safetensors'}, {faults}, {out / 'faults.png'}")

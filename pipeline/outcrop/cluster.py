@@ -27,8 +27,14 @@ _LOCAL = {
     "distributed.worker.memory.monitor-interval": "1s",
     "distributed.deploy.lost-worker-timeout": "365 days",
 }
-# What each worker process runs before all else.
-_DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+# What each worker process runs before all else: Ctrl-C in a terminal goes to workers too, which
+# are stopped by this process instead; and what fails there is told in one line here.
+_FIRST = """
+import logging, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+told = logging.getLogger("distributed.worker")
+told.addFilter(lambda record: not record.getMessage().startswith("Compute Failed"))
+"""
 
 
 class Tls(NamedTuple):
@@ -186,8 +192,7 @@ def _started(cluster: str, how: dict[str, Any]) -> Any:
 def _on_cores(how: dict[str, Any]) -> Any:
     from distributed import LocalCluster
 
-    # Ctrl-C in a terminal goes to workers too, which are stopped by this process instead.
-    return LocalCluster(env=_ALONE, config=_LOCAL, preload=[_DEAF], **how)
+    return LocalCluster(env=_ALONE, config=_LOCAL, preload=[_FIRST], **how)
 
 
 def _on_gpus(how: dict[str, Any]) -> Any:

@@ -139,7 +139,8 @@ def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
         From `horizons`; one of them (`surfaces.isel(horizon=0)`), too.
     path : path-like
         CSV with the columns horizon, inline, crossline, cdp_x and cdp_y (where there are any), and
-        the horizon's time or depth to the third decimal.
+        the horizon's time or depth to the third decimal; with their units, where they are known, as
+        in ``horizon_twt (ms)``.
 
     Returns
     -------
@@ -153,6 +154,9 @@ def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
     """
     name, surfaces = checked(surfaces)
     positions = [c for c in ("cdp_x", "cdp_y") if c in surfaces.coords]
+    columns = ["horizon", "inline", "crossline", *positions, name]
+    units = [surfaces[each].attrs.get("units", "1") for each in columns]
+    heads = [c if u == "1" else f"{c} ({u})" for c, u in zip(columns, units, strict=True)]
     path = on_disk(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     step = max(1, _POINTS // surfaces.sizes["crossline"])
@@ -167,8 +171,8 @@ def write_table(surfaces: xr.Dataset, path: str | os.PathLike[str]) -> int:
             part = surfaces[[name]].isel(horizon=[horizon], inline=slice(start, start + step))
             part = part.astype(np.float64).round(3)  # without the noise of float32
             table = part.reset_coords(positions).to_dataframe().dropna(subset=[str(name)])
-            table = table.reset_index()[["horizon", "inline", "crossline", *positions, str(name)]]
-            first = not horizon and not start
-            table.to_csv(file, header=first, index=False, float_format="%.10g")  # to the cm
+            table = table.reset_index()[columns]
+            header = False if horizon or start else heads
+            table.to_csv(file, header=header, index=False, float_format="%.10g")  # to the cm
             count += len(table)
     return count

@@ -297,7 +297,8 @@ def naming_refusal(where: object, then: str) -> Iterator[None]:
     ------
     OutcropError
         If the disk, the quota or the largest size of a file is used up, or the disk or an object
-        store refuses. That a file is there or is not passes, as do other errors.
+        store refuses, with the worker that was refused. That a file is there or is not passes, as
+        do other errors.
     """
     try:
         yield
@@ -307,6 +308,8 @@ def naming_refusal(where: object, then: str) -> Iterator[None]:
         named = getattr(error, "filename", None)
         if named and not str(named).startswith(str(where)):  # such as a scratch file
             where = named
+        if worker := getattr(error, "worker", None):
+            where = f"{where}, on {worker}"
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutcropError(f"{where}: no space left ({error.strerror}); {then}") from error
         absent = isinstance(error, FileNotFoundError) and "bucket does not exist" not in str(error)

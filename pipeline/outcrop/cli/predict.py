@@ -203,10 +203,11 @@ def command(
     options = options_of(option, tasks)
     network = models.load(model, weights=weights, **options)
     files = [] if shape is None else raw_paths(models.card(network), out)
-    beside = files if picks is None else [*files, on_disk(picks)]
-    # A run that was stopped among them goes on with those that are missing.
-    kept = {f for f in beside if f.is_file()} if whole else set()
-    kept = set() if len(kept) == len(beside) else kept
+    # What was written beside a prediction once it was whole stays. Picks, which no file says the
+    # options of, stay where the run that wrote them was stopped just after.
+    kept = {file for file in files if whole and _is_later(file, store)}
+    if whole and picks is not None and len(kept) < len(files) and on_disk(picks).is_file():
+        kept.add(on_disk(picks))
     for file in files:
         check_apart(survey[0], file)
         check_path(file, overwrite or file in kept)
@@ -230,7 +231,8 @@ def command(
     def tell(result: Any = None) -> None:
         if record.begun and report != "none":
             page = report or f"{store.rstrip('/').removesuffix('.zarr')}.report.html"
-            view.report(record, page, data, result)
+            read = [survey_of(each, None) for each in survey] if several else data
+            view.report(record, page, read, result)
             typer.echo(page)
 
     with (
@@ -254,6 +256,7 @@ def command(
             "progress": True,
             "listeners": listeners,
         }
+        result: Any
         if refiner is not None:
             result = refine(
                 network,
@@ -293,7 +296,8 @@ def command(
                 **how,
             )
         elif several:
-            predict_all(network, survey, out, direction=direction, threshold=threshold, **how)
+            how.update(direction=direction, threshold=threshold)
+            result = predict_all(network, survey, out, **how)
         elif whole:
             # Which looks whether it is the same.
             how.update(direction=direction, threshold=threshold)
@@ -302,7 +306,7 @@ def command(
             result = predict(network, data, store, direction=direction, threshold=threshold, **how)
     if several:
         typer.echo(f"{out}: {len(survey)} predictions")
-        tell()
+        tell(result)
         return
     sizes = " × ".join(f"{n} {d}" for d, n in result.sizes.items())
     typer.echo(f"{store}: {', '.join(map(str, result.data_vars))}, {sizes}")
@@ -347,6 +351,12 @@ def _in_any_case(tell: Callable[[], None]) -> Iterator[None]:
         with contextlib.suppress(Exception):
             tell()
         raise
+
+
+def _is_later(file: Path, store: str) -> bool:
+    """Whether a file is there that was written after a prediction was whole."""
+    made = Path(store, "zarr.json").stat().st_mtime_ns
+    return file.is_file() and file.stat().st_mtime_ns >= made
 
 
 def _picked(card: Card) -> str:

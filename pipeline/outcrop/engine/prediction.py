@@ -287,6 +287,7 @@ def prepared(
     provenance = {
         **identity(model, framed, graph, fingerprint, plan.dtype, threshold, plan.compressed),
         "plan_sha256": plan.digest(),
+        **computed_by(plan.device, compile),
     }
     begun_by = dict(provenance)
     if not isinstance(scratch, Remote):
@@ -380,6 +381,11 @@ def _stored(scratch: Place, begun_by: Mapping[str, Any], target: Place) -> Place
     facts = sorted((k, v) for k, v in begun_by.items() if k != "executor")
     alone = repr((facts, str(target.absolute())))
     return scratch / hashlib.sha256(alone.encode()).hexdigest()[:16]
+
+
+def computed_by(device: str, compile: bool) -> dict[str, str]:
+    """Return what may change how values are rounded, and makes no other prediction."""
+    return {"device": device, "compile": "yes" if compile else "no"}
 
 
 def identity(

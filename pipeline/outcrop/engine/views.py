@@ -30,7 +30,7 @@ from ..survey.reading import loaded
 from ..targets import PathLike, check_apart, check_free
 from .labelled import Framed, Volume, frame
 from .planning import captured, check_plan
-from .prediction import identity, predict
+from .prediction import computed_by, identity, predict
 from .statistics import all_statistics
 from .steps import is_kept, steps, told
 from .variables import check_outputs, mask_of
@@ -266,9 +266,12 @@ def _identity(
     memory = parse_bytes(options.get("memory", "2GB"))
     fingerprint = all_statistics(framed, client, memory)[2]
     precision, compressed = (options.get(k) for k in ("precision", "storage_compression"))
-    return identity(
-        model, framed, graph, fingerprint, precision or "float32", threshold, bool(compressed)
-    )
+    return {
+        **identity(
+            model, framed, graph, fingerprint, precision or "float32", threshold, bool(compressed)
+        ),
+        **computed_by(options.get("device", "cpu"), options.get("compile", False)),
+    }
 
 
 class _Patient:

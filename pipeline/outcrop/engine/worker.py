@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import OutcropError
 from ..graph import Box
+from ..patience import refuses
 from .chunks import held_chunks, keep_only
 from .crew import versions
 from .globals import GlobalStore
@@ -170,4 +171,9 @@ def call(network: str, job: str, method: str, *arguments: Any) -> Any:
             f"worker {worker.address} could not load what it needs; does it have another version "
             "of outcrop?"
         ) from None
-    return getattr(held[0], method)(held[1], *arguments)
+    try:
+        return getattr(held[0], method)(held[1], *arguments)
+    except Exception as error:
+        if refuses(error):
+            error.worker = worker.address  # type: ignore[attr-defined]
+        raise

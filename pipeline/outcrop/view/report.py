@@ -25,6 +25,7 @@ from .timeline import COLOURS, memory, timeline
 
 # Samples along an axis of what is drawn: a section of a large survey takes long to read.
 _DRAWN = 1024
+_PICTURES = 8  # of several surveys, at most
 
 _STYLE = """
 :root { --ink: #1d2b36; --soft: #61707d; --line: #dfe5ea; --ground: #f6f8f9; }
@@ -80,8 +81,8 @@ img { width: 100%; min-width: 640px; display: block; }
 def report(
     record: Record,
     path: str | os.PathLike[str],
-    survey: xr.Dataset | None = None,
-    prediction: xr.Dataset | None = None,
+    survey: xr.Dataset | Sequence[xr.Dataset] | None = None,
+    prediction: xr.Dataset | Sequence[xr.Dataset] | None = None,
 ) -> None:
     """Write a page about a run: one file that needs no network.
 
@@ -91,22 +92,20 @@ def report(
         That listened to `predict`.
     path : path-like
         HTML file to write, on disk or an object store.
-    survey : xarray.Dataset, optional
+    survey : xarray.Dataset or sequence of them, optional
         With `amplitude`; under the prediction in the pictures.
-    prediction : xarray.Dataset, optional
+    prediction : xarray.Dataset or sequence of them, optional
         Of which three sections through the middle are drawn, of a probability if there is one, of
-        at most 1024 samples an axis.
+        at most 1024 samples an axis; of several, one for each survey, of the first eight.
 
     Raises
     ------
     OutcropError
         If the page cannot be written.
     ArgumentError
-        If `survey` or `prediction` is no Dataset.
+        If `survey` or `prediction` is no Dataset, nor a sequence of them.
     """
-    for name, given in (("survey", survey), ("prediction", prediction)):
-        if not (given is None or isinstance(given, xr.Dataset)):
-            raise ArgumentError(f"{name}: is a {type(given).__name__}; pass a Dataset")
+    surveys, predictions = _each("survey", survey), _each("prediction", prediction)
     facts = record.facts()
     names = list(dict.fromkeys(map(_whole, record.begun)))
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -131,8 +130,10 @@ def report(
             _section("Stages", _stages(facts["stages"])),
             _section("Memory", memory(facts["workers"], facts["peak_memory"]), _MEMORY_NOTE),
         ]
-    if prediction is not None:
-        parts.append(_section("Sections", _picture(survey, prediction)))
+    for k, shown in enumerate(predictions[:_PICTURES]):
+        of = f" of {os.path.basename(_source(shown))}" if len(predictions) > 1 else ""
+        under = surveys[k] if k < len(surveys) else None
+        parts.append(_section(f"Sections{escape(of)}", _picture(under, shown)))
     told: list[Retry | Warn] = [*record.retries, *record.warnings]
     if told:
         rows = [
@@ -140,7 +141,7 @@ def report(
             for event in sorted(told, key=lambda e: e.time)[:200]
         ]
         parts.append(_section("Retries and warnings", _pairs(rows)))
-    source = None if survey is None else survey.encoding.get("source")
+    source = _source(surveys[0]) if len(surveys) == 1 else ""
     read = {"survey": source} if source else {}
     for output, of in facts["outputs"].items():
         known = {"output": output, **read, **of["provenance"]}
@@ -180,6 +181,21 @@ def _whole(output: str) -> str:
     """Name of an output, or of the one that views and refinements beside it are for."""
     folder, name = os.path.split(output.rstrip("/"))
     return os.path.basename(folder).removesuffix(".steps") if folder.endswith(".steps") else name
+
+
+def _each(name: str, given: Any) -> list[xr.Dataset]:
+    """What is given, none, one or several; `ArgumentError` if that is something else."""
+    if isinstance(given, xr.Dataset) or not isinstance(given, Sequence):
+        given = [] if given is None else [given]
+    for each in given:
+        if not isinstance(each, xr.Dataset):
+            raise ArgumentError(f"{name}: is a {type(each).__name__}; pass a Dataset")
+    return list(given)
+
+
+def _source(dataset: xr.Dataset) -> str:
+    """Where it was read from, if that is known."""
+    return str(dataset.encoding.get("source", ""))
 
 
 def _section(heading: str, *parts: str) -> str:

@@ -19,7 +19,8 @@ from ..errors import ArgumentError, SurveyError
 from ..survey.formats import step_of
 from .save import save
 
-_HEIGHT = 4.6  # inches, of a panel
+_HEIGHT = 4.6  # inches, of a panel at most
+_WIDTH = 14.0  # inches, of all three at most
 _PIXELS = 400  # of a panel's height, at least
 _DEGREES = {"degree": 1.0, "arcsecond": 1 / 3600}
 _CLASSES = 64  # the largest number of one, at most
@@ -121,17 +122,18 @@ def sections(
     widths = [
         float(np.clip(extents[columns] / tallest, 0.45, 2.0)) for _, columns in panels.values()
     ]
+    height = min(_HEIGHT, _WIDTH / sum(widths))
     images, hidden, shown_as, classes = {}, {}, {}, {}
     for width, (cut, (rows, columns)) in zip(widths, panels.items(), strict=True):
         tall = 1.0 if rows == vertical else min(1.0, width * extents[rows] / extents[columns])
         wide = width if rows == vertical else tall * extents[columns] / extents[rows]
-        shown_as[cut] = tall, wide
+        shown_as[cut] = tall * height / _HEIGHT, wide * height / _HEIGHT
         section = slice_at(seismic, cut, at[cut], (rows, columns))
         hidden[cut], classes[cut] = section.mask, _are_classes(section)
         images[cut] = averaged(section, shown_as[cut], one=classes[cut])
     limits = _limits(seismic, np.concatenate([image.compressed() for image in images.values()]))
 
-    figure = Figure(figsize=(_HEIGHT * sum(widths) + 4.2, _HEIGHT + 1.0), layout="constrained")
+    figure = Figure(figsize=(height * sum(widths) + 4.2, height + 1.0), layout="constrained")
     all_axes = figure.subplots(1, 3, width_ratios=widths, gridspec_kw={"wspace": 0.06})
     for ax, width, (cut, (rows, columns)) in zip(all_axes, widths, panels.items(), strict=True):
         low, high = edges(seismic, rows)
@@ -170,14 +172,14 @@ def sections(
                 interpolation="nearest",
             )
             if at[cut] in overlay[cut].values:
-                _outline(ax, seismic, overlay, (rows, columns))
+                outline(ax, seismic, overlay, (rows, columns))
         ax.set_facecolor(BLANK)
-        number_axes(ax, _HEIGHT * width, 3 + round(3 * width))
+        number_axes(ax, height * width, 3 + round(3 * width))
         if not down:
             ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if seismic.sizes[columns] == 1 or wide < 0.3:
             ax.set_xticks([at[columns]])
-        if seismic.sizes[rows] == 1 or tall < 0.05:
+        if seismic.sizes[rows] == 1 or tall < 0.08:
             ax.set_yticks([at[rows]])
         ax.set_xlabel(label_of(seismic, columns))
         ax.set_ylabel(label_of(seismic, rows))
@@ -313,17 +315,6 @@ def _shared(seismic: xr.DataArray, overlay: xr.DataArray, dim: str) -> np.ndarra
     return np.flatnonzero(np.isin(seismic[dim], overlay[dim]))
 
 
-def _outline(ax: Axes, seismic: xr.DataArray, overlay: xr.DataArray, axes: tuple[str, str]) -> None:
-    """Draw where an overlay of a part ends: there is none beyond, whatever it would be."""
-    if any(overlay.sizes[dim] < seismic.sizes[dim] for dim in axes):
-        steps = (float(np.diff(edges(seismic, dim))[0]) / seismic.sizes[dim] for dim in axes)
-        (y, top), (x, right) = (
-            overlay[dim].values[[0, -1]] + np.array([-step, step]) / 2
-            for dim, step in zip(axes, steps, strict=True)
-        )
-        ax.add_patch(Rectangle((x, y), right - x, top - y, fill=False, ls="--", ec="tab:orange"))
-
-
 def check_volume(volume: object, name: str) -> None:
     """Raise `ArgumentError` unless this is an array with coordinates that holds something."""
     if not isinstance(volume, xr.DataArray):
@@ -381,6 +372,17 @@ def edges(volume: xr.DataArray, dim: str) -> tuple[float, float]:
     values = volume[dim].to_numpy().astype(float)
     half = (values[-1] - values[0]) / (2 * (len(values) - 1)) if len(values) > 1 else 0.5
     return values[0] - half, values[-1] + half
+
+
+def outline(ax: Axes, seismic: xr.DataArray, overlay: xr.DataArray, axes: tuple[str, str]) -> None:
+    """Draw where an overlay of a part ends: there is none beyond, whatever it would be."""
+    if any(overlay.sizes[dim] < seismic.sizes[dim] for dim in axes):
+        steps = (float(np.diff(edges(seismic, dim))[0]) / seismic.sizes[dim] for dim in axes)
+        (y, top), (x, right) = (
+            overlay[dim].values[[0, -1]] + np.array([-step, step]) / 2
+            for dim, step in zip(axes, steps, strict=True)
+        )
+        ax.add_patch(Rectangle((x, y), right - x, top - y, fill=False, ls="--", ec="tab:orange"))
 
 
 def to_scale(ax: Axes, extents: dict[str, float]) -> None:

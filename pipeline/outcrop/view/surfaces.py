@@ -24,6 +24,7 @@ from .sections import (
     edges,
     label_of,
     number_axes,
+    outline,
     plain,
     slice_at,
     to_scale,
@@ -32,6 +33,7 @@ from .sections import (
 
 _MAPS = 3
 _TALL = 3.6  # inches, of a map at most
+_LOW = 2.0  # inches: lower maps lie below one another
 _NAMED = 8  # horizons in the legend, at most
 
 
@@ -45,12 +47,14 @@ def surfaces(
     """Draw horizons on the middle inline, and up to three of them as maps.
 
     Where a trace is missing (`live` is false), nothing is drawn. Of a volume of one crossline that
-    is drawn in place of an inline. Maps are to scale, as in `sections`.
+    is drawn in place of an inline. Maps are to scale, as in `sections`; those of a volume that is
+    much longer along its inlines lie below one another.
 
     Parameters
     ----------
     seismic : xarray.DataArray
-        The volume that they were found in, or part of it.
+        The volume that they were found in, part of it, or one that this is part of: then the
+        section is the middle one of the part, and a dashed line in the maps is where it ends.
     horizons : xarray.Dataset
         From `outcrop.horizons.horizons`; one of them (`found.isel(horizon=0)`), too.
     path : path-like, optional
@@ -82,24 +86,30 @@ def surfaces(
     check_regular(seismic, ("inline", "crossline", vertical))
     for dim in ("inline", "crossline"):
         missing = np.setdiff1d(seismic[dim], times[dim])
-        if missing.size:
+        if missing.size and not np.isin(times[dim], seismic[dim]).all():
             raise SurveyError(
                 f"horizons: have no {dim} {spoken(missing[0])}, which the seismic has; draw them "
                 "on the volume that they were found in"
             )
-    times = times.sel(inline=seismic["inline"], crossline=seismic["crossline"])
+        times = times.isel({dim: np.isin(times[dim], seismic[dim])})
+    part = times
+    times = times.drop_vars(times.coords.keys() - set(times.dims))
+    times = times.reindex(inline=seismic["inline"], crossline=seismic["crossline"])
     mapped = np.unique(np.linspace(0, times.sizes["horizon"] - 1, _MAPS).round().astype(int))
     extents = {dim: seismic.sizes[dim] * size for dim, size in bins_of(seismic).items()}
     ratio = extents["crossline"] / extents["inline"]
     room = float(np.clip(_TALL * ratio, 1.4, 5.0))  # inches, across
     wide, tall = min(room, _TALL * ratio), min(_TALL, room / ratio)
-    figure = Figure(figsize=(5.4 + (room + 1.3) * len(mapped), 4.6), layout="constrained")
-    ratios = (4.5, *(room + 0.9,) * len(mapped))
-    axes = figure.subplots(1, 1 + len(mapped), width_ratios=ratios)
+    beside, beneath = (1, len(mapped)) if tall < _LOW else (len(mapped), 1)
+    size = 5.4 + (room + 1.3) * beside, max(4.6, (tall + 0.9) * beneath)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.add_gridspec(beneath, 1 + beside, width_ratios=(4.5, *(room + 0.9,) * beside))
+    places = [grid[:, 0], *(grid[i, 1 + j] for i in range(beneath) for j in range(beside))]
+    axes = [figure.add_subplot(place) for place in places]
     cut, across = "inline", "crossline"
     if seismic.sizes[across] == 1:
         cut, across = across, cut
-    middle = {d: seismic[d].to_numpy()[seismic.sizes[d] // 2] for d in (cut, across)}
+    middle = {d: part[d].to_numpy()[part.sizes[d] // 2] for d in (cut, across)}
     section = averaged(slice_at(seismic, cut, middle[cut], (vertical, across)), (1.0, 1.0))
     drawn = np.abs(section.compressed())
     clip = float(np.percentile(drawn, 99)) or None if drawn.size else None
@@ -140,13 +150,12 @@ def surfaces(
             interpolation="nearest",
         )
         if surface.notnull().any():
-            beside = "bottom" if tall < 1.5 else "right"
             label = label_of(seismic, vertical)
-            bar = figure.colorbar(shown, ax=ax, label=label, shrink=0.8, location=beside)
-            if beside == "right":
-                bar.ax.invert_yaxis()  # downwards, as in the section
+            bar = figure.colorbar(shown, ax=ax, label=label, shrink=0.8)
+            bar.ax.invert_yaxis()  # downwards, as in the section
         else:
             what += ": nowhere"
+        outline(ax, seismic, part, ("inline", "crossline"))
         ax.set_xlabel("crossline")
         ax.set_ylabel("inline")
         ax.set_title(what, fontsize="medium")
