@@ -19,6 +19,7 @@ import outcrop
 from command_line import outcrop_command
 from outcrop.cli.info import _print, _rows
 from outcrop.errors import SegyError, SurveyError
+from outcrop.survey.bins import fitted_bins
 from segy_files import ALONG_CROSSLINES, ALONG_INLINES, cdp, write_segy
 
 DATA = Path(__file__).parent / "data" / "segy"
@@ -171,6 +172,15 @@ def test_a_single_line_and_feet(tmp_path):
     survey = outcrop.ingest(path, tmp_path / "a.zarr", xline_byte=21, domain="depth")
     assert survey.crossline.values.tolist() == list(range(101, 110))
     assert survey.depth.units == "ft"
+
+
+def test_north_is_0_degrees():
+    inline, crossline = (at.ravel() for at in np.meshgrid(range(20), range(4), indexing="ij"))
+    for far in range(1, 40):
+        x, y = 6e5 + far * inline, 6e6 + 11.0 * crossline
+        places = {"inline": inline, "crossline": crossline}
+        bins = fitted_bins(places, x, y, "m")
+        assert (bins["inline"].azimuth, bins["crossline"].azimuth) == (90, 0)
 
 
 @pytest.mark.filterwarnings("ignore:OSError.*trying again")

@@ -573,6 +573,12 @@ def test_no_file(tmp_path):
         outcrop.ingest(tmp_path / "a.sgy", tmp_path / "a.zarr")
     with pytest.raises(SegyError, match="directory"):
         outcrop.ingest(tmp_path, tmp_path / "a.zarr")
+    reading, writing = os.pipe()  # as of the shell's <(...)
+    os.write(writing, bytes(3600))
+    with pytest.raises(SegyError, match="is a pipe; write it to a file first"):
+        outcrop.ingest(f"/dev/fd/{reading}", tmp_path / "a.zarr")
+    os.close(reading)
+    os.close(writing)
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,18 @@ def test_damage_is_named_by_info_and_export_too(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
 
 
+def test_a_damaged_chunk_of_a_part_is_not_counted_from_its_start(written, tmp_path):
+    shutil.copytree(written / "survey", tmp_path / "s.zarr")
+    (tmp_path / "s.zarr" / "amplitude" / "c" / "1" / "1" / "0").write_bytes(b"cut off")
+    volume = outcrop.open(tmp_path / "s.zarr")["amplitude"]
+    first, out = volume["inline"].to_numpy()[16], tmp_path / "o.npy"
+    with pytest.raises(SurveyError, match=rf"a chunk cannot .* inline {first} to .* verify names"):
+        outcrop.export(volume[16:], out)
+    for whole in (volume, volume.transpose("twt", "crossline", "inline")):
+        with pytest.raises(SurveyError, match=r"chunk c/1/1/0 cannot .* restore that file"):
+            outcrop.export(whole, out)
+
+
 @pytest.mark.parametrize("name", ["live", "cdp_x", "trace_index", "header_CDP"])
 def test_damage_of_what_has_no_samples_is_named_too(name, written, tmp_path):
     survey = tmp_path / "s.zarr"

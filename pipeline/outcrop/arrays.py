@@ -215,6 +215,7 @@ def open_dataset(where: Place, chunks: Any = "auto") -> xr.Dataset:
         found = xr.open_zarr(store, chunks=chunks, consolidated="consolidated_metadata" in root)
     for each in (found, *found.variables.values()):
         each.encoding["source"] = str(where)
+        each.encoding["stored"] = dict(each.sizes)  # whatever part is taken
     return found
 
 

@@ -130,7 +130,7 @@ def _rows(found: SurveyInfo) -> list[tuple[str, str]]:
         rows.append((name, f"{low:,.2f} … {high:,.2f}{of}"))
     if found.bins:
         far = [
-            f"{d}s {b.distance:,.2f} {b.units} apart, towards {b.azimuth:.1f}°"
+            f"{d}s {b.distance:,.2f} {b.units} apart, towards {round(b.azimuth, 1) % 360:.1f}°"
             for d, b in found.bins.items()
         ]
         rows.append(("bins", f"{'; '.join(far)} from north"))

@@ -64,7 +64,7 @@ def fitted_bins(
     astray = np.sqrt(((lines @ steps - found) ** 2).sum(axis=1).mean())
     if rank < len(columns) or not astray <= _ASTRAY * distances.min():
         return {}
-    azimuths = np.degrees(np.arctan2(*steps.T)) % 360
+    azimuths = np.degrees(np.arctan2(*steps.T)).round(9) % 360  # 0, not a hair less than 360
     return {
         d: Bin(float(far), float(azimuth), units)
         for d, far, azimuth in zip(columns, distances, azimuths, strict=True)

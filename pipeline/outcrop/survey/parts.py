@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -125,23 +126,27 @@ def cut(grid: Grid, lateral: Shape, trace_bytes: int, mean: bool) -> list[Part]:
     """
     shape = grid.trace_index.shape
     extra = grid.extra if mean else grid.extra[:0]
-    places = np.stack(np.unravel_index(extra[:, 0], shape), axis=1)
+    places = np.unravel_index(extra[:, 0], shape)
+    counts = [-(-n // e) for n, e in zip(shape, lateral, strict=True)]
+    of_part = np.ravel_multi_index([p // e for p, e in zip(places, lateral, strict=True)], counts)
+    order = np.argsort(of_part, kind="stable")
+    ends = np.searchsorted(of_part[order], np.arange(1, math.prod(counts)))
 
-    def part(kind: str, region: tuple[slice, ...]) -> Part:
-        inside = np.ones(len(extra), dtype=bool)
-        for axis, s in enumerate(region):
-            inside &= (places[:, axis] >= s.start) & (places[:, axis] < s.stop)
-        local = places[inside] - [s.start for s in region]
-        cells = np.ravel_multi_index(local.T, [s.stop - s.start for s in region])
-        size = 0
-        if kind == "samples":
-            size = int(np.count_nonzero(grid.trace_index[region] >= 0)) * trace_bytes
-        key = " ".join([kind, *(str(s.start) for s in region)])
-        own = np.stack([cells, extra[inside, 1]], axis=1)
-        return Part(key, region, kind == "headers", size, own)
+    def key(kind: str, region: tuple[slice, ...]) -> str:
+        return " ".join([kind, *(str(s.start) for s in region)])
 
-    parts = [part("headers", region) for region in _regions(shape, header_chunks(shape))]
-    parts += [part("samples", region) for region in _regions(shape, lateral)]
+    def samples(region: tuple[slice, ...], which: np.ndarray) -> Part:
+        size = int(np.count_nonzero(grid.trace_index[region] >= 0)) * trace_bytes
+        local = [p[which] - s.start for p, s in zip(places, region, strict=True)]
+        cells = np.ravel_multi_index(local, [s.stop - s.start for s in region])
+        own = np.stack([cells, extra[which, 1]], axis=1)
+        return Part(key("samples", region), region, False, size, own)
+
+    parts = [
+        Part(key("headers", region), region, True, 0, extra[:0])
+        for region in _regions(shape, header_chunks(shape))
+    ]
+    parts += map(samples, _regions(shape, lateral), np.split(order, ends))
     # Headers first, so that the samples after them are read from the system's cache.
     block = header_chunks(shape)
     return sorted(
@@ -216,7 +221,8 @@ def _average(job: Job, extra: np.ndarray, window: slice, block: np.ndarray) -> i
     for which, raw in job.file.read(extra[order, 1], window):
         values = decode(raw, job.file.format)
         bad += _make_finite(values, job.nonfinite)
-        np.add.at(total, of_extra[order[which]], values)
+        for cell, trace in zip(of_extra[order[which]], values, strict=True):
+            total[cell] += trace  # np.add.at adds sample by sample
     total /= 1 + np.bincount(of_extra)[:, None]
     block[cells] = total if block.dtype.kind == "f" else np.rint(total)
     return bad

@@ -183,6 +183,8 @@ def naming_bad_chunk(volume: xr.DataArray, region: Sequence[slice] = ()) -> Iter
         names = volume.encoding.get("preferred_chunks", volume.dims)
         extents = dict(zip(names, stored, strict=False))
         blocks = [extents.get(dim, n) for dim, n in volume.sizes.items()]
+        order = volume.encoding.get("stored", {})
+        is_whole = order == dict(volume.sizes)  # whose blocks are chunks, counted from its start
         whole = [slice(0, n) for n in volume.shape]
         parts = [*region, *whole[len(region) :]]
         ranges = (
@@ -200,9 +202,13 @@ def naming_bad_chunk(volume: xr.DataArray, region: Sequence[slice] = ()) -> Iter
                 if isinstance(found, MissingChunkError):
                     what, found = "is missing", MissingChunkError("written, and gone")
                 place = located([volume[d] for d in volume.dims], start, stop)
+                chunk, file = "a chunk", "the file that outcrop verify names"
+                if is_whole:
+                    at = dict(zip(volume.dims, number, strict=True))
+                    chunk, file = "/".join(("chunk c", *(str(at[d]) for d in order))), "that file"
                 raise SurveyError(
-                    f"{volume.name}: chunk c/{'/'.join(map(str, number))} {what}, of {place} "
-                    f"({found}); ingest the survey again, or restore that file"
+                    f"{volume.name}: {chunk} {what}, of {place} ({found}); ingest the survey "
+                    f"again, or restore {file}"
                 ) from error
         raise
 

@@ -144,7 +144,8 @@ class SegyFile:
                 head = file.read(TEXT + BINARY)
                 size = file.seek(0, os.SEEK_END)
         except OSError as error:
-            raise SegyError(f"{path}: cannot be read: {error.strerror}") from error
+            why = error.strerror or "is a pipe; write it to a file first"  # which cannot be sought
+            raise SegyError(f"{path}: cannot be read: {why}") from error
         not_segy = f"{path}: not SEG-Y: "
         if len(head) < TEXT + BINARY:
             raise SegyError(
