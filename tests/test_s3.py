@@ -246,7 +246,7 @@ def test_on_a_cluster(s3, survey, local, refused):
     with connect("local", workers=2) as client:
         refused("403", "PUT /bucket/b/faults/prediction/c/")
         with pytest.raises(
-            OutcropError, match=r"^s3://bucket/b/faults: PermissionError: .* goes on"
+            OutcropError, match=r"^s3://bucket/b/faults, on tcp://\S+: PermissionError: .* goes on"
         ):
             outcrop.predict(Normed().eval(), survey, "s3://bucket/b/faults", client=client, **HOW)
         found = outcrop.predict(
